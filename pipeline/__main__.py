@@ -1,0 +1,166 @@
+"""The command line: one sub-command a stage, no logic.
+
+A stage is imported when it is called, so that none waits for what only another one needs.
+"""
+import argparse
+import json
+import pathlib
+import sys
+
+from pipeline import config
+from pipeline.paths import Run
+from pipeline.problem import Problem
+
+DEFAULT_CONFIG = "configs/unet_640.yaml"
+DEFAULT_DATA = "data/carvana"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 a problem that the message names; argparse leaves with 2 on a wrong command line."""
+    args = build_parser().parse_args(words)
+    try:
+        args.command(args)
+    except Problem as problem:
+        if args.debug:
+            raise
+        print(f"{args.stage}: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{args.stage}: interrupted; the same command goes on or begins again.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo_data(args: argparse.Namespace) -> None:
+    from pipeline.stages import demo_data as stage
+
+    stage.run(pathlib.Path(args.data or "data/demo"), args.cars, args.test_cars, args.seed)
+
+
+def shrink(args: argparse.Namespace) -> None:
+    from pipeline.stages import shrink as stage
+
+    stage.run(pathlib.Path(args.data or DEFAULT_DATA), pathlib.Path(args.out), args.scale, args.quality)
+
+
+def folds(args: argparse.Namespace) -> None:
+    from pipeline.stages import folds as stage
+
+    settings = settings_of(args)
+    stage.run(settings, run_of(args), pathlib.Path(settings.data.folder))
+
+
+def train(args: argparse.Namespace) -> None:
+    from pipeline.stages import train as stage
+
+    settings = settings_of(args)
+    numbers = list(range(settings.data.folds)) if args.fold == "all" else [int(args.fold or 0)]
+    stage.run(settings, run_of(args), numbers, pathlib.Path(settings.data.folder))
+
+
+def validate(args: argparse.Namespace) -> None:
+    from pipeline.stages import validate as stage
+
+    stage.run(run_of(args), trained_folds(args), overrides_of(args))
+
+
+def threshold(args: argparse.Namespace) -> None:
+    from pipeline.stages import threshold as stage
+
+    stage.run(run_of(args))
+
+
+def predict(args: argparse.Namespace) -> None:
+    from pipeline.stages import predict as stage
+
+    stage.run(run_of(args), trained_folds(args), overrides_of(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    from pipeline.stages import check as stage
+
+    stage.run(submission_of(args), pathlib.Path(settings_of(args).data.folder))
+
+
+def score(args: argparse.Namespace) -> None:
+    from pipeline.stages import score as stage
+
+    solution = args.solution or f"{settings_of(args).data.folder}/solution.csv"
+    stage.run(submission_of(args), pathlib.Path(solution))
+
+
+def settings_of(args: argparse.Namespace) -> config.Settings:
+    return config.load(pathlib.Path(args.config), overrides_of(args))
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The words of --set, with --data as one more; JSON's quotes are YAML's too."""
+    return args.set + ([f"data.folder={json.dumps(args.data)}"] if args.data else [])
+
+
+def run_of(args: argparse.Namespace) -> Run:
+    return Run(args.run or pathlib.Path(args.config).stem)
+
+
+def trained_folds(args: argparse.Namespace) -> list[int]:
+    return run_of(args).trained_folds() if args.fold in (None, "all") else [int(args.fold)]
+
+
+def submission_of(args: argparse.Namespace) -> pathlib.Path:
+    return pathlib.Path(args.file) if args.file else run_of(args).submission
+
+
+def fold_number(word: str) -> str:
+    if word != "all" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is neither a number nor all")
+    return word
+
+
+def run_name(word: str) -> str:
+    if word != pathlib.Path(word).name:
+        raise argparse.ArgumentTypeError(f"{word!r} must be a plain name, without slashes")
+    return word
+
+
+def build_parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=f"default {DEFAULT_CONFIG}")
+    shared.add_argument("--fold", type=fold_number, metavar="K", help="a number or all")
+    shared.add_argument("--data", metavar="DIR", help="the competition folder; it is only read")
+    shared.add_argument("--run", type=run_name, metavar="NAME", help="default: the config's file name")
+    shared.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="a.b=1", help="settings laid over the config's"
+    )
+    shared.add_argument("--debug", action="store_true", help="show the traceback of a problem")
+
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="From Kaggle's archives to a submission.")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def add(name: str, command, help: str) -> argparse.ArgumentParser:
+        stage = stages.add_parser(name, parents=[shared], help=help, description=help)
+        stage.set_defaults(command=command)
+        return stage
+
+    stage = add("demo-data", demo_data, "draw a synthetic competition folder")
+    stage.add_argument("--cars", type=int, default=20, help="training cars")
+    stage.add_argument("--test-cars", type=int, default=4)
+    stage.add_argument("--seed", type=int, default=0)
+    stage = add("shrink", shrink, "make a light copy of a competition folder")
+    stage.add_argument("--out", required=True, metavar="DIR")
+    stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)
+    stage.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
+    add("folds", folds, "split the training cars into folds that no make crosses")
+    add("train", train, "train a fold, or go on where it was stopped")
+    add("validate", validate, "judge each trained fold on the makes that it never saw")
+    add("threshold", threshold, "find the cut with the best out-of-fold Dice")
+    add("predict", predict, "write the submission")
+    stage = add("check", check, "say what is wrong with a submission")
+    stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
+    stage = add("score", score, "grade a submission against a solution.csv")
+    stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
+    stage.add_argument("--solution", metavar="CSV", help="default: solution.csv in the competition folder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The competition folder: its pictures, masks and tables, checked where it is entered.
+
+What can be known without decoding a picture is known here, before hours of training: each training car
+has its 16 views, each picture its mask, each car its metadata.
+"""
+import io
+import pathlib
+import re
+import zipfile
+import zlib
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline import carvana
+from pipeline.data.archive import FileSet
+from pipeline.data.images import decode_gif_mask, decode_jpeg
+from pipeline.masks import rle
+from pipeline.problem import Problem
+
+MASK_NAME = re.compile(carvana.IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
+
+
+class Pictures:
+    """The pictures of a set such as `train` or `test_hq`."""
+
+    def __init__(self, folder: pathlib.Path, set_name: str):
+        self.files = FileSet(folder, set_name, carvana.IMAGE_NAME)
+        self.names = self.files.names
+
+    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
+        """RGB uint8 array (rows, columns, 3) at 1/scale."""
+        data = self.files.read(name)
+        return decode_jpeg(data, scale, carvana.HEIGHT_PX, carvana.WIDTH_PX, self.files.where(name))
+
+
+class CsvMasks:
+    """The training masks out of `train_masks.csv`: three times as fast to decode as the GIFs."""
+
+    def __init__(self, table: pd.DataFrame):
+        self.text_of = dict(zip(table["img"], table["rle_mask"]))
+        self.names = sorted(self.text_of)
+
+    def read(self, image_name: str) -> NDArray[np.bool_]:
+        """bool array (1280, 1918) of the mask of an image."""
+        try:
+            return rle.decode(self.text_of[image_name], carvana.HEIGHT_PX, carvana.WIDTH_PX)
+        except ValueError as error:
+            raise Problem(f"train_masks.csv, row {image_name}: {error}.") from None
+
+
+class GifMasks:
+    """The training masks out of `train_masks.zip` or `train_masks/`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.files = FileSet(folder, "train_masks", MASK_NAME)
+        self.names = [name.removesuffix("_mask.gif") + ".jpg" for name in self.files.names]
+
+    def read(self, image_name: str) -> NDArray[np.bool_]:
+        """bool array (1280, 1918) of the mask of an image."""
+        name = carvana.mask_name(image_name)
+        return decode_gif_mask(
+            self.files.read(name), carvana.HEIGHT_PX, carvana.WIDTH_PX, self.files.where(name)
+        )
+
+
+Masks = CsvMasks | GifMasks
+
+
+def open_masks(folder: pathlib.Path) -> Masks:
+    """The run lengths where they are there, else the GIFs; on Kaggle's data they are the same masks."""
+    if find_table(folder, "train_masks.csv") is not None:
+        return CsvMasks(read_table(folder, "train_masks.csv", carvana.SUBMISSION_HEADER))
+    return GifMasks(folder)
+
+
+def read_makes(folder: pathlib.Path) -> dict[str, str]:
+    """Make of each car in `metadata.csv`, as spelt there; "" where it is not known."""
+    table = read_table(folder, "metadata.csv", ("id", "make"))
+    return dict(zip(table["id"], table["make"]))
+
+
+def check_training_set(pictures: Pictures, masks: Masks, make_of_car: dict[str, str]) -> list[str]:
+    """The training cars, sorted; Problem when a view, a mask or a car's metadata is missing."""
+    names = set(pictures.names)
+    cars = sorted({carvana.car_of(name) for name in names})
+    for car in cars:
+        for view in carvana.VIEW_NUMBERS:
+            if carvana.image_name(car, view) not in names:
+                raise Problem(
+                    f"{pictures.files.archive_path}: car {car} has no view {view}, "
+                    f"but a car has {carvana.VIEWS}; download it again."
+                )
+    if without := sorted(names - set(masks.names)):
+        raise Problem(f"{len(without)} training pictures have no mask, the first is {without[0]}.")
+    if without := [car for car in cars if car not in make_of_car]:
+        raise Problem(f"{len(without)} training cars are not in metadata.csv, the first is {without[0]}.")
+    return cars
+
+
+def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
+    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+
+
+def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A CSV table, all columns as text: the car `331659860e11` is no number.
+
+    Raises Problem when the table is missing, damaged, or lacks one of `columns`.
+    """
+    path = find_table(folder, name)
+    if path is None:
+        raise Problem(f"{folder} holds neither {name} nor {name}.zip; run `make download`.")
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(name)
+        else:
+            data = path.read_bytes()
+        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except KeyError:
+        raise Problem(f"{path} has no member {name}; download it again.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
+    if missing := [column for column in columns if column not in table.columns]:
+        raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
+    if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
+        raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
+    return table

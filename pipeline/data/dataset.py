@@ -1,0 +1,160 @@
+"""Pictures in the order in which a network wants them.
+
+The whole of training is one sequence of batches that is a function of the seed alone: which pictures make
+up step 1,234, and how each is changed, never depends on the number of workers or on where a run was
+interrupted. That is what makes a resumed run end with the same bits.
+"""
+import mmap
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.data.augment import Augment
+from pipeline.data.competition import Masks, Pictures
+from pipeline.data.images import coverage, small_shape
+
+Draw = tuple[int, int]  # (epoch, index of the picture)
+
+
+class TrainingPictures(Dataset):
+    """`[(epoch, index)]` -> image uint8 (H, W, 3) and coverage uint8 (H, W) at 1/scale, augmented.
+
+    full_size: (height, width) of the pictures in the archive. With `cache`, each picture is decoded once
+    and kept in memory that forked workers share.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        masks: Masks,
+        names: list[str],
+        scale: int,
+        augment: Augment,
+        seed: int,
+        cache: bool,
+        full_size: tuple[int, int],
+    ):
+        self.pictures, self.masks, self.names = pictures, masks, names
+        self.scale, self.augment, self.seed = scale, augment, seed
+        self.cache = None
+        if cache:
+            height, width = small_shape(*full_size, scale)
+            self.cache = (
+                shared_zeros((len(names), height, width, 3)),
+                shared_zeros((len(names), height, width)),
+                shared_zeros((len(names),)),
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        epoch, index = draw
+        image, target = self.decode(index)
+        seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
+        return self.augment(image, target, int(seed))
+
+    def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        if self.cache is not None and self.cache[2][index]:
+            return self.cache[0][index], self.cache[1][index]
+        name = self.names[index]
+        image = self.pictures.read(name, self.scale)
+        target = coverage(self.masks.read(name), self.scale)
+        if self.cache is not None:
+            self.cache[0][index], self.cache[1][index] = image, target
+            self.cache[2][index] = 1  # last: a worker that sees it may read the two others
+        return image, target
+
+
+class HeldOutPictures(Dataset):
+    """`[index]` -> image uint8 (H, W, 3) at 1/scale, as it is."""
+
+    def __init__(self, pictures: Pictures, names: list[str], scale: int):
+        self.pictures, self.names, self.scale = pictures, names, scale
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return self.pictures.read(self.names[index], self.scale)
+
+
+class Schedule(Sampler[list[Draw]]):
+    """The batches of a whole training run, from `first_step` on.
+
+    Each epoch visits the pictures in an order of its own. What does not fill a batch is left out: other
+    pictures each time.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, epochs: int, seed: int, first_step: int = 0):
+        self.pictures, self.batch_size, self.epochs, self.seed = pictures, batch_size, epochs, seed
+        self.first_step = first_step
+        self.steps_per_epoch = pictures // batch_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.first_step
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        first_epoch, skip = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.pictures).tolist()
+            for step in range(skip, self.steps_per_epoch):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, index) for index in batch]
+            skip = 0
+
+
+def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> DataLoader:
+    """Yields images uint8 (N, H, W, 3) and coverages uint8 (N, H, W)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=schedule,
+        collate_fn=stack_pairs,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork" if workers else None,  # a cache is shared by fork alone
+        worker_init_fn=leave_signals_to_the_trainer,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> DataLoader:
+    """Yields images uint8 (N, H, W, 3), in order, the last batch as small as it must be."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=stack,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=leave_signals_to_the_trainer,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl+C and a machine's SIGTERM reach the whole group; workers go on until the trainer has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def stack(arrays: list[NDArray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def stack_pairs(pairs: list[tuple[NDArray, NDArray]]) -> tuple[Tensor, Tensor]:
+    images, coverages = zip(*pairs)
+    return stack(images), stack(coverages)
+
+
+def shared_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A uint8 array that forked processes write to together.
+
+    An anonymous map and not /dev/shm, which containers limit to 64 MB. Pages cost memory once written.
+    """
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)

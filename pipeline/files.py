@@ -1,0 +1,45 @@
+"""Writing so that a file is either whole or not there."""
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.problem import Problem
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Hand out a name to write to; on success it becomes `path` in one step, on failure it is removed.
+
+    The bytes are on the disk before the name is, so that a power cut leaves the old file or the new one.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise Problem(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    with replacing(path) as draft:
+        draft.write_text(text)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,48 @@
+"""The rows of a submission or a solution, read one by one: such a file may hold 0.8 GB of run lengths."""
+import csv
+import gzip
+import io
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from pipeline.problem import Problem
+
+LONGEST_FIELD = 32 * 2**20  # characters; a chequered mask of 1918x1280 pixels has 12 million
+
+
+def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number counted from 1, fields) of each row below the header of a .csv, .csv.gz or .csv.zip.
+
+    Raises Problem when the file is missing, cut or no such table, or a row has another number of fields.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        with open_text(path) as text:
+            reader = csv.reader(text, strict=True)
+            found = next(reader, None)
+            if found != list(header):
+                shown = "nothing" if found is None else repr(",".join(found)[:60])
+                raise Problem(f"{path}, line 1: the header must be {','.join(header)}, not {shown}.")
+            for row in reader:
+                if len(row) != len(header):
+                    raise Problem(f"{path}, line {reader.line_num}: {len(row)} fields, but there must be {len(header)}.")
+                yield reader.line_num, row
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}.") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
+
+
+def open_text(path: pathlib.Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="ascii", newline="")
+    if path.suffix == ".zip":
+        archive = zipfile.ZipFile(path)
+        members = archive.namelist()
+        if len(members) != 1:
+            raise Problem(f"{path} holds {len(members)} files, but it must hold the one CSV.")
+        return io.TextIOWrapper(archive.open(members[0]), encoding="ascii", newline="")
+    return open(path, encoding="ascii", newline="")

@@ -1,0 +1,33 @@
+"""Checkpoints: nested dicts of tensors and plain values, whole or not there, never code.
+
+`best.pt` holds what a later stage needs: the weights, the settings and a few facts. `last.pt` holds all
+that a resume needs. Both are read with `weights_only=True`, so that a file from a stranger can carry
+wrong numbers but runs nothing.
+"""
+import pathlib
+import pickle
+from typing import Any
+
+import torch
+
+from pipeline.files import replacing
+from pipeline.problem import Problem
+
+
+def save(path: pathlib.Path, state: dict[str, Any]) -> None:
+    with replacing(path) as draft:
+        torch.save(state, draft)
+
+
+def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The state that `save` wrote, on the CPU. Raises Problem unless it is whole and has all `keys`."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise Problem(f"There is no checkpoint {path}; train this fold first.") from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise Problem(f"The checkpoint {path} is damaged or not one of ours ({reason}); delete it.") from None
+    if not isinstance(state, dict) or (missing := [key for key in keys if key not in state]):
+        raise Problem(f"The checkpoint {path} has no {missing[0] if isinstance(state, dict) else 'state'}; delete it.")
+    return state

@@ -1,0 +1,69 @@
+"""Every path that a stage reads or writes, below the folder where `make` runs."""
+import pathlib
+from dataclasses import dataclass
+
+RUNS = pathlib.Path("runs")
+SUBMISSIONS = pathlib.Path("submissions")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """`runs/RUN/fold{k}/`: one network, trained on the other folds."""
+
+    folder: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.folder / "config.yaml"  # the settings that trained it
+
+    @property
+    def best(self) -> pathlib.Path:
+        return self.folder / "best.pt"  # the weights of the epoch with the best held-out Dice
+
+    @property
+    def last(self) -> pathlib.Path:
+        return self.folder / "last.pt"  # all that a resume needs
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        return self.folder / "tb"
+
+
+@dataclass(frozen=True)
+class Run:
+    """`runs/RUN/` and the submission that comes out of it."""
+
+    name: str
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return RUNS / self.name
+
+    @property
+    def folds(self) -> pathlib.Path:
+        return self.folder / "folds.csv"
+
+    def fold(self, number: int) -> Fold:
+        return Fold(self.folder / f"fold{number}")
+
+    def trained_folds(self) -> list[int]:
+        """Numbers of the folds that have a `best.pt`, in order."""
+        return sorted(int(path.parent.name[4:]) for path in self.folder.glob("fold[0-9]*/best.pt"))
+
+    def oof(self, fold: int) -> pathlib.Path:
+        return self.folder / "oof" / f"fold{fold}.npz"
+
+    def all_oof(self) -> list[pathlib.Path]:
+        return sorted((self.folder / "oof").glob("fold*.npz"))
+
+    @property
+    def threshold(self) -> pathlib.Path:
+        return self.folder / "threshold.json"
+
+    @property
+    def submission(self) -> pathlib.Path:
+        return SUBMISSIONS / f"{self.name}.csv.gz"

@@ -1,0 +1,47 @@
+"""What a person sees while a stage works, and how fast it goes."""
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Thing = TypeVar("Thing")
+
+
+def progress(things: Iterable[Any] | None = None, label: str = "", **options: Any) -> tqdm:
+    """A bar on stderr, only where that is a terminal: a log stays readable."""
+    return tqdm(things, desc=label, disable=None, dynamic_ncols=True, leave=False, **options)
+
+
+class Stopwatch:
+    """How fast steps follow one another since `restart`, and how long they waited for their pictures."""
+
+    def __init__(self, images_per_step: int):
+        self.images_per_step = images_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.monotonic()
+        self.images, self.waited_s = 0, 0.0
+
+    def waiting_for(self, batches: Iterable[Thing]) -> Iterator[Thing]:
+        """Hand the batches on, counting the time that each was waited for."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited_s += time.monotonic() - asked
+            self.images += self.images_per_step
+            yield batch
+
+    def images_per_s(self) -> float:
+        return self.images / max(1e-9, time.monotonic() - self.started)
+
+    def waited_share(self) -> float:
+        return self.waited_s / max(1e-9, time.monotonic() - self.started)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.started

@@ -1,0 +1,62 @@
+"""Stage `predict`: checkpoints, the cut and the test pictures in; `submissions/RUN.csv.gz` out.
+
+Each picture's probability is the mean over the folds and their flips; no probability touches the disk.
+"""
+import json
+import pathlib
+
+from pipeline import carvana, config
+from pipeline.data import competition
+from pipeline.data.dataset import HeldOutPictures, held_out_loader
+from pipeline.inference.device import describe, pick_device
+from pipeline.inference.evaluate import predictions
+from pipeline.inference.load import load_network
+from pipeline.inference.predictor import Predictor
+from pipeline.leaderboard import writer
+from pipeline.masks.dice import cut_from_share
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.progress import progress
+
+
+def run(run: Run, folds: list[int], overrides: list[str]) -> None:
+    if not folds:
+        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+    device = pick_device()
+    loaded = [load_network(run.fold(fold).best, device, overrides) for fold in folds]
+    networks, settings = [network for network, _ in loaded], loaded[0][1]
+    for fold, (_, other) in zip(folds, loaded):
+        if differences := config.difference(settings, other):
+            raise Problem(f"Folds {folds[0]} and {fold} of {run.folder} were trained differently: {differences[0]}.")
+    cut = read_cut(run.threshold)
+
+    folder = pathlib.Path(settings.data.folder)
+    sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
+    names = sample["img"].tolist()
+    pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
+    if missing := sorted(set(names) - set(pictures.names)):
+        raise Problem(f"{folder} lacks {len(missing)} pictures of the sample submission, the first is {missing[0]}.")
+
+    predictor = Predictor(
+        networks, settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
+    )
+    dataset = HeldOutPictures(pictures, names, settings.data.scale)
+    loader = held_out_loader(dataset, settings.predict.batch_size, settings.data.workers, device.type == "cuda")
+    print(f"{len(names)} pictures, folds {', '.join(map(str, folds))}, on {describe(device)}.")
+    masks = (probability_u8 >= cut for probability_u8 in predictions(predictor, loader))
+    named = zip(names, masks, strict=True)
+    rows = writer.write(run.submission, carvana.SUBMISSION_HEADER, progress(named, "test", total=len(names)))
+    print(f"{run.submission}: {rows} rows, {run.submission.stat().st_size / 1e6:.1f} MB.")
+
+
+def read_cut(path: pathlib.Path) -> int:
+    """The cut of `threshold.json` as the smallest 8-bit value that counts as car."""
+    try:
+        share = json.loads(path.read_text())["cut"]
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}; run `make threshold` first.") from None
+    except (ValueError, KeyError, TypeError, OSError):
+        raise Problem(f"{path} is damaged; delete it and run `make threshold`.") from None
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise Problem(f"{path}: the cut is {share!r}, but it must lie between 0 and 1.")
+    return cut_from_share(share)

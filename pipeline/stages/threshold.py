@@ -1,0 +1,65 @@
+"""Stage `threshold`: out-of-fold histograms in, `runs/RUN/threshold.json` out.
+
+The cut is the one with the best mean Dice over all held-out images. A cut that is chosen and judged on
+the same images flatters itself, so its cross-fitted Dice is told too: each make is judged at the cut
+that is best on all other makes.
+"""
+import zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.carvana import car_of
+from pipeline.data.folds import read_folds
+from pipeline.files import write_json
+from pipeline.masks import dice
+from pipeline.paths import Run
+from pipeline.problem import Problem
+
+
+def run(run: Run) -> None:
+    names, histograms = read_oof(run)
+    table = read_folds(run.folds)
+    group_of_car = dict(zip(table["car_id"], table["make"].where(table["make"] != "", table["car_id"])))
+    groups = np.array([group_of_car.get(car_of(name), "") for name in names])
+
+    scores = dice.dice_at_every_cut(histograms)
+    cut = dice.best_cut(scores)
+    result = {
+        "cut": round(dice.cut_as_share(cut), 6),
+        "oof_dice": round(float(scores[:, cut].mean()), 6),
+        "oof_dice_cross_fitted": round(cross_fitted(scores, groups), 6),
+        "images": len(names),
+    }
+    write_json(run.threshold, result)
+    print(
+        f"{run.threshold}: cut {result['cut']:.3f}, Dice {result['oof_dice']:.5f}, "
+        f"cross-fitted {result['oof_dice_cross_fitted']:.5f}, over {len(names)} images."
+    )
+
+
+def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
+    """Mean Dice over images (images, 256), each group at the cut that is best on the other groups."""
+    judged = np.empty(len(scores))
+    for group in np.unique(groups):
+        inside = groups == group
+        others = scores[~inside] if not inside.all() else scores
+        judged[inside] = scores[inside, dice.best_cut(others)]
+    return float(judged.mean())
+
+
+def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
+    """Names and histograms (images, 2, 256) of all validated folds."""
+    paths = run.all_oof()
+    if not paths:
+        raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate` first.")
+    names: list[str] = []
+    histograms = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names += file["names"].tolist()
+                histograms.append(file["histograms"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise Problem(f"{path} is damaged ({error}); run `make validate` again.") from None
+    return names, np.concatenate(histograms)

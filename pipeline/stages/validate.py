@@ -1,0 +1,50 @@
+"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` out.
+
+Kept per image is the histogram from which `threshold` and `report` know Dice at every cut.
+"""
+import pathlib
+
+import numpy as np
+
+from pipeline import carvana
+from pipeline.data import competition
+from pipeline.data.dataset import HeldOutPictures, held_out_loader
+from pipeline.data.folds import read_folds, split
+from pipeline.files import replacing
+from pipeline.inference.device import describe, pick_device
+from pipeline.inference.evaluate import histograms
+from pipeline.inference.load import load_network
+from pipeline.inference.predictor import Predictor
+from pipeline.masks.dice import cut_from_share, dice_at_every_cut
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.progress import progress
+
+
+def run(run: Run, folds: list[int], overrides: list[str]) -> None:
+    """folds: their numbers; overrides: `data.…=` and `predict.…=` words over the trained settings."""
+    for fold in folds:
+        validate_fold(run, fold, overrides)
+
+
+def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
+    device = pick_device()
+    network, settings = load_network(run.fold(fold).best, device, overrides)
+    folder = pathlib.Path(settings.data.folder)
+    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
+    masks = competition.open_masks(folder)
+    _, names = split(read_folds(run.folds), fold, pictures.names)
+    if not names:
+        raise Problem(f"{folder} holds no picture of the cars of fold {fold} in {run.folds}; is it another folder?")
+
+    dataset = HeldOutPictures(pictures, names, settings.data.scale)
+    loader = held_out_loader(dataset, settings.predict.batch_size, settings.data.workers, device.type == "cuda")
+    predictor = Predictor(
+        [network], settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
+    )
+    batches = progress(loader, f"fold {fold} on {describe(device)}")
+    counts = histograms(predictor, batches, names, masks.read)
+    with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
+        np.savez_compressed(file, names=np.array(names), histograms=counts)
+    dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
+    print(f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5 over {len(dice)} held-out images, in {run.oof(fold)}.")
