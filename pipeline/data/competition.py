@@ -4,6 +4,7 @@ What can be known without decoding a picture is known here, before hours of trai
 has its 16 views, each picture its mask, each car its metadata.
 """
 import io
+import json
 import pathlib
 import re
 import zipfile
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import carvana
 from pipeline.data.archive import FileSet
-from pipeline.data.images import decode_gif_mask, decode_jpeg
+from pipeline.data.images import decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
 from pipeline.problem import Problem
 
@@ -28,11 +29,18 @@ class Pictures:
     def __init__(self, folder: pathlib.Path, set_name: str):
         self.files = FileSet(folder, set_name, carvana.IMAGE_NAME)
         self.names = self.files.names
+        self.stored_scale = stored_scale(folder)
+        self.stored_shape = small_shape(carvana.HEIGHT_PX, carvana.WIDTH_PX, self.stored_scale)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
-        """RGB uint8 array (rows, columns, 3) at 1/scale."""
+        """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""
+        if scale % self.stored_scale:
+            raise Problem(
+                f"The pictures of {self.files.archive_path.parent} are a copy at 1/{self.stored_scale}, "
+                f"but data.scale is {scale}; set it to {self.stored_scale} or a multiple."
+            )
         data = self.files.read(name)
-        return decode_jpeg(data, scale, carvana.HEIGHT_PX, carvana.WIDTH_PX, self.files.where(name))
+        return decode_jpeg(data, scale // self.stored_scale, *self.stored_shape, self.files.where(name))
 
 
 class CsvMasks:
@@ -97,6 +105,20 @@ def check_training_set(pictures: Pictures, masks: Masks, make_of_car: dict[str, 
     if without := [car for car in cars if car not in make_of_car]:
         raise Problem(f"{len(without)} training cars are not in metadata.csv, the first is {without[0]}.")
     return cars
+
+
+def stored_scale(folder: pathlib.Path) -> int:
+    """1, or the scale at which the stage `shrink` copied the pictures."""
+    marker = folder / "shrink.json"
+    if not marker.is_file():
+        return 1
+    try:
+        scale = json.loads(marker.read_text())["scale"]
+    except (ValueError, KeyError, TypeError, OSError):
+        scale = None
+    if scale not in (2, 4, 8):
+        raise Problem(f"{marker} is damaged; make the copy again with `make shrink`.")
+    return scale
 
 
 def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:

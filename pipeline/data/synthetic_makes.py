@@ -137,20 +137,20 @@ MAKES: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Car:
-    """One car: its make's numbers a little changed, its paint, and the seed of its day in the studio."""
+    """One car: its make's numbers a little changed, its paint, its day in the studio."""
 
     make: str
     shape: Make
     paint: Colour
     dark_trim: bool  # bumpers and sills of black plastic
     dark_rims: bool
-    brake_share: float  # the brake's radius as a share of the rim's: what it leaves open is daylight
+    brake_share: float  # the brake's radius as a share of the rim's: the rest is daylight
     glass_clear: float  # 0..1: how much of the studio shines through the windows
     studio_seed: int
 
 
 def make_car(make: str, car_seed: int) -> Car:
-    """A car of a make in `MAKES`. The same name and seed give the same car, another seed another."""
+    """A car of a make in `MAKES`: the same name and seed give the same car."""
     rng = np.random.default_rng([car_seed, list(MAKES).index(make)])
     typical = MAKES[make]
     lift_m = rng.uniform(-0.03, 0.03)  # of the lower body's whole outline
