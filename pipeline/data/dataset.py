@@ -5,8 +5,9 @@ up step 1,234, and how each is changed, never depends on the number of workers o
 interrupted. That is what makes a resumed run end with the same bits.
 """
 import mmap
-import signal
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.data.augment import Augment
 from pipeline.data.competition import Masks, Pictures
 from pipeline.data.images import coverage, small_shape
+from pipeline.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the picture)
 
@@ -109,38 +111,52 @@ class Schedule(Sampler[list[Draw]]):
             skip = 0
 
 
-def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> DataLoader:
+class Loader(DataLoader):
+    """A DataLoader whose workers tell their problems in one sentence, and whose death has a name."""
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except Problem as problem:  # from a worker it comes wrapped in the worker's traceback
+            raise Problem(str(problem).rpartition("Problem: ")[2].strip()) from problem
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise Problem(
+                f"A process that reads pictures died ({str(error).splitlines()[0]}); "
+                "if memory or /dev/shm is short, set data.workers lower, or to 0."
+            ) from error
+
+
+def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> Loader:
     """Yields images uint8 (N, H, W, 3) and coverages uint8 (N, H, W)."""
-    return DataLoader(
-        dataset,
-        batch_sampler=schedule,
-        collate_fn=stack_pairs,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="fork" if workers else None,  # a cache is shared by fork alone
-        worker_init_fn=leave_signals_to_the_trainer,
-        prefetch_factor=4 if workers else None,
-    )
+    options = worker_options(workers, pin_memory)
+    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
 
 
-def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> DataLoader:
+def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> Loader:
     """Yields images uint8 (N, H, W, 3), in order, the last batch as small as it must be."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        collate_fn=stack,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=leave_signals_to_the_trainer,
-        prefetch_factor=4 if workers else None,
-    )
+    return Loader(dataset, batch_size=batch_size, collate_fn=stack, **worker_options(workers, pin_memory))
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl+C and a machine's SIGTERM reach the whole group; workers go on until the trainer has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
+    if workers == 0:
+        return {"pin_memory": pin_memory}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": "fork",  # the cache and the open tables are shared by fork alone
+        "worker_init_fn": leave_the_group,
+        "prefetch_factor": 4,
+        "pin_memory": pin_memory,
+    }
+
+
+def leave_the_group(worker: int) -> None:
+    """Ctrl+C and `timeout` signal a whole process group; workers must go on until the trainer has saved.
+
+    They end when the trainer tells them to, or within seconds of its death.
+    """
+    os.setpgid(0, 0)
 
 
 def stack(arrays: list[NDArray]) -> Tensor:

@@ -133,6 +133,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         learning_rate = learning_rate_at(step, steps, hyper.learning_rate, hyper.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate
+        torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
         image_NHWC = image_NHWC.to(device, non_blocking=True)
         share_NHW = coverage_NHW.to(device, non_blocking=True).float() / 255
 

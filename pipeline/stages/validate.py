@@ -23,6 +23,8 @@ from pipeline.progress import progress
 
 def run(run: Run, folds: list[int], overrides: list[str]) -> None:
     """folds: their numbers; overrides: `data.…=` and `predict.…=` words over the trained settings."""
+    if not folds:
+        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     for fold in folds:
         validate_fold(run, fold, overrides)
 

@@ -1,0 +1,136 @@
+# The table of contents: `make` alone prints every target and every variable, from the `##` comments below.
+# A stage is `python -m pipeline STAGE` with a flag for each variable that was given, and for no other.
+
+##@ Start here
+help: ## this page, as make alone
+demo: ## the whole way on drawn cars, from no data to a scored submission; minutes on two cores
+	@$(call header,1/8  Draw a competition of cars that nobody photographed)
+	$(call stage,demo-data,$(demo_flags))
+	@$(call header,2/8  Split its cars into folds that no make crosses)
+	$(call stage,folds)
+	@$(call header,3/8  Train a network for each fold)
+	$(call stage,train)
+	@$(call header,4/8  Judge each network on the makes that it never saw)
+	$(call stage,validate)
+	@$(call header,5/8  Find the cut with the best out-of-fold Dice)
+	$(call stage,threshold)
+	@$(call header,6/8  Predict the test pictures)
+	$(call stage,predict)
+	@$(call header,7/8  Check the submission)
+	$(call stage,check)
+	@$(call header,8/8  Score it as the leaderboard would)
+	$(call stage,score)
+	@$(call header,The submission: submissions/$(or $(RUN),$(basename $(notdir $(CONFIG)))).csv.gz)
+demo: CONFIG ?= configs/demo.yaml
+demo: DATA ?= data/demo
+demo: FOLD ?= all
+test: lint types unit ## lint, types and unit: what must pass before a commit
+
+##@ Stages
+demo-data: ## draw a synthetic competition folder (CARS TEST_CARS SEED)
+	$(call stage,demo-data,$(demo_flags))
+shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE QUALITY)
+	$(call stage,shrink,$(call given,--out,OUT)$(call given,--scale,SCALE)$(call given,--quality,QUALITY))
+folds: ## split the training cars into folds that no make crosses
+	$(call stage,folds)
+train: folds ## train the fold FOLD=0, another or all; the same command again goes on
+	$(call stage,train)
+validate: ## judge each trained fold on the makes that it never saw
+	$(call stage,validate)
+threshold: ## find the cut with the best out-of-fold Dice
+	$(call stage,threshold)
+predict: ## write submissions/RUN.csv.gz
+	$(call stage,predict)
+check: ## say what is wrong with a submission (FILE)
+	$(call stage,check,$(call given,,FILE))
+submission: ## validate, threshold, predict and check, for a trained run
+	$(call stage,validate)
+	$(call stage,threshold)
+	$(call stage,predict)
+	$(call stage,check)
+
+##@ Looking closer
+score: ## grade a submission against a solution.csv (FILE SOLUTION)
+	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
+bench-train: ## the speed of reading and training, against a reference loop (STEPS BATCH)
+	$(PY) -m benchmarks.train$(call given,--steps,STEPS)$(call given,--batch-size,BATCH)
+
+##@ House-keeping
+lint: ## flake8
+	$(PY) -m flake8 pipeline benchmarks tests
+types: ## mypy
+	$(PY) -m mypy
+unit: ## pytest
+	$(PY) -m pytest
+lock: ## make requirements.lock again from the ranges in setup.cfg (UPGRADE)
+	$(PY) -m pip install -qq --disable-pip-version-check uv
+	$(PY) -m uv pip compile setup.cfg --output-file requirements.lock $(if $(UPGRADE),--upgrade) --quiet --all-extras \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+clean: ## remove caches; data, runs and submissions stay
+	rm -rf .mypy_cache .pytest_cache .hypothesis *.egg-info
+	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+
+##@ Variables, as in: make train CONFIG=configs/cpu.yaml SET="train.epochs=3 train.seed=1"
+## CONFIG=configs/x.yaml    a run's settings; without it configs/unet_640.yaml
+## DATA=dir                 the competition folder, which is only read; without it the config's
+## RUN=name                 names runs/RUN/ and submissions/RUN.csv.gz; without it the config's file name
+## FOLD=0                   a number or all; without it train takes 0, other stages all that are trained
+## SET="a.b=1 c.d=2"        settings laid over the config's
+## FILE=x.csv.gz            check, score: the submission; without it the run's own
+## SOLUTION=x.csv           score: without it solution.csv in the competition folder
+## CARS=20                  demo, demo-data: cars to train on
+## TEST_CARS=4              demo, demo-data: cars to predict
+## SEED=0                   demo, demo-data: another number draws other cars
+## OUT=dir                  shrink: the folder of the copy
+## SCALE=2                  shrink: 2, 4 or 8 times smaller
+## QUALITY=90               shrink: of the JPEGs, 1 to 100
+## STEPS=5                  bench-train: timed steps of each loop
+## BATCH=2                  bench-train: pictures a step
+## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
+## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
+## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
+
+# The command of a stage, a flag for a variable that was given, and a word as the shell reads it back.
+stage = $(PY) -m pipeline $1$2$(shared_flags)
+given = $(if $($2),$(if $1, $1) $(call quote,$($2)))
+quote = '$(subst ','\'',$1)'
+shared_flags = $(call given,--config,CONFIG)$(call given,--fold,FOLD)$(call given,--data,DATA)$(call \
+	given,--run,RUN)$(if $(SET), $(foreach word,$(SET),--set $(call quote,$(word))))
+demo_flags = $(call given,--cars,CARS)$(call given,--test-cars,TEST_CARS)$(call given,--seed,SEED)
+header = printf '\n$(bold)%s$(plain)\n' $(call quote,$1)
+ifdef MAKE_TERMOUT
+bold := \033[1m
+plain := \033[0m
+endif
+
+# .venv is whole when it holds the hash of the lock that it was made from: the last thing to be written. Times do
+# not count, so that neither a fresh checkout nor a copied folder sets up again what is there.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c $(can_make_venv) 2>/dev/null && echo $$python && break; done)
+can_make_venv := 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
+ifdef PY
+venv :=
+else
+PY := .venv/bin/python
+venv := .venv/.complete
+lock_hash := $(firstword $(shell sha256sum requirements.lock))
+venv_hash := $(shell test -x .venv/bin/python && cat .venv/.complete 2>/dev/null)
+endif
+.venv/.complete: $(if $(filter-out $(venv_hash),$(lock_hash)),force)
+	@"$(PYTHON)" -c $(can_make_venv) 2>/dev/null || { echo >&2 \
+		"$(or $(PYTHON),python3) is no Python 3.11 or newer with venv; install one" \
+		"(on Debian python3 and python3-venv) or name another: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up .venv with $(PYTHON) from requirements.lock (6 GB, some two minutes) ..."
+	@"$(PYTHON)" -m venv --clear .venv
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@echo $(lock_hash) > $@
+
+run_python := demo demo-data shrink folds train validate threshold predict check submission score bench-train \
+	lint types unit lock
+$(run_python): $(venv)
+help:
+	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
+		/^[a-z-]+:.*## / {printf "  %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+.PHONY: $(run_python) test help clean force
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # stages named in one command follow one another

@@ -1,0 +1,56 @@
+"""The README's picture, from the demo that `make demo` has left behind: `python docs/picture.py`.
+
+Three test cars of makes that were never trained on: photo, prediction, and errors in colour. Blue and
+orange are told apart with every kind of colour vision.
+"""
+import csv
+import pathlib
+import sys
+
+import cv2
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline import carvana  # noqa: E402
+from pipeline.data.competition import Pictures  # noqa: E402
+from pipeline.leaderboard.submission import read_rows  # noqa: E402
+from pipeline.masks import rle  # noqa: E402
+
+MISSED, ADDED = (230, 120, 20), (30, 90, 255)  # RGB
+VIEWS = ("03", "06", "16")
+WIDTH_PX = 480
+
+
+def main() -> None:
+    csv.field_size_limit(2**25)
+    size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    truth = {name: text for _, (name, text, _) in read_rows(ROOT / "data/demo/solution.csv", carvana.SOLUTION_HEADER)}
+    found = {
+        name: text for _, (name, text) in read_rows(ROOT / "submissions/demo.csv.gz", carvana.SUBMISSION_HEADER)
+    }
+    pictures = Pictures(ROOT / "data/demo", "test")
+    cars = sorted({carvana.car_of(name) for name in pictures.names})
+    rows = []
+    for car, view in zip(cars, VIEWS):
+        name = carvana.image_name(car, view)
+        photo = pictures.read(name, 1)
+        true, mine = rle.decode(truth[name], *size), rle.decode(found[name], *size)
+        cut_out = np.where(mine[..., None], photo, 255).astype(np.uint8)
+        errors = (photo // 3 + 170).astype(np.uint8)
+        for wrong, colour in ((true & ~mine, MISSED), (mine & ~true, ADDED)):
+            errors[cv2.dilate(wrong.view(np.uint8), np.ones((3, 3))) > 0] = colour  # a pixel alone is hard to see
+        rows.append(np.hstack([small(image) for image in (photo, cut_out, errors)]))
+    path = ROOT / "docs/demo.png"
+    cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+def small(image: np.ndarray) -> np.ndarray:
+    height_px = round(WIDTH_PX * image.shape[0] / image.shape[1])
+    return cv2.resize(image, (WIDTH_PX, height_px), interpolation=cv2.INTER_AREA)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Settings: strict, typed, frozen, and errors that name the key."""
+import pathlib
+import re
+
+import pydantic
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.problem import Problem
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {epochs: 3, learning_rate: 3e-3}\n")
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_of_the_project_loads(path: pathlib.Path) -> None:
+    assert config.load(path).train.epochs >= 1
+
+
+def test_there_are_configs() -> None:
+    assert {"cpu.yaml", "demo.yaml"} <= {path.name for path in CONFIGS}
+
+
+def test_a_file_lies_over_the_defaults(file: pathlib.Path) -> None:
+    settings = config.load(file)
+    assert settings.train.epochs == 3
+    assert settings.train.batch_size == config.Settings().train.batch_size
+    assert settings.data == config.Settings().data
+
+
+def test_an_empty_file_is_all_defaults(file: pathlib.Path) -> None:
+    file.write_text("# nothing\n")
+    assert config.load(file) == config.Settings()
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("1e-3", 1e-3), ("3E-4", 3e-4), ("+2.5e+1", 25.0), (".5e-1", 0.05), ("0.001", 0.001), ("1", 1.0)],
+)
+def test_a_number_may_be_written_as_people_write_it(file: pathlib.Path, text: str, number: float) -> None:
+    assert config.load(file, [f"train.learning_rate={text}"]).train.learning_rate == number
+    file.write_text(f"train:\n  learning_rate: {text}\n")
+    assert config.load(file).train.learning_rate == number
+
+
+# --- what may be wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "typo, nearest",
+    [
+        ("train: {epoch: 3}", "train.epochs"),
+        ("train: {learning-rate: 1}", "train.learning_rate"),
+        ("model: {dept: 3}", "model.depth"),
+        ("trian: {epochs: 3}", "train"),
+        ("epochs: 3", ""),
+    ],
+)
+def test_an_unknown_key_is_a_problem_that_names_the_nearest(file: pathlib.Path, typo: str, nearest: str) -> None:
+    file.write_text(typo)
+    with pytest.raises(Problem, match=rf"run\.yaml: .* is no setting; the nearest is {re.escape(nearest)}"):
+        config.load(file)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "train.epochs=three",
+        "train.epochs=3.5",
+        "train.epochs=true",
+        "train.epochs='3'",
+        "train.epochs=",
+        "train.epochs=[3]",
+        "train.epochs=0",
+        "train.batch_size=-1",
+        "train.learning_rate=0",
+        "train.learning_rate=fast",
+        "train.learning_rate=.nan",
+        "train.learning_rate=.inf",
+        "train.ema_decay=1.5",
+        "train.seed=-1",
+        "data.scale=3",
+        "data.folds=1",
+        "data.workers=-1",
+        "data.hq=1",
+        "data.folder=5",
+        "augment.flip=2",
+        "augment.rotate_deg=181",
+        "model.depth=8",
+        "model.patch=3",
+        "predict.tta=vflip",
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_a_problem_that_names_key_and_value(
+    file: pathlib.Path, word: str
+) -> None:
+    key, _, value = word.partition("=")
+    shown = repr(yaml.safe_load(value)) if value else "None"
+    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(key)} is {re.escape(shown)}"):
+        config.load(file, [word])
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "train", "3"])
+def test_a_file_that_is_no_mapping_is_a_problem(file: pathlib.Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(Problem, match=r"run\.yaml holds .*, but it must hold sections"):
+        config.load(file)
+
+
+@pytest.mark.parametrize("text", ["train: 3", "train:", "train: [1]"])
+def test_a_section_that_is_no_mapping_is_a_problem(file: pathlib.Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(Problem, match=r"run\.yaml: train is"):
+        config.load(file)
+
+
+@pytest.mark.parametrize("text", ["train: {epochs: 3", "train: !!python/object:os.system {}", "a: b: c", "\t"])
+def test_what_is_no_plain_yaml_is_a_problem(file: pathlib.Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(Problem, match=r"run\.yaml is not YAML"):
+        config.load(file)
+
+
+def test_bytes_that_are_no_text_are_a_problem(file: pathlib.Path) -> None:
+    file.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(Problem, match=r"run\.yaml cannot be read"):
+        config.load(file)
+
+
+def test_a_missing_file_is_a_problem(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"no config .*none\.yaml"):
+        config.load(tmp_path / "none.yaml")
+
+
+# --- settings on the command line -----------------------------------------------------------------
+
+
+def test_words_win_over_the_file_and_later_words_over_earlier_ones(file: pathlib.Path) -> None:
+    settings = config.load(file, ["train.epochs=7", "data.scale=8", "train.epochs=9"])
+    assert settings.train.epochs == 9 and settings.data.scale == 8
+
+
+def test_words_are_read_as_yaml(file: pathlib.Path) -> None:
+    settings = config.load(file, ["model.encoder_weights=null", "data.cache=true", 'data.folder="a b=c"'])
+    assert settings.model.encoder_weights is None
+    assert settings.data.cache is True
+    assert settings.data.folder == "a b=c"
+
+
+@pytest.mark.parametrize("word", ["epochs=3", "train.epochs", "train.a.b=1", "=", "", "train.epochs:3"])
+def test_a_word_of_another_form_is_a_problem_that_shows_the_form(file: pathlib.Path, word: str) -> None:
+    with pytest.raises(Problem, match="must look like section.key=value"):
+        config.load(file, [word])
+
+
+@pytest.mark.parametrize("word", ["train.epochs=[", "data.folder='a", "data.folder=a: b: c"])
+def test_a_word_whose_value_is_no_yaml_is_a_problem_that_shows_it(file: pathlib.Path, word: str) -> None:
+    with pytest.raises(Problem, match=re.escape(word)):
+        config.load(file, [word])
+
+
+def test_a_word_with_a_typo_names_the_nearest_key(file: pathlib.Path) -> None:
+    with pytest.raises(Problem, match="train.epoch is no setting; the nearest is train.epochs"):
+        config.load(file, ["train.epoch=3"])
+
+
+# --- settings that are kept -----------------------------------------------------------------------
+
+
+def test_settings_come_back_from_their_own_yaml(file: pathlib.Path) -> None:
+    settings = config.load(file, ["train.learning_rate=1e-5", "data.folder=null and void", "augment.flip=0"])
+    file.write_text(config.dump(settings))
+    assert config.load(file) == settings
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = config.Settings()
+    with pytest.raises(pydantic.ValidationError):
+        settings.train.epochs = 7
+    with pytest.raises(pydantic.ValidationError):
+        settings.train = config.Train(epochs=7)
+
+
+def test_a_difference_is_told_key_by_key(file: pathlib.Path) -> None:
+    before, after = config.load(file), config.load(file, ["train.epochs=4", "data.scale=8"])
+    assert config.difference(before, before) == []
+    assert config.difference(before, after) == ["data.scale: 2 -> 8", "train.epochs: 3 -> 4"]
+
+
+def test_a_later_stage_takes_only_words_that_still_matter(file: pathlib.Path) -> None:
+    trained = config.load(file)
+    words = ["train.epochs=99", "model.depth=1", "predict.tta=none", "data.folder=elsewhere"]
+    settings = config.for_later_stage(trained, words, where="best.pt")
+    assert settings.train == trained.train and settings.model == trained.model
+    assert settings.predict.tta == "none" and settings.data.folder == "elsewhere"

@@ -1,0 +1,239 @@
+"""Bytes to arrays: one grid for pictures, masks and probabilities, and files that are not what they should be."""
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import carvana
+from pipeline.data import synthetic
+from pipeline.data.images import coverage, decode_gif_mask, decode_jpeg, full_size, small_shape
+from pipeline.problem import Problem
+
+HEIGHT, WIDTH = carvana.HEIGHT_PX, carvana.WIDTH_PX
+SHAPES = {1: (1280, 1918), 2: (640, 959), 4: (320, 480), 8: (160, 240)}
+Mask = NDArray[np.bool_]
+
+
+def area_average(full: NDArray, scale: int) -> NDArray[np.float64]:
+    """The plain way: repeat the last column and row until cells fit, then take the mean of each cell."""
+    rows, columns = -(-full.shape[0] // scale), -(-full.shape[1] // scale)
+    missing = [(0, rows * scale - full.shape[0]), (0, columns * scale - full.shape[1])]
+    padded = np.pad(full, missing + [(0, 0)] * (full.ndim - 2), mode="edge")
+    return padded.reshape(rows, scale, columns, scale, *full.shape[2:]).mean(axis=(1, 3))
+
+
+def dice(a: Mask, b: Mask) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def mask() -> Mask:
+    return synthetic.draw_view(synthetic.make_car("Fjord", 7), 3)[1]
+
+
+# --- the grid -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SHAPES)
+def test_the_grid_has_room_for_every_column(scale: int) -> None:
+    assert small_shape(HEIGHT, WIDTH, scale) == SHAPES[scale]
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=30)), st.sampled_from(list(SHAPES)))
+def test_coverage_is_the_exact_area_average(mask: Mask, scale: int) -> None:
+    found = coverage(mask, scale)
+    assert found.dtype == np.uint8
+    assert np.abs(found - 255 * area_average(mask, scale)).max() <= 0.501  # but for the rounding to 8 bits
+
+
+def test_the_last_cell_of_1918_columns_hangs_over_the_edge() -> None:
+    """1918 = 4 * 479 + 2: the 480th cell has two columns of its own, and sees the last one twice more."""
+    last_but_one, last = np.zeros((2, 4, 1918), dtype=bool)
+    last_but_one[:, -2] = last[:, -1] = True
+    assert coverage(last_but_one, 4)[0, -2:].tolist() == [0, 64]
+    assert coverage(last, 4)[0, -2:].tolist() == [0, 191]
+
+
+@pytest.mark.parametrize("scale", SHAPES)
+def test_a_full_size_mask_has_the_coverage_of_the_plain_way(mask: Mask, scale: int) -> None:
+    found = coverage(mask, scale)
+    assert found.shape == SHAPES[scale]
+    assert np.abs(found - 255 * area_average(mask, scale)).max() <= 0.501
+
+
+@pytest.mark.parametrize("scale, lowest_dice", [(1, 1.0), (2, 0.9999), (4, 0.999), (8, 0.997)])
+def test_a_mask_survives_its_own_coverage(mask: Mask, scale: int, lowest_dice: float) -> None:
+    share = coverage(mask, scale).astype(np.float32) / 255
+    assert dice(full_size(share, scale, HEIGHT, WIDTH) >= 128, mask) >= lowest_dice
+
+
+def test_coverage_keeps_more_of_a_mask_than_a_bit_for_each_cell(mask: Mask) -> None:
+    share = coverage(mask, 4).astype(np.float32) / 255
+    bits = (share >= 0.5).astype(np.float32)
+    from_share, from_bits = (dice(full_size(one, 4, HEIGHT, WIDTH) >= 128, mask) for one in (share, bits))
+    assert 1 - from_share < (1 - from_bits) / 3
+
+
+@pytest.mark.parametrize("scale", SHAPES)
+def test_full_size_has_the_size_of_the_picture_and_rounds_once(scale: int) -> None:
+    half = np.full(SHAPES[scale], 0.5, dtype=np.float32)
+    large = full_size(half, scale, HEIGHT, WIDTH)
+    assert large.shape == (HEIGHT, WIDTH) and large.dtype == np.uint8
+    assert set(np.unique(large)) <= {127, 128}
+    assert full_size(half + 1, scale, HEIGHT, WIDTH).min() == 255
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_full_size_does_not_shift(scale: int) -> None:
+    """A straight edge between two cells comes back between the pixels where it was."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[: 80 * scale, : 100 * scale] = True
+    share = coverage(mask, scale).astype(np.float32) / 255
+    np.testing.assert_array_equal((full_size(share, scale, HEIGHT, WIDTH) >= 128)[5], mask[5])
+    np.testing.assert_array_equal((full_size(share, scale, HEIGHT, WIDTH) >= 128)[:, 5], mask[:, 5])
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SHAPES)
+def test_a_picture_is_decoded_at_every_scale(jpeg: bytes, scale: int) -> None:
+    image = decode_jpeg(jpeg, scale, HEIGHT, WIDTH, "a.jpg")
+    assert image.shape == (*SHAPES[scale], 3) and image.dtype == np.uint8
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_small_picture_lies_on_the_grid_of_the_masks(jpeg: bytes, scale: int) -> None:
+    """JPEG's scaled decoding agrees with area averages, and less so when shifted by a cell or half of one."""
+    small = decode_jpeg(jpeg, scale, HEIGHT, WIDTH, "a.jpg").astype(np.float64)
+    full = decode_jpeg(jpeg, 1, HEIGHT, WIDTH, "a.jpg")
+    expected = area_average(full, scale)
+
+    def mean_difference(other: NDArray) -> float:
+        return float(np.abs(small - other)[2:-2, 2:-2].mean())
+
+    in_place = mean_difference(expected)
+    assert in_place < 1
+    for axis in (0, 1):
+        assert mean_difference(np.roll(expected, 1, axis)) > 1.5 * in_place
+        assert mean_difference(np.roll(expected, -1, axis)) > 1.5 * in_place
+        assert mean_difference(area_average(np.roll(full, scale // 2, axis), scale)) > 1.1 * in_place
+
+
+def test_colours_are_red_green_blue() -> None:
+    image = decode_jpeg(save(Image.new("RGB", (WIDTH, HEIGHT), (250, 120, 10))), 8, HEIGHT, WIDTH, "a.jpg")
+    assert np.abs(image.reshape(-1, 3).mean(0) - (250, 120, 10)).max() < 3
+
+
+def test_a_note_that_the_camera_was_turned_does_not_turn_the_picture(jpeg: bytes) -> None:
+    picture = Image.open(io.BytesIO(jpeg))
+    upright = save(picture)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation
+    with_note = save(picture, exif=turned.tobytes())
+    assert with_note != upright
+    for scale in (1, 8):
+        np.testing.assert_array_equal(
+            decode_jpeg(with_note, scale, HEIGHT, WIDTH, "a.jpg"), decode_jpeg(upright, scale, HEIGHT, WIDTH, "a.jpg")
+        )
+
+
+def save(picture: Image.Image, format: str = "JPEG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_picture_that_is_cut_short_is_a_problem_that_names_it(jpeg: bytes, tenths: int) -> None:
+    with pytest.raises(Problem, match="somewhere/a.jpg"):
+        decode_jpeg(jpeg[: len(jpeg) * tenths // 10], 4, HEIGHT, WIDTH, "somewhere/a.jpg")
+
+
+def test_a_picture_that_lacks_its_last_byte_is_cut_short(jpeg: bytes) -> None:
+    with pytest.raises(Problem, match="cut short"):
+        decode_jpeg(jpeg[:-1], 1, HEIGHT, WIDTH, "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "mode, size, format, complaint",
+    [
+        ("RGB", (1920, 1280), "JPEG", "is 1920x1280, but it must be 1918x1280"),
+        ("RGB", (1280, 1918), "JPEG", "is 1280x1918"),
+        ("RGB", (959, 640), "JPEG", "is 959x640"),
+        ("CMYK", (1918, 1280), "JPEG", "are CMYK, but they must be RGB"),
+        ("L", (1918, 1280), "JPEG", "are L, but they must be RGB"),
+        ("RGB", (1918, 1280), "PNG", "not a JPEG"),
+        ("RGB", (1918, 1280), "BMP", "not a JPEG"),
+    ],
+)
+def test_another_kind_of_picture_is_a_problem(mode: str, size: tuple[int, int], format: str, complaint: str) -> None:
+    data = save(Image.new(mode, size), format)
+    for scale in SHAPES:
+        with pytest.raises(Problem, match=f"somewhere/a.jpg.*{complaint}"):
+            decode_jpeg(data, scale, HEIGHT, WIDTH, "somewhere/a.jpg")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 1000, b"<html>Log in first.</html>", b"\xff\xd8\xff\xd9"])
+def test_what_is_no_picture_at_all_is_a_problem(data: bytes) -> None:
+    with pytest.raises(Problem, match="somewhere/a.jpg.*not a JPEG"):
+        decode_jpeg(data, 2, HEIGHT, WIDTH, "somewhere/a.jpg")
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def gif_of(values: NDArray[np.uint8]) -> bytes:
+    """A palette GIF with just these values."""
+    picture = Image.fromarray(values).convert("P")
+    picture.putpalette([0, 0, 0, 255, 255, 255, 255, 0, 0])
+    return save(picture, "GIF", optimize=False)
+
+
+def test_a_gif_of_0_and_1_is_a_mask(mask: Mask) -> None:
+    found = decode_gif_mask(gif_of(mask.astype(np.uint8)), HEIGHT, WIDTH, "a.gif")
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_mask_may_be_all_of_one_value(value: int) -> None:
+    found = decode_gif_mask(gif_of(np.full((HEIGHT, WIDTH), value, dtype=np.uint8)), HEIGHT, WIDTH, "a.gif")
+    assert (found == bool(value)).all()
+
+
+def test_a_mask_with_a_value_of_2_is_a_problem(mask: Mask) -> None:
+    with pytest.raises(Problem, match="a.gif.*values up to 2"):
+        decode_gif_mask(gif_of(mask.astype(np.uint8) * 2), HEIGHT, WIDTH, "a.gif")
+
+
+def test_a_grey_mask_with_0_and_255_is_a_problem(mask: Mask) -> None:
+    data = save(Image.fromarray(mask.astype(np.uint8) * 255), "GIF", optimize=False)
+    with pytest.raises(Problem, match="a.gif.*values up to 255"):
+        decode_gif_mask(data, HEIGHT, WIDTH, "a.gif")
+
+
+def test_a_mask_of_another_size_is_a_problem() -> None:
+    with pytest.raises(Problem, match="a.gif.*is 1920x1280, but it must be 1918x1280"):
+        decode_gif_mask(gif_of(np.zeros((1280, 1920), dtype=np.uint8)), HEIGHT, WIDTH, "a.gif")
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_mask_that_is_cut_short_is_a_problem(gif: bytes, tenths: int) -> None:
+    with pytest.raises(Problem, match="a.gif"):
+        decode_gif_mask(gif[: len(gif) * tenths // 10], HEIGHT, WIDTH, "a.gif")
+
+
+def test_a_mask_that_is_a_png_is_a_problem(mask: Mask) -> None:
+    with pytest.raises(Problem, match="a.gif.*not a whole GIF"):
+        decode_gif_mask(save(Image.fromarray(mask.astype(np.uint8)), "PNG"), HEIGHT, WIDTH, "a.gif")
+
+
+def test_opencv_keeps_to_one_thread_for_the_work_is_spread_over_processes() -> None:
+    assert cv2.getNumThreads() == 1

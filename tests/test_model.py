@@ -1,0 +1,321 @@
+"""Networks, what they learn from, and how they are kept."""
+import io
+import pathlib
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.model import checkpoint
+from pipeline.model.build import MEAN_RGB, STD_RGB, Segmenter, build, count_parameters, pad_to_multiple, unpad
+from pipeline.model.ema import Ema
+from pipeline.model.losses import segmentation_loss, soft_dice_loss
+from pipeline.model.unet import UNet
+from pipeline.problem import Problem
+
+SMALL = {"width": 2, "depth": 2, "patch": 1, "encoder": "resnet18", "encoder_weights": None}
+
+
+def network(**options) -> Segmenter:
+    return build(**{"arch": "unet", **SMALL, **options}).eval()
+
+
+def pictures(height: int, width: int, count: int = 1) -> torch.Tensor:
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+
+
+# --- the U-Net ------------------------------------------------------------------------------------
+
+
+def test_width_64_and_depth_4_are_the_papers_31_million_parameters() -> None:
+    assert count_parameters(UNet(width=64, depth=4)) == 31_037_633
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_logits_have_the_size_of_the_picture(height: int, width: int, patch: int, depth: int) -> None:
+    with torch.inference_mode():
+        logits = network(patch=patch, depth=depth)(pictures(height, width, count=2))
+    assert logits.shape == (2, 1, height, width) and logits.dtype == torch.float32
+
+
+def test_every_pixel_reaches_the_logits_whatever_the_patch() -> None:
+    for patch in (1, 2, 4):
+        image = pictures(16, 16)
+        changed = image.clone()
+        changed[0, 7, 9] = 255 - changed[0, 7, 9]
+        with torch.inference_mode():
+            one, other = network(patch=patch)(image), network(patch=patch)(image)
+            assert one.shape == other.shape
+            unet = network(patch=patch)
+            assert not torch.equal(unet(image)[..., 7, 9], unet(changed)[..., 7, 9])
+
+
+def test_every_convolution_of_3x3_has_batch_norm_and_no_bias() -> None:
+    unet = UNet(width=4, depth=3)
+    convolutions = [module for module in unet.modules() if getattr(module, "kernel_size", None) == (3, 3)]
+    norms = [module for module in unet.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(convolutions) == len(norms) == 2 * (1 + 3 + 3)
+    assert all(convolution.bias is None for convolution in convolutions)
+
+
+def test_weights_are_drawn_with_variance_2_over_fan_out() -> None:
+    torch.manual_seed(0)
+    weight = UNet(width=32, depth=1).down[0][3].weight  # 64 -> 64 channels of 3x3
+    assert weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.05)
+
+
+def test_the_generators_seed_decides_the_weights() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return network().network.stem[0].weight
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 8, 32]))
+def test_padding_is_undone_exactly(height: int, width: int, multiple: int) -> None:
+    image = torch.rand(1, 2, height, width)
+    padded, margins = pad_to_multiple(image, multiple)
+    assert padded.shape[-2] % multiple == 0 and padded.shape[-1] % multiple == 0
+    assert padded.shape[-2] < height + multiple and padded.shape[-1] < width + multiple
+    assert torch.equal(unpad(padded, margins), image)
+
+
+def test_padding_repeats_the_edge() -> None:
+    padded, _ = pad_to_multiple(torch.arange(3.0).view(1, 1, 1, 3), 4)
+    assert padded[0, 0, 0].tolist() in ([0, 1, 2, 2], [0, 0, 1, 2])
+
+
+def test_bytes_are_normalised_as_pretrained_encoders_expect() -> None:
+    identity = Segmenter(nn.Identity(), multiple=1)
+    mean = torch.tensor(MEAN_RGB).round().to(torch.uint8).expand(1, 4, 4, 3)
+    assert identity(mean).shape == (1, 3, 4, 4)
+    assert identity(mean).abs().max() < 0.01
+    white = identity(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
+    for channel in range(3):
+        assert white[0, channel, 0, 0].item() == pytest.approx((255 - MEAN_RGB[channel]) / STD_RGB[channel])
+
+
+# --- segmentation-models-pytorch ------------------------------------------------------------------
+
+
+def test_an_encoder_of_smp_is_one_key_away_and_any_size_fits() -> None:
+    with torch.inference_mode():
+        assert network(arch="smp.Unet")(pictures(33, 50)).shape == (1, 1, 33, 50)
+        assert network(arch="smp.FPN")(pictures(64, 31)).shape == (1, 1, 64, 31)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"arch": "u-net"}, "u-net"),
+        ({"arch": "smp.Wnet"}, "smp.Wnet"),
+        ({"arch": "smp.losses"}, "smp.losses"),
+        ({"arch": "smp."}, "smp."),
+        ({"arch": "smp.Unet", "encoder": "resnet19"}, "resnet19"),
+        ({"arch": "smp.Unet", "encoder": "tu-nothing"}, "tu-nothing"),
+        ({"arch": "smp.Unet", "encoder_weights": "imagenett"}, "imagenett"),
+        ({"arch": "smp.DPT", "encoder": "resnet18"}, "smp.DPT"),  # which wants a transformer
+        ({"arch": "smp.UnetPlusPlus", "encoder": "mit_b0"}, "mit_b0"),  # which this one cannot use
+        ({"arch": "smp.Unet", "encoder_weights": "weights/none.pt"}, "weights/none.pt.*no such file"),
+        ({"arch": "smp.Unet", "encoder_weights": "none.pth"}, "none.pth.*no such file"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_a_problem_that_names_the_words(options: dict, named: str) -> None:
+    with pytest.raises(Problem, match=named):
+        network(**options)
+
+
+def test_weights_that_cannot_be_fetched_are_a_problem_that_says_how_to_place_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import segmentation_models_pytorch as smp
+
+    def offline(self, *args, **options) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(smp.Unet, "__init__", offline)
+    with pytest.raises(Problem, match="imagenet weights of resnet18 could not be fetched.*torch.save"):
+        network(arch="smp.Unet", encoder_weights="imagenet")
+
+
+def test_an_encoders_weights_are_loaded_from_a_file(tmp_path: pathlib.Path) -> None:
+    saved = network(arch="smp.Unet").network.encoder.state_dict()
+    torch.save(saved, tmp_path / "encoder.pt")
+    loaded = network(arch="smp.Unet", encoder_weights=str(tmp_path / "encoder.pt")).network.encoder.state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+
+
+def test_weights_of_another_encoder_are_a_problem(tmp_path: pathlib.Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "encoder.pt")
+    with pytest.raises(Problem, match="encoder.pt does not hold the weights of this encoder"):
+        network(arch="smp.Unet", encoder_weights=str(tmp_path / "encoder.pt"))
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def test_soft_dice_loss_has_known_values() -> None:
+    share = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    assert soft_dice_loss(share, share).item() == 0
+    assert soft_dice_loss(1 - share, share).item() == pytest.approx(1 - 1 / 5)  # (2 * 0 + 1) / (2 + 2 + 1)
+    assert soft_dice_loss(share / 2, share).item() == pytest.approx(1 - 3 / 3.5)  # (2 * 1 + 1) / (0.5 + 2 + 1)
+    empty = torch.zeros(1, 1, 4)
+    assert soft_dice_loss(empty, empty).item() == 0
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=8), st.lists(st.floats(0, 1, width=32), min_size=8))
+def test_soft_dice_is_smallest_where_the_probability_is_the_share(share: list[float], other: list[float]) -> None:
+    """For fractions too, where the usual loss with plain sums would rather have 0 or 1."""
+    t = torch.tensor([[share]])
+    p = torch.tensor([[other[: len(share)]]])
+    assert soft_dice_loss(t, t).item() == pytest.approx(0, abs=1e-6)
+    assert soft_dice_loss(p, t).item() >= -1e-6
+    assert (soft_dice_loss(p, t) - soft_dice_loss(t, t)).item() >= -1e-6
+
+
+def test_the_gradient_vanishes_where_the_probability_is_the_share() -> None:
+    share = torch.tensor([[[0.1, 0.5, 0.9, 0.3]]])
+    logits = share.logit().requires_grad_()
+    segmentation_loss(logits, share, bce_weight=1.0, dice_weight=1.0).backward()
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+
+
+def test_dice_loss_is_the_mean_over_images_and_not_of_one_pool() -> None:
+    share = torch.zeros(2, 10, 10)
+    share[0] = 1.0
+    share[1, 0, 0] = 1.0
+    probability = share.clone()
+    probability[1] = 0
+    assert soft_dice_loss(probability, share).item() == pytest.approx((0 + 1 - 1 / 2) / 2)
+
+
+def test_the_loss_is_a_weighted_sum_of_cross_entropy_and_dice() -> None:
+    logits, share = torch.randn(2, 5, 5, generator=torch.manual_seed(0)), torch.rand(2, 5, 5)
+    p = logits.sigmoid()
+    bce = -(share * p.log() + (1 - share) * (1 - p).log()).mean()
+    expected = 0.3 * bce + 2 * soft_dice_loss(p, share)
+    assert segmentation_loss(logits, share, 0.3, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- the average of the weights -------------------------------------------------------------------
+
+
+def linear(value: float) -> nn.Linear:
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, value)
+    nn.init.constant_(layer.bias, value)
+    return layer
+
+
+def test_the_average_moves_toward_the_weights_by_1_minus_decay() -> None:
+    layer = linear(0.0)
+    ema = Ema(layer, decay=0.9)
+    nn.init.constant_(layer.weight, 1.0)
+    ema.update(step=1_000_000)
+    assert ema.average.weight.item() == pytest.approx(0.1)
+    ema.update(step=1_000_001)
+    assert ema.average.weight.item() == pytest.approx(0.19)
+    assert layer.weight.item() == 1.0
+
+
+def test_the_first_steps_forget_the_random_start_fast() -> None:
+    layer = linear(0.0)
+    ema = Ema(layer, decay=0.998)
+    nn.init.constant_(layer.weight, 1.0)
+    ema.update(step=0)
+    assert ema.average.weight.item() == pytest.approx(0.9)  # (1 + 0) / (10 + 0) of the start is left
+
+
+def test_a_decay_of_0_keeps_the_plain_weights_and_batch_norm_is_averaged_too() -> None:
+    layer = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    ema = Ema(layer, decay=0.0)
+    layer(torch.randn(4, 1, 3, 3, generator=torch.manual_seed(0)) + 5)
+    nn.init.constant_(layer[0].weight, 3.0)
+    ema.update(step=0)
+    for mine, theirs in zip(ema.average.state_dict().values(), layer.state_dict().values()):
+        if mine.is_floating_point():
+            assert torch.equal(mine, theirs)
+
+
+def test_the_average_is_never_trained_and_never_in_training_mode() -> None:
+    average = Ema(network().train(), decay=0.9).average
+    assert not any(module.training for module in average.modules())
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
+    unet = network()
+    state = {"network": unet.state_dict(), "step": 7, "log": [{"epoch": 1, "dice": None}], "name": "a"}
+    checkpoint.save(tmp_path / "new" / "last.pt", state)
+    loaded = checkpoint.load(tmp_path / "new" / "last.pt", keys=("network", "step"))
+    assert loaded["step"] == 7 and loaded["log"] == state["log"] and loaded["name"] == "a"
+    assert all(torch.equal(loaded["network"][key], value) for key, value in unet.state_dict().items())
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: pathlib.Path) -> None:
+    checkpoint.save(tmp_path / "last.pt", {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save(tmp_path / "last.pt", {"step": 2, "bad": lambda: None})
+    assert checkpoint.load(tmp_path / "last.pt", keys=("step",)) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_missing_checkpoint_is_a_problem(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"no checkpoint .*best\.pt; train"):
+        checkpoint.load(tmp_path / "best.pt", keys=())
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_checkpoint_that_is_cut_short_is_a_problem(tmp_path: pathlib.Path, tenths: int) -> None:
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, {"network": network().state_dict()})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * tenths // 10])
+    with pytest.raises(Problem, match=r"best\.pt is damaged"):
+        checkpoint.load(path, keys=("network",))
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\x80\x04.", b"\x80\x02}q\0.", b"PK\5\6" + b"\0" * 18, b"\0" * 500])
+def test_a_file_that_is_no_checkpoint_is_a_problem(tmp_path: pathlib.Path, data: bytes) -> None:
+    (tmp_path / "best.pt").write_bytes(data)
+    with pytest.raises(Problem, match=r"best\.pt"):
+        checkpoint.load(tmp_path / "best.pt", keys=("network",))
+
+
+@pytest.mark.parametrize("state", [{"step": 1}, [1, 2], torch.zeros(3), None])
+def test_a_checkpoint_without_a_key_is_a_problem_that_names_it(tmp_path: pathlib.Path, state: object) -> None:
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(Problem, match=r"best\.pt has no (network|state)"):
+        checkpoint.load(tmp_path / "best.pt", keys=("network",))
+
+
+class Code:
+    """Whoever unpickles this creates a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["torch.save", "pickle"])
+def test_code_in_a_checkpoint_is_a_problem_and_never_runs(tmp_path: pathlib.Path, kind: str) -> None:
+    trace = tmp_path / "trace"
+    state = {"network": {}, "settings": Code(trace)}
+    file = io.BytesIO()
+    torch.save(state, file)
+    data = file.getvalue() if kind == "torch.save" else pickle.dumps(state)
+    (tmp_path / "best.pt").write_bytes(data)
+    with pytest.raises(Problem, match=r"best\.pt is damaged or not one of ours"):
+        checkpoint.load(tmp_path / "best.pt", keys=("network",))
+    assert not trace.exists()
+    torch.load(tmp_path / "best.pt", weights_only=False) if kind == "torch.save" else pickle.loads(data)
+    assert trace.exists()  # so the trap was a real one
