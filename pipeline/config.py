@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -54,7 +54,7 @@ class Model(Section):
 
 
 class Train(Section):
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 5
     batch_size: Count = 8
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -42,16 +42,14 @@ def test_logits_have_the_size_of_the_picture(height: int, width: int, patch: int
     assert logits.shape == (2, 1, height, width) and logits.dtype == torch.float32
 
 
-def test_every_pixel_reaches_the_logits_whatever_the_patch() -> None:
-    for patch in (1, 2, 4):
-        image = pictures(16, 16)
-        changed = image.clone()
-        changed[0, 7, 9] = 255 - changed[0, 7, 9]
-        with torch.inference_mode():
-            one, other = network(patch=patch)(image), network(patch=patch)(image)
-            assert one.shape == other.shape
-            unet = network(patch=patch)
-            assert not torch.equal(unet(image)[..., 7, 9], unet(changed)[..., 7, 9])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_every_pixel_reaches_the_logits_whatever_the_patch(patch: int) -> None:
+    torch.manual_seed(0)
+    unet, image = network(width=8, patch=patch), pictures(16, 16)
+    changed = image.clone()
+    changed[0, 7, 9] = 255 - changed[0, 7, 9]
+    with torch.inference_mode():
+        assert (unet(image) != unet(changed)).any()
 
 
 def test_every_convolution_of_3x3_has_batch_norm_and_no_bias() -> None:
@@ -282,6 +280,7 @@ def test_a_checkpoint_that_is_cut_short_is_a_problem(tmp_path: pathlib.Path, ten
         checkpoint.load(path, keys=("network",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("data", [b"hello", b"\x80\x04.", b"\x80\x02}q\0.", b"PK\5\6" + b"\0" * 18, b"\0" * 500])
 def test_a_file_that_is_no_checkpoint_is_a_problem(tmp_path: pathlib.Path, data: bytes) -> None:
     (tmp_path / "best.pt").write_bytes(data)
@@ -306,6 +305,7 @@ class Code:
         return pathlib.Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["torch.save", "pickle"])
 def test_code_in_a_checkpoint_is_a_problem_and_never_runs(tmp_path: pathlib.Path, kind: str) -> None:
     trace = tmp_path / "trace"

@@ -11,10 +11,15 @@ Nothing is ever unpacked or written. A member of an archive is checked against i
 import os
 import pathlib
 import re
+import struct
 import zipfile
 import zlib
 
 from pipeline.problem import Problem
+
+# What zipfile raises on damage: RuntimeError for an encrypted member, its child NotImplementedError for
+# an unknown compression or version, the others for bytes that make no sense.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
 class FileSet:
@@ -62,7 +67,7 @@ class FileSet:
         if self.owner_pid != os.getpid():
             try:
                 self.archive = zipfile.ZipFile(self.archive_path)
-            except (zipfile.BadZipFile, OSError) as error:
+            except DAMAGE as error:
                 raise Problem(
                     f"{self.archive_path} is not a whole zip archive ({error}); download it again."
                 ) from error
@@ -81,8 +86,7 @@ class FileSet:
             return self.open_archive().read(self.members[name])
         except KeyError:
             raise Problem(f"{self.archive_path} holds no {name}.") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            # RuntimeError: encrypted; NotImplementedError: an unknown way of compression
+        except DAMAGE as error:
             raise Problem(f"{self.where(name)}, cannot be read ({error}); download it again.") from error
 
     def __getstate__(self) -> dict:

@@ -8,14 +8,13 @@ import json
 import pathlib
 import re
 import zipfile
-import zlib
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.data.archive import FileSet
+from pipeline.data.archive import DAMAGE, FileSet
 from pipeline.data.images import decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
 from pipeline.problem import Problem
@@ -143,7 +142,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
         table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except KeyError:
         raise Problem(f"{path} has no member {name}; download it again.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+    except DAMAGE as error:
         raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")

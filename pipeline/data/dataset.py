@@ -114,7 +114,7 @@ class Schedule(Sampler[list[Draw]]):
 class Loader(DataLoader):
     """A DataLoader whose workers tell their problems in one sentence, and whose death has a name."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except Problem as problem:  # from a worker it comes wrapped in the worker's traceback

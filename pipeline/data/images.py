@@ -81,7 +81,7 @@ def coverage(mask: NDArray[np.bool_], scale: int) -> NDArray[np.uint8]:
     A bit for each cell would lose what lies inside it: on real masks at 1/2, coverage brought back to
     full size agrees with the mask to Dice 0.9999, a bit mask to 0.998.
     """
-    rows, columns = small_shape(*mask.shape, scale)
+    rows, columns = small_shape(mask.shape[0], mask.shape[1], scale)
     full = mask.view(np.uint8) * np.uint8(255)
     overhang = (rows * scale - mask.shape[0], columns * scale - mask.shape[1])
     if any(overhang):

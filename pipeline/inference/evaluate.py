@@ -26,7 +26,7 @@ def histograms(
 
     batches: uint8 (N, H, W, 3), the pictures of `names` in order; read_mask: name -> mask at full size.
     """
-    results = []
+    results: list[NDArray[np.int32]] = []
     with ThreadPoolExecutor() as pool:  # reading a mask and counting release the interpreter's lock
         rest = iter(names)
         for image_NHWC in batches:

@@ -4,10 +4,10 @@ import gzip
 import io
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from pipeline.data.archive import DAMAGE
 from pipeline.problem import Problem
 
 LONGEST_FIELD = 32 * 2**20  # characters; a chequered mask of 1918x1280 pixels has 12 million
@@ -28,11 +28,12 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
                 raise Problem(f"{path}, line 1: the header must be {','.join(header)}, not {shown}.")
             for row in reader:
                 if len(row) != len(header):
-                    raise Problem(f"{path}, line {reader.line_num}: {len(row)} fields, but there must be {len(header)}.")
+                    where = f"{path}, line {reader.line_num}"
+                    raise Problem(f"{where}: {len(row)} fields, but there must be {len(header)}.")
                 yield reader.line_num, row
     except FileNotFoundError:
         raise Problem(f"There is no {path}.") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, UnicodeDecodeError, csv.Error) as error:
+    except (*DAMAGE, csv.Error) as error:
         raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
 
 

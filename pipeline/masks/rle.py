@@ -36,17 +36,16 @@ def parse(text: str, pixels: int) -> NDArray[np.int64]:
     Raises ValueError, with the offending values, for a word that is not a positive number, an odd count,
     runs out of order or overlapping, and a run beyond the last pixel. Runs that touch are allowed.
     """
-    words = text.split()
-    try:
-        numbers = np.array(words, dtype=np.int64)
-    except (ValueError, OverflowError):
-        wrong = next(word for word in words if not (word.isascii() and word.isdigit() and len(word) < 19))
-        raise ValueError(f"{wrong[:20]!r} is not a positive whole number") from None
+    if text.encode("ascii", "replace").translate(None, b"0123456789 "):
+        wrong = next(word for word in text.split(" ") if word and not (word.isascii() and word.isdigit()))
+        raise ValueError(f"{wrong[:20]!r} is not a whole number")
+    numbers = np.fromstring(text, dtype=np.int64, sep=" ") if text.strip() else np.empty(0, np.int64)
     if numbers.size % 2:
         raise ValueError(f"{numbers.size} numbers, but runs are pairs of start and length")
+    if numbers.size and not 1 <= numbers.min() <= numbers.max() <= pixels:
+        wrong = next(word for word in text.split() if not 1 <= int(word) <= pixels)
+        raise ValueError(f"the number {wrong[:20]}, but starts and lengths lie between 1 and {pixels}")
     starts, lengths = numbers[0::2], numbers[1::2]
-    if numbers.size and numbers.min() < 1:
-        raise ValueError(f"the number {numbers.min()}, but starts and lengths begin at 1")
     begins = starts - 1
     ends = begins + lengths
     if ends.size and (last := int(ends.max())) > pixels:

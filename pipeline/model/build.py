@@ -5,7 +5,6 @@ exit: bytes are normalised on the device (a byte crosses the bus four times as f
 is padded to what the network can halve, and the padding is cut off again.
 """
 import pathlib
-import pickle
 
 import torch
 import torch.nn.functional as F
@@ -65,26 +64,25 @@ def build_smp(name: str, encoder: str, encoder_weights: str | None, classes: int
     factory = getattr(smp, name, None)
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
         raise Problem(f"model.arch is smp.{name}, which segmentation-models-pytorch {smp.__version__} does not have.")
-    file = pathlib.Path(encoder_weights) if encoder_weights else None
-    is_file = file is not None and (file.is_file() or file.suffix != "" or len(file.parts) > 1)
+    file = pathlib.Path(encoder_weights or "")
+    is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
     fetched = None if is_file else encoder_weights
     try:
         network = factory(encoder_name=encoder, encoder_weights=fetched, classes=classes)
-    except KeyError as error:
-        raise Problem(
-            f"model.encoder is {encoder!r} and model.encoder_weights {encoder_weights!r}, which "
-            f"segmentation-models-pytorch does not know ({' '.join(str(error).split())[:200]})."
-        ) from None
-    except Exception as error:  # whatever a hub's client raises without a network, and it raises many things
-        if fetched is None:
-            raise
+    except Exception as error:  # smp, timm and the hub's client have no common one
+        if fetched is None or isinstance(error, KeyError):
+            reason = " ".join(str(error).split())[:200]
+            raise Problem(
+                f"model.arch smp.{name} does not go with model.encoder {encoder!r} and "
+                f"model.encoder_weights {encoder_weights!r} ({reason})."
+            ) from error
         raise Problem(
             f"The {fetched} weights of {encoder} could not be fetched ({type(error).__name__}); fetch them on a "
             "machine with a network, save the encoder's state_dict with torch.save, and give the file's path as "
             "model.encoder_weights, or set it to null to train from scratch."
         ) from error
     if is_file:
-        load_encoder(network.encoder, file)
+        load_encoder(network.get_submodule("encoder"), file)
     return network
 
 
@@ -94,7 +92,7 @@ def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
         encoder.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise Problem(f"model.encoder_weights names {file}, but there is no such file.") from None
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
+    except Exception as error:  # the bytes of a damaged file may raise anything
         reason = " ".join(str(error).split())[:200]
         raise Problem(f"{file} does not hold the weights of this encoder ({reason}).") from None
 

@@ -158,7 +158,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
             saved_at = time.monotonic()
         if stop.asked:
             bar.close()
-            raise Problem(f"Stopped after step {step} of {steps}; it is saved, and the same command goes on from there.")
+            raise Problem(f"Stopped after step {step} of {steps}; it is saved, the same command goes on from there.")
         if step % steps_per_epoch:
             continue
 

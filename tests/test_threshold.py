@@ -1,0 +1,90 @@
+"""The cut, and a Dice that does not flatter it."""
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from pipeline.masks import dice
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.stages import threshold
+from pipeline.stages.predict import read_cut
+
+
+def scores(*best_cuts: int) -> np.ndarray:
+    """Dice (images, 256) that falls by 0.001 a step on both sides of each image's best cut."""
+    return 0.9 - 0.001 * np.abs(np.arange(256)[None] - np.array(best_cuts)[:, None])
+
+
+def test_each_group_is_judged_at_the_cut_that_is_best_on_the_others() -> None:
+    found = threshold.cross_fitted(scores(100, 100, 140), np.array(["kia", "kia", "ford"]))
+    assert found == pytest.approx(0.9 - 0.040)
+
+
+def test_images_of_one_group_do_not_choose_each_others_cut() -> None:
+    """Judged alone, each image would be flattered by the others of its make."""
+    images = scores(100, 100, 100, 140, 140)
+    grouped = threshold.cross_fitted(images, np.array(["kia", "kia", "kia", "ford", "ford"]))
+    alone = threshold.cross_fitted(images, np.array(["a", "b", "c", "d", "e"]))
+    assert grouped == pytest.approx(0.9 - 0.040)
+    assert alone > grouped + 0.005
+
+
+def test_a_single_group_is_judged_at_its_own_cut() -> None:
+    assert threshold.cross_fitted(scores(100, 100), np.array(["kia", "kia"])) == pytest.approx(0.9)
+
+
+@pytest.fixture
+def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose four pictures of two makes in two folds are best cut at 100, 100 and 140, 140."""
+    monkeypatch.chdir(tmp_path)
+    run = Run("small")
+    run.folder.mkdir(parents=True)
+    run.folds.write_text("car_id,make,fold\n00000000000a,kia,0\n00000000000b,,1\n")
+    run.oof(0).parent.mkdir()
+    truth = np.arange(64) < 20
+    for fold, car in enumerate("ab"):
+        high = 100 + 40 * fold  # the car's pixels have this value, the others one less
+        values = np.where(truth, high, high - 1).astype(np.uint8)
+        counts = np.stack([dice.histogram(values, truth)] * 2)
+        np.savez(run.oof(fold), names=[f"00000000000{car}_{view}.jpg" for view in ("01", "02")], histograms=counts)
+    return run
+
+
+def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
+    threshold.run(judged)
+    found = json.loads(judged.threshold.read_text())
+    assert set(found) == {"cut", "oof_dice", "oof_dice_cross_fitted", "images"}
+    assert found["images"] == 4
+    too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
+    assert found["cut"] == pytest.approx(dice.cut_as_share(100), abs=1e-6)
+    assert found["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
+    assert found["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
+    assert read_cut(judged.threshold) == 100
+
+
+def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
+    """Even the cut 0 of a network that finds nothing at all."""
+    truth = np.arange(64) < 20
+    for cut in range(256):
+        values = np.where(truth, cut, max(cut - 1, 0)).astype(np.uint8)
+        counts = np.stack([dice.histogram(values, truth)])
+        for fold in (0, 1):
+            np.savez(judged.oof(fold), names=["00000000000a_01.jpg"], histograms=counts)
+        threshold.run(judged)
+        assert read_cut(judged.threshold) == cut
+
+
+def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
+    for path in judged.all_oof():
+        path.unlink()
+    with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate` first"):
+        threshold.run(judged)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"cut": "0.5"}', '{"cut": 2}', '{"cut": null}', "\xff"])
+def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(Problem, match=r"threshold\.json"):
+        read_cut(tmp_path / "threshold.json")
