@@ -216,6 +216,17 @@ def test_several_forked_workers_read_what_one_process_reads(demo_folder: pathlib
     assert list(loader) == expected
 
 
+def test_a_forked_process_opens_the_archive_for_itself(packed: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with one handle would move each other's position in the file."""
+    files = FileSet(packed, "test", NAMES)
+    files.read("a.jpg")
+    handle_of_the_parent = files.open_archive()
+    assert files.open_archive() is handle_of_the_parent
+    monkeypatch.setattr("os.getpid", lambda: -2)
+    assert files.open_archive() is not handle_of_the_parent
+    assert all_of(files) == FILES
+
+
 def test_several_threads_read_what_one_reads(demo_folder: pathlib.Path) -> None:
     files = FileSet(demo_folder, "train_masks", re.compile(r".*\.gif"))
     expected = all_of(files)

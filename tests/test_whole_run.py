@@ -187,8 +187,7 @@ def test_the_score_is_told_in_one_last_line_and_is_no_accident(
     last = capsys.readouterr().out.splitlines()[-1]
     match = re.fullmatch(r"public (0\.\d{5})  private (0\.\d{5})  images 16", last)
     assert match is not None
-    print(last)
-    assert float(match[2]) > 0.7
+    assert float(match[2]) > 0.75  # the same ellipse in every picture reaches 0.72 at best
 
 
 def test_the_same_run_predicts_the_same_bytes_again(pipeline: Pipeline, finished: dict[str, int]) -> None:
@@ -296,6 +295,25 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
             pipeline("train", "--run", "new")
     assert pipeline("train", "--run", "new") == 0
     assert_same_training(new_run / "fold0", RUN / "fold0")
+
+
+def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, dice_of_epochs = Ema.update, iter((0.9, 0.8, 0.7))
+
+    def interrupt_after_the_first_epoch(self: Ema, step: int) -> None:
+        update(self, step)
+        if step == STEPS_PER_EPOCH:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: (next(dice_of_epochs), 0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ema, "update", interrupt_after_the_first_epoch)
+        assert pipeline("train", "--run", "new") == 1
+    assert pipeline("train", "--run", "new") == 0
+    assert [row["val_dice"] for row in read_log(new_run / "fold0")] == [0.9, 0.8, 0.7]
+    assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # as it was after the first
 
 
 def test_a_run_that_is_killed_before_its_last_line_of_log_still_gets_it(
