@@ -78,7 +78,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## SET="a.b=1 c.d=2"        settings laid over the config's
 ## FILE=x.csv.gz            check, score: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder
-## CARS=20                  demo, demo-data: cars to train on
+## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=4              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
 ## OUT=dir                  shrink: the folder of the copy

@@ -117,8 +117,8 @@ def fold_number(word: str) -> str:
 
 
 def run_name(word: str) -> str:
-    if word != pathlib.Path(word).name:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a plain name, without slashes")
+    if word != pathlib.Path(word).name or word == "..":
+        raise argparse.ArgumentTypeError(f"{word!r} must be the plain name of a folder")
     return word
 
 
@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
         return stage
 
     stage = add("demo-data", demo_data, "draw a synthetic competition folder")
-    stage.add_argument("--cars", type=int, default=20, help="training cars")
+    stage.add_argument("--cars", type=int, default=32, help="training cars")
     stage.add_argument("--test-cars", type=int, default=4)
     stage.add_argument("--seed", type=int, default=0)
     stage = add("shrink", shrink, "make a light copy of a competition folder")

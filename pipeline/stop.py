@@ -3,14 +3,18 @@ import signal
 
 
 class StopSignals:
-    """From now on the first signal only sets `asked`, so that a step can be finished and saved.
-
-    A second Ctrl+C interrupts at once. `restore` brings back what a signal did before.
+    """`with StopSignals() as stop:` the first signal only sets `stop.asked`, so that a step can be finished
+    and saved; a second one does what it did before.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    asked = False
+
+    def __enter__(self) -> "StopSignals":
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
 
     def ask(self, number: int, frame: object) -> None:
         self.asked = True

@@ -46,7 +46,7 @@ def best_cut(dice: NDArray[np.float64]) -> int:
 
 def cut_as_share(cut: int) -> float:
     """The 8-bit cut as a probability: 128 -> 0.5, since 127 / 255 lies below it and 128 / 255 above."""
-    return (cut - 0.5) / (CUTS - 1)
+    return max(0.0, (cut - 0.5) / (CUTS - 1))
 
 
 def cut_from_share(share: float) -> int:

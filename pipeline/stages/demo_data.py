@@ -67,7 +67,7 @@ class View:
 
 def run(
     folder: pathlib.Path,
-    cars: int = 20,
+    cars: int = 32,
     test_cars: int = 4,
     seed: int = 0,
     workers: int | None = None,

@@ -93,6 +93,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
     schedule = Schedule(len(training), hyper.batch_size, hyper.epochs, hyper.seed, first_step=step)
     steps_per_epoch = schedule.steps_per_epoch
     steps = steps_per_epoch * hyper.epochs
+    write_log(fold, log)  # a kill may have come between the checkpoint and its line
     if step == steps:
         print(f"{fold.folder} is trained already: Dice {best_dice:.5f}. Another RUN= starts anew.")
         return
@@ -121,73 +122,71 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         )
 
     # The loop: each turn is one step, and the last turn of an epoch also judges and saves
-    stop = StopSignals()
-    tensorboard = open_tensorboard(fold, first_epoch=step // steps_per_epoch + 1)
     forward = torch.compile(network) if hyper.compile else network
     loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
     watch = Stopwatch(images_per_step=hyper.batch_size)
     saved_at = read_at = time.monotonic()
-    bar = progress(total=steps, initial=step, unit="step")
     network.train()
-    for image_NHWC, coverage_NHW in watch.waiting_for(loader):
-        learning_rate = learning_rate_at(step, steps, hyper.learning_rate, hyper.warmup_share)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-        torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
-        image_NHWC = image_NHWC.to(device, non_blocking=True)
-        share_NHW = coverage_NHW.to(device, non_blocking=True).float() / 255
+    with (
+        StopSignals() as stop,
+        open_tensorboard(fold, first_epoch=step // steps_per_epoch + 1) as tensorboard,
+        progress(total=steps, initial=step, unit="step") as bar,
+    ):
+        for image_NHWC, coverage_NHW in watch.waiting_for(loader):
+            learning_rate = learning_rate_at(step, steps, hyper.learning_rate, hyper.warmup_share)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate
+            torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
+            image_NHWC = image_NHWC.to(device, non_blocking=True)
+            share_NHW = coverage_NHW.to(device, non_blocking=True).float() / 255
 
-        with autocast(device):
-            logits_NCHW = forward(image_NHWC)
-        loss = segmentation_loss(logits_NCHW[:, 0].float(), share_NHW, hyper.bce_weight, hyper.dice_weight)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        ema.update(step)
-        loss_sum += loss.detach()
-        step += 1
-        bar.update()
+            with autocast(device):
+                logits_NCHW = forward(image_NHWC)
+            loss = segmentation_loss(logits_NCHW[:, 0].float(), share_NHW, hyper.bce_weight, hyper.dice_weight)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            ema.update(step)
+            loss_sum += loss.detach()
+            step += 1
+            bar.update()
 
-        if time.monotonic() - read_at > SECONDS_BETWEEN_READINGS:
-            bar.set_postfix(loss=f"{finite(loss, fold, step):.4f}", images_per_s=f"{watch.images_per_s():.1f}")
-            read_at = time.monotonic()
-        if stop.asked or time.monotonic() - saved_at > 60 * hyper.checkpoint_minutes:
-            finite(loss, fold, step)
+            if time.monotonic() - read_at > SECONDS_BETWEEN_READINGS:
+                bar.set_postfix(loss=f"{finite(loss, fold, step):.4f}", images_per_s=f"{watch.images_per_s():.1f}")
+                read_at = time.monotonic()
+            if stop.asked or time.monotonic() - saved_at > 60 * hyper.checkpoint_minutes:
+                finite(loss, fold, step)
+                save_last()
+                saved_at = time.monotonic()
+            if stop.asked:
+                raise Problem(f"Stopped after step {step} of {steps}; it is saved, the same command goes on there.")
+            if step % steps_per_epoch:
+                continue
+
+            train_loss = finite(loss_sum / steps_per_epoch, fold, step)
+            loss_sum.zero_()
+            epoch = step // steps_per_epoch
+            row = {"epoch": epoch, "train_loss": train_loss, "val_dice": None, "val_dice_cut": None}
+            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
+            if epoch % hyper.validate_every_epochs == 0 or step == steps:
+                row["val_dice"], row["val_dice_cut"] = judge(ema, settings, pictures, masks, held_out)
+            row["seconds"] = watch.seconds()
+            log.append(row)
+            if row["val_dice"] is not None and row["val_dice"] > best_dice:
+                best_dice = row["val_dice"]
+                best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
+                checkpoint.save(fold.best, best)
             save_last()
-            saved_at = time.monotonic()
-        if stop.asked:
-            bar.close()
-            raise Problem(f"Stopped after step {step} of {steps}; it is saved, the same command goes on from there.")
-        if step % steps_per_epoch:
-            continue
+            write_log(fold, log)
+            for key in ("train_loss", "val_dice", "images_per_s", "lr"):
+                if row[key] is not None:
+                    tensorboard.add_scalar(key, row[key], epoch)
+            bar.clear()
+            print(describe_epoch(row, hyper.epochs), flush=True)
+            watch.restart()
+            saved_at = read_at = time.monotonic()
 
-        train_loss = finite(loss_sum / steps_per_epoch, fold, step)
-        loss_sum.zero_()
-        epoch = step // steps_per_epoch
-        row = {"epoch": epoch, "train_loss": train_loss, "val_dice": None, "val_dice_cut": None}
-        row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
-        if epoch % hyper.validate_every_epochs == 0 or step == steps:
-            row["val_dice"], row["val_dice_cut"] = judge(ema, settings, pictures, masks, held_out)
-        row["seconds"] = watch.seconds()
-        log.append(row)
-        if row["val_dice"] is not None and row["val_dice"] > best_dice:
-            best_dice = row["val_dice"]
-            best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
-            checkpoint.save(fold.best, best)
-        save_last()
-        write_text(fold.log, "".join(json.dumps(one) + "\n" for one in log))
-        for key in ("train_loss", "val_dice", "images_per_s", "lr"):
-            if row[key] is not None:
-                tensorboard.add_scalar(key, row[key], epoch)
-        bar.clear()
-        print(describe_epoch(row, hyper.epochs), flush=True)
-        watch.restart()
-        saved_at = read_at = time.monotonic()
-
-    bar.close()
-    tensorboard.close()
-    stop.restore()
     minutes = (time.monotonic() - started) / 60
     print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
 
@@ -237,6 +236,13 @@ def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
             "set them back, choose another RUN=, or delete that folder."
         )
     return state
+
+
+def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
+    """`log.jsonl`, one object an epoch; a file that says so already is left alone."""
+    text = "".join(json.dumps(row) + "\n" for row in log)
+    if log and (not fold.log.exists() or fold.log.read_text() != text):
+        write_text(fold.log, text)
 
 
 def open_tensorboard(fold: Fold, first_epoch: int):
