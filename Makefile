@@ -8,7 +8,7 @@ demo: ## the whole way on drawn cars, from no data to a scored submission; minut
 	$(call stage,demo-data,$(demo_flags))
 	@$(call header,2/8  Split its cars into folds that no make crosses)
 	$(call stage,folds)
-	@$(call header,3/8  Train a network for each fold)
+	@$(call header,3/8  Train a network for two of the folds)
 	$(call stage,train)
 	@$(call header,4/8  Judge each network on the makes that it never saw)
 	$(call stage,validate)
@@ -23,7 +23,7 @@ demo: ## the whole way on drawn cars, from no data to a scored submission; minut
 	@$(call header,The submission: submissions/$(or $(RUN),$(basename $(notdir $(CONFIG)))).csv.gz)
 demo: CONFIG ?= configs/demo.yaml
 demo: DATA ?= data/demo
-demo: FOLD ?= all
+demo: FOLD ?= 0,1
 test: lint types unit ## lint, types and unit: what must pass before a commit
 
 ##@ Stages
@@ -74,7 +74,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## CONFIG=configs/x.yaml    a run's settings; without it configs/unet_640.yaml
 ## DATA=dir                 the competition folder, which is only read; without it the config's
 ## RUN=name                 names runs/RUN/ and submissions/RUN.csv.gz; without it the config's file name
-## FOLD=0                   a number or all; without it train takes 0, other stages all that are trained
+## FOLD=0                   a number, several as 0,1, or all; without it train takes 0, other stages all that are trained
 ## SET="a.b=1 c.d=2"        settings laid over the config's
 ## FILE=x.csv.gz            check, score: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder

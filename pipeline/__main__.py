@@ -54,8 +54,8 @@ def train(args: argparse.Namespace) -> None:
     from pipeline.stages import train as stage
 
     settings = settings_of(args)
-    numbers = list(range(settings.data.folds)) if args.fold == "all" else [int(args.fold or 0)]
-    stage.run(settings, run_of(args), numbers, pathlib.Path(settings.data.folder))
+    numbers = [0] if args.fold is None else args.fold or range(settings.data.folds)
+    stage.run(settings, run_of(args), list(numbers), pathlib.Path(settings.data.folder))
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -103,17 +103,20 @@ def run_of(args: argparse.Namespace) -> Run:
 
 
 def trained_folds(args: argparse.Namespace) -> list[int]:
-    return run_of(args).trained_folds() if args.fold in (None, "all") else [int(args.fold)]
+    return args.fold or run_of(args).trained_folds()
 
 
 def submission_of(args: argparse.Namespace) -> pathlib.Path:
     return pathlib.Path(args.file) if args.file else run_of(args).submission
 
 
-def fold_number(word: str) -> str:
-    if word != "all" and not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r} is neither a number nor all")
-    return word
+def fold_numbers(word: str) -> list[int]:
+    """"0" -> [0], "0,1" -> [0, 1], "all" -> []."""
+    if word == "all":
+        return []
+    if not all(number.isdecimal() for number in word.split(",")):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither a number, nor several such as 0,1, nor all")
+    return [int(number) for number in word.split(",")]
 
 
 def run_name(word: str) -> str:
@@ -125,7 +128,7 @@ def run_name(word: str) -> str:
 def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=f"default {DEFAULT_CONFIG}")
-    shared.add_argument("--fold", type=fold_number, metavar="K", help="a number or all")
+    shared.add_argument("--fold", type=fold_numbers, metavar="K", help="a number, several as 0,1, or all")
     shared.add_argument("--data", metavar="DIR", help="the competition folder; it is only read")
     shared.add_argument("--run", type=run_name, metavar="NAME", help="default: the config's file name")
     shared.add_argument(

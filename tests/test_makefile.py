@@ -75,7 +75,7 @@ def test_a_stage_is_a_target_whose_flags_it_takes(stage: str) -> None:
 def test_demo_keeps_what_it_is_given() -> None:
     steps = [words for words in commands("demo") if words[0] == "py"]
     assert [words[3] for words in steps] == "demo-data folds train validate threshold predict check score".split()
-    assert all(words[4:] == "--config configs/demo.yaml --fold all --data data/demo".split() for words in steps)
+    assert all(words[4:] == "--config configs/demo.yaml --fold 0,1 --data data/demo".split() for words in steps)
     given = "CONFIG=c.yaml FOLD=1 DATA=d RUN=r".split()
     *steps, last = commands("demo", *given)
     assert [words[4:] for words in steps if words[0] == "py"] == [
