@@ -79,7 +79,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## FILE=x.csv.gz            check, score: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder
 ## CARS=32                  demo, demo-data: cars to train on
-## TEST_CARS=4              demo, demo-data: cars to predict
+## TEST_CARS=8              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
 ## OUT=dir                  shrink: the folder of the copy
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller

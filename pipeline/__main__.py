@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     stage = add("demo-data", demo_data, "draw a synthetic competition folder")
     stage.add_argument("--cars", type=int, default=32, help="training cars")
-    stage.add_argument("--test-cars", type=int, default=4)
+    stage.add_argument("--test-cars", type=int, default=8)
     stage.add_argument("--seed", type=int, default=0)
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")

@@ -68,7 +68,7 @@ class View:
 def run(
     folder: pathlib.Path,
     cars: int = 32,
-    test_cars: int = 4,
+    test_cars: int = 8,
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
