@@ -33,7 +33,7 @@ shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE
 	$(call stage,shrink,$(call given,--out,OUT)$(call given,--scale,SCALE)$(call given,--quality,QUALITY))
 folds: ## split the training cars into folds that no make crosses
 	$(call stage,folds)
-train: folds ## train the fold FOLD=0, another or all; the same command again goes on
+train: folds ## train the fold FOLD=0, others or all; the same command again goes on
 	$(call stage,train)
 validate: ## judge each trained fold on the makes that it never saw
 	$(call stage,validate)
@@ -74,7 +74,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## CONFIG=configs/x.yaml    a run's settings; without it configs/unet_640.yaml
 ## DATA=dir                 the competition folder, which is only read; without it the config's
 ## RUN=name                 names runs/RUN/ and submissions/RUN.csv.gz; without it the config's file name
-## FOLD=0                   a number, several as 0,1, or all; without it train takes 0, other stages all that are trained
+## FOLD=0                   a number, several as 0,1, or all; without it train takes 0, later stages all trained
 ## SET="a.b=1 c.d=2"        settings laid over the config's
 ## FILE=x.csv.gz            check, score: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder

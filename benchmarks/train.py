@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferencePictures, ReferenceTrainer
-from pipeline import config
+from pipeline import carvana, config
 from pipeline.data import augment, competition
 from pipeline.data.dataset import Schedule, TrainingPictures, training_loader
 from pipeline.inference.device import autocast, describe, has_bf16, pick_device
@@ -26,8 +26,6 @@ from pipeline.model.ema import Ema
 from pipeline.model.losses import segmentation_loss
 from pipeline.progress import Stopwatch
 from pipeline.stages import demo_data
-
-FULL_SIZE = (1280, 1918)
 
 
 def main() -> None:
@@ -92,9 +90,8 @@ def our_pictures(folder: pathlib.Path, scale: int, copies: int = 1) -> TrainingP
     pictures = competition.Pictures(folder, "train")
     names = pictures.names * copies
     change = augment.build(**config.Augment().model_dump())
-    return TrainingPictures(
-        pictures, competition.open_masks(folder), names, scale, change, seed=0, cache=False, full_size=FULL_SIZE
-    )
+    full_size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    return TrainingPictures(pictures, competition.open_masks(folder), names, scale, change, 0, False, full_size)
 
 
 def reference_pictures(folder: pathlib.Path, scale: int) -> ReferencePictures:
@@ -152,9 +149,8 @@ def our_speed(
 
 
 def reference_speed(folder: pathlib.Path, scale: int, batch_size: int, steps: int, device: torch.device) -> float:
-    """Images a second of the reference's loop, with its loader's usual number of workers on a GPU."""
-    dataset = reference_pictures(folder, scale)
-    batches = list(DataLoader(dataset, batch_size))  # read beforehand: only its step is timed
+    """Images a second of the reference's step; its pictures are read beforehand and cost it nothing."""
+    batches = list(DataLoader(reference_pictures(folder, scale), batch_size, drop_last=True))
     trainer = ReferenceTrainer(device)
     trainer.step(*batches[0])
     begun = time.perf_counter()

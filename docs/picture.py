@@ -3,7 +3,6 @@
 Three test cars of makes that were never trained on: photo, prediction, and errors in colour. Blue and
 orange are told apart with every kind of colour vision.
 """
-import csv
 import pathlib
 import sys
 
@@ -24,7 +23,6 @@ WIDTH_PX = 480
 
 
 def main() -> None:
-    csv.field_size_limit(2**25)
     size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
     truth = {name: text for _, (name, text, _) in read_rows(ROOT / "data/demo/solution.csv", carvana.SOLUTION_HEADER)}
     found = {

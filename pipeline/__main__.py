@@ -79,14 +79,14 @@ def predict(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     from pipeline.stages import check as stage
 
-    stage.run(submission_of(args), pathlib.Path(settings_of(args).data.folder))
+    stage.run(submission_of(args), folder_of(args))
 
 
 def score(args: argparse.Namespace) -> None:
     from pipeline.stages import score as stage
 
-    solution = args.solution or f"{settings_of(args).data.folder}/solution.csv"
-    stage.run(submission_of(args), pathlib.Path(solution))
+    solution = pathlib.Path(args.solution) if args.solution else folder_of(args) / "solution.csv"
+    stage.run(submission_of(args), solution)
 
 
 def settings_of(args: argparse.Namespace) -> config.Settings:
@@ -96,6 +96,13 @@ def settings_of(args: argparse.Namespace) -> config.Settings:
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The words of --set, with --data as one more; JSON's quotes are YAML's too."""
     return args.set + ([f"data.folder={json.dumps(args.data)}"] if args.data else [])
+
+
+def folder_of(args: argparse.Namespace) -> pathlib.Path:
+    """The competition folder: --data, else what the run was trained on, else the config's."""
+    trained = run_of(args).trained_folds()
+    path = run_of(args).fold(trained[0]).config if trained else pathlib.Path(args.config)
+    return pathlib.Path(config.load(path, overrides_of(args)).data.folder)
 
 
 def run_of(args: argparse.Namespace) -> Run:

@@ -36,7 +36,7 @@ class Augment(Section):
 
     flip: Share = 0.5  # chance of a left-right mirror
     shift: Share = 0.05  # of the picture's side
-    zoom: Share = 0.1  # 0.1: between 0.9 and 1.1 times the size
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1  # 0.1: between 0.9 and 1.1 times the size
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 5.0
     brightness: Share = 0.15  # of the full range
     contrast: Share = 0.15
@@ -115,9 +115,9 @@ def for_later_stage(trained: Settings, overrides: list[str], where: str) -> Sett
     """
     tree = trained.model_dump()
     for word in overrides:
-        if word.startswith(("data.", "predict.")):
-            apply_override(tree, word)
-    return parse(tree, where)
+        apply_override(tree, word)
+    given = parse(tree, where)  # a misspelt word is an error here too
+    return trained.model_copy(update={"data": given.data, "predict": given.predict})
 
 
 def dump(settings: Settings) -> str:

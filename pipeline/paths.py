@@ -57,9 +57,6 @@ class Run:
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
-    def all_oof(self) -> list[pathlib.Path]:
-        return sorted((self.folder / "oof").glob("fold*.npz"))
-
     @property
     def threshold(self) -> pathlib.Path:
         return self.folder / "threshold.json"

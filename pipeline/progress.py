@@ -14,15 +14,21 @@ def progress(things: Iterable[Any] | None = None, label: str = "", **options: An
 
 
 class Stopwatch:
-    """How fast steps follow one another since `restart`, and how long they waited for their pictures."""
+    """How fast steps follow one another since `restart`, and how long they waited for their pictures.
 
-    def __init__(self, images_per_step: int):
+    `Stopwatch(n, **readings)` goes on from the `readings()` of an earlier process.
+    """
+
+    def __init__(self, images_per_step: int, images: int = 0, waited_s: float = 0.0, elapsed_s: float = 0.0):
         self.images_per_step = images_per_step
-        self.restart()
+        self.images, self.waited_s = images, waited_s
+        self.started = time.monotonic() - elapsed_s
 
     def restart(self) -> None:
-        self.started = time.monotonic()
-        self.images, self.waited_s = 0, 0.0
+        self.images, self.waited_s, self.started = 0, 0.0, time.monotonic()
+
+    def readings(self) -> dict[str, float]:
+        return {"images": self.images, "waited_s": self.waited_s, "elapsed_s": self.seconds()}
 
     def waiting_for(self, batches: Iterable[Thing]) -> Iterator[Thing]:
         """Hand the batches on, counting the time that each was waited for."""

@@ -1,10 +1,12 @@
 """Being asked to stop: Ctrl+C, and SIGTERM as Kaggle and spot machines send it."""
 import signal
+import sys
 
 
 class StopSignals:
-    """`with StopSignals() as stop:` the first signal only sets `stop.asked`, so that a step can be finished
-    and saved; a second one does what it did before.
+    """`with StopSignals() as stop:` a signal only sets `stop.asked`, so that a step can be finished and saved.
+
+    A second Ctrl+C interrupts at once. A second SIGTERM does not: `timeout` and make send several for one.
     """
 
     asked = False
@@ -14,12 +16,12 @@ class StopSignals:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.restore()
-
-    def ask(self, number: int, frame: object) -> None:
-        self.asked = True
-        self.restore()
-
-    def restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def ask(self, number: int, frame: object) -> None:
+        if not self.asked:
+            print("Stopping as soon as this is saved ...", file=sys.stderr)
+        self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self.before[signal.SIGINT])

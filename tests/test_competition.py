@@ -57,13 +57,13 @@ def test_a_car_without_one_of_its_16_views_is_a_problem(folder: pathlib.Path) ->
 
 def test_a_picture_without_a_mask_is_a_problem(folder: pathlib.Path) -> None:
     drop_member(folder / "train_masks.zip", "331659860e11_16_mask.gif")
-    with pytest.raises(Problem, match=r"1 training pictures have no mask.*331659860e11_16\.jpg"):
+    with pytest.raises(Problem, match=r"train_masks.* lacks 1 masks.*331659860e11_16\.jpg"):
         check(folder)
 
 
 def test_a_training_car_without_metadata_is_a_problem(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_text(METADATA.replace("011330127438", "11330127438"))
-    with pytest.raises(Problem, match=r"1 training cars are not in metadata\.csv.*011330127438"):
+    with pytest.raises(Problem, match=r"metadata\.csv lacks 1 cars of .*train\.zip.*011330127438"):
         check(folder)
 
 

@@ -69,7 +69,7 @@ def test_a_stage_is_a_target_whose_flags_it_takes(stage: str) -> None:
     assert (args.stage, args.config, args.data, args.run) == (stage, "c.yaml", "my data", "it's")
     assert args.set == ["a.b=1", "c.d=x"]
     own = {name: str(value) for name, value in vars(args).items() if name.upper() in given}
-    assert own == {name: given[name.upper()] for name in own} | {"set": "['a.b=1', 'c.d=x']"}
+    assert own == {name: given[name.upper()] for name in own} | {"set": "['a.b=1', 'c.d=x']", "fold": "[1]"}
 
 
 def test_demo_keeps_what_it_is_given() -> None:

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from pipeline.files import sha256
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -48,8 +49,14 @@ def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         high = 100 + 40 * fold  # the car's pixels have this value, the others one less
         values = np.where(truth, high, high - 1).astype(np.uint8)
         counts = np.stack([dice.histogram(values, truth)] * 2)
-        np.savez(run.oof(fold), names=[f"00000000000{car}_{view}.jpg" for view in ("01", "02")], histograms=counts)
+        run.fold(fold).folder.mkdir()
+        run.fold(fold).best.write_text(f"the network of fold {fold}")
+        save_oof(run, fold, [f"00000000000{car}_{view}.jpg" for view in ("01", "02")], counts)
     return run
+
+
+def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray) -> None:
+    np.savez(run.oof(fold), names=names, histograms=counts, checkpoint=sha256(run.fold(fold).best))
 
 
 def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
@@ -71,16 +78,28 @@ def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
         values = np.where(truth, cut, max(cut - 1, 0)).astype(np.uint8)
         counts = np.stack([dice.histogram(values, truth)])
         for fold in (0, 1):
-            np.savez(judged.oof(fold), names=["00000000000a_01.jpg"], histograms=counts)
+            save_oof(judged, fold, ["00000000000a_01.jpg"], counts)
         threshold.run(judged)
         assert read_cut(judged.threshold) == cut
 
 
 def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
-    for path in judged.all_oof():
-        path.unlink()
+    for fold in (0, 1):
+        judged.oof(fold).unlink()
     with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate` first"):
         threshold.run(judged)
+
+
+def test_predictions_of_another_network_do_not_choose_the_cut(judged: Run) -> None:
+    judged.fold(1).best.write_text("trained again")
+    with pytest.raises(Problem, match=r"fold1\.npz was predicted by another .*best\.pt; run `make validate` again"):
+        threshold.run(judged)
+
+
+def test_predictions_of_a_fold_that_was_deleted_do_not_count(judged: Run) -> None:
+    judged.fold(1).best.unlink()
+    threshold.run(judged)
+    assert json.loads(judged.threshold.read_text())["images"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"cut": "0.5"}', '{"cut": 2}', '{"cut": null}', "\xff"])

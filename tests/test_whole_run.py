@@ -260,6 +260,57 @@ def test_ctrl_c_in_the_middle_of_an_epoch_saves_and_the_rest_ends_with_the_same_
     assert_same_training(new_run / "fold0", RUN / "fold0")
 
 
+@pytest.mark.parametrize("last_step", [STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH])
+def test_ctrl_c_in_the_last_step_of_an_epoch_judges_it_first(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+) -> None:
+    update = Ema.update
+
+    def update_and_interrupt(self: Ema, step: int) -> None:
+        update(self, step)
+        if step == last_step - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ema, "update", update_and_interrupt)
+        assert pipeline("train", "--run", "new") == 1
+    assert len(read_log(new_run / "fold0")) == last_step // STEPS_PER_EPOCH
+    assert pipeline("train", "--run", "new") == 0
+    assert_same_training(new_run / "fold0", RUN / "fold0")
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *things: torch.tensor(torch.inf))
+    assert pipeline("train", "--run", "new") == 1
+    assert "The loss is nan" in only_line(capsys)
+    assert not (new_run / "fold0" / "last.pt").exists()
+
+
+def test_folds_do_not_change_under_a_network_that_was_trained_on_them(
+    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = (run_copy / "folds.csv").read_text()
+    assert pipeline("folds", "--run", "copy", "--set", "data.folds=3") == 1
+    assert "runs/copy/folds.csv would change" in only_line(capsys)
+    assert (run_copy / "folds.csv").read_text() == before
+
+
+def test_a_batch_larger_than_the_fold_is_a_problem(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("train", "--run", "new", "--set", "train.batch_size=999") == 1
+    assert "32 pictures to train on" in only_line(capsys)
+
+
+def test_a_misspelt_setting_is_a_problem_in_later_stages_too(
+    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("predict", "--set", "predict.ttta=none") == 1
+    assert "predict.tta" in only_line(capsys)
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing of ours runs after it."""
 
@@ -389,7 +440,6 @@ def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.Captu
         (["train", "--fold", "7"], "no fold 7"),
         (["train", "--set", "train.epoch=1"], "train.epochs"),
         (["train", "--run", "none"], "make folds"),
-        (["train", "--set", "train.batch_size=999"], "32 pictures to train on"),
         (["validate", "--run", "none"], "make train"),
         (["validate", "--fold", "7"], "fold7/best.pt"),
         (["threshold", "--run", "none"], "make validate"),

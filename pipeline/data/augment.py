@@ -36,6 +36,7 @@ def build(
             A.Affine(
                 translate_percent=(-shift, shift),
                 scale=(1 - zoom, 1 + zoom),
+                keep_ratio=True,
                 rotate=(-rotate_deg, rotate_deg),
                 interpolation=cv2.INTER_LINEAR,
                 mask_interpolation=cv2.INTER_LINEAR,  # coverage is a share, not a label

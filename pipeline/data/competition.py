@@ -45,7 +45,8 @@ class Pictures:
 class CsvMasks:
     """The training masks out of `train_masks.csv`: three times as fast to decode as the GIFs."""
 
-    def __init__(self, table: pd.DataFrame):
+    def __init__(self, table: pd.DataFrame, where: str):
+        self.where = where
         self.text_of = dict(zip(table["img"], table["rle_mask"]))
         self.names = sorted(self.text_of)
 
@@ -54,7 +55,7 @@ class CsvMasks:
         try:
             return rle.decode(self.text_of[image_name], carvana.HEIGHT_PX, carvana.WIDTH_PX)
         except ValueError as error:
-            raise Problem(f"train_masks.csv, row {image_name}: {error}.") from None
+            raise Problem(f"{self.where}, row {image_name}: {error}.") from None
 
 
 class GifMasks:
@@ -62,6 +63,7 @@ class GifMasks:
 
     def __init__(self, folder: pathlib.Path):
         self.files = FileSet(folder, "train_masks", MASK_NAME)
+        self.where = str(self.files.archive_path)
         self.names = [name.removesuffix("_mask.gif") + ".jpg" for name in self.files.names]
 
     def read(self, image_name: str) -> NDArray[np.bool_]:
@@ -77,8 +79,8 @@ Masks = CsvMasks | GifMasks
 
 def open_masks(folder: pathlib.Path) -> Masks:
     """The run lengths where they are there, else the GIFs; on Kaggle's data they are the same masks."""
-    if find_table(folder, "train_masks.csv") is not None:
-        return CsvMasks(read_table(folder, "train_masks.csv", carvana.SUBMISSION_HEADER))
+    if path := find_table(folder, "train_masks.csv"):
+        return CsvMasks(read_table(folder, "train_masks.csv", carvana.SUBMISSION_HEADER), where=str(path))
     return GifMasks(folder)
 
 
@@ -100,9 +102,12 @@ def check_training_set(pictures: Pictures, masks: Masks, make_of_car: dict[str, 
                     f"but a car has {carvana.VIEWS}; download it again."
                 )
     if without := sorted(names - set(masks.names)):
-        raise Problem(f"{len(without)} training pictures have no mask, the first is {without[0]}.")
+        raise Problem(f"{masks.where} lacks {len(without)} masks, the first that of {without[0]}; download it again.")
     if without := [car for car in cars if car not in make_of_car]:
-        raise Problem(f"{len(without)} training cars are not in metadata.csv, the first is {without[0]}.")
+        raise Problem(
+            f"metadata.csv lacks {len(without)} cars of {pictures.files.archive_path}, the first is {without[0]}; "
+            "download both again."
+        )
     return cars
 
 
@@ -132,7 +137,10 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     """
     path = find_table(folder, name)
     if path is None:
-        raise Problem(f"{folder} holds neither {name} nor {name}.zip; run `make download`.")
+        raise Problem(
+            f"{folder} holds neither {name} nor {name}.zip; "
+            "get it from Kaggle, or name the competition's folder with DATA=."
+        )
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,10 @@
 """Where the network runs, and in which precision."""
 import contextlib
+from collections.abc import Iterator
 
 import torch
+
+from pipeline.problem import Problem
 
 
 def pick_device() -> torch.device:
@@ -24,6 +27,15 @@ def cpu_flags() -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 where the processor has it: half the memory traffic, and range enough to need no loss scaling."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+@contextlib.contextmanager
+def out_of_memory_told(settings: str) -> Iterator[None]:
+    """Turn the GPU's out-of-memory error into a Problem that names the settings to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Problem(f"The GPU's memory is too small for {settings}; lower the batch size.") from error
 
 
 def describe(device: torch.device) -> str:

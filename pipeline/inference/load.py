@@ -10,8 +10,8 @@ from pipeline.model.build import Segmenter, build
 from pipeline.problem import Problem
 
 
-def load_network(path: pathlib.Path, device: torch.device, overrides: list[str]) -> tuple[Segmenter, Settings]:
-    """The network of a `best.pt`, and the settings that trained it under a later stage's `overrides`."""
+def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, Settings]:
+    """The network of a `best.pt`, and the settings that trained it."""
     state = checkpoint.load(path, keys=("settings", "network"))
     settings = config.parse(state["settings"], where=str(path))
     # Encoder weights were where training began; the checkpoint has what became of them.
@@ -21,4 +21,4 @@ def load_network(path: pathlib.Path, device: torch.device, overrides: list[str])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
-    return network.to(device).eval(), config.for_later_stage(settings, overrides, where=str(path))
+    return network.to(device).eval(), settings

@@ -1,4 +1,5 @@
 """The rows of a submission or a solution, read one by one: such a file may hold 0.8 GB of run lengths."""
+import contextlib
 import csv
 import gzip
 import io
@@ -37,13 +38,17 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
         raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
 
 
-def open_text(path: pathlib.Path) -> IO[str]:
+@contextlib.contextmanager
+def open_text(path: pathlib.Path) -> Iterator[IO[str]]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="ascii", newline="")
-    if path.suffix == ".zip":
-        archive = zipfile.ZipFile(path)
-        members = archive.namelist()
-        if len(members) != 1:
-            raise Problem(f"{path} holds {len(members)} files, but it must hold the one CSV.")
-        return io.TextIOWrapper(archive.open(members[0]), encoding="ascii", newline="")
-    return open(path, encoding="ascii", newline="")
+        with gzip.open(path, "rt", encoding="ascii", newline="") as text:
+            yield text
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            if len(archive.namelist()) != 1:
+                raise Problem(f"{path} holds {len(archive.namelist())} files, but it must hold the one CSV.")
+            with archive.open(archive.namelist()[0]) as member:
+                yield io.TextIOWrapper(member, encoding="ascii", newline="")
+    else:
+        with open(path, encoding="ascii", newline="") as text:
+            yield text

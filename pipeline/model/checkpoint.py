@@ -14,8 +14,8 @@ from pipeline.problem import Problem
 
 
 def save(path: pathlib.Path, state: dict[str, Any]) -> None:
-    with replacing(path) as draft:
-        torch.save(state, draft)
+    with replacing(path) as draft, open(draft, "wb") as file:
+        torch.save(state, file)
 
 
 def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:

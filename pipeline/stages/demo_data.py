@@ -33,7 +33,6 @@ from pipeline.progress import progress
 
 TRAIN_MAKES, UNSEEN_MAKES = tuple(synthetic.MAKES)[:8], tuple(synthetic.MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
-MEMBER_DATE = (2017, 7, 24, 0, 0, 0)
 JPEG_QUALITY = 88  # 104 kB a picture on average (24 cars); Kaggle's are 102 kB
 PUBLIC_SHARE = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private pictures
 ABOUT = "demo.json"  # marks a folder as a demo, and says what it was drawn from
@@ -243,7 +242,7 @@ def archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
 
 def add(file: zipfile.ZipFile, member: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
     """Add a member under a fixed date, so that equal contents are equal bytes."""
-    info = zipfile.ZipInfo(member, MEMBER_DATE)
+    info = zipfile.ZipInfo(member, carvana.ARCHIVE_DATE)
     info.compress_type = method
     file.writestr(info, data)
 

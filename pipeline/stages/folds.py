@@ -5,6 +5,7 @@ from pipeline.config import Settings
 from pipeline.data import competition, folds
 from pipeline.files import write_text
 from pipeline.paths import Run
+from pipeline.problem import Problem
 
 
 def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
@@ -16,6 +17,11 @@ def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     table = folds.assign({car: make_of_car[car] for car in cars}, settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
+        if begun := sorted(run.folder.glob("fold*/last.pt")):
+            raise Problem(
+                f"{run.folds} would change for {folder} and data.folds {settings.data.folds}, but {begun[0].parent} "
+                "is trained on it; choose another RUN=, or delete that folder."
+            )
         write_text(run.folds, text)
     makes = table.groupby("fold")["make"].nunique()
     cars_per_fold = table.groupby("fold").size()

@@ -8,7 +8,7 @@ import pathlib
 from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
-from pipeline.inference.device import describe, pick_device
+from pipeline.inference.device import describe, out_of_memory_told, pick_device
 from pipeline.inference.evaluate import predictions
 from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
@@ -23,11 +23,15 @@ def run(run: Run, folds: list[int], overrides: list[str]) -> None:
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     device = pick_device()
-    loaded = [load_network(run.fold(fold).best, device, overrides) for fold in folds]
-    networks, settings = [network for network, _ in loaded], loaded[0][1]
-    for fold, (_, other) in zip(folds, loaded):
-        if differences := config.difference(settings, other):
-            raise Problem(f"Folds {folds[0]} and {fold} of {run.folder} were trained differently: {differences[0]}.")
+    loaded = [load_network(run.fold(fold).best, device) for fold in folds]
+    networks, trained = [network for network, _ in loaded], [settings for _, settings in loaded]
+    for fold, other in zip(folds, trained):
+        if (other.data.scale, other.data.hq) != (trained[0].data.scale, trained[0].data.hq):
+            raise Problem(
+                f"Folds {folds[0]} and {fold} of {run.folder} see their pictures at another data.scale or data.hq; "
+                "predict them one by one with FOLD=."
+            )
+    settings = config.for_later_stage(trained[0], overrides, where=str(run.fold(folds[0]).best))
     cut = read_cut(run.threshold)
 
     folder = pathlib.Path(settings.data.folder)
@@ -45,7 +49,8 @@ def run(run: Run, folds: list[int], overrides: list[str]) -> None:
     print(f"{len(names)} pictures, folds {', '.join(map(str, folds))}, on {describe(device)}.")
     masks = (probability_u8 >= cut for probability_u8 in predictions(predictor, loader))
     named = zip(names, masks, strict=True)
-    rows = writer.write(run.submission, carvana.SUBMISSION_HEADER, progress(named, "test", total=len(names)))
+    with out_of_memory_told(f"predict.batch_size {settings.predict.batch_size}, data.scale {settings.data.scale}"):
+        rows = writer.write(run.submission, carvana.SUBMISSION_HEADER, progress(named, "test", total=len(names)))
     print(f"{run.submission}: {rows} rows, {run.submission.stat().st_size / 1e6:.1f} MB.")
 
 

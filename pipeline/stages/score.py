@@ -13,8 +13,12 @@ PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 
 
 def run(submission: pathlib.Path, solution: pathlib.Path) -> None:
-    truth = {name: (text, usage) for _, (name, text, usage) in read_rows(solution, carvana.SOLUTION_HEADER)}
     dice: dict[str, list[float]] = {"Public": [], "Private": []}
+    truth = {}
+    for line, (name, text, usage) in read_rows(solution, carvana.SOLUTION_HEADER):
+        if usage not in (*dice, "Ignored"):
+            raise Problem(f"{solution}, line {line}: the Usage {usage[:20]!r} must be Public, Private or Ignored.")
+        truth[name] = (text, usage)
     seen = set()
     for line, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER):
         if name in seen:
@@ -26,6 +30,8 @@ def run(submission: pathlib.Path, solution: pathlib.Path) -> None:
             dice[usage].append(rle.dice_score(prediction, runs_of(true_text, f"{solution}, image {name}")))
     if missing := [name for name, (_, usage) in truth.items() if usage in dice and name not in seen]:
         raise Problem(f"{submission} lacks {len(missing)} images of {solution}, the first is {missing[0]}.")
+    if not any(dice.values()):
+        raise Problem(f"{solution} has no image whose Usage is Public or Private; there is nothing to score.")
     public, private = (f"{sum(d) / len(d):.5f}" if d else "none" for d in dice.values())
     print(f"public {public}  private {private}  images {sum(map(len, dice.values()))}")
 

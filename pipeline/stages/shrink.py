@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 
+from pipeline import carvana
 from pipeline.data import competition
 from pipeline.data.competition import Pictures
 from pipeline.files import replacing, write_json
+from pipeline.masks import rle
 from pipeline.problem import Problem
 from pipeline.progress import progress
 
 TABLES = ("metadata.csv", "train_masks.csv", "sample_submission.csv", "solution.csv")
-KAGGLE_DATE = (2017, 7, 24, 0, 0, 0)  # any fixed one: the same pictures give the same bytes
 
 
 def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> None:
@@ -29,9 +30,13 @@ def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> No
     if not 1 <= quality <= 100:
         raise Problem(f"The JPEG quality is {quality}, but it must lie between 1 and 100.")
     marker = {"scale": scale, "quality": quality, "from": folder.name}
-    if (out / "shrink.json").is_file() and json.loads((out / "shrink.json").read_text()) == marker:
+    about = out / "shrink.json"
+    if about.is_file() and about.read_text() == json.dumps(marker, indent=2) + "\n":
         print(f"{out} is there already, at 1/{scale}.")
         return
+    if not about.is_file() and out.is_dir() and any(out.iterdir()):
+        raise Problem(f"{out} holds other files; name a new or empty folder with OUT=.")
+    write_json(about, marker | {"whole": False})  # so that a copy that was cut off is begun again
     for name in ("train", "test"):
         pack(Pictures(folder, name), out / f"{name}.zip", scale, quality)
     for name in TABLES:
@@ -39,9 +44,19 @@ def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> No
         if table is not None:
             with replacing(out / table.name) as draft:
                 shutil.copyfile(table, draft)
-    write_json(out / "shrink.json", marker)
+    if competition.find_table(folder, "train_masks.csv") is None:
+        write_masks(competition.GifMasks(folder), out / "train_masks.csv")
+    write_json(about, marker)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: {folder} at 1/{scale}, {size_mb:.0f} MB.")
+
+
+def write_masks(masks: competition.GifMasks, path: pathlib.Path) -> None:
+    """The GIFs as the table of run lengths that Kaggle serves too."""
+    with replacing(path) as draft, open(draft, "w") as file:
+        file.write(",".join(carvana.SUBMISSION_HEADER) + "\n")
+        for name in progress(masks.names, path.name):
+            file.write(f"{name},{rle.encode(masks.read(name))}\n")
 
 
 def pack(pictures: Pictures, archive_path: pathlib.Path, scale: int, quality: int) -> None:
@@ -59,4 +74,4 @@ def pack(pictures: Pictures, archive_path: pathlib.Path, scale: int, quality: in
         chunks = [pictures.names[i : i + 64] for i in range(0, len(pictures.names), 64)]
         for chunk in progress(chunks, archive_path.name, unit="64 pictures"):
             for name, data in zip(chunk, pool.map(encode, chunk)):
-                archive.writestr(zipfile.ZipInfo(f"{archive_path.stem}/{name}", KAGGLE_DATE), data)
+                archive.writestr(zipfile.ZipInfo(f"{archive_path.stem}/{name}", carvana.ARCHIVE_DATE), data)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.carvana import car_of
 from pipeline.data.folds import read_folds
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -50,16 +50,20 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
 
 def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
     """Names and histograms (images, 2, 256) of all validated folds."""
-    paths = run.all_oof()
-    if not paths:
+    folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
+    if not folds:
         raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate` first.")
     names: list[str] = []
     histograms = []
-    for path in paths:
+    for fold in folds:
+        path = run.oof(fold)
         try:
             with np.load(path, allow_pickle=False) as file:
                 names += file["names"].tolist()
                 histograms.append(file["histograms"])
+                checkpoint = str(file["checkpoint"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise Problem(f"{path} is damaged ({error}); run `make validate` again.") from None
+        if checkpoint != sha256(run.fold(fold).best):
+            raise Problem(f"{path} was predicted by another {run.fold(fold).best}; run `make validate` again.")
     return names, np.concatenate(histograms)

@@ -4,6 +4,7 @@ The loop below is the whole of it: no trainer class, no callbacks. A run is a fu
 the pictures: each batch, each augmentation and each learning rate follows from the seed and the step, so
 that a run that was stopped and started again ends with the same weights, on a CPU to the last bit.
 """
+import hashlib
 import json
 import math
 import pathlib
@@ -18,7 +19,7 @@ from pipeline.config import Settings
 from pipeline.data import augment, competition, folds
 from pipeline.data.dataset import HeldOutPictures, Schedule, TrainingPictures, held_out_loader, training_loader
 from pipeline.files import write_text
-from pipeline.inference.device import autocast, describe, pick_device
+from pipeline.inference.device import autocast, describe, out_of_memory_told, pick_device
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.predictor import Predictor
 from pipeline.masks import dice
@@ -31,7 +32,10 @@ from pipeline.problem import Problem
 from pipeline.progress import Stopwatch, progress
 from pipeline.stop import StopSignals
 
-LAST_KEYS = ("settings", "step", "network", "average", "optimiser", "loss_sum", "log", "seconds", "best_dice")
+LAST_KEYS = (
+    *("settings", "fingerprint", "step", "network", "average", "optimiser"),
+    *("loss_sum", "log", "best_dice", "seconds", "epoch_watch"),
+)
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
 FREE_KEYS = ("data.folder", "data.workers", "data.cache", "train.compile", "train.checkpoint_minutes", "predict.")
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
@@ -44,6 +48,7 @@ def run(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.P
 
 def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path) -> None:
     fold, device, hyper = run.fold(fold_number), pick_device(), settings.train
+    last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
     torch.manual_seed(hyper.seed)
 
     # Pictures
@@ -51,11 +56,16 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
     masks = competition.open_masks(folder)
     competition.check_training_set(pictures, masks, competition.read_makes(folder))
     training, held_out = folds.split(folds.read_folds(run.folds), fold_number, pictures.names)
+    if len(training) + len(held_out) != len(pictures.names):
+        raise Problem(f"{folder} has cars that {run.folds} does not know; run `make folds` under another RUN=.")
     if len(training) < hyper.batch_size or not held_out:
         raise Problem(
-            f"{folder} has {len(training)} pictures to train on and {len(held_out)} to hold out for fold "
-            f"{fold_number} of {run.folds}; run `make folds` for this folder under another RUN=."
+            f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
+            f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN=."
         )
+    fingerprint = fingerprint_of(training, held_out, pictures.stored_scale)
+    if last and last["fingerprint"] != fingerprint:
+        raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
     dataset = TrainingPictures(
         pictures,
         masks,
@@ -68,7 +78,8 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
     )
 
     # Network and optimiser
-    network = build(**settings.model.model_dump()).to(device)
+    model = settings.model.model_copy(update={"encoder_weights": None}) if last else settings.model
+    network = build(**model.model_dump()).to(device)
     ema = Ema(network, hyper.ema_decay)
     optimiser = torch.optim.AdamW(
         [
@@ -77,9 +88,6 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         ],
         fused=True,
     )
-
-    # Where an earlier start of the same run left off
-    last = read_last(fold, settings)
     if last:
         network.load_state_dict(last["network"])
         ema.average.load_state_dict(last["average"])
@@ -110,6 +118,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
             fold.last,
             {
                 "settings": settings.model_dump(),
+                "fingerprint": fingerprint,
                 "step": step,
                 "network": network.state_dict(),
                 "average": ema.average.state_dict(),
@@ -118,17 +127,19 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
                 "log": log,
                 "best_dice": best_dice,
                 "seconds": time.monotonic() - started,
+                "epoch_watch": watch.readings(),
             },
         )
 
     # The loop: each turn is one step, and the last turn of an epoch also judges and saves
     forward = torch.compile(network) if hyper.compile else network
     loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
-    watch = Stopwatch(images_per_step=hyper.batch_size)
+    watch = Stopwatch(hyper.batch_size, **last.get("epoch_watch", {}))
     saved_at = read_at = time.monotonic()
     network.train()
     with (
         StopSignals() as stop,
+        out_of_memory_told(f"train.batch_size {hyper.batch_size}, data.scale {settings.data.scale}"),
         open_tensorboard(fold, first_epoch=step // steps_per_epoch + 1) as tensorboard,
         progress(total=steps, initial=step, unit="step") as bar,
     ):
@@ -144,29 +155,32 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
                 logits_NCHW = forward(image_NHWC)
             loss = segmentation_loss(logits_NCHW[:, 0].float(), share_NHW, hyper.bce_weight, hyper.dice_weight)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
+            gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             ema.update(step)
-            loss_sum += loss.detach()
+            # A gradient that is no number spoils the weights for good, even where the loss still is one.
+            loss_sum += torch.where(gradient_norm.isfinite(), loss.detach(), torch.nan)
             step += 1
             bar.update()
 
-            if time.monotonic() - read_at > SECONDS_BETWEEN_READINGS:
-                bar.set_postfix(loss=f"{finite(loss, fold, step):.4f}", images_per_s=f"{watch.images_per_s():.1f}")
-                read_at = time.monotonic()
-            if stop.asked or time.monotonic() - saved_at > 60 * hyper.checkpoint_minutes:
-                finite(loss, fold, step)
-                save_last()
-                saved_at = time.monotonic()
-            if stop.asked:
-                raise Problem(f"Stopped after step {step} of {steps}; it is saved, the same command goes on there.")
-            if step % steps_per_epoch:
+            epoch, steps_into_epoch = divmod(step, steps_per_epoch)
+            if steps_into_epoch:
+                now = time.monotonic()
+                save_now = stop.asked or now - saved_at > 60 * hyper.checkpoint_minutes
+                if save_now or now - read_at > SECONDS_BETWEEN_READINGS:
+                    mean_loss = finite(loss_sum / steps_into_epoch, fold, step)
+                    bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{watch.images_per_s():.1f}")
+                    read_at = now
+                if save_now:
+                    save_last()
+                    saved_at = now
+                if stop.asked:
+                    raise Problem(stopped_after(step, steps))
                 continue
 
             train_loss = finite(loss_sum / steps_per_epoch, fold, step)
             loss_sum.zero_()
-            epoch = step // steps_per_epoch
             row = {"epoch": epoch, "train_loss": train_loss, "val_dice": None, "val_dice_cut": None}
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
@@ -177,6 +191,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
                 best_dice = row["val_dice"]
                 best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
                 checkpoint.save(fold.best, best)
+            watch.restart()
             save_last()
             write_log(fold, log)
             for key in ("train_loss", "val_dice", "images_per_s", "lr"):
@@ -184,11 +199,22 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
                     tensorboard.add_scalar(key, row[key], epoch)
             bar.clear()
             print(describe_epoch(row, hyper.epochs), flush=True)
-            watch.restart()
             saved_at = read_at = time.monotonic()
+            if stop.asked:
+                raise Problem(stopped_after(step, steps))
 
     minutes = (time.monotonic() - started) / 60
     print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
+
+
+def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
+    """Tells one set of pictures, and one copy of it, from another."""
+    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stopped_after(step: int, steps: int) -> str:
+    return f"Stopped after step {step} of {steps}; it is saved, and the same command goes on from there."
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:

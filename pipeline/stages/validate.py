@@ -6,12 +6,12 @@ import pathlib
 
 import numpy as np
 
-from pipeline import carvana
+from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
-from pipeline.files import replacing
-from pipeline.inference.device import describe, pick_device
+from pipeline.files import replacing, sha256
+from pipeline.inference.device import describe, out_of_memory_told, pick_device
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
@@ -31,10 +31,13 @@ def run(run: Run, folds: list[int], overrides: list[str]) -> None:
 
 def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     device = pick_device()
-    network, settings = load_network(run.fold(fold).best, device, overrides)
+    checkpoint_path = run.fold(fold).best
+    network, trained = load_network(checkpoint_path, device)
+    settings = config.for_later_stage(trained, overrides, where=str(checkpoint_path))
     folder = pathlib.Path(settings.data.folder)
     pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)
+    competition.check_training_set(pictures, masks, competition.read_makes(folder))
     _, names = split(read_folds(run.folds), fold, pictures.names)
     if not names:
         raise Problem(f"{folder} holds no picture of the cars of fold {fold} in {run.folds}; is it another folder?")
@@ -45,8 +48,9 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         [network], settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
     )
     batches = progress(loader, f"fold {fold} on {describe(device)}")
-    counts = histograms(predictor, batches, names, masks.read)
+    with out_of_memory_told(f"predict.batch_size {settings.predict.batch_size}, data.scale {settings.data.scale}"):
+        counts = histograms(predictor, batches, names, masks.read)
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), histograms=counts)
+        np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
     print(f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5 over {len(dice)} held-out images, in {run.oof(fold)}.")
