@@ -74,7 +74,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## CONFIG=configs/x.yaml    a run's settings; without it configs/unet_640.yaml
 ## DATA=dir                 the competition folder, which is only read; without it the config's
 ## RUN=name                 names runs/RUN/ and submissions/RUN.csv.gz; without it the config's file name
-## FOLD=0                   a number, several as 0,1, or all; without it train takes 0, later stages all trained
+## FOLD=0                   a number, several as 0,1, or all; without it 0 is trained, then all that are
 ## SET="a.b=1 c.d=2"        settings laid over the config's
 ## FILE=x.csv.gz            check, score: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder
