@@ -87,7 +87,8 @@ def load(path: pathlib.Path, overrides: list[str] = []) -> Settings:
     try:
         tree = yaml.load(path.read_text(), Loader=Yaml)
     except FileNotFoundError:
-        raise Problem(f"There is no config {path}; the ones at hand are in configs/.") from None
+        at_hand = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.yaml"))))
+        raise Problem(f"There is no config {path}; the ones at hand are {at_hand or 'in configs/'}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Problem(f"The config {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:

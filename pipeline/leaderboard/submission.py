@@ -33,7 +33,7 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
                     raise Problem(f"{where}: {len(row)} fields, but there must be {len(header)}.")
                 yield reader.line_num, row
     except FileNotFoundError:
-        raise Problem(f"There is no {path}.") from None
+        raise Problem(f"There is no {path}; make it with `make predict`, or name another file.") from None
     except (*DAMAGE, csv.Error) as error:
         raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
 

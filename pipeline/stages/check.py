@@ -10,4 +10,7 @@ def run(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
     mean_share = check(submission, names)
-    print(f"{submission}: {len(names)} images, masks cover {mean_share:.1%} on average; Kaggle can have it.")
+    print(
+        f"{submission}: {len(names)} images, masks cover {mean_share:.1%} on average; "
+        f"it fits the sample submission of {folder}."
+    )

@@ -13,6 +13,8 @@ PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 
 
 def run(submission: pathlib.Path, solution: pathlib.Path) -> None:
+    if not solution.is_file():
+        raise Problem(f"There is no {solution}; Kaggle keeps its own, submit there, or name one with SOLUTION=.")
     dice: dict[str, list[float]] = {"Public": [], "Private": []}
     truth = {}
     for line, (name, text, usage) in read_rows(solution, carvana.SOLUTION_HEADER):

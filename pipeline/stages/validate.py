@@ -53,4 +53,8 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
         np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
-    print(f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5 over {len(dice)} held-out images, in {run.oof(fold)}.")
+    flips = "flips averaged" if settings.predict.tta == "hflip" else "no flips"
+    print(
+        f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, {flips}, "
+        f"over {len(dice)} held-out images, in {run.oof(fold)}."
+    )
