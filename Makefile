@@ -104,8 +104,8 @@ plain := \033[0m
 endif
 
 # On a CPU. A thread that waits for the others spins 10,000 rounds and then sleeps: left to itself it spins so long
-# that one busy neighbour on a core makes training 6 times as slow instead of 3. And memory of a step is kept for the
-# next one instead of being handed back to the system: 5 % faster. Figures in docs/EXPERIMENTS.md.
+# that one busy neighbour on a core made training 6 times as slow, against 3 times with 20,000 rounds. And memory of a
+# step is kept for the next one instead of being handed back to the system. Figures in docs/EXPERIMENTS.md.
 export GOMP_SPINCOUNT ?= 10000
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296
 
