@@ -9,6 +9,7 @@ import pytest
 from pipeline import carvana
 from pipeline.data import competition
 from pipeline.data.competition import CsvMasks, GifMasks, Pictures
+from pipeline.data.images import coverage
 from pipeline.problem import Problem
 
 CARS = ("011330127438", "331659860e11")  # as Kaggle's, both of which a careless reader takes for numbers
@@ -163,14 +164,25 @@ def test_train_masks_csv_and_the_gifs_are_the_same_masks(demo_folder: pathlib.Pa
         np.testing.assert_array_equal(from_gifs.read(name), mask)
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_coverage_is_that_of_the_mask_from_run_lengths_and_from_gifs(demo_folder: pathlib.Path, scale: int) -> None:
+    from_csv, from_gifs = competition.open_masks(demo_folder), GifMasks(demo_folder)
+    for name in from_csv.names[3::20]:
+        expected = coverage(from_csv.read(name), scale)
+        np.testing.assert_array_equal(from_csv.coverage(name, scale), expected, strict=True)
+        np.testing.assert_array_equal(from_gifs.coverage(name, scale), expected, strict=True)
+
+
 def test_without_train_masks_csv_the_gifs_are_read(folder: pathlib.Path) -> None:
     assert isinstance(competition.open_masks(folder), GifMasks)
 
 
 def test_a_row_of_train_masks_csv_that_is_no_mask_is_a_problem_that_names_it(folder: pathlib.Path) -> None:
     (folder / "train_masks.csv").write_text("img,rle_mask\n011330127438_01.jpg,1 2 3\n")
-    with pytest.raises(Problem, match=r"train_masks\.csv, row 011330127438_01\.jpg: 3 numbers"):
-        competition.open_masks(folder).read("011330127438_01.jpg")
+    masks = competition.open_masks(folder)
+    for read in (masks.read, lambda name: masks.coverage(name, 4)):
+        with pytest.raises(Problem, match=r"train_masks\.csv, row 011330127438_01\.jpg: 3 numbers"):
+            read("011330127438_01.jpg")
 
 
 def test_a_damaged_mask_is_a_problem_that_names_archive_and_member(folder: pathlib.Path) -> None:

@@ -12,7 +12,16 @@ from PIL import Image
 
 from pipeline import carvana
 from pipeline.data import synthetic
-from pipeline.data.images import coverage, decode_gif_mask, decode_jpeg, full_size, small_shape
+from pipeline.data.images import (
+    coverage,
+    coverage_of_runs,
+    decode_gif_mask,
+    decode_jpeg,
+    full_size,
+    runs_by_row,
+    small_shape,
+)
+from pipeline.masks import rle
 from pipeline.problem import Problem
 
 HEIGHT, WIDTH = carvana.HEIGHT_PX, carvana.WIDTH_PX
@@ -65,6 +74,36 @@ def test_a_full_size_mask_has_the_coverage_of_the_plain_way(mask: Mask, scale: i
     found = coverage(mask, scale)
     assert found.shape == SHAPES[scale]
     assert np.abs(found - 255 * area_average(mask, scale)).max() <= 0.501
+
+
+def of_runs(mask: Mask, scale: int) -> NDArray[np.uint8]:
+    return coverage_of_runs(rle.parse(rle.encode(mask), mask.size), *mask.shape, scale)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=30)), st.sampled_from(list(SHAPES)))
+def test_runs_have_the_coverage_of_their_mask(mask: Mask, scale: int) -> None:
+    for one in (mask, ~mask, np.zeros_like(mask), np.ones_like(mask)):
+        np.testing.assert_array_equal(of_runs(one, scale), coverage(one, scale), strict=True)
+
+
+@pytest.mark.parametrize("scale", SHAPES)
+def test_runs_at_full_size_have_the_coverage_of_their_mask(mask: Mask, scale: int) -> None:
+    for one in (mask, ~mask):  # the latter's runs reach from row to row and over the whole edge
+        np.testing.assert_array_equal(of_runs(one, scale), coverage(one, scale), strict=True)
+
+
+def test_runs_that_touch_have_the_coverage_of_the_one_that_they_make() -> None:
+    one, three = rle.parse("3 9", 4 * 5), rle.parse("3 2 5 1 6 6", 4 * 5)
+    for scale in SHAPES:
+        np.testing.assert_array_equal(coverage_of_runs(three, 4, 5, scale), coverage_of_runs(one, 4, 5, scale))
+
+
+def test_runs_are_cut_at_the_ends_of_rows() -> None:
+    """Of 5 columns: pixels 3 to 11 of the first to third row, then the whole fourth row."""
+    row, begin, end = runs_by_row(np.array([(3, 12), (15, 20)]), width=5)
+    assert row.tolist() == [0, 1, 2, 3]
+    assert begin.tolist() == [3, 0, 0, 0]
+    assert end.tolist() == [5, 5, 2, 5]
 
 
 @pytest.mark.parametrize("scale, lowest_dice", [(1, 1.0), (2, 0.9999), (4, 0.999), (8, 0.997)])

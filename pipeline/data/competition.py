@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import carvana
 from pipeline.data.archive import DAMAGE, FileSet
-from pipeline.data.images import decode_gif_mask, decode_jpeg, small_shape
+from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
 from pipeline.problem import Problem
 
@@ -52,8 +52,18 @@ class CsvMasks:
 
     def read(self, image_name: str) -> NDArray[np.bool_]:
         """bool array (1280, 1918) of the mask of an image."""
+        return rle.fill(self.runs(image_name), carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+    def coverage(self, image_name: str, scale: int) -> NDArray[np.uint8]:
+        """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
+        if scale == 1:  # nothing to average
+            return coverage(self.read(image_name), scale)
+        return coverage_of_runs(self.runs(image_name), carvana.HEIGHT_PX, carvana.WIDTH_PX, scale)
+
+    def runs(self, image_name: str) -> NDArray[np.int64]:
+        """Bounds of the runs, int64 array (runs, 2), as `rle.parse` gives them."""
         try:
-            return rle.decode(self.text_of[image_name], carvana.HEIGHT_PX, carvana.WIDTH_PX)
+            return rle.parse(self.text_of[image_name], carvana.HEIGHT_PX * carvana.WIDTH_PX)
         except ValueError as error:
             raise Problem(f"{self.where}, row {image_name}: {error}.") from None
 
@@ -72,6 +82,10 @@ class GifMasks:
         return decode_gif_mask(
             self.files.read(name), carvana.HEIGHT_PX, carvana.WIDTH_PX, self.files.where(name)
         )
+
+    def coverage(self, image_name: str, scale: int) -> NDArray[np.uint8]:
+        """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
+        return coverage(self.read(image_name), scale)
 
 
 Masks = CsvMasks | GifMasks

@@ -89,6 +89,41 @@ def coverage(mask: NDArray[np.bool_], scale: int) -> NDArray[np.uint8]:
     return cv2.resize(full, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
+def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: int) -> NDArray[np.uint8]:
+    """The `coverage` of the mask whose runs have these bounds, to the last bit, without that mask.
+
+    bounds: int64 array (runs, 2) of `[begin, end)`, as `pipeline.masks.rle.parse` gives them. A mask of
+    1918x1280 has some 800 runs and 2.5 million pixels: at 1/4 this takes 0.3 ms, decoding and averaging 2.
+    """
+    rows, columns = small_shape(height, width, scale)
+    row, begin, end = runs_by_row(bounds, width)
+    end[end == width] = columns * scale  # the edge's pixels are repeated to the right ...
+    repeats = np.where(row == height - 1, 1 + rows * scale - height, 1)  # ... and downwards
+    # A run adds to each row of cells a step up where it begins and one down where it ends; a bound inside a
+    # cell splits its step between this cell and the next, so that an end of the row needs two more. All
+    # counts are at most scale² = 64, so that bytes which run over on the way come out right.
+    steps = np.zeros((rows, columns + 2), np.uint8)
+    for bound, step in ((begin, repeats), (end, -repeats)):
+        cell, offset = np.divmod(bound, scale)
+        np.add.at(steps, (row // scale, cell), (step * (scale - offset)).astype(np.uint8))
+        np.add.at(steps, (row // scale, cell + 1), (step * offset).astype(np.uint8))
+    sums = cv2.integral(steps)  # summed along the rows, ten times as fast as by numpy, and down them as well
+    pixels = (sums[1:, 1 : columns + 1] - sums[:-1, 1 : columns + 1]).astype(np.uint8)
+    share_of = np.zeros(256, np.uint8)
+    share_of[: scale**2 + 1] = np.rint(255 * np.arange(scale**2 + 1) / scale**2)
+    return cv2.LUT(pixels, share_of)
+
+
+def runs_by_row(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Runs cut at the ends of rows: the row of each piece, its first column and the one after its last."""
+    first_row = bounds[:, 0] // width
+    pieces = (bounds[:, 1] - 1) // width - first_row + 1
+    piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    row = np.repeat(first_row, pieces) + piece
+    begin, end = np.repeat(bounds, pieces, axis=0).T - row * width
+    return row, np.maximum(begin, 0), np.minimum(end, width)
+
+
 def full_size(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """The inverse of `coverage`: shares 0 to 1 at 1/scale -> 0 to 255 at (height, width).
 

@@ -61,8 +61,13 @@ def parse(text: str, pixels: int) -> NDArray[np.int64]:
 
 def decode(text: str, height: int, width: int) -> NDArray[np.bool_]:
     """The mask of a text of run lengths, bool array (height, width). Raises ValueError as `parse`."""
+    return fill(parse(text, pixels=height * width), height, width)
+
+
+def fill(bounds: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    """The mask of runs with these bounds, as `parse` gives them, bool array (height, width)."""
     flat = np.zeros(height * width, dtype=bool)
-    for begin, end in parse(text, pixels=height * width).tolist():
+    for begin, end in bounds.tolist():
         flat[begin:end] = True
     return flat.reshape(height, width)
 
