@@ -1,63 +1,95 @@
 """The yardstick: how milesial/Pytorch-UNet, the most used public code for this competition, reads and trains.
 
-Written anew from its README and its behaviour, with its choices: pictures decoded whole and resized with
-Pillow, masks by nearest neighbour, float32 pictures from the loader, channels-last, RMSprop, BCE plus
-Dice, the loss fetched after every step, mixed precision with a gradient scaler on a GPU (its `--amp`).
+Written anew from its README and its behaviour. What was found there (its newest commit, 21d7850 of 2024-02-10):
+
+- The README's command is `python train.py --amp`. On a GPU that is float16 with a gradient scaler; on a CPU the
+  same autocast means bf16 and the scaler, one for CUDA, turns itself off. Without `--amp`, its default: float32.
+- Network and pictures are in channels-last order. Two classes by default: cross-entropy plus the Dice loss of
+  both classes, in float32. The network takes any size: a decoder's map that is a row or column short is padded.
+- RMSprop with foreach, gradients clipped to norm 1, the loss fetched after every step.
+- The default batch is 1, the default scale 0.5. Here it gets the scale and the batch of ours, which favours it.
+- Reading: two listings of whole folders for each picture, to find a file by its stem; pictures decoded whole and
+  resized with Pillow, masks by nearest neighbour; float32 pictures and int64 masks from the loader.
+
+Left out, in its favour: logging to wandb at each step, and validation five times an epoch.
 https://github.com/milesial/Pytorch-UNet
 """
 import pathlib
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.model.build import pad_to_multiple, unpad
 from pipeline.model.unet import UNet
+
+CLASSES = 2
 
 
 class ReferencePictures(Dataset):
     """Unpacked pictures and GIF masks -> float32 (3, H, W) and int64 (H, W), at `scale` of their size."""
 
-    def __init__(self, image_paths: list[pathlib.Path], mask_folder: pathlib.Path, scale: float):
-        self.image_paths, self.mask_folder, self.scale = image_paths, mask_folder, scale
+    def __init__(self, image_folder: pathlib.Path, mask_folder: pathlib.Path, scale: float):
+        self.image_folder, self.mask_folder, self.scale = image_folder, mask_folder, scale
+        self.stems = [path.stem for path in image_folder.iterdir()]
 
     def __len__(self) -> int:
-        return len(self.image_paths)
+        return len(self.stems)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        path = self.image_paths[index]
-        image = Image.open(path)
-        mask = Image.open(self.mask_folder / f"{path.stem}_mask.gif")
+        stem = self.stems[index]
+        (mask_path,) = self.mask_folder.glob(f"{stem}_mask.*")
+        (image_path,) = self.image_folder.glob(f"{stem}.*")
+        mask, image = Image.open(mask_path), Image.open(image_path)
         size = (int(self.scale * image.width), int(self.scale * image.height))
-        pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255.0
+        pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        if (pixels > 1).any():
+            pixels = pixels / 255.0
         values = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
         classes = np.zeros(values.shape, dtype=np.int64)
         for number, value in enumerate((0, 1)):
             classes[values == value] = number
-        return torch.as_tensor(pixels.copy()).float(), torch.as_tensor(classes.copy()).long()
+        return torch.as_tensor(pixels.copy()).float().contiguous(), torch.as_tensor(classes.copy()).long().contiguous()
+
+
+class ReferenceNetwork(UNet):
+    """The same layers as ours; sizes that cannot be halved are mended on the way up."""
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        x = self.stem(image_NCHW)
+        skips = []
+        for down in self.down:
+            skips.append(x)
+            x = down(self.pool(x))
+        for up, merge in zip(reversed(self.up), reversed(self.merge)):
+            skip, x = skips.pop(), up(x)
+            rows, columns = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+            x = merge(torch.cat((skip, x), dim=1))
+        return self.head(x)
 
 
 class ReferenceTrainer:
     """Its training step: `step(images, masks) -> loss` with float32 (N, 3, H, W) and int64 (N, H, W)."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.amp = device, device.type == "cuda"
-        self.network = UNet(width=64, depth=4).to(device).to(memory_format=torch.channels_last)
+    def __init__(self, device: torch.device, amp: bool):
+        self.device, self.amp = device, amp
+        self.network = ReferenceNetwork(classes=CLASSES, width=64, depth=4)
+        self.network.to(memory_format=torch.channels_last).to(device)
         self.optimiser = torch.optim.RMSprop(
             self.network.parameters(), lr=1e-5, weight_decay=1e-8, momentum=0.999, foreach=True
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp)
-        self.criterion = nn.BCEWithLogitsLoss()
+        self.scaler = torch.amp.GradScaler("cuda", enabled=amp and device.type == "cuda")
 
     def step(self, images: Tensor, masks: Tensor) -> float:
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        masks = masks.to(self.device)
+        images = images.to(device=self.device, dtype=torch.float32, memory_format=torch.channels_last)
+        masks = masks.to(device=self.device, dtype=torch.long)
         with torch.autocast(self.device.type, enabled=self.amp):
-            padded, margins = pad_to_multiple(images, self.network.multiple)  # it pads inside the network
-            logits = unpad(self.network(padded), margins).squeeze(1)
-            loss = self.criterion(logits, masks.float()) + dice_loss(logits.sigmoid(), masks.float())
+            logits = self.network(images)
+            truth = F.one_hot(masks, CLASSES).permute(0, 3, 1, 2).float()
+            loss = F.cross_entropy(logits, masks) + dice_loss(F.softmax(logits, dim=1).float(), truth)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
@@ -67,7 +99,8 @@ class ReferenceTrainer:
         return loss.item()
 
 
-def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    overlap = 2 * (probability * target).sum((-1, -2))
-    total = probability.sum((-1, -2)) + target.sum((-1, -2))
-    return 1 - ((overlap + 1e-6) / (total + 1e-6)).mean()
+def dice_loss(probability_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
+    """1 - Dice, of all pictures and classes taken together as one mask."""
+    overlap = 2 * (probability_NCHW * truth_NCHW).sum()
+    total = probability_NCHW.sum() + truth_NCHW.sum()
+    return 1 - (overlap + 1e-6) / (total + 1e-6)
