@@ -1,0 +1,182 @@
+"""Optimisers by name, and the learning rate of each step.
+
+Three earn their place: AdamW, which needs the least care; SGD with Nesterov's momentum, the field's yardstick,
+with half of AdamW's memory; Muon, which makes more of each step. RMSprop does not: it is Adam without momentum.
+"""
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from pipeline.problem import Problem
+
+
+def build(
+    name: str, network: nn.Module, learning_rate: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    """An optimiser of all parameters of a network, with one learning rate for all; see `set_learning_rate`.
+
+    name: adamw | sgd | muon.
+    weight_decay: of weights with more than one axis; biases and the scales of norms are never pulled to 0.
+        AdamW and Muon shrink the weights themselves, SGD adds it to the gradient, as is usual for each.
+    momentum: how much of the last mean gradient lives on; of AdamW it is the first beta.
+    """
+    decayed: list[Tensor] = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    rest: list[Tensor] = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    if name == "muon":
+        return Muon(hidden_weights(network), decayed, rest, learning_rate, weight_decay, momentum)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, learning_rate, betas=(momentum, 0.999), fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    raise Problem(f"train.optimiser is {name!r}, but it must be adamw, sgd or muon.")
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+
+
+def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float, schedule: str) -> float:
+    """The learning rate of step number `step`, from 0, of `steps`.
+
+    It rises in a line up to `peak` over the first share of the steps and then follows the schedule: down to
+    0 along a cosine (Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983) or in a line, or constant.
+    """
+    warmup_steps = round(warmup_share * steps)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    way = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * way)) / 2
+    if schedule == "linear":
+        return peak * (1 - way)
+    if schedule == "constant":
+        return peak
+    raise Problem(f"train.schedule is {schedule!r}, but it must be cosine, linear or constant.")
+
+
+# --- Muon -----------------------------------------------------------------------------------------
+
+
+def hidden_weights(network: nn.Module) -> list[Tensor]:
+    """Weights that act as one matrix between hidden layers: of convolutions and linear layers, but the first and last.
+
+    The layer that sees the picture and the one that gives the logits are left out as in Muon's own README, and
+    so are convolutions in groups: each of their channels is a small filter of its own.
+    """
+    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
+    return [layer.weight for layer in layers[1:-1] if isinstance(layer, nn.Linear) or layer.groups == 1]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal, for hidden weights; AdamW for all other parameters.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, in the form of airbench
+    (https://github.com/KellerJordan/cifar10-airbench): the mean gradient of a layer, seen as a matrix, is
+    replaced by the nearest matrix whose singular values are all 1, so that directions which few pictures
+    speak for are learnt as fast as the loud ones. torch.optim.Muon takes true matrices only; here a weight
+    is folded into one.
+
+    The step is scaled to the usual size of AdamW's, 0.2 in the root mean square (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, section 2.2), so that one learning rate and one decay serve all groups.
+    """
+
+    def __init__(
+        self,
+        hidden: list[Tensor],
+        decayed: list[Tensor],
+        rest: list[Tensor],
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float,
+    ):
+        """`decayed` may hold those of `hidden`, which then follow Muon's rule."""
+        ours = set(hidden)
+        others = [parameter for parameter in decayed if parameter not in ours]
+        groups: list[dict[str, Any]] = [
+            {"params": hidden, "weight_decay": weight_decay, "rule": "muon"},
+            {"params": others, "weight_decay": weight_decay, "rule": "adamw"},
+            {"params": rest, "weight_decay": 0.0, "rule": "adamw"},
+        ]
+        # `fused` also tells torch that the count of steps lies on the device, when a state is loaded.
+        super().__init__(groups, {"lr": learning_rate, "momentum": momentum, "fused": True})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["rule"] == "muon":
+                for weight in moved:
+                    self.step_muon(weight, weight.grad, group)
+            elif moved:
+                self.step_adamw(moved, [parameter.grad for parameter in moved], group)
+
+    def step_muon(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["mean"] = torch.zeros_like(weight)
+        state["mean"].lerp_(gradient, 1 - group["momentum"])
+        direction = gradient.lerp(state["mean"], group["momentum"])  # Nesterov: a step ahead of the mean
+        matrix = as_matrix(direction)
+        update = 0.2 * math.sqrt(max(matrix.shape)) * orthogonal(matrix)
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(weight.shape), alpha=-group["lr"])
+
+    def step_adamw(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "mean": torch.zeros_like(parameter),
+                    "mean_square": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            parameters,
+            gradients,
+            [state["mean"] for state in states],
+            [state["mean_square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["momentum"],
+            beta2=0.999,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight as the matrix by which it acts at one place of the picture.
+
+    A convolution's (out, in, height, width) maps the in · height · width values of a window to out values. A
+    transposed one's (in, out, height, width) maps in values to a window of out · height · width: it too is
+    folded behind its first axis, and as the orthogonal form of a transposed matrix is the transposed
+    orthogonal form, it does not matter that the matrix then stands on its side.
+    """
+    return weight.flatten(1)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Nearly U Vᵀ of a matrix U S Vᵀ, float32: singular values between 0.65 and 1.25 instead of S.
+
+    Five rounds of a Newton-Schulz iteration whose coefficients lift small values as steeply as they can; those
+    below 1/300 of the matrix's norm stay smaller. See the source that `Muon` names. bf16 is exact enough for it.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = (matrix if wide else matrix.mT) / (torch.linalg.matrix_norm(matrix) + 1e-7)  # no singular value above 1
+    x = x.bfloat16()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).float()
