@@ -10,12 +10,13 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.problem import Problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -53,12 +54,37 @@ class Model(Section):
     encoder_weights: str | None = None  # smp: null (from scratch), a name such as imagenet, or a file
 
 
+class Loss(Section):
+    """Weights of the terms whose sum training makes small; a term of weight 0 is left out. See model/losses.py."""
+
+    bce: Weight = 1.0
+    dice: Weight = 1.0
+    jaccard: Weight = 0.0
+    focal: Weight = 0.0
+    lovasz: Weight = 0.0
+    edge_weight: Weight = 0.0  # bce counts cells near an edge 1 + edge_weight times, the others once
+    edge_px: Count = 2  # so many cells of the network's grid are near
+
+    @model_validator(mode="after")
+    def has_a_term(self) -> "Loss":
+        if not (self.bce or self.dice or self.jaccard or self.focal or self.lovasz):
+            raise ValueError("nothing is left to learn from: set bce, dice, jaccard, focal or lovasz above 0")
+        if self.edge_weight and not self.bce:
+            raise ValueError("edge_weight weights the cells of bce, which is 0: set bce above 0, or edge_weight to 0")
+        return self
+
+
 class Train(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 5
     batch_size: Count = 8
+    accumulate: Count = 1  # parts of a batch that go through the network one after another
+    checkpoint_activations: bool = False  # compute them again on the way back: slower, for a small memory
+    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"  # sgd wants a larger learning rate
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_share: Share = 0.1  # of all steps, from 0 up to the learning rate; then a cosine down to 0
+    warmup_share: Share = 0.1  # of all steps, from 0 up to the learning rate; then the schedule
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # the first two go down to 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of adamw its first beta; muon's authors take 0.95
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # longest gradient that a step follows
     bce_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -67,6 +93,7 @@ class Train(Section):
     compile: bool = False  # torch.compile: half a minute at the start, then faster steps on a GPU
     validate_every_epochs: Count = 1  # the last epoch is always validated
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_steps: Count | None = None  # save last.pt after so many steps too
 
 
 class Predict(Section):
@@ -78,6 +105,7 @@ class Settings(Section):
     data: Data = Data()
     augment: Augment = Augment()
     model: Model = Model()
+    loss: Loss = Loss()
     train: Train = Train()
     predict: Predict = Predict()
 
@@ -154,6 +182,8 @@ def explain(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as one sentence."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
+    if first["type"] == "value_error":  # a sentence of our own, about several keys of a section
+        return f"{key}: {first['ctx']['error']}."
     if first["type"] != "extra_forbidden":
         return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
     *parents, unknown = first["loc"]

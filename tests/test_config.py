@@ -86,6 +86,13 @@ def test_an_unknown_key_is_a_problem_that_names_the_nearest(file: pathlib.Path, 
         "train.learning_rate=.inf",
         "train.ema_decay=1.5",
         "train.seed=-1",
+        "train.optimiser=adam",
+        "train.schedule=step",
+        "train.momentum=1",
+        "train.accumulate=0",
+        "train.checkpoint_steps=0",
+        "loss.bce=-1",
+        "loss.edge_px=0",
         "data.scale=3",
         "data.folds=1",
         "data.workers=-1",
@@ -105,6 +112,24 @@ def test_a_value_of_another_type_or_out_of_range_is_a_problem_that_names_key_and
     shown = repr(yaml.safe_load(value)) if value else "None"
     with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(key)} is {re.escape(shown)}"):
         config.load(file, [word])
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["loss.bce=0", "loss.dice=0"], "loss: nothing is left to learn from: set bce, dice, jaccard, focal or lovasz"),
+        (["loss.bce=0", "loss.edge_weight=2"], "loss: edge_weight weights the cells of bce, which is 0: set bce"),
+    ],
+)
+def test_a_loss_that_cannot_be_meant_is_a_problem(file: pathlib.Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(sentence)}.*[^.]\.$"):
+        config.load(file, words)
+
+
+@pytest.mark.parametrize("term", ["bce", "dice", "jaccard", "focal", "lovasz"])
+def test_any_one_term_is_a_loss(file: pathlib.Path, term: str) -> None:
+    loss = config.load(file, ["loss.bce=0", "loss.dice=0", f"loss.{term}=0.5"]).loss
+    assert getattr(loss, term) == 0.5
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "train", "3"])
@@ -196,7 +221,7 @@ def test_a_difference_is_told_key_by_key(file: pathlib.Path) -> None:
 
 def test_a_later_stage_takes_only_words_that_still_matter(file: pathlib.Path) -> None:
     trained = config.load(file)
-    words = ["train.epochs=99", "model.depth=1", "predict.tta=none", "data.folder=elsewhere"]
+    words = ["train.epochs=99", "model.depth=1", "loss.dice=0", "predict.tta=none", "data.folder=elsewhere"]
     settings = config.for_later_stage(trained, words, where="best.pt")
-    assert settings.train == trained.train and settings.model == trained.model
+    assert (settings.train, settings.model, settings.loss) == (trained.train, trained.model, trained.loss)
     assert settings.predict.tta == "none" and settings.data.folder == "elsewhere"
