@@ -30,7 +30,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     model/          tensors -> logits
         unet            Ronneberger's U-Net, from scratch
         build           a config's words -> a network that eats bytes (smp's encoders too)
-        losses  ema  checkpoint
+        losses  optim  ema  checkpoint
 
     inference/      logits -> probability at full size
         device          where, and in which precision
