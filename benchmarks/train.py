@@ -32,7 +32,7 @@ from pipeline.data.dataset import Schedule, TrainingPictures, training_loader
 from pipeline.inference.device import autocast, describe, has_bf16, pick_device
 from pipeline.model.build import build
 from pipeline.model.ema import Ema
-from pipeline.model.losses import segmentation_loss
+from pipeline.model.losses import mask_loss
 from pipeline.progress import Stopwatch
 from pipeline.stages import demo_data
 
@@ -72,7 +72,7 @@ class OurLoop:
         share_NHW = coverage_NHW.to(self.device, non_blocking=True).float() / 255
         with autocast(self.device):
             logits_NCHW = self.forward(image_NHWC)
-        loss = segmentation_loss(logits_NCHW[:, 0].float(), share_NHW, 1.0, 1.0)
+        loss = mask_loss(logits_NCHW[:, 0].float(), share_NHW, **config.Loss().model_dump())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
