@@ -33,8 +33,10 @@ shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE
 	$(call stage,shrink,$(call given,--out,OUT)$(call given,--scale,SCALE)$(call given,--quality,QUALITY))
 folds: ## split the training cars into folds that no make crosses
 	$(call stage,folds)
-train: folds ## train the fold FOLD=0, others or all; the same command again goes on
-	$(call stage,train)
+train: folds ## train the fold FOLD=0, others or all; the same command again goes on (GPUS DETERMINISTIC)
+	$(call stage,train,$(train_flags))
+find-batch: folds ## measure how many pictures at once fit into the memory
+	$(call stage,train,$(train_flags) --find-batch)
 validate: ## judge each trained fold on the makes that it never saw
 	$(call stage,validate)
 threshold: ## find the cut with the best out-of-fold Dice
@@ -84,6 +86,8 @@ clean: ## remove caches; data, runs and submissions stay
 ## OUT=dir                  shrink: the folder of the copy
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller
 ## QUALITY=90               shrink: of the JPEGs, 1 to 100
+## GPUS=4                   train: of this machine, on one fold together, or each on a fold of FOLD=all
+## DETERMINISTIC=1          train: the same bits each time, on a GPU too, if slower
 ## STEPS=5                  bench-train: timed steps of each loop
 ## BATCH=2                  bench-train: pictures a step
 ## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
@@ -97,6 +101,7 @@ quote = '$(subst ','\'',$1)'
 shared_flags = $(call given,--config,CONFIG)$(call given,--fold,FOLD)$(call given,--data,DATA)$(call \
 	given,--run,RUN)$(if $(SET), $(foreach word,$(SET),--set $(call quote,$(word))))
 demo_flags = $(call given,--cars,CARS)$(call given,--test-cars,TEST_CARS)$(call given,--seed,SEED)
+train_flags = $(call given,--gpus,GPUS)$(if $(DETERMINISTIC), --deterministic)
 header = printf '\n$(bold)%s$(plain)\n' $(call quote,$1)
 ifdef MAKE_TERMOUT
 bold := \033[1m
@@ -131,8 +136,8 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-run_python := demo demo-data shrink folds train validate threshold predict check submission score bench-train \
-	lint types unit lock
+run_python := demo demo-data shrink folds train find-batch validate threshold predict check submission score \
+	bench-train lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \

@@ -18,6 +18,7 @@ DEFAULT_DATA = "data/carvana"
 def main(words: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 a problem that the message names; argparse leaves with 2 on a wrong command line."""
     args = build_parser().parse_args(words)
+    args.words = sys.argv[1:] if words is None else words
     try:
         args.command(args)
     except Problem as problem:
@@ -51,11 +52,16 @@ def folds(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
+    from pipeline import launch
     from pipeline.stages import train as stage
 
     settings = settings_of(args)
-    numbers = [0] if args.fold is None else args.fold or range(settings.data.folds)
-    stage.run(settings, run_of(args), list(numbers), pathlib.Path(settings.data.folder))
+    numbers = [0] if args.fold is None else args.fold or list(range(settings.data.folds))
+    if args.gpus > 1 and not launch.by_torchrun():
+        launch.train(args.words, numbers, args.gpus)
+    else:
+        folder = pathlib.Path(settings.data.folder)
+        stage.run(settings, run_of(args), numbers, folder, args.deterministic, args.find_batch)
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -126,6 +132,12 @@ def fold_numbers(word: str) -> list[int]:
     return [int(number) for number in word.split(",")]
 
 
+def count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 1 up")
+    return int(word)
+
+
 def run_name(word: str) -> str:
     if word != pathlib.Path(word).name or word == "..":
         raise argparse.ArgumentTypeError(f"{word!r} must be the plain name of a folder")
@@ -160,7 +172,10 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)
     stage.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
     add("folds", folds, "split the training cars into folds that no make crosses")
-    add("train", train, "train a fold, or go on where it was stopped")
+    stage = add("train", train, "train a fold, or go on where it was stopped")
+    stage.add_argument("--gpus", type=count, default=1, metavar="N", help="on one fold together, or each on a fold")
+    stage.add_argument("--deterministic", action="store_true", help="the same bits each time, on a GPU too, if slower")
+    stage.add_argument("--find-batch", action="store_true", help="measure the largest batch that fits; train nothing")
     add("validate", validate, "judge each trained fold on the makes that it never saw")
     add("threshold", threshold, "find the cut with the best out-of-fold Dice")
     add("predict", predict, "write the submission")

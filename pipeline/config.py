@@ -87,8 +87,6 @@ class Train(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of adamw its first beta; muon's authors take 0.95
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # longest gradient that a step follows
-    bce_weight: Annotated[float, Field(ge=0)] = 1.0
-    dice_weight: Annotated[float, Field(ge=0)] = 1.0
     ema_decay: Share = 0.998  # of the averaged weights that are judged and kept; 0: the plain weights
     compile: bool = False  # torch.compile: half a minute at the start, then faster steps on a GPU
     validate_every_epochs: Count = 1  # the last epoch is always validated

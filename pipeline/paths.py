@@ -25,6 +25,10 @@ class Fold:
         return self.folder / "last.pt"  # all that a resume needs
 
     @property
+    def previous(self) -> pathlib.Path:
+        return self.folder / "last.previous.pt"  # the one before
+
+    @property
     def log(self) -> pathlib.Path:
         return self.folder / "log.jsonl"
 

@@ -8,9 +8,10 @@ from tqdm import tqdm
 Thing = TypeVar("Thing")
 
 
-def progress(things: Iterable[Any] | None = None, label: str = "", **options: Any) -> tqdm:
+def progress(things: Iterable[Any] | None = None, label: str = "", wanted: bool = True, **options: Any) -> tqdm:
     """A bar on stderr, only where that is a terminal: a log stays readable."""
-    return tqdm(things, desc=label, disable=None, dynamic_ncols=True, leave=False, **options)
+    disable = None if wanted else True  # None: unless stderr is a terminal
+    return tqdm(things, desc=label, disable=disable, dynamic_ncols=True, leave=False, **options)
 
 
 class Stopwatch:

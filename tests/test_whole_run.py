@@ -20,9 +20,9 @@ from pipeline.__main__ import main
 from pipeline.data.competition import read_table
 from pipeline.masks import dice, rle
 from pipeline.model import checkpoint
+from pipeline.model.build import Segmenter
 from pipeline.model.ema import Ema
 from pipeline.problem import Problem
-from pipeline.stages.train import learning_rate_at
 
 EPOCHS, STEPS_PER_EPOCH = 3, 8  # of 32 pictures, 4 a step
 CONFIG = """
@@ -282,10 +282,16 @@ def test_ctrl_c_in_the_last_step_of_an_epoch_judges_it_first(
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *things: torch.tensor(torch.inf))
+    clip, steps = torch.nn.utils.clip_grad_norm_, iter(range(99))
+    spoilt_step = STEPS_PER_EPOCH + 2
+    monkeypatch.setattr(
+        "torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * (torch.inf if next(steps) == spoilt_step else 1)
+    )
     assert pipeline("train", "--run", "new") == 1
-    assert "The loss is nan" in only_line(capsys)
-    assert not (new_run / "fold0" / "last.pt").exists()
+    line = only_line(capsys)
+    assert f"at step {spoilt_step + 1} of 24" in line and "last good checkpoint is runs/new/fold0/last.pt" in line
+    assert len(re.findall(carvana.IMAGE_NAME.pattern, line)) == 4  # the pictures of that batch
+    assert checkpoint.load(new_run / "fold0" / "last.pt", ("step",))["step"] == STEPS_PER_EPOCH
 
 
 def test_folds_do_not_change_under_a_network_that_was_trained_on_them(
@@ -326,10 +332,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
         if step == 2:
             raise Killed
 
-    def killed_between_best_and_last(path: pathlib.Path, state: State) -> None:
+    def killed_between_best_and_last(path: pathlib.Path, state: State, keep_as: pathlib.Path | None = None) -> None:
         if path.name == "last.pt" and state["step"] == 2 * STEPS_PER_EPOCH:
             raise Killed
-        save(path, state)
+        save(path, state, keep_as)
 
     def killed_in_the_last_epoch(self: Ema, step: int) -> None:
         update(self, step)
@@ -346,6 +352,48 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
             pipeline("train", "--run", "new")
     assert pipeline("train", "--run", "new") == 0
     assert_same_training(new_run / "fold0", RUN / "fold0")
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
+    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    fold = run_copy / "fold0"
+    assert checkpoint.load(fold / "last.previous.pt", ("step",))["step"] == (EPOCHS - 1) * STEPS_PER_EPOCH
+    (fold / "last.pt").write_bytes((fold / "last.pt").read_bytes()[:-1000])
+    assert pipeline("train", "--run", "copy") == 0
+    assert "last.pt is damaged" in (out := capsys.readouterr().out) and "last.previous.pt, the one before" in out
+    assert_same_training(fold, RUN / "fold0")
+
+
+def test_checkpoints_come_by_steps_too(pipeline: Pipeline, new_run: pathlib.Path) -> None:
+    words = ("--set", "train.checkpoint_steps=3", "train.epochs=1")
+    assert pipeline("train", "--run", "new", *words) == 0
+    assert checkpoint.load(new_run / "fold0" / "last.previous.pt", ("step",))["step"] == 6
+
+
+def test_too_little_memory_is_told_with_the_batch_that_fits(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def forward_of_at_most_3(self: Segmenter, image_NHWC: torch.Tensor) -> torch.Tensor:
+        if len(image_NHWC) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, image_NHWC)
+
+    forward = Segmenter.forward
+    monkeypatch.setattr(Segmenter, "forward", forward_of_at_most_3)
+    assert pipeline("train", "--run", "new", "--set", "train.batch_size=8") == 1
+    line = only_line(capsys)
+    assert "train.batch_size 8" in line and "3 pictures at once fit" in line and "train.accumulate=4" in line
+    assert pipeline("train", "--run", "new", "--find-batch") == 0
+    assert capsys.readouterr().out.startswith("3 pictures at once fit on CPU")
+    assert not (new_run / "fold0").exists() or not (new_run / "fold0" / "last.pt").exists()
+
+
+def test_a_batch_that_cannot_be_shared_out_is_a_problem(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("train", "--run", "new", "--set", "train.accumulate=3") == 1
+    assert "train.batch_size (4) must be a multiple of train.accumulate (3)" in only_line(capsys)
 
 
 def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
@@ -497,21 +545,3 @@ def test_a_damaged_file_of_a_run_is_a_problem_that_names_it(
     (run_copy / name).write_bytes(damaged[kind])
     assert pipeline(stage, "--run", "copy") == 1
     assert f"runs/copy/{name}" in only_line(capsys)
-
-
-# --- the learning rate ----------------------------------------------------------------------------
-
-
-def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
-    rates = [learning_rate_at(step, steps=100, peak=2.0, warmup_share=0.1) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
-    assert rates[10] == 2.0
-    assert rates[55] == pytest.approx(1.0)  # half-way down
-    assert all(before > after for before, after in zip(rates[10:], rates[11:]))
-    assert 0 < rates[-1] < 0.002
-
-
-@pytest.mark.parametrize("warmup_share", [0.0, 1.0])
-def test_there_may_be_no_warm_up_or_nothing_else(warmup_share: float) -> None:
-    rates = [learning_rate_at(step, steps=10, peak=1.0, warmup_share=warmup_share) for step in range(10)]
-    assert max(rates) == pytest.approx(1.0) and min(rates) > 0

@@ -6,7 +6,7 @@ interrupted. That is what makes a resumed run end with the same bits.
 """
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -90,13 +90,24 @@ class Schedule(Sampler[list[Draw]]):
     """The batches of a whole training run, from `first_step` on.
 
     Each epoch visits the pictures in an order of its own. What does not fill a batch is left out: other
-    pictures each time.
+    pictures each time. share: (rank, count) of the processes that train together; each gets its part of
+    every batch, and `batch_size`, a multiple of `count`, is that of all of them.
     """
 
-    def __init__(self, pictures: int, batch_size: int, epochs: int, seed: int, first_step: int = 0):
+    def __init__(
+        self,
+        pictures: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        first_step: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ):
         self.pictures, self.batch_size, self.epochs, self.seed = pictures, batch_size, epochs, seed
         self.first_step = first_step
         self.steps_per_epoch = pictures // batch_size
+        rank, count = share
+        self.part = slice(rank * batch_size // count, (rank + 1) * batch_size // count)
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs - self.first_step
@@ -104,11 +115,20 @@ class Schedule(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         first_epoch, skip = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.pictures).tolist()
-            for step in range(skip, self.steps_per_epoch):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, index) for index in batch]
+            for batch in self.epoch(epoch)[skip:]:
+                yield batch[self.part]
             skip = 0
+
+    def epoch(self, epoch: int) -> list[list[Draw]]:
+        """The whole batches of an epoch, those of all processes together."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.pictures).tolist()
+        draws = [(epoch, index) for index in order]
+        return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps_per_epoch)]
+
+    def batch(self, step: int) -> list[Draw]:
+        """The whole batch of a step, counted from 0."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        return self.epoch(epoch)[step_of_epoch]
 
 
 class Loader(DataLoader):
@@ -137,6 +157,26 @@ def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int,
 def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> Loader:
     """Yields images uint8 (N, H, W, 3), in order, the last batch as small as it must be."""
     return Loader(dataset, batch_size=batch_size, collate_fn=stack, **worker_options(workers, pin_memory))
+
+
+def copied_ahead(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The batches on the device, the next one crossing the bus while the network works on this one."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    bus = torch.cuda.Stream(device)
+    ahead: tuple[Tensor, ...] | None = None
+    for batch in batches:
+        with torch.cuda.stream(bus):
+            coming = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(bus)
+        for tensor in coming:
+            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is in use until that one is done
+        ahead = coming
+    if ahead is not None:
+        yield ahead
 
 
 def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:

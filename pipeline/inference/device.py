@@ -1,10 +1,8 @@
 """Where the network runs, and in which precision."""
 import contextlib
-from collections.abc import Iterator
+import os
 
 import torch
-
-from pipeline.problem import Problem
 
 
 def pick_device() -> torch.device:
@@ -24,23 +22,38 @@ def cpu_flags() -> str:
     return ""
 
 
+def precision(device: torch.device) -> torch.dtype:
+    """What convolutions are computed in: bf16 where the processor has it, else float16 on a GPU.
+
+    Both halve the memory traffic; bf16 has the range of float32, float16 (T4, P100, V100) has not.
+    """
+    if has_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the processor has it: half the memory traffic, and range enough to need no loss scaling."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+    dtype = precision(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-@contextlib.contextmanager
-def out_of_memory_told(settings: str) -> Iterator[None]:
-    """Turn the GPU's out-of-memory error into a Problem that names the settings to change."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Problem(f"The GPU's memory is too small for {settings}; lower the batch size.") from error
+def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss so that small gradients do not vanish in float16; does nothing in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision(device) == torch.float16)
+
+
+def set_up(deterministic: bool) -> None:
+    """Once, before a network is built: the fastest kernels, or only such as give the same bits each time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def describe(device: torch.device) -> str:
     """One line for logs and tables."""
-    precision = "bf16" if has_bf16(device) else "float32"
+    name = str(precision(device)).removeprefix("torch.")
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {precision}"
-    return f"CPU, {torch.get_num_threads()} threads, {precision}"
+        return f"{torch.cuda.get_device_name(device)}, {name}"
+    return f"CPU, {torch.get_num_threads()} threads, {name}"

@@ -45,14 +45,24 @@ class Segmenter(nn.Module):
 
 
 def build(
-    *, arch: str, width: int, depth: int, patch: int, encoder: str, encoder_weights: str | None, classes: int = 1
+    *,
+    arch: str,
+    width: int,
+    depth: int,
+    patch: int,
+    encoder: str,
+    encoder_weights: str | None,
+    classes: int = 1,
+    checkpoint_activations: bool = False,
 ) -> Segmenter:
     """The network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator."""
     if arch == "unet":
-        unet = UNet(in_channels=3, classes=classes, width=width, depth=depth, patch=patch)
+        unet = UNet(3, classes, width, depth, patch, checkpoint_activations)
         return Segmenter(unet, unet.multiple).to(memory_format=torch.channels_last)
     if not arch.startswith("smp."):
         raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
+    if checkpoint_activations:
+        raise Problem(f"train.checkpoint_activations works for model.arch unet, but it is {arch}; set it to false.")
     network = build_smp(arch.removeprefix("smp."), encoder, encoder_weights, classes)
     return Segmenter(network, SMP_MULTIPLE).to(memory_format=torch.channels_last)
 

@@ -4,6 +4,7 @@
 that a resume needs. Both are read with `weights_only=True`, so that a file from a stranger can carry
 wrong numbers but runs nothing.
 """
+import os
 import pathlib
 from typing import Any
 
@@ -13,9 +14,14 @@ from pipeline.files import replacing
 from pipeline.problem import Problem
 
 
-def save(path: pathlib.Path, state: dict[str, Any]) -> None:
-    with replacing(path) as draft, open(draft, "wb") as file:
-        torch.save(state, file)
+def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None = None) -> None:
+    """Replace the checkpoint in one step; the one that was there stays as `keep_as`."""
+    with replacing(path) as draft:
+        with open(draft, "wb") as file:
+            torch.save(state, file)
+        if keep_as is not None and path.exists():
+            with replacing(keep_as) as second_name:
+                os.link(path, second_name)  # a second name for the same bytes: nothing is copied
 
 
 def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:

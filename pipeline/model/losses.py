@@ -42,13 +42,6 @@ def mask_loss(
     return loss
 
 
-def segmentation_loss(logits_NHW: Tensor, share_NHW: Tensor, bce_weight: float, dice_weight: float) -> Tensor:
-    """`mask_loss` of cross-entropy and Dice alone, for callers that know no more."""
-    return mask_loss(
-        logits_NHW, share_NHW, bce=bce_weight, dice=dice_weight, jaccard=0, focal=0, lovasz=0, edge_weight=0, edge_px=1
-    )
-
-
 def edge_weights(share_NHW: Tensor, edge_weight: float, edge_px: int) -> Tensor:
     """Weights of cells, float32 (N, H, W): 1 + edge_weight near an edge, divided by their mean over the picture.
 

@@ -8,12 +8,13 @@ import pathlib
 from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
-from pipeline.inference.device import describe, out_of_memory_told, pick_device
+from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import predictions
 from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
 from pipeline.leaderboard import writer
 from pipeline.masks.dice import cut_from_share
+from pipeline.model.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -49,7 +50,7 @@ def run(run: Run, folds: list[int], overrides: list[str]) -> None:
     print(f"{len(names)} pictures, folds {', '.join(map(str, folds))}, on {describe(device)}.")
     masks = (probability_u8 >= cut for probability_u8 in predictions(predictor, loader))
     named = zip(names, masks, strict=True)
-    with out_of_memory_told(f"predict.batch_size {settings.predict.batch_size}, data.scale {settings.data.scale}"):
+    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
         rows = writer.write(run.submission, carvana.SUBMISSION_HEADER, progress(named, "test", total=len(names)))
     print(f"{run.submission}: {rows} rows, {run.submission.stat().st_size / 1e6:.1f} MB.")
 

@@ -6,52 +6,281 @@ that a run that was stopped and started again ends with the same weights, on a C
 """
 import hashlib
 import json
-import math
 import pathlib
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pipeline import carvana, config
 from pipeline.config import Settings
 from pipeline.data import augment, competition, folds
-from pipeline.data.dataset import HeldOutPictures, Schedule, TrainingPictures, held_out_loader, training_loader
+from pipeline.data.dataset import (
+    HeldOutPictures,
+    Schedule,
+    TrainingPictures,
+    copied_ahead,
+    held_out_loader,
+    training_loader,
+)
 from pipeline.files import write_text
-from pipeline.inference.device import autocast, describe, out_of_memory_told, pick_device
+from pipeline.inference.device import autocast, describe, loss_scaler, set_up
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.predictor import Predictor
 from pipeline.masks import dice
-from pipeline.model import checkpoint
+from pipeline.model import checkpoint, optim
+from pipeline.model.batch_norm import share_batch_norm
 from pipeline.model.build import build, count_parameters
 from pipeline.model.ema import Ema
-from pipeline.model.losses import segmentation_loss
+from pipeline.model.losses import mask_loss
+from pipeline.model.memory import largest_that_fits, out_of_memory_told
+from pipeline.parallel import Processes, gradients_meet, processes
 from pipeline.paths import Fold, Run
 from pipeline.problem import Problem
 from pipeline.progress import Stopwatch, progress
 from pipeline.stop import StopSignals
 
 LAST_KEYS = (
-    *("settings", "fingerprint", "step", "network", "average", "optimiser"),
+    *("settings", "fingerprint", "step", "network", "average", "optimiser", "scaler"),
     *("loss_sum", "log", "best_dice", "seconds", "epoch_watch"),
 )
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
-FREE_KEYS = ("data.folder", "data.workers", "data.cache", "train.compile", "train.checkpoint_minutes", "predict.")
+FREE_KEYS = ("data.folder", "data.workers", "data.cache", "train.compile", "train.checkpoint_", "predict.")
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
+NAMES_TOLD = 8  # pictures of a batch that an error lists
+LARGEST_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
 
 
-def run(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path) -> None:
-    for number in fold_numbers:
-        train_fold(settings, run, number, folder)
+def run(
+    settings: Settings,
+    run: Run,
+    fold_numbers: list[int],
+    folder: pathlib.Path,
+    deterministic: bool = False,
+    find_batch: bool = False,
+) -> None:
+    """deterministic: only kernels that give the same bits each time; find_batch: measure, print, and train nothing."""
+    set_up(deterministic)
+    with processes() as everyone:
+        for number in fold_numbers:
+            train_fold(settings, run, number, folder, everyone, find_batch)
 
 
-def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path) -> None:
-    fold, device, hyper = run.fold(fold_number), pick_device(), settings.train
-    last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
+def train_fold(
+    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, everyone: Processes, find_batch: bool
+) -> None:
+    fold, device, hyper = run.fold(fold_number), everyone.device, settings.train
+    with everyone.first_goes_ahead():
+        last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
+        dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
+        fingerprint = fingerprint_of(dataset.names, held_out.names, held_out.pictures.stored_scale)
+        if last and last["fingerprint"] != fingerprint:
+            raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
+
+    # Network and optimiser
     torch.manual_seed(hyper.seed)
+    model = settings.model.model_copy(update={"encoder_weights": None}) if last else settings.model
+    network = build(**model.model_dump(), checkpoint_activations=hyper.checkpoint_activations).to(device)
+    if everyone.count > 1:
+        network = share_batch_norm(network)
+    ema = Ema(network, hyper.ema_decay)
+    optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
+    scaler = loss_scaler(device)
+    if last:
+        network.load_state_dict(last["network"])
+        ema.average.load_state_dict(last["average"])
+        optimiser.load_state_dict(last["optimiser"])
+        scaler.load_state_dict(last["scaler"])
+    forward = everyone.wrap(torch.compile(network) if hyper.compile else network)
+    take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, settings.loss.model_dump())
 
-    # Pictures
+    # Where the run stands
+    step: int = last.get("step", 0)
+    loss_sum = torch.tensor(last.get("loss_sum", 0.0), dtype=torch.float64, device=device)
+    spoilt_step = torch.tensor(-1, device=device)  # the first whose loss or gradient was no number
+    log: list[dict[str, Any]] = last.get("log", [])
+    best_dice: float = last.get("best_dice", -1.0)
+    started = time.monotonic() - last.get("seconds", 0.0)
+    schedule = Schedule(
+        len(dataset), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
+    )
+    steps_per_epoch = schedule.steps_per_epoch
+    steps = steps_per_epoch * hyper.epochs
+    watch = Stopwatch(hyper.batch_size, **last.get("epoch_watch", {}))
+
+    def save_last() -> None:
+        state = {
+            "settings": settings.model_dump(),
+            "fingerprint": fingerprint,
+            "step": step,
+            "network": network.state_dict(),
+            "average": ema.average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(),
+            "loss_sum": loss_sum.item(),
+            "log": log,
+            "best_dice": best_dice,
+            "seconds": time.monotonic() - started,
+            "epoch_watch": watch.readings(),
+        }
+        if everyone.first:
+            checkpoint.save(fold.last, state, keep_as=fold.previous)
+
+    def stop_if_spoilt() -> None:
+        """Never go on from weights that are no numbers, and never save them."""
+        if (at := int(spoilt_step)) >= 0:
+            raise Problem(spoilt(at, steps, [dataset.names[index] for _, index in schedule.batch(at)], fold))
+
+    def largest_batch() -> int:
+        """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
+        image, target = map(torch.from_numpy, dataset[0, 0])
+        image_NHWC, share_NHW = image.to(device)[None], target.to(device)[None].float() / 255
+        return largest_that_fits(
+            lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1),
+            at_most=LARGEST_TRIED[device.type],
+        )
+
+    if find_batch:
+        network.train()
+        print(f"{largest_found(largest_batch(), settings, device)}.")
+        return
+    if everyone.first:
+        write_log(fold, log)  # a kill may have come between the checkpoint and its line
+        if step == steps:
+            print(f"{fold.folder} is trained already: Dice {best_dice:.5f}. Another RUN= starts anew.")
+    if step == steps:
+        return
+    if everyone.first:
+        write_text(fold.config, config.dump(settings))
+        print(
+            f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
+            f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out, {describe(device)}"
+            f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
+        )
+        if step:
+            print(f"{fold.last} is there: going on after step {step} of {steps}.")
+
+    # The loop: each turn is one step, and the last turn of an epoch also judges and saves
+    loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
+    saved_at = read_at = time.monotonic()
+    network.train()
+    with (
+        StopSignals() as stop,
+        out_of_memory_told(lambda: smaller_batch(settings, largest_batch if everyone.count == 1 else None, device)),
+        open_tensorboard(fold, step // steps_per_epoch + 1) if everyone.first else nullcontext() as tensorboard,
+        progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
+    ):
+        for image_NHWC, coverage_NHW in copied_ahead(watch.waiting_for(loader), device):
+            learning_rate = optim.learning_rate_at(
+                step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
+            )
+            optim.set_learning_rate(optimiser, learning_rate)
+            torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
+            loss, gradient_norm = take_step(image_NHWC, coverage_NHW.float() / 255, parts=hyper.accumulate)
+            ema.update(step)
+            loss = everyone.mean(loss)
+            loss_sum += loss
+            # In float16 an infinite gradient is ordinary: the scaler leaves the step out and scales less.
+            is_finite = loss.isfinite() & (gradient_norm.isfinite() | scaler.is_enabled())
+            spoilt_step = torch.where((spoilt_step < 0) & ~is_finite, step, spoilt_step)
+            step += 1
+            bar.update()
+
+            epoch, steps_into_epoch = divmod(step, steps_per_epoch)
+            if steps_into_epoch:
+                now = time.monotonic()
+                due = now - saved_at > 60 * hyper.checkpoint_minutes
+                due = due or (hyper.checkpoint_steps is not None and step % hyper.checkpoint_steps == 0)
+                stopping, saving, reading = everyone.any_of(
+                    [stop.asked, stop.asked or due, now - read_at > SECONDS_BETWEEN_READINGS]
+                )
+                if saving or reading:
+                    stop_if_spoilt()
+                    mean_loss = loss_sum.item() / steps_into_epoch
+                    bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{watch.images_per_s():.1f}")
+                    read_at = now
+                if saving:
+                    save_last()
+                    saved_at = now
+                if stopping:
+                    raise Problem(stopped_after(step, steps))
+                continue
+
+            stop_if_spoilt()
+            row = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch, "val_dice": None}
+            row |= {"val_dice_cut": None, "images_per_s": watch.images_per_s(), "lr": learning_rate}
+            row |= {"waited_share": watch.waited_share()}
+            loss_sum.zero_()
+            if epoch % hyper.validate_every_epochs == 0 or step == steps:
+                row["val_dice"], row["val_dice_cut"] = judge(ema, settings, held_out, dataset.masks, everyone)
+            row["seconds"] = watch.seconds()
+            log.append(row)
+            is_best = row["val_dice"] is not None and row["val_dice"] > best_dice
+            if is_best:
+                best_dice = row["val_dice"]
+            watch.restart()
+            if everyone.first:
+                if is_best:
+                    best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
+                    checkpoint.save(fold.best, best)
+                save_last()
+                write_log(fold, log)
+                for key in ("train_loss", "val_dice", "images_per_s", "lr"):
+                    if tensorboard and row[key] is not None:
+                        tensorboard.add_scalar(key, row[key], epoch)
+                bar.clear()
+                print(describe_epoch(row, hyper.epochs), flush=True)
+            saved_at = read_at = time.monotonic()
+            if any(everyone.any_of([stop.asked])):
+                raise Problem(stopped_after(step, steps))
+
+    if everyone.first:
+        minutes = (time.monotonic() - started) / 60
+        print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
+
+
+def one_step(
+    forward: nn.Module,
+    network: nn.Module,
+    optimiser: Optimizer,
+    scaler: torch.amp.GradScaler,
+    clip_norm: float,
+    loss_weights: dict[str, Any],
+    image_NHWC: Tensor,
+    share_NHW: Tensor,
+    parts: int,
+) -> tuple[Tensor, Tensor]:
+    """One step of the optimiser: the loss of the batch and the length of its gradient, not waited for.
+
+    The batch goes through the network in `parts`, one after another, and the gradient is the mean of theirs.
+    """
+    batch_loss = torch.zeros((), device=share_NHW.device)
+    for part, (image, share) in enumerate(zip(image_NHWC.chunk(parts), share_NHW.chunk(parts)), start=1):
+        with gradients_meet(forward, wanted=part == parts):
+            with autocast(image.device):
+                logits_NCHW = forward(image)
+            loss = mask_loss(logits_NCHW[:, 0].float(), share, **loss_weights) / parts
+            scaler.scale(loss).backward()
+        batch_loss += loss.detach()
+    scaler.unscale_(optimiser)
+    gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad(set_to_none=True)
+    return batch_loss, gradient_norm
+
+
+def open_pictures(
+    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, processes: int
+) -> tuple[TrainingPictures, HeldOutPictures]:
+    """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
+    hyper = settings.train
     pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)
     competition.check_training_set(pictures, masks, competition.read_makes(folder))
@@ -63,148 +292,18 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
             f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
             f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN=."
         )
-    fingerprint = fingerprint_of(training, held_out, pictures.stored_scale)
-    if last and last["fingerprint"] != fingerprint:
-        raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
-    dataset = TrainingPictures(
-        pictures,
-        masks,
-        training,
-        settings.data.scale,
-        augment.build(**settings.augment.model_dump()),
-        hyper.seed,
-        settings.data.cache,
-        full_size=(carvana.HEIGHT_PX, carvana.WIDTH_PX),
-    )
-
-    # Network and optimiser
-    model = settings.model.model_copy(update={"encoder_weights": None}) if last else settings.model
-    network = build(**model.model_dump()).to(device)
-    ema = Ema(network, hyper.ema_decay)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": hyper.weight_decay},
-            {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        fused=True,
-    )
-    if last:
-        network.load_state_dict(last["network"])
-        ema.average.load_state_dict(last["average"])
-        optimiser.load_state_dict(last["optimiser"])
-    step: int = last.get("step", 0)
-    loss_sum = torch.tensor(last.get("loss_sum", 0.0), dtype=torch.float64, device=device)
-    log: list[dict[str, Any]] = last.get("log", [])
-    best_dice: float = last.get("best_dice", -1.0)
-    started = time.monotonic() - last.get("seconds", 0.0)
-
-    schedule = Schedule(len(training), hyper.batch_size, hyper.epochs, hyper.seed, first_step=step)
-    steps_per_epoch = schedule.steps_per_epoch
-    steps = steps_per_epoch * hyper.epochs
-    write_log(fold, log)  # a kill may have come between the checkpoint and its line
-    if step == steps:
-        print(f"{fold.folder} is trained already: Dice {best_dice:.5f}. Another RUN= starts anew.")
-        return
-    write_text(fold.config, config.dump(settings))
-    print(
-        f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
-        f"{len(training)} pictures at 1/{settings.data.scale}, {len(held_out)} held out, {describe(device)}."
-    )
-    if step:
-        print(f"{fold.last} is there: going on after step {step} of {steps}.")
-
-    def save_last() -> None:
-        checkpoint.save(
-            fold.last,
-            {
-                "settings": settings.model_dump(),
-                "fingerprint": fingerprint,
-                "step": step,
-                "network": network.state_dict(),
-                "average": ema.average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "loss_sum": loss_sum.item(),
-                "log": log,
-                "best_dice": best_dice,
-                "seconds": time.monotonic() - started,
-                "epoch_watch": watch.readings(),
-            },
+    if hyper.batch_size % (processes * hyper.accumulate):
+        raise Problem(
+            f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
+            f"the number of processes ({processes})."
         )
-
-    # The loop: each turn is one step, and the last turn of an epoch also judges and saves
-    forward = torch.compile(network) if hyper.compile else network
-    loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
-    watch = Stopwatch(hyper.batch_size, **last.get("epoch_watch", {}))
-    saved_at = read_at = time.monotonic()
-    network.train()
-    with (
-        StopSignals() as stop,
-        out_of_memory_told(f"train.batch_size {hyper.batch_size}, data.scale {settings.data.scale}"),
-        open_tensorboard(fold, first_epoch=step // steps_per_epoch + 1) as tensorboard,
-        progress(total=steps, initial=step, unit="step") as bar,
-    ):
-        for image_NHWC, coverage_NHW in watch.waiting_for(loader):
-            learning_rate = learning_rate_at(step, steps, hyper.learning_rate, hyper.warmup_share)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate
-            torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
-            image_NHWC = image_NHWC.to(device, non_blocking=True)
-            share_NHW = coverage_NHW.to(device, non_blocking=True).float() / 255
-
-            with autocast(device):
-                logits_NCHW = forward(image_NHWC)
-            loss = segmentation_loss(logits_NCHW[:, 0].float(), share_NHW, hyper.bce_weight, hyper.dice_weight)
-            loss.backward()
-            gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            ema.update(step)
-            # A gradient that is no number spoils the weights for good, even where the loss still is one.
-            loss_sum += torch.where(gradient_norm.isfinite(), loss.detach(), torch.nan)
-            step += 1
-            bar.update()
-
-            epoch, steps_into_epoch = divmod(step, steps_per_epoch)
-            if steps_into_epoch:
-                now = time.monotonic()
-                save_now = stop.asked or now - saved_at > 60 * hyper.checkpoint_minutes
-                if save_now or now - read_at > SECONDS_BETWEEN_READINGS:
-                    mean_loss = finite(loss_sum / steps_into_epoch, fold, step)
-                    bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{watch.images_per_s():.1f}")
-                    read_at = now
-                if save_now:
-                    save_last()
-                    saved_at = now
-                if stop.asked:
-                    raise Problem(stopped_after(step, steps))
-                continue
-
-            train_loss = finite(loss_sum / steps_per_epoch, fold, step)
-            loss_sum.zero_()
-            row = {"epoch": epoch, "train_loss": train_loss, "val_dice": None, "val_dice_cut": None}
-            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
-            if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row["val_dice"], row["val_dice_cut"] = judge(ema, settings, pictures, masks, held_out)
-            row["seconds"] = watch.seconds()
-            log.append(row)
-            if row["val_dice"] is not None and row["val_dice"] > best_dice:
-                best_dice = row["val_dice"]
-                best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
-                checkpoint.save(fold.best, best)
-            watch.restart()
-            save_last()
-            write_log(fold, log)
-            for key in ("train_loss", "val_dice", "images_per_s", "lr"):
-                if row[key] is not None:
-                    tensorboard.add_scalar(key, row[key], epoch)
-            bar.clear()
-            print(describe_epoch(row, hyper.epochs), flush=True)
-            saved_at = read_at = time.monotonic()
-            if stop.asked:
-                raise Problem(stopped_after(step, steps))
-
-    minutes = (time.monotonic() - started) / 60
-    print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
+    change = augment.build(**settings.augment.model_dump())
+    full_size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    scale, cache = settings.data.scale, settings.data.cache
+    return (
+        TrainingPictures(pictures, masks, training, scale, change, hyper.seed, cache, full_size),
+        HeldOutPictures(pictures, held_out, scale),
+    )
 
 
 def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
@@ -217,35 +316,50 @@ def stopped_after(step: int, steps: int) -> str:
     return f"Stopped after step {step} of {steps}; it is saved, and the same command goes on from there."
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:
-    """From 0 up to `peak` in a line over the first share of the steps, then down to 0 along a cosine."""
-    warmup_steps = round(warmup_share * steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
+def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
+    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+    good = f"the last good checkpoint is {fold.last}" if fold.last.exists() else "there is no checkpoint yet"
+    return (
+        f"The loss or its gradient is no finite number at step {step + 1} of {steps}, on the pictures "
+        f"{', '.join(names[:NAMES_TOLD])}{more}; {good}. Look at these pictures, or lower train.learning_rate."
+    )
 
 
-def finite(loss: Tensor, fold: Fold, step: int) -> float:
-    """The loss as a number; training never goes on from one that is none."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise Problem(
-            f"The loss is {value} at step {step}; the last good checkpoint is {fold.last} if there is one. "
-            "Lower train.learning_rate, or train.clip_norm."
-        )
-    return value
+def largest_found(pictures: int, settings: Settings, device: torch.device) -> str:
+    at_least = "or more " if pictures == LARGEST_TRIED[device.type] else ""
+    return f"{pictures} pictures at once {at_least}fit on {describe(device)}, at data.scale {settings.data.scale}"
+
+
+def smaller_batch(settings: Settings, largest_batch: Callable[[], int] | None, device: torch.device) -> str:
+    """What to do when training ran out of memory; `largest_batch` measures, where only one process trains."""
+    hyper = settings.train
+    at_once = hyper.batch_size // hyper.accumulate
+    what = f"The memory is too small for train.batch_size {hyper.batch_size} at data.scale {settings.data.scale}"
+    fit = largest_batch() if largest_batch else at_once // 2
+    measured = f"; measured: {largest_found(fit, settings, device)}" if largest_batch else ""
+    if fit == 0:
+        return f"{what}{measured}; set data.scale higher, or train.checkpoint_activations=true."
+    divisors = [n for n in range(1, hyper.batch_size + 1) if hyper.batch_size % n == 0]
+    parts = next(n for n in divisors if hyper.batch_size // n <= fit)
+    return (
+        f"{what}{measured}; set train.accumulate={parts}, which trains the same in parts, or "
+        f"train.batch_size={fit}, or train.checkpoint_activations=true, which is slower but fits more."
+    )
 
 
 def judge(
-    ema: Ema, settings: Settings, pictures: competition.Pictures, masks: competition.Masks, names: list[str]
+    ema: Ema, settings: Settings, held_out: HeldOutPictures, masks: competition.Masks, everyone: Processes
 ) -> tuple[float, float]:
-    """Mean Dice of the averaged weights at full size at the cut 0.5, without flips; and the best cut."""
+    """Mean Dice of the averaged weights at full size at the cut 0.5, without flips; and the best cut.
+
+    Each process judges its share of the pictures; all of them know the result.
+    """
+    mine = HeldOutPictures(held_out.pictures, held_out.names[everyone.rank :: everyone.count], settings.data.scale)
     predictor = Predictor([ema.average], False, settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX)
-    held_out = HeldOutPictures(pictures, names, settings.data.scale)
-    loader = held_out_loader(
-        held_out, settings.predict.batch_size, settings.data.workers, pin_memory=predictor.device.type == "cuda"
-    )
-    counts = histograms(predictor, progress(loader, "held-out makes"), names, masks.read)
+    on_gpu = everyone.device.type == "cuda"
+    loader = held_out_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
+    batches = progress(loader, "held-out makes", wanted=everyone.first)
+    counts = np.concatenate(everyone.gather(histograms(predictor, batches, mine.names, masks.read)))
     scores = dice.dice_at_every_cut(counts)
     return float(scores[:, dice.cut_from_share(0.5)].mean()), dice.cut_as_share(dice.best_cut(scores))
 
@@ -254,7 +368,13 @@ def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
     """The state of `last.pt`, or an empty one; Problem when other settings trained it."""
     if not fold.last.exists():
         return {}
-    state = checkpoint.load(fold.last, keys=LAST_KEYS)
+    try:
+        state = checkpoint.load(fold.last, keys=LAST_KEYS)
+    except Problem as problem:
+        if not fold.previous.exists():
+            raise
+        state = checkpoint.load(fold.previous, keys=LAST_KEYS)
+        print(f"{problem} Going on from {fold.previous}, the one before.")
     trained = config.parse(state["settings"], where=str(fold.last))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
         raise Problem(

@@ -11,11 +11,12 @@ from pipeline.data import competition
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import replacing, sha256
-from pipeline.inference.device import describe, out_of_memory_told, pick_device
+from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
 from pipeline.masks.dice import cut_from_share, dice_at_every_cut
+from pipeline.model.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -48,7 +49,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         [network], settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
     )
     batches = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(f"predict.batch_size {settings.predict.batch_size}, data.scale {settings.data.scale}"):
+    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
         counts = histograms(predictor, batches, names, masks.read)
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
         np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))

@@ -1,0 +1,100 @@
+"""Training with several GPUs of one machine: all of them on one fold, or a fold on each, which is the faster use.
+
+Several machines, one fold: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags.
+"""
+import logging
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+
+import torch
+
+from pipeline.problem import Problem
+from pipeline.stop import StopSignals
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "RANK" in os.environ
+
+
+def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
+    """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
+    there = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus > there:
+        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
+    if len(fold_numbers) == 1:
+        one_fold(words, gpus)
+    else:
+        a_fold_each(words, fold_numbers, gpus)
+
+
+def one_fold(words: list[str], gpus: int) -> None:
+    """torchrun on this machine; its own account of a failure is left out, the trainer has told it better."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    share_cores(os.environ, gpus)
+    configuration = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=gpus, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        elastic_launch(configuration, sys.executable)("-m", "pipeline", *words)
+    except (ChildFailedError, SignalException):
+        raise Problem("stopped; the same command goes on from the last checkpoint.") from None
+
+
+def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:
+    """One trainer a GPU; as soon as one ends, the next fold has its GPU."""
+    free: SimpleQueue[str] = SimpleQueue()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    for gpu in (given.split(",") if given else map(str, range(gpus))):
+        free.put(gpu)
+    running: list[subprocess.Popen] = []
+    with StopSignals() as stop, ThreadPoolExecutor(gpus) as pool:
+
+        def train_one(number: int) -> int:
+            if stop.asked:
+                return 1
+            gpu = free.get()
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+            share_cores(environment, gpus)
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "pipeline", *words, "--fold", str(number), "--gpus", "1"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # Ctrl+C reaches it through us, once
+            )
+            running.append(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(f"fold {number} | {line}", end="", flush=True)
+            free.put(gpu)
+            return process.wait()
+
+        trained = {number: pool.submit(train_one, number) for number in fold_numbers}
+        wait_or_stop(list(trained.values()), running, stop)
+    if missing := [number for number, result in trained.items() if result.result() != 0]:
+        raise Problem(f"fold {', '.join(map(str, missing))} did not end well; the same command goes on with the rest.")
+
+
+def wait_or_stop(results: list[Future], running: list[subprocess.Popen], stop: StopSignals) -> None:
+    told = False
+    while not all(result.done() for result in results):
+        time.sleep(0.2)
+        if stop.asked and not told:
+            told = True
+            for process in running:
+                process.terminate()
+
+
+def share_cores(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
+    """Threads of one process, so that all of them together have as many as there are cores."""
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))

@@ -1,0 +1,59 @@
+"""Batch normalisation over the batches of several processes.
+
+A batch of 8 that four processes share would otherwise be normalised by twos, and train another network
+than one process does. torch has `SyncBatchNorm` for GPUs; what it does is written out here for CPUs.
+"""
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class MeanOverProcesses(torch.autograd.Function):
+    """The mean of a tensor over all processes; on the way back, of its gradients."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return MeanOverProcesses.apply(gradient)
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` with the mean and variance of all processes' batches, which must be equally large.
+
+    Ioffe, Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1.
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x_NCHW)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        x = x_NCHW.float()
+        mean = MeanOverProcesses.apply(x.mean((0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance = MeanOverProcesses.apply(centred.square().mean((0, 2, 3)))
+        values = dist.get_world_size() * x.numel() / x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * values / (values - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x_NCHW.dtype)
+
+
+def share_batch_norm(network: nn.Module) -> nn.Module:
+    """The network with each `BatchNorm2d` shared between the processes; its state_dict stays as it was."""
+    if next(network.parameters()).device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(parent, name, shared)
+    return network
