@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from itertools import cycle, islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,13 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.reference import ReferencePictures, ReferenceTrainer
 from pipeline import carvana, config
 from pipeline.data import augment, competition
-from pipeline.data.dataset import Schedule, TrainingPictures, training_loader
-from pipeline.inference.device import autocast, describe, has_bf16, pick_device
+from pipeline.data.dataset import Schedule, TrainingPictures, copied_ahead, training_loader
+from pipeline.inference.device import describe, loss_scaler, pick_device, precision, set_up
+from pipeline.model import optim
 from pipeline.model.build import build
 from pipeline.model.ema import Ema
-from pipeline.model.losses import mask_loss
 from pipeline.progress import Stopwatch
 from pipeline.stages import demo_data
+from pipeline.stages.train import one_step
 
 FULL_SIZE_BATCHES = (8, 4, 2, 1)  # tried in turn, on a GPU
 TRAINING_PICTURES = 5088  # of the competition, whose folders the reference lists again for each picture
@@ -52,31 +54,28 @@ class Speed:
 
 
 class OurLoop:
-    """The step of the stage `train`, without its book-keeping."""
+    """The step of the stage `train`, and its loader; without the bookkeeping."""
 
     def __init__(self, dataset: TrainingPictures, batch_size: int, device: torch.device, workers: int, compile: bool):
+        set_up(deterministic=False)
         self.device, self.batch_size, self.steps = device, batch_size, 0
         self.network = build(arch="unet", width=64, depth=4, patch=1, encoder="", encoder_weights=None).to(device)
         self.network.train()
-        self.forward = torch.compile(self.network) if compile else self.network
+        forward = cast(nn.Module, torch.compile(self.network)) if compile else self.network
         self.ema = Ema(self.network, 0.998)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), fused=True)
+        self.optimiser = optim.build("adamw", self.network, learning_rate=1e-3, weight_decay=0.01, momentum=0.9)
+        scaler, loss_weights = loss_scaler(device), config.Loss().model_dump()
+        self.take_step = functools.partial(
+            one_step, forward, self.network, self.optimiser, scaler, 1.0, loss_weights, parts=1
+        )
         self.watch = Stopwatch(batch_size)
         schedule = Schedule(len(dataset), batch_size, epochs=1_000_000, seed=0)
         loader = training_loader(dataset, schedule, workers, pin_memory=device.type == "cuda")
-        self.batches = iter(self.watch.waiting_for(loader))
+        self.batches = iter(copied_ahead(self.watch.waiting_for(loader), device))
 
     def step(self) -> None:
         image_NHWC, coverage_NHW = next(self.batches)
-        image_NHWC = image_NHWC.to(self.device, non_blocking=True)
-        share_NHW = coverage_NHW.to(self.device, non_blocking=True).float() / 255
-        with autocast(self.device):
-            logits_NCHW = self.forward(image_NHWC)
-        loss = mask_loss(logits_NCHW[:, 0].float(), share_NHW, **config.Loss().model_dump())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.take_step(image_NHWC, coverage_NHW.float() / 255)
         self.ema.update(self.steps)
         self.steps += 1
 
@@ -92,6 +91,7 @@ class ReferenceLoop:
     """The reference's step; its pictures are read beforehand and cost it nothing."""
 
     def __init__(self, pictures: ReferencePictures, batch_size: int, device: torch.device, amp: bool):
+        torch.backends.cudnn.benchmark = False  # it leaves torch's default, which ours changes
         loader = DataLoader(pictures, batch_size, drop_last=True, pin_memory=device.type == "cuda")
         self.batches = cycle(list(islice(loader, 4)))
         self.batch_size, self.trainer = batch_size, ReferenceTrainer(device, amp)
@@ -157,7 +157,8 @@ def main() -> None:
     print_row("share of the time waited for pictures", ours.wait_share, amp.wait_share, digits=4)
     memory = "GPU memory" if on_gpu else "memory of the process, before the reference came"
     print_row(f"peak {memory}, GB", ours.peak_memory_gb, amp.peak_memory_gb if on_gpu else None)
-    print_row(f"full size, batch {full_batch_size or '-'}, images/s", full and full.images_per_s, None)
+    full_size_images_per_s = full.images_per_s if full else None
+    print_row(f"full size, batch {full_batch_size or '-'}, images/s", full_size_images_per_s, None)
     figures = {
         "train_ratio": ours.images_per_s / amp.images_per_s,
         "train_ratio_float32": ours.images_per_s / float32.images_per_s,
@@ -173,9 +174,9 @@ def main() -> None:
         "wait_share": ours.wait_share,
         "peak_memory_gb": ours.peak_memory_gb,
         "reference_peak_memory_gb": amp.peak_memory_gb if on_gpu else None,
-        "full_size_images_per_s": full and full.images_per_s,
+        "full_size_images_per_s": full_size_images_per_s,
         "full_size_batch": full_batch_size,
-        "full_size_peak_memory_gb": full and full.peak_memory_gb,
+        "full_size_peak_memory_gb": full.peak_memory_gb if full else None,
     }
     print(json.dumps({key: value if value is None else round(value, 4) for key, value in figures.items()}))
 
@@ -250,8 +251,7 @@ def peak_memory_gb(device: torch.device) -> float:
 def matrix_tflops(device: torch.device) -> float:
     """The rate of a large matrix product of random numbers in the precision of training."""
     size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device, dtype=precision(device)) for _ in range(2))
     a @ b
     return 2 * size**3 * 5 / seconds_of(lambda: a @ b, device, 5) / 1e12
 
