@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.data.augment import Augment
 from pipeline.data.competition import Masks, Pictures
-from pipeline.data.images import coverage, small_shape
+from pipeline.data.images import small_shape
 from pipeline.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the picture)
@@ -66,7 +66,7 @@ class TrainingPictures(Dataset):
             return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
         image = self.pictures.read(name, self.scale)
-        target = coverage(self.masks.read(name), self.scale)
+        target = self.masks.coverage(name, self.scale)
         if self.cache is not None:
             self.cache[0][index], self.cache[1][index] = image, target
             self.cache[2][index] = 1  # last: a worker that sees it may read the two others

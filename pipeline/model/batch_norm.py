@@ -20,7 +20,7 @@ class MeanOverProcesses(torch.autograd.Function):
         return total / dist.get_world_size()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return MeanOverProcesses.apply(gradient)
 
 

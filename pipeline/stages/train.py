@@ -86,7 +86,7 @@ def train_fold(
     # Network and optimiser
     torch.manual_seed(hyper.seed)
     model = settings.model.model_copy(update={"encoder_weights": None}) if last else settings.model
-    network = build(**model.model_dump(), checkpoint_activations=hyper.checkpoint_activations).to(device)
+    network: nn.Module = build(**model.model_dump(), checkpoint_activations=hyper.checkpoint_activations).to(device)
     if everyone.count > 1:
         network = share_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
@@ -97,7 +97,9 @@ def train_fold(
         ema.average.load_state_dict(last["average"])
         optimiser.load_state_dict(last["optimiser"])
         scaler.load_state_dict(last["scaler"])
-    forward = everyone.wrap(torch.compile(network) if hyper.compile else network)
+    if hyper.compile:
+        network.compile()
+    forward = everyone.wrap(network)
     take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, settings.loss.model_dump())
 
     # Where the run stands
@@ -213,17 +215,16 @@ def train_fold(
                 continue
 
             stop_if_spoilt()
-            row = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch, "val_dice": None}
-            row |= {"val_dice_cut": None, "images_per_s": watch.images_per_s(), "lr": learning_rate}
-            row |= {"waited_share": watch.waited_share()}
+            row: dict[str, Any] = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch}
+            row |= {"val_dice": None, "val_dice_cut": None}
+            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row["val_dice"], row["val_dice_cut"] = judge(ema, settings, held_out, dataset.masks, everyone)
             row["seconds"] = watch.seconds()
             log.append(row)
             is_best = row["val_dice"] is not None and row["val_dice"] > best_dice
-            if is_best:
-                best_dice = row["val_dice"]
+            best_dice = row["val_dice"] if is_best else best_dice
             watch.restart()
             if everyone.first:
                 if is_best:
