@@ -102,10 +102,12 @@ def test_a_parameter_without_a_gradient_is_left_alone(name: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", NAMES)
-def test_no_optimiser_waits_for_the_gpu(name: str) -> None:
+def test_no_optimiser_waits_for_the_gpu_after_a_resume_either(name: str, tmp_path: pathlib.Path) -> None:
     network = unet().cuda()
     optimiser = build(name, network)
     train(network, optimiser, range(2), device="cuda")  # what is done but once may wait
+    checkpoint.save(tmp_path / "last.pt", {"optimiser": optimiser.state_dict()})
+    optimiser.load_state_dict(checkpoint.load(tmp_path / "last.pt", keys=("optimiser",))["optimiser"])
     network(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="cuda")).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -208,6 +210,20 @@ def test_a_step_of_muon_has_the_size_of_adamws(layer: nn.Module) -> None:
     step = weight.detach() - before
     assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
     assert (step * weight.grad).sum() < 0
+
+
+def test_muon_follows_nesterovs_mean_of_the_gradients() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(6, 1, bias=False), nn.Linear(1, 1))
+    optimiser = build("muon", network, weight_decay=0.0)
+    first, second = torch.randn(2, 1, 6, generator=torch.manual_seed(0))
+    for gradient in (first, second):
+        before = network[1].weight.detach().clone()
+        network[1].weight.grad = gradient.clone()
+        optimiser.step()
+    mean = 0.9 * (0.1 * first) + 0.1 * second
+    ahead = 0.9 * mean + 0.1 * second
+    assert F.cosine_similarity(before - network[1].weight, ahead).item() > 0.9999
+    assert F.cosine_similarity(mean, ahead).item() < 0.999
 
 
 def test_muon_shrinks_the_weights_by_learning_rate_times_decay() -> None:
