@@ -33,20 +33,34 @@ def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
 
 
 def one_fold(words: list[str], gpus: int) -> None:
-    """torchrun on this machine; its own account of a failure is left out, the trainer has told it better."""
+    """torchrun on this machine; of a failure that a trainer has told, torchrun's own account is left out."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     share_cores(os.environ, gpus)
     configuration = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=gpus, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=gpus,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
     )
     try:
         elastic_launch(configuration, sys.executable)("-m", "pipeline", *words)
-    except (ChildFailedError, SignalException):
-        raise Problem("stopped; the same command goes on from the last checkpoint.") from None
+    except SignalException:
+        raise SystemExit(1) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            raise SystemExit(1) from None
+        raise Problem(
+            f"Process {rank} was killed by signal {-failure.exitcode}, as happens when memory runs out; "
+            "the same command goes on from the last checkpoint."
+        ) from None
 
 
 def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.inference.device import pick_device
+from pipeline.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the one that prints, saves and keeps the log."""
         return self.rank == 0
+
+    def problem(self, sentence: str) -> BaseException:
+        """To be raised by all of them at once; only the first tells it."""
+        return Problem(sentence) if self.first else SystemExit(1)
 
     @contextlib.contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
@@ -84,8 +89,17 @@ def processes() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
+    except RuntimeError as error:
+        if not is_parting(error):
+            raise
+        raise SystemExit(1) from None  # the process that ended has told why
     finally:
         dist.destroy_process_group()
+
+
+def is_parting(error: RuntimeError) -> bool:
+    """Whether this is how gloo or NCCL says that another process of the group has ended."""
+    return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def gradients_meet(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:

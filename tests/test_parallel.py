@@ -3,8 +3,10 @@ import copy
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,11 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.__main__ import main
 from pipeline.data.dataset import Schedule
+from pipeline.model import checkpoint
 from pipeline.model.batch_norm import SharedBatchNorm2d, share_batch_norm
 from pipeline.model.build import build
 from pipeline.model.unet import UNet
 from pipeline.parallel import processes
+from pipeline.problem import Problem
 from pipeline.stages.train import one_step
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -84,8 +89,17 @@ def test_a_process_alone_needs_no_group() -> None:
         assert everyone.any_of([True, False]) == [True, False] and everyone.gather("x") == ["x"]
 
 
-def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subprocess.CompletedProcess:
-    (workplace / "two.yaml").write_text(CONFIG)
+@pytest.fixture
+def workplace(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A folder with a config and folds for the runs one, parts and two."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.yaml").write_text(CONFIG)
+    for run in ("one", "parts", "two"):
+        assert main(["folds", "--config", "two.yaml", "--data", str(demo_folder), "--run", run]) == 0
+    return tmp_path
+
+
+def start(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "pipeline", *words, "--config", "two.yaml", "--data", str(folder)]
     environment = {
         **os.environ,
@@ -93,7 +107,14 @@ def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subp
         "OMP_NUM_THREADS": "1",
         "ONEDNN_MAX_CPU_ISA": "AVX2",  # without bf16, whose rounding would hide what is compared
     }
-    return subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=workplace, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subprocess.CompletedProcess:
+    process = start(folder, workplace, *words)
+    out, told = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(words, process.returncode, out, told)
 
 
 def losses(workplace: pathlib.Path, run: str) -> list[tuple[float, float]]:
@@ -102,22 +123,42 @@ def losses(workplace: pathlib.Path, run: str) -> list[tuple[float, float]]:
 
 
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
-    demo_folder: pathlib.Path, tmp_path: pathlib.Path
+    demo_folder: pathlib.Path, workplace: pathlib.Path
 ) -> None:
     for run, words in {"one": (), "parts": ("--set", "train.accumulate=2"), "two": ("--gpus", "2")}.items():
-        assert pipeline(demo_folder, tmp_path, "folds", "--run", run).returncode == 0
-        done = pipeline(demo_folder, tmp_path, "train", "--run", run, *words)
+        done = pipeline(demo_folder, workplace, "train", "--run", run, *words)
         assert done.returncode == 0, done.stderr
-    one, parts, two = (losses(tmp_path, run) for run in ("one", "parts", "two"))
-    print(one, parts, two)
+    one, parts, two = (losses(workplace, run) for run in ("one", "parts", "two"))
     assert two == [pytest.approx(row, rel=1e-3) for row in one]
     # A bar that can fail: batch norm over each half alone, as an unshared one would have it, is farther off.
     assert parts != [pytest.approx(row, rel=1e-3) for row in one]
 
 
-def test_a_fold_each_and_a_problem_of_one_is_told(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    assert pipeline(demo_folder, tmp_path, "folds").returncode == 0
-    done = pipeline(demo_folder, tmp_path, "train", "--fold", "0,7", "--gpus", "2")
+def test_what_is_wrong_for_all_is_told_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
+    done = pipeline(demo_folder, workplace, "train", "--gpus", "2", "--set", "train.batch_size=7")
+    assert done.returncode == 1
+    assert done.stderr.startswith("train: train.batch_size (7) must be a multiple") and done.stderr.count("\n") == 1
+
+
+def test_sigterm_is_heard_by_all_and_the_rest_is_trained_after_it(
+    demo_folder: pathlib.Path, workplace: pathlib.Path
+) -> None:
+    words = ("--gpus", "2", "--set", "train.checkpoint_steps=1", "train.epochs=40")
+    running = start(demo_folder, workplace, "train", *words)
+    last = workplace / "runs/two/fold0/last.pt"
+    while not last.exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    _, told = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert len(re.findall(r"train: Stopped after step \d+ of 160; it is saved", told)) == 1 and "Traceback" not in told
+    step = checkpoint.load(last, ("step",))["step"]
+    assert 0 < step < 160 and f"after step {step} of" in told
+
+
+def test_a_fold_each_and_a_problem_of_one_is_told(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
+    done = pipeline(demo_folder, workplace, "train", "--fold", "0,7", "--gpus", "2")
     assert done.returncode == 1
     assert "fold 0 | runs/two/fold0/best.pt: Dice" in done.stdout
     assert "fold 7 | train: " in done.stdout
@@ -161,8 +202,6 @@ def test_activations_computed_again_change_no_bit() -> None:
 
 
 def test_activations_of_smp_cannot_be_computed_again() -> None:
-    from pipeline.problem import Problem
-
     with pytest.raises(Problem, match="checkpoint_activations"):
         build(
             arch="smp.Unet", width=1, depth=1, patch=1, encoder="resnet18", encoder_weights=None,

@@ -112,7 +112,8 @@ def test_every_stage_ends_with_0(finished: dict[str, int]) -> None:
 def test_a_run_leaves_the_files_that_later_stages_and_users_rely_on(finished: dict[str, int]) -> None:
     for fold in (0, 1):
         folder = RUN / f"fold{fold}"
-        assert {"best.pt", "last.pt", "log.jsonl", "tb", "config.yaml"} == {path.name for path in folder.iterdir()}
+        names = {"best.pt", "last.pt", "last.previous.pt", "log.jsonl", "tb", "config.yaml"}
+        assert names == {path.name for path in folder.iterdir()}
         assert list((folder / "tb").iterdir())
     assert (RUN / "folds.csv").is_file() and (RUN / "threshold.json").is_file() and SUBMISSION.is_file()
     assert not list(pathlib.Path(".").rglob("*.draft"))
@@ -365,6 +366,17 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
     assert_same_training(fold, RUN / "fold0")
 
 
+def test_deterministic_kernels_are_asked_for(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    try:
+        assert pipeline("train", "--run", "new", "--deterministic", "--set", "train.epochs=1") == 0
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_checkpoints_come_by_steps_too(pipeline: Pipeline, new_run: pathlib.Path) -> None:
     words = ("--set", "train.checkpoint_steps=3", "train.epochs=1")
     assert pipeline("train", "--run", "new", *words) == 0
@@ -540,6 +552,7 @@ def test_the_command_itself_ends_with_these_codes(words: list[str], complaint: s
 def test_a_damaged_file_of_a_run_is_a_problem_that_names_it(
     pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture, stage: str, name: str, kind: str
 ) -> None:
+    (run_copy / "fold0" / "last.previous.pt").unlink()  # which would take the place of last.pt
     data = (run_copy / name).read_bytes()
     damaged = {"empty": b"", "cut short": data[: len(data) // 2], "something else": b"\0<html>"}
     (run_copy / name).write_bytes(damaged[kind])

@@ -137,7 +137,7 @@ def train_fold(
     def stop_if_spoilt() -> None:
         """Never go on from weights that are no numbers, and never save them."""
         if (at := int(spoilt_step)) >= 0:
-            raise Problem(spoilt(at, steps, [dataset.names[index] for _, index in schedule.batch(at)], fold))
+            raise everyone.problem(spoilt(at, steps, [dataset.names[index] for _, index in schedule.batch(at)], fold))
 
     def largest_batch() -> int:
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
@@ -211,7 +211,7 @@ def train_fold(
                     save_last()
                     saved_at = now
                 if stopping:
-                    raise Problem(stopped_after(step, steps))
+                    raise everyone.problem(stopped_after(step, steps))
                 continue
 
             stop_if_spoilt()
@@ -239,7 +239,7 @@ def train_fold(
                 print(describe_epoch(row, hyper.epochs), flush=True)
             saved_at = read_at = time.monotonic()
             if any(everyone.any_of([stop.asked])):
-                raise Problem(stopped_after(step, steps))
+                raise everyone.problem(stopped_after(step, steps))
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
