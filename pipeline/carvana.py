@@ -6,6 +6,7 @@ Parts under `model/`, `inference/` and `masks/` never import this file: they do 
 import re
 
 SLUG = "carvana-image-masking-challenge"
+RULES_PAGE = f"https://www.kaggle.com/competitions/{SLUG}/rules"  # without whose acceptance Kaggle serves nothing
 ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
 
 WIDTH_PX, HEIGHT_PX = 1918, 1280
