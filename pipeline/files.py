@@ -1,5 +1,6 @@
 """Writing so that a file is either whole or not there."""
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
+    """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(busy) from None
+        yield
 
 
 def sha256(path: pathlib.Path) -> str:
