@@ -99,6 +99,11 @@ def put(path: pathlib.Path, row: Row, number: int | None = None) -> int:
 
 
 def cell_of(value: Any) -> str:
+    """A cell without line breaks, so that a row is a line to git."""
+    return " ".join(text_of(value).splitlines())
+
+
+def text_of(value: Any) -> str:
     match value:
         case None:
             return ""

@@ -22,8 +22,8 @@ PUBLISHED = (
     (0.992, "public", "petrosgk's Keras U-Net at 256", "its README"),
     (0.990, "public", "petrosgk's Keras U-Net at 128", "its README"),
     (0.988423, "public", "milesial/Pytorch-UNet, half size, 5 epochs", "its README"),
-    (0.99711, HELD_OUT, "4th place, its best network at full size", "names of its weights; by car, not by make"),
-    (0.9926, HELD_OUT, "Christopher Ley's U-Net, half size, 5 epochs", "his document; whole makes held out"),
+    (0.99711, HELD_OUT, "4th place, its best network at full size", "names of its weights; by car only"),
+    (0.9926, HELD_OUT, "Christopher Ley's U-Net, half size, 5 epochs", "his document; by make, as ours"),
 )
 COLUMNS = ("row", "time (UTC)", "submission", "made by", "cut", "OOF", "crossfit", "public", "private", "status")
 
@@ -60,7 +60,7 @@ def fill_in(path: pathlib.Path) -> list[Row]:
 
 
 def cells(number: int, row: Row) -> tuple[str, ...]:
-    made_by = f"{','.join(row.runs)} {','.join(map(str, row.folds))}" if row.runs else "not known"
+    made_by = f"{','.join(row.runs)} {','.join(map(str, row.folds))}" if row.runs else "unknown"
     scores = (row.oof_dice, row.oof_dice_cross_fitted, row.public, row.private)
     cut = "" if row.cut is None else f"{row.cut:.3f}"
     return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, cut, *map(digits, scores), row.status)
@@ -71,7 +71,7 @@ def standing(kind: str, rows: list[Row]) -> Iterable[tuple[str, ...]]:
     ours = [(getattr(row, kind), f"▶ row {number}: {row.file}", "") for number, row in enumerate(rows, start=1)]
     theirs = [(dice, who, f"({source})") for dice, which, who, source in PUBLISHED if which == kind]
     scored = [line for line in theirs + ours if line[0] is not None]
-    return [(digits(dice), who, source) for dice, who, source in sorted(scored, key=lambda line: -line[0])]
+    return [(f"{dice:.6g}", who, source) for dice, who, source in sorted(scored, key=lambda line: -line[0])]
 
 
 def digits(dice: float | None) -> str:

@@ -27,7 +27,7 @@ def run(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> N
         raise Problem(f"{ledger_path} has no row {number}, but {len(rows)} rows; `make leaderboard` shows them.")
     row = rows[number - 1]
     if not row.runs:
-        raise Problem(f"Row {number} of {ledger_path}, {row.file}, was made elsewhere: what made it is not known.")
+        raise Problem(f"Row {number} of {ledger_path}, {row.file}, is of unknown origin: there is nothing to run.")
     if go:
         predict_again(row, number, data)
     else:

@@ -171,7 +171,7 @@ def until_scored(client: kaggle.Client, row: Row) -> Iterator[Row]:
 def describe(about: Origin) -> str:
     """What made a submission, in a few words: a message for the leaderboard."""
     if about.cut is None:
-        return "made elsewhere"
+        return "origin unknown"
     words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.cut:.3f}"]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
