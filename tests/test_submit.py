@@ -374,8 +374,16 @@ def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("call", ["upload", "CreateSubmission", "after CreateSubmission", "ListSubmissions"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "call, number",
+    [
+        ("ListSubmissions", signal.SIGKILL),
+        ("upload", signal.SIGKILL),
+        ("upload", signal.SIGINT),
+        ("CreateSubmission", signal.SIGKILL),
+        ("after CreateSubmission", signal.SIGKILL),
+    ],
+)
 def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
     kaggle: Kaggle,
     submit_mine: Callable[..., int],
