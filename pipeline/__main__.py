@@ -31,6 +31,13 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def download(args: argparse.Namespace) -> None:
+    from pipeline.stages import download as stage
+
+    settings = settings_of(args)
+    stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only)
+
+
 def demo_data(args: argparse.Namespace) -> None:
     from pipeline.stages import demo_data as stage
 
@@ -207,6 +214,9 @@ def build_parser() -> argparse.ArgumentParser:
     stage = add("demo", demo, "the whole way on drawn cars, from no data to a score that came back", **its_own)
     stage.add_argument("--offline", action="store_true", help="without the server that stands in for Kaggle")
     add_drawing(stage)
+    stage = add("download", download, "bring the competition's files from Kaggle, whole or not at all")
+    stage.add_argument("--hq", action="store_true", help="the pictures with less JPEG compression")
+    stage.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these files alone")
     add_drawing(add("demo-data", demo_data, "draw a synthetic competition folder"))
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")

@@ -19,6 +19,7 @@ assert TRAIN_CARS * VIEWS == 5_088 and TEST_IMAGES == 100_064  # as counted in K
 
 # The same pictures exist twice, as `train.zip` and, with less JPEG compression, as `train_hq.zip`.
 SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
+REPAIRED = "29bb3ece3180_11.jpg"  # lies loose beside the archives, in the place of a damaged test picture
 
 SUBMISSION_HEADER = ("img", "rle_mask")
 SOLUTION_HEADER = (*SUBMISSION_HEADER, "Usage")  # Usage: Public, Private or Ignored

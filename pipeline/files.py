@@ -52,6 +52,11 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
         yield
 
 
+def length_bytes(path: pathlib.Path) -> int:
+    """Size of a file, 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def sha256(path: pathlib.Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

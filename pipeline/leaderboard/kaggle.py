@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from pipeline import carvana
-from pipeline.files import write_text
+from pipeline.files import length_bytes, write_text
 from pipeline.leaderboard.patience import (
     HOW_TO_LOG_IN, TROUBLE, Answer, PatientAdapter, Patience, Unusable, is_unclear, patiently,
 )  # fmt: skip
@@ -89,12 +89,12 @@ class Client:
         bytes of each piece, those of an earlier call included; negative when a draft turns out to be of no use.
         """
         patience = Patience(f"the download of {name}", self.secrets)
-        on_bytes(length(path))
-        while (before_bytes := length(path)) != size_bytes:
+        on_bytes(length_bytes(path))
+        while (before_bytes := length_bytes(path)) != size_bytes:
             try:
                 self.fetch_rest(name, path, size_bytes, on_bytes)
             except TROUBLE as error:
-                if length(path) - before_bytes >= PROGRESS_BYTES:
+                if length_bytes(path) - before_bytes >= PROGRESS_BYTES:
                     patience = Patience(f"the download of {name}", self.secrets)
                 patience.wait_or_give_up(error)
             except OSError as error:  # after TROUBLE, much of which is an OSError too
@@ -110,8 +110,9 @@ class Client:
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         check_length(response, size_bytes)
         tag_path = path.with_name(f"{path.name}.tag")
-        begun_bytes = length(path)
-        if begun_bytes and tag and tag_path.is_file() and tag_path.read_text() == tag and response.history:
+        begun_bytes = length_bytes(path)
+        same = bool(tag) and tag_path.is_file() and tag_path.read_text() == tag
+        if same and 0 < begun_bytes < size_bytes and response.history:  # else no link, but the file itself
             response.close()
             headers = {"Range": f"bytes={begun_bytes}-", "If-Range": tag, "Accept-Encoding": "identity"}
             response = self.store.get(response.url, headers=headers, stream=True)
@@ -239,10 +240,6 @@ def score_of(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
-
-
-def length(path: pathlib.Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def check_length(response: requests.Response, expected_bytes: int) -> None:
