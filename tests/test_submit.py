@@ -88,7 +88,7 @@ def kaggle(
     for place, name, value in (
         (patience, "FIRST_PAUSE_S", 0.01), (patience, "ANSWER_S", 1.0), (patience, "TRIES", 3),
         (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 2.0),
-        (submit, "LONGEST_POLL_S", 0.1),
+        (submit, "LONGEST_POLL_S", 0.1), (submit, "LOOK_PAUSES_S", (0.01, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -417,6 +417,18 @@ def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
     assert [row.status for row in rows()] == ([] if call == "ListSubmissions" else ["pending"])
     assert submit_mine() == 0
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
+
+
+def test_a_submission_that_kaggle_lists_late_is_not_doubled(
+    kaggle: Kaggle, submit_mine: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert submit_mine() == 0
+    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending", "ref": None}), 1)
+    taken = kaggle.submissions.copy()
+    kaggle.submissions.clear()
+    threading.Timer(0.3, lambda: kaggle.submissions.extend(taken)).start()
+    assert submit_mine() == 0
+    assert kaggle.submissions == taken and rows()[0].status == "complete"
 
 
 def test_two_at_once_do_not_submit_twice(

@@ -24,6 +24,7 @@ from pipeline.problem import Problem
 from pipeline.substage import run_stage
 
 WAIT_S = 30 * 60.0  # for the score
+LOOK_PAUSES_S = (2.0, 8.0)  # for a submission that was cut off, and may still be on its way into Kaggle's list
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between looks, each twice as long as the one before
 LONGEST_MESSAGE = 250  # characters; what Kaggle cuts off could not be found again
 TAG_DIGITS = 12
@@ -58,9 +59,12 @@ def run(
             if dry_run:
                 print(f"Nothing is uploaded now. This command would do it:\n{line_by_hand(path, row.message)}")
             client = kaggle.connect()
-            row = look(client, row)
+            cut_off = number is not None and row.status == "pending"
+            row = look(client, row, LOOK_PAUSES_S if cut_off else ())
             if dry_run:
                 return
+            if row.ref is None:
+                row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
             number = ledger.put(ledger_path, row, number)
             if row.ref is None:
                 row = upload(client, path, row, number, ledger_path)
@@ -95,7 +99,7 @@ def row_for(
     if same:
         number, row = same[-1]
         if row.ref is None:
-            return number, row.model_copy(update={"time": now(), "status": "pending", "error": ""})
+            return number, row
         if row.status == "failed" and not force:
             raise Problem(
                 f"{path} was submitted already (row {number}), and Kaggle could not score it ({row.error}); mend it, "
@@ -110,12 +114,19 @@ def row_for(
     return None, Row(**about.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
 
 
-def look(client: kaggle.Client, row: Row) -> Row:
-    """The row with what Kaggle knows of it. Problem when its file is still to be uploaded, and cannot be today."""
+def look(client: kaggle.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
+    """The row with what Kaggle knows of it. Problem when its file is still to be uploaded, and cannot be today.
+
+    pauses_s: between further looks, when the first one does not find it.
+    """
     left = client.submissions_left()
     if left is not None:
         print(f"Submissions left today: {left.today}.")
     found = ledger.told(row, client.submissions())
+    for pause_s in pauses_s:
+        if found is None:
+            time.sleep(pause_s)
+            found = ledger.told(row, client.submissions())
     if found is not None:
         print(f"Kaggle has it (ref {found.ref}).")
         return found
