@@ -52,28 +52,31 @@ def run(
 
     busy = f"Another `make submit` works with {ledger_path}; wait until it is done."
     with locked(ledger_path.with_name(f".{ledger_path.name}.lock"), busy):
-        number, row = row_for(path, about, ledger.read(ledger_path), message, force)
-        if row.status == "complete":
-            print(f"{path} was submitted already; FORCE=1 submits it again.")
-        else:
-            if dry_run:
-                print(f"Nothing is uploaded now. This command would do it:\n{line_by_hand(path, row.message)}")
-            client = kaggle.connect()
-            cut_off = number is not None and row.status == "pending"
-            row = look(client, row, LOOK_PAUSES_S if cut_off else ())
-            if dry_run:
-                return
-            if row.ref is None:
-                row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
-            number = ledger.put(ledger_path, row, number)
-            if row.ref is None:
-                row = upload(client, path, row, number, ledger_path)
-            for row in until_scored(client, row):
-                ledger.put(ledger_path, row, number)
+        hand_in(path, about, ledger_path, message, dry_run, force)
+
+
+def hand_in(
+    path: pathlib.Path, about: Origin, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
+) -> None:
+    number, row = row_for(path, about, ledger.read(ledger_path), message, force)
+    if row.status == "complete":
+        print(f"{path} was submitted already; FORCE=1 submits it again.")
+        print(result(row, number, ledger_path))
+        return
+    if dry_run:
+        print(f"Nothing is uploaded now. This command would do it:\n{line_by_hand(path, row.message)}")
+    client = kaggle.connect()
+    was_cut_off = number is not None and row.status == "pending"
+    row = look(client, row, LOOK_PAUSES_S if was_cut_off else ())
+    if dry_run:
+        return
+    if row.ref is None:
+        row, number = upload(client, path, row, number, ledger_path)
+    for row in until_scored(client, row):
+        number = ledger.put(ledger_path, row, number)
     if row.status == "failed":
         raise Problem(f"Kaggle has {path} (ref {row.ref}) but could not score it: {row.error or 'no reason given'}.")
-    public, private = ("none" if dice is None else f"{dice:.5f}" for dice in (row.public, row.private))
-    print(f"public {public}  private {private}  row {number} of {ledger_path}")
+    print(result(row, number, ledger_path))
 
 
 def reason_to_predict(run: Run, folds: list[int]) -> str | None:
@@ -140,8 +143,12 @@ def look(client: kaggle.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
     return row
 
 
-def upload(client: kaggle.Client, path: pathlib.Path, row: Row, number: int, ledger_path: pathlib.Path) -> Row:
-    """The row with Kaggle's ref. After a refusal it is marked as failed, unless Kaggle cannot even be asked."""
+def upload(
+    client: kaggle.Client, path: pathlib.Path, row: Row, number: int | None, ledger_path: pathlib.Path
+) -> tuple[Row, int]:
+    """The row with Kaggle's ref, and its number. A refusal is noted in it, unless Kaggle cannot even be asked."""
+    row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
+    number = ledger.put(ledger_path, row, number)
     try:
         ref = client.submit(path, row.message)
     except Problem as problem:
@@ -152,11 +159,9 @@ def upload(client: kaggle.Client, path: pathlib.Path, row: Row, number: int, led
         if found is None:
             ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}), number)
             raise
-        return found
-    row = row.model_copy(update={"ref": ref})
-    ledger.put(ledger_path, row, number)
+        return found, number
     print(f"Kaggle has it (ref {ref}).")
-    return row
+    return row.model_copy(update={"ref": ref}), number
 
 
 def until_scored(client: kaggle.Client, row: Row) -> Iterator[Row]:
@@ -187,6 +192,11 @@ def describe(about: Origin) -> str:
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
     return " ".join(words)
+
+
+def result(row: Row, number: int | None, ledger_path: pathlib.Path) -> str:
+    public, private = ("none" if dice is None else f"{dice:.5f}" for dice in (row.public, row.private))
+    return f"public {public}  private {private}  row {number} of {ledger_path}"
 
 
 def line_by_hand(path: pathlib.Path, message: str) -> str:
