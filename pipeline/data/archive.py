@@ -39,7 +39,7 @@ class FileSet:
         if not unpacked.is_dir() and not self.archive_path.is_file():
             raise Problem(
                 f"{folder} holds neither {name}.zip nor a folder {name}/; "
-                "get it from Kaggle, or name the competition's folder with DATA=."
+                "run `make download`, or name the competition's folder with DATA=."
             )
         if self.archive_path.is_file():
             self.members = self.index_archive(pattern)

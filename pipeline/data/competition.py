@@ -139,7 +139,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     if path is None:
         raise Problem(
             f"{folder} holds neither {name} nor {name}.zip; "
-            "get it from Kaggle, or name the competition's folder with DATA=."
+            "run `make download`, or name the competition's folder with DATA=."
         )
     try:
         if path.suffix == ".zip":

@@ -81,6 +81,10 @@ class StandIn(ThreadingHTTPServer):
         """Whether a test's fault has answered in the place of a call; here none ever does."""
         return False
 
+    def send_file(self, handler: "Handler", path: pathlib.Path, first: int) -> None:
+        with open(path, "rb") as file:
+            handler.connection.sendfile(file, first)
+
     def answer(self, call: str, asked: Answer) -> Answer:
         """The answer to a call of Kaggle's API."""
         if asked.get("competitionName", carvana.SLUG) != carvana.SLUG:
@@ -204,11 +208,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", tag)
         self.end_headers()
-        self.send_file(path, first or 0)
-
-    def send_file(self, path: pathlib.Path, first: int) -> None:
-        with open(path, "rb") as file:
-            self.connection.sendfile(file, first)
+        self.server.send_file(self, path, first or 0)
 
     def do_PUT(self) -> None:
         token = urlsplit(self.path).path.removeprefix("/upload/")
