@@ -68,7 +68,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## SET="a.b=1 c.d=2"        settings laid over the config's
 ## FILE=x.csv.gz            check, score, submit: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder
-## HQ=1                     download: the pictures with less JPEG compression too
+## HQ=1                     download: the pictures with less JPEG compression
 ## ONLY="a.zip b.zip"       download: these files and no others
 ## MESSAGE="two folds"      submit: what Kaggle shows beside the score; without it what made the submission
 ## DRY_RUN=1                submit: do all but upload, and print the command that would

@@ -4,6 +4,7 @@ A loopback server stands in for Kaggle: the real `kaggle` package downloads the 
 it, without an account. The ledger of the demo lies with its run, for its scores are of drawn cars.
 """
 import contextlib
+import filecmp
 import pathlib
 import sys
 import tempfile
@@ -39,8 +40,18 @@ def run(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], off
     with contextlib.nullcontext({}) if offline else pretended_kaggle(drawn) as environment:
         for number, (title, stage, its_words) in enumerate(steps, start=1):
             print_header(f"{number}/{len(steps)}  {title}")
+            if stage == "download":
+                remove_others(drawn, folder)
             run_stage(stage, *its_words, environment=environment)
     print_header(f"The submission: {run.submission}")
+
+
+def remove_others(drawn: pathlib.Path, folder: pathlib.Path) -> None:
+    """Remove what an earlier demo downloaded of other cars: Kaggle's files never change, so download trusts them."""
+    for path in drawn.glob("*.zip"):
+        copy = folder / path.name
+        if copy.is_file() and not filecmp.cmp(path, copy, shallow=False):
+            copy.unlink()
 
 
 @contextlib.contextmanager
