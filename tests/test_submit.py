@@ -9,68 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
 from pipeline.leaderboard import kaggle as kaggle_client
 from pipeline.leaderboard import ledger, patience, stand_in
 from pipeline.leaderboard.ledger import Row
-from pipeline.leaderboard.stand_in import Answer, Handler, Refusal, StandIn
+from pipeline.leaderboard.stand_in import Answer
 from pipeline.leaderboard.submission import read_rows
 from pipeline.stages import submit
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEDGER = pathlib.Path("submissions/ledger.csv")
 MINE = pathlib.Path("mine.csv.gz")
-Fault = Callable[[Handler], None]
-
-
-class Kaggle(StandIn):
-    """The stand-in, whose next answers to a call may be faults; afterwards it behaves."""
-
-    def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
-        super().__init__(folder, inbox)
-        self.faults: dict[str, list[Fault]] = {}  # in the place of an answer
-        self.lost: dict[str, int] = {}  # how many answers to a call are lost, though it did what was asked
-        self.reached = threading.Event()  # a stalled call
-        self.released = threading.Event()
-
-    def fault(self, handler: Handler, call: str) -> bool:
-        fault = next(iter(self.faults.get(call, [])), None)
-        if fault is None:
-            return False
-        self.faults[call].pop(0)
-        fault(handler)
-        return True
-
-    def answer(self, call: str, asked: Answer) -> Answer:
-        answer = super().answer(call, asked)
-        if self.lost.get(call, 0) > 0:
-            self.lost[call] -= 1
-            raise Refusal(500, "Internal error")
-        return answer
-
-
-def answering(status: int, message: str = "", **headers: str) -> Fault:
-    """With `message` as the API's JSON, or else as a proxy's page."""
-    body = f'{{"code": {status}, "message": "{message}"}}' if message else "<html>trouble</html>"
-    kind = "application/json" if message else "text/html"
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.send_bytes(status, body.encode(), kind, named)
-
-
-def cut(handler: Handler) -> None:
-    """The connection ends in the middle, without an answer."""
-    handler.rfile.read(1)
-    handler.close_connection = True
-    handler.connection.close()
-
-
-def stall(handler: Handler) -> None:
-    """No answer, until the test is over."""
-    handler.server.reached.set()  # type: ignore[attr-defined]
-    handler.server.released.wait(30)  # type: ignore[attr-defined]
-    handler.close_connection = True
 
 
 @pytest.fixture
@@ -96,7 +48,6 @@ def kaggle(
         for name, text in server.environment().items():
             monkeypatch.setenv(name, text)
         yield server
-        server.released.set()
 
 
 @pytest.fixture
@@ -244,9 +195,6 @@ def test_an_answer_that_is_lost_after_kaggle_took_the_file_does_not_make_a_secon
 
 
 # --- trouble that stays ---------------------------------------------------------------------------
-
-
-ALWAYS = 50  # more often than anything is tried
 
 
 @pytest.mark.parametrize(
