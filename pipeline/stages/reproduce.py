@@ -35,7 +35,7 @@ def run(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> N
 
 
 def lines(row: Row, number: int, data: str | None) -> list[str]:
-    """The commands for a shell, with a word on each."""
+    """A script for a shell, which begins where the weights are at hand."""
     target = {"RUN": ",".join(row.runs), "FOLD": ",".join(map(str, row.folds))}
     hashes = [f"#   {path} {digest}" for path, digest in row.checkpoints.items()]
     said = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
@@ -47,12 +47,12 @@ def lines(row: Row, number: int, data: str | None) -> list[str]:
     if row.config:
         train = {"CONFIG": row.config} | target | variables(row.train_set, data)
         said += [
-            "# Only if they are lost; on a CPU they come out the same to the last bit:",
-            make("train", train),
-            make("validate threshold", target | variables(row.predict_set, data)),
+            "# Should they be lost, these make them again, on a CPU the same to the last bit:",
+            "#   " + make("train", train),
+            "#   " + make("validate threshold", target | variables(row.predict_set, data)),
         ]
     said += [f"# The submission, at the cut {row.cut}:", make("predict", target | variables(row.predict_set, data))]
-    return [*said, f"echo {row.sha256} {Run(row.runs[0]).submission} | sha256sum --check"]
+    return [*said, f"echo '{row.sha256}  {Run(row.runs[0]).submission}' | sha256sum --check"]
 
 
 def variables(words: tuple[str, ...], data: str | None) -> dict[str, str]:
@@ -101,8 +101,10 @@ def kept(path: pathlib.Path) -> Iterator[None]:
 
 def check_code(row: Row, number: int) -> None:
     here = git.commit()
-    if not row.commit or not row.clean:
-        raise Problem(f"Row {number} was made by code that was no commit's ({row.commit[:7] or 'none'}): it is lost.")
+    if not row.commit:
+        raise Problem(f"Row {number} names no commit, so that the code that made it is not known.")
+    if not row.clean:
+        raise Problem(f"Row {number} was made with changes to {row.commit[:7]} that no commit has; its code is lost.")
     if not here or not git.is_clean():
         raise Problem("This checkout has changes that no commit has; commit them, or put them away with `git stash`.")
     if not git.same_code(here, row.commit):
