@@ -13,7 +13,7 @@ from pipeline.leaderboard.kaggle import Submission
 from pipeline.leaderboard.ledger import COLUMNS, Row
 from pipeline.leaderboard.origin import Origin
 from pipeline.problem import Problem
-from pipeline.stages import leaderboard
+from pipeline.stages import leaderboard, submit
 
 HASH = "0123456789abcdef" * 4
 OWN = Origin(
@@ -140,6 +140,10 @@ def test_a_damaged_ledger_is_a_problem(tmp_path: pathlib.Path, text: str, named:
         ledger.read(path)
 
 
+def test_the_project_s_own_ledger_reads() -> None:
+    assert ledger.read(pathlib.Path(__file__).parent.parent / "submissions" / "ledger.csv") is not None
+
+
 def test_a_damaged_ledger_is_not_written_over(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "ledger.csv"
     path.write_text("something else")
@@ -186,6 +190,13 @@ def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, tex
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(Problem, match="run.json is damaged"):
         origin.find(tmp_path, HASH)
+
+
+def test_the_message_tells_what_made_the_submission() -> None:
+    assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 OOF 0.99123 commit abababa"
+    changed = OWN.model_copy(update={"clean": False})
+    assert submit.describe(changed).endswith("commit abababa+")
+    assert submit.describe(Origin(sha256=HASH)) == "origin unknown"
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from pipeline.leaderboard.ledger import Row
 from pipeline.leaderboard.origin import Origin
 from pipeline.model import checkpoint
 from pipeline.model.build import build
-from pipeline.stages import reproduce
+from pipeline.paths import Run
+from pipeline.stages import reproduce, submit
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
@@ -159,6 +160,19 @@ def test_a_prediction_that_breaks_off_leaves_the_file_as_it_was(
     monkeypatch.setattr(reproduce, "run_stage", interrupted)
     assert main(["reproduce", "1", "--go"]) == 1
     assert SUBMISSION.read_bytes() == before
+
+
+def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: pathlib.Path) -> None:
+    run, best = Run("tiny"), pathlib.Path("runs/tiny/fold1/best.pt")
+    assert submit.reason_to_predict(run, [1]) is None
+    assert "other weights" in str(submit.reason_to_predict(run, [0, 1]))
+    append_to(str(best))()
+    assert "other weights" in str(submit.reason_to_predict(run, [1]))
+    assert submit.reason_to_predict(run, []) is None  # trained elsewhere
+    SUBMISSION.write_bytes(b"from elsewhere")
+    assert submit.reason_to_predict(run, [1]) is None
+    SUBMISSION.unlink()
+    assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
 
 
 # --- refusals -------------------------------------------------------------------------------------
