@@ -196,7 +196,7 @@ def append_to(name: str) -> Callable[[], None]:
     [
         (append_to("pipeline/git.py"), "changes that no commit has"),
         (other_commit, "but row 1 was made by"),
-        (lambda: shutil.rmtree(".git"), "changes that no commit has"),
+        (lambda: shutil.rmtree(".git"), "git does not know this code"),
         (change_row(clean=False), "that no commit has; its code is lost"),
         (change_row(commit=""), "names no commit"),
         (change_row(runs=()), "unknown origin"),

@@ -105,7 +105,9 @@ def check_code(row: Row, number: int) -> None:
         raise Problem(f"Row {number} names no commit, so that the code that made it is not known.")
     if not row.clean:
         raise Problem(f"Row {number} was made with changes to {row.commit[:7]} that no commit has; its code is lost.")
-    if not here or not git.is_clean():
+    if not here:
+        raise Problem(f"git does not know this code, so it cannot be told from that of row {number}; use a git clone.")
+    if not git.is_clean():
         raise Problem("This checkout has changes that no commit has; commit them, or put them away with `git stash`.")
     if not git.same_code(here, row.commit):
         raise Problem(
