@@ -37,7 +37,8 @@ def run(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], off
         ("Submit it, and wait for the score", "submit", [*words, "--force", "--ledger", str(run.demo_ledger)]),
     ]
     steps = [step for step in steps if not (offline and step[1] in AT_KAGGLE)]
-    with contextlib.nullcontext({}) if offline else pretended_kaggle(drawn) as environment:
+    nothing: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
+    with nothing if offline else pretended_kaggle(drawn) as environment:
         for number, (title, stage, its_words) in enumerate(steps, start=1):
             print_header(f"{number}/{len(steps)}  {title}")
             if stage == "download":
