@@ -9,6 +9,7 @@ moment is found again at Kaggle by the tag that ends its message:
 
 Cells that hold several words hold them as a shell would read them. An empty cell: not known.
 """
+import contextlib
 import csv
 import datetime
 import io
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, ValidationError, model_validator
 
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.leaderboard.kaggle import Submission
 from pipeline.leaderboard.origin import Dice, Origin
 from pipeline.problem import Problem
@@ -116,6 +117,11 @@ def text_of(value: Any) -> str:
         case tuple():
             return shlex.join(map(str, value))
     return str(value)
+
+
+def alone(path: pathlib.Path, busy: str) -> contextlib.AbstractContextManager[None]:
+    """`with alone(path, …):` no other process submits; Problem(busy) when one does."""
+    return locked(path.with_name(f".{path.name}.lock"), busy)
 
 
 def told(row: Row, submissions: list[Submission]) -> Row | None:

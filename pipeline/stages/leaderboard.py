@@ -5,7 +5,6 @@ Rows that wait for their score are told it first, when Kaggle can be asked.
 import pathlib
 from collections.abc import Iterable
 
-from pipeline.files import locked
 from pipeline.leaderboard import kaggle, ledger
 from pipeline.leaderboard.ledger import Row
 from pipeline.problem import Problem
@@ -49,7 +48,7 @@ def run(ledger_path: pathlib.Path) -> None:
 
 def fill_in(path: pathlib.Path) -> list[Row]:
     """The rows, those that wait with what Kaggle says now, written to the ledger as well."""
-    with locked(path.with_name(f".{path.name}.lock"), "`make submit` is at work, and will write them."):
+    with ledger.alone(path, "`make submit` is at work, and will write them."):
         submissions = kaggle.connect().submissions()
         rows = ledger.read(path)
         for number, row in enumerate(rows, start=1):

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from pipeline import carvana
 from pipeline.data.competition import read_table
-from pipeline.files import locked, sha256
+from pipeline.files import sha256
 from pipeline.leaderboard import kaggle, ledger, origin
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.ledger import Row
@@ -50,8 +50,7 @@ def run(
     about = origin.find(SUBMISSIONS, sha256(path))
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
-    busy = f"Another `make submit` works with {ledger_path}; wait until it is done."
-    with locked(ledger_path.with_name(f".{ledger_path.name}.lock"), busy):
+    with ledger.alone(ledger_path, f"Another `make submit` works with {ledger_path}; wait until it is done."):
         hand_in(path, about, ledger_path, message, dry_run, force)
 
 
