@@ -1,4 +1,5 @@
 """Submitting, by the real client to a stand-in with faults: once, truly, and with a row in the ledger."""
+import errno
 import gzip
 import os
 import pathlib
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
@@ -21,14 +23,14 @@ from pipeline.leaderboard.submission import read_rows
 from pipeline.stages import submit
 
 ROOT = pathlib.Path(__file__).parent.parent
+Capture, Patch = pytest.CaptureFixture, pytest.MonkeyPatch
+Submit = Callable[..., int]  # words -> exit code
 LEDGER = pathlib.Path("submissions/ledger.csv")
 MINE = pathlib.Path("mine.csv.gz")
 
 
 @pytest.fixture
-def kaggle(
-    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Kaggle]:
+def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch) -> Iterator[Kaggle]:
     """A stand-in, credentials for it, an empty place to work in with `mine.csv.gz`, and little patience."""
     for folder in ("work/configs", "inbox", "home"):
         (tmp_path / folder).mkdir(parents=True)
@@ -39,7 +41,7 @@ def kaggle(
     MINE.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
     for place, name, value in (
         (patience, "FIRST_PAUSE_S", 0.01), (patience, "ANSWER_S", 1.0), (patience, "TRIES", 3),
-        (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 2.0),
+        (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 20.0),
         (submit, "LONGEST_POLL_S", 0.1), (submit, "LOOK_PAUSES_S", (0.01, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, value)
@@ -51,7 +53,7 @@ def kaggle(
 
 
 @pytest.fixture
-def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Callable[..., int]:
+def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Submit:
     """`submit_mine("--force")` -> exit code."""
     return lambda *words: main(["submit", str(MINE), "--data", str(demo_folder), *words])
 
@@ -64,7 +66,7 @@ def uploads(kaggle: Kaggle) -> int:
     return len(kaggle.submissions)
 
 
-def only_line(capsys: pytest.CaptureFixture) -> str:
+def only_line(capsys: Capture) -> str:
     """What was said on stderr, which is one line without a traceback and without a secret."""
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
@@ -77,9 +79,7 @@ def only_line(capsys: pytest.CaptureFixture) -> str:
 # --- as it should go ------------------------------------------------------------------------------
 
 
-def test_a_submission_ends_with_its_score_and_a_row(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_submission_ends_with_its_score_and_a_row(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine("--message", "my words,\n two lines") == 0
     (row,) = rows()
     assert (row.status, row.public, row.private, row.ref) == ("complete", 1.0, 1.0, kaggle.submissions[0]["ref"])
@@ -90,9 +90,7 @@ def test_a_submission_ends_with_its_score_and_a_row(
     assert out.splitlines()[-1] == "public 1.00000  private 1.00000  row 1 of submissions/ledger.csv"
 
 
-def test_the_same_content_is_submitted_once_unless_forced(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
-) -> None:
+def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine() == 0
     MINE.touch()
     assert submit_mine() == 0
@@ -104,7 +102,7 @@ def test_the_same_content_is_submitted_once_unless_forced(
     assert first.sha256 == second.sha256 and first.ref != second.ref and first.tag != second.tag
 
 
-def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, submit_mine: Callable[..., int]) -> None:
+def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, submit_mine: Submit) -> None:
     assert submit_mine() == 0
     (before,) = rows()
     LEDGER.unlink()
@@ -114,7 +112,7 @@ def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, subm
 
 
 def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture
 ) -> None:
     assert submit_mine("--dry-run", "--message", "it's a \"try\"; $HOME") == 0
     out = capsys.readouterr().out
@@ -128,9 +126,7 @@ def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0
 
 
-def test_a_file_that_check_refuses_is_not_submitted(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_file_that_check_refuses_is_not_submitted(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     MINE.write_bytes(gzip.compress(gzip.decompress(MINE.read_bytes()).replace(b"_02.jpg", b"_03.jpg", 1)))
     assert submit_mine() == 1
     assert "mine.csv.gz, line 3" in only_line(capsys)
@@ -138,7 +134,7 @@ def test_a_file_that_check_refuses_is_not_submitted(
 
 
 def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
-    kaggle: Kaggle, demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, demo_folder: pathlib.Path, monkeypatch: Patch
 ) -> None:
     predicted = []
 
@@ -168,7 +164,7 @@ CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "Cre
     ids=["500", "503", "429", "429 Retry-After", "cut", "stalled"],
 )
 def test_trouble_with_a_call_that_passes_is_got_over(
-    kaggle: Kaggle, submit_mine: Callable[..., int], call: str, fault: Fault
+    kaggle: Kaggle, submit_mine: Submit, call: str, fault: Fault
 ) -> None:
     kaggle.faults[call] = [fault]
     assert submit_mine() == 0
@@ -178,16 +174,14 @@ def test_trouble_with_a_call_that_passes_is_got_over(
 @pytest.mark.parametrize(
     "fault", [answering(500), answering(503), answering(403), cut, stall], ids=["500", "503", "403", "cut", "stalled"]
 )
-def test_an_upload_that_breaks_begins_again(
-    kaggle: Kaggle, submit_mine: Callable[..., int], fault: Fault
-) -> None:
+def test_an_upload_that_breaks_begins_again(kaggle: Kaggle, submit_mine: Submit, fault: Fault) -> None:
     kaggle.faults["upload"] = [fault, fault]
     assert submit_mine() == 0
     assert kaggle.faults["upload"] == [] and uploads(kaggle) == 1 and rows()[0].public == 1.0
 
 
 def test_an_answer_that_is_lost_after_kaggle_took_the_file_does_not_make_a_second_submission(
-    kaggle: Kaggle, submit_mine: Callable[..., int]
+    kaggle: Kaggle, submit_mine: Submit
 ) -> None:
     kaggle.lost["CreateSubmission"] = 1
     assert submit_mine() == 0
@@ -213,7 +207,7 @@ def test_an_answer_that_is_lost_after_kaggle_took_the_file_does_not_make_a_secon
     ],
 )  # fmt: skip
 def test_a_refusal_is_one_sentence_and_a_failed_row_that_the_next_try_fills(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, call: str, fault: Fault, named: str
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, call: str, fault: Fault, named: str
 ) -> None:
     kaggle.faults[call] = [fault] * ALWAYS
     assert submit_mine() == 1
@@ -229,7 +223,7 @@ def test_a_refusal_is_one_sentence_and_a_failed_row_that_the_next_try_fills(
 
 @pytest.mark.parametrize("status, named", [(401, "credentials"), (403, carvana.RULES_PAGE), (500, "trouble of its")])
 def test_who_may_not_even_ask_leaves_no_row(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, status: int, named: str
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, status: int, named: str
 ) -> None:
     kaggle.faults["ListSubmissions"] = [answering(status, "No")] * ALWAYS
     assert submit_mine() == 1
@@ -238,7 +232,7 @@ def test_who_may_not_even_ask_leaves_no_row(
 
 
 def test_the_daily_limit_is_told_before_anything_is_uploaded(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(stand_in, "DAILY_SUBMISSIONS", 1)
     assert submit_mine() == 0 and submit_mine("--force") == 1
@@ -247,7 +241,7 @@ def test_the_daily_limit_is_told_before_anything_is_uploaded(
 
 
 def test_what_kaggle_cannot_score_is_a_failed_row(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     error = {"status": "ERROR", "errorDescription": "Submission has a wrong column"}
     monkeypatch.setattr(stand_in, "grade", lambda *paths: error)
@@ -261,7 +255,7 @@ def test_what_kaggle_cannot_score_is_a_failed_row(
 
 
 def test_a_score_that_does_not_come_is_filled_in_later(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
     with monkeypatch.context() as patch:
@@ -276,7 +270,7 @@ def test_a_score_that_does_not_come_is_filled_in_later(
 
 
 def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
     monkeypatch.setattr(stand_in, "LOOKS_UNTIL_SCORED", 1000)
@@ -287,9 +281,7 @@ def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
     assert "could not be asked for: " in out and "credentials" in out and "mine.csv.gz" in out
 
 
-def test_a_submission_of_another_account_is_a_problem(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_submission_of_another_account_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine() == 0
     ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending"}), 1)
     kaggle.submissions.clear()
@@ -299,7 +291,7 @@ def test_a_submission_of_another_account_is_a_problem(
 
 
 def test_without_credentials_nothing_is_written(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     assert submit_mine() == 1
@@ -307,9 +299,7 @@ def test_without_credentials_nothing_is_written(
     assert rows() == []
 
 
-def test_a_message_that_kaggle_might_cut_is_a_problem(
-    kaggle: Kaggle, submit_mine: Callable[..., int], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_message_that_kaggle_might_cut_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine("--message", "x" * 251) == 1
     assert "MESSAGE has 251 characters; 250 are allowed" in only_line(capsys)
 
@@ -334,9 +324,9 @@ def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
 )
 def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
     kaggle: Kaggle,
-    submit_mine: Callable[..., int],
+    submit_mine: Submit,
     demo_folder: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     call: str,
     number: signal.Signals,
 ) -> None:
@@ -367,8 +357,21 @@ def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
 
 
+@pytest.mark.parametrize("good_writes, uploaded", [(0, 0), (1, 1), (2, 1)])
+def test_a_full_disk_is_a_problem_and_no_second_submission(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, good_writes: int, uploaded: int
+) -> None:
+    results = [None] * good_writes + [OSError(errno.ENOSPC, "No space left on device")]
+    with mock.patch("os.fsync", side_effect=results):
+        assert submit_mine() == 1
+    assert only_line(capsys) == "submit: submissions/ledger.csv could not be written: No space left on device."
+    assert uploads(kaggle) == uploaded
+    assert submit_mine() == 0
+    assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
+
+
 def test_a_submission_that_kaggle_lists_late_is_not_doubled(
-    kaggle: Kaggle, submit_mine: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: Patch
 ) -> None:
     assert submit_mine() == 0
     ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending", "ref": None}), 1)
@@ -380,7 +383,7 @@ def test_a_submission_that_kaggle_lists_late_is_not_doubled(
 
 
 def test_two_at_once_do_not_submit_twice(
-    kaggle: Kaggle, submit_mine: Callable[..., int], demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+    kaggle: Kaggle, submit_mine: Submit, demo_folder: pathlib.Path, capsys: Capture
 ) -> None:
     kaggle.faults["upload"] = [stall]
     process = begin(demo_folder)
