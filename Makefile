@@ -44,6 +44,8 @@ reproduce: ## print the commands that make a submission of the ledger again, or 
 	$(call stage,reproduce,$(call given,,ROW)$(call switch,--go,GO)$(call given,--ledger,LEDGER))
 bench-train: ## the speed of reading and training, against a reference loop (STEPS BATCH)
 	$(PY) -m benchmarks.train$(call given,--steps,STEPS)$(call given,--batch-size,BATCH)
+bench-kaggle: ## the speed of downloading and verifying, against a plain copy and zipfile's own test
+	$(PY) -m benchmarks.kaggle
 
 ##@ House-keeping
 lint: ## flake8
@@ -132,7 +134,7 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data shrink folds train validate threshold predict check submit submission score \
-	leaderboard reproduce bench-train lint types unit lock
+	leaderboard reproduce bench-train bench-kaggle lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \

@@ -29,6 +29,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         archive         files out of Kaggle's zips, read where they lie
         images          JPEG -> pixels, mask -> coverage -> full size: one grid for all of them
         competition     the folder's pictures, masks and tables, checked at the door
+        verify          is a downloaded file whole: every checksum, every picture; also while it arrives
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone

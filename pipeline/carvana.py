@@ -26,6 +26,7 @@ SOLUTION_HEADER = (*SUBMISSION_HEADER, "Usage")  # Usage: Public, Private or Ign
 MEAN_CAR_SHARE = 0.21  # of a picture's pixels, over the 5,088 training masks
 
 IMAGE_NAME = re.compile(r"(?P<car>[0-9a-f]{12})_(?P<view>0[1-9]|1[0-6])\.jpg")
+MASK_NAME = re.compile(IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
 assert all(IMAGE_NAME.fullmatch(f"{0:012x}_{view}.jpg") for view in VIEW_NUMBERS)
 
 

@@ -16,7 +16,7 @@ class Kaggle(StandIn):
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
         super().__init__(folder, inbox)
-        self.faults: dict[str, list[Fault]] = {}  # by call, or "blob" and "upload" for files
+        self.faults: dict[str, list[Fault]] = {}  # by call; files: "blob", "range" (to go on with one), "upload"
         self.lost: dict[str, int] = {}  # how many answers to a call are lost, though it did what was asked
         self.midway: list[tuple[int, Fault]] = []  # after so many bytes of a file, this happens
         self.calls: list[str] = []
@@ -29,6 +29,7 @@ class Kaggle(StandIn):
         super().__exit__(*error)
 
     def fault(self, handler: Handler, call: str) -> bool:
+        call = "range" if "Range" in handler.headers else call
         self.calls.append(call)
         fault = next(iter(self.faults.get(call, [])), None)
         if fault is None:
@@ -52,7 +53,8 @@ class Kaggle(StandIn):
         with open(path, "rb") as file:
             file.seek(first)
             handler.wfile.write(file.read(count))
-        fault(handler)
+            handler.file = file  # type: ignore[attr-defined]
+            fault(handler)
 
 
 def answering(status: int, message: str = "", **headers: str) -> Fault:
@@ -79,14 +81,9 @@ def stall(handler: Handler) -> None:
 
 
 def trickle(handler: Handler) -> None:
-    """A byte now and then."""
-    handler.server.reached.set()  # type: ignore[attr-defined]
+    """A byte of the file now and then, until the client has enough of it."""
     while not handler.server.released.wait(0.05):  # type: ignore[attr-defined]
-        try:
-            handler.wfile.write(b"x")
-        except OSError:
-            break
-    handler.close_connection = True
+        handler.wfile.write(handler.file.read(1))  # type: ignore[attr-defined]
 
 
 def garbage(handler: Handler) -> None:
@@ -106,6 +103,7 @@ class TlsHandler(Handler):
         self.end_headers()
         self.request = self.server.tls.wrap_socket(self.request, server_side=True)  # type: ignore[attr-defined]
         self.setup()
+        self.close_connection = False  # though CONNECT comes as HTTP/1.0
 
 
 def end_tls(server: Kaggle, hosts: tuple[str, ...], folder: pathlib.Path) -> dict[str, str]:

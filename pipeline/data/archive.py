@@ -22,6 +22,11 @@ from pipeline.problem import Problem
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
+def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
+    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+
+
 class FileSet:
     """The files of `folder/name/`, `folder/name.zip` and, loose, `folder/` whose names match `pattern`.
 

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipeline import carvana
-from pipeline.data.archive import DAMAGE
-from pipeline.data.competition import MASK_NAME, find_table
+from pipeline.data.archive import DAMAGE, find_table
 from pipeline.data.images import check_jpeg
 from pipeline.problem import Problem
 
@@ -88,7 +87,7 @@ def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
 
 def check_pictures(name: str, names: list[str], folder: pathlib.Path) -> int:
     """How many pictures, or masks, are among an archive's files; Damaged when they are not the ones of the table."""
-    pattern = MASK_NAME if name == "train_masks.zip" else carvana.IMAGE_NAME
+    pattern = carvana.MASK_NAME if name == "train_masks.zip" else carvana.IMAGE_NAME
     pictures = [file_name for file_name in names if pattern.fullmatch(file_name)]
     check_count(name, len(pictures), views_of(pictures), folder)
     table = find_table(folder, TABLE_OF[name]) if name in TABLE_OF else None

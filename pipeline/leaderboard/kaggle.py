@@ -60,12 +60,12 @@ class Submission:
 class Client:
     """One open connection to the competition. Every method raises Problem."""
 
-    def __init__(self, package_client: Any, secrets: list[str]):
+    def __init__(self, package_client: Any, adapter: PatientAdapter, secrets: list[str]):
         self.calls = package_client.competitions.competition_api_client
-        self.secrets = secrets
-        self.store = requests.Session()  # of the files: it has no credentials to give away
-        self.store.mount("http://", PatientAdapter())
-        self.store.mount("https://", PatientAdapter())
+        self.adapter, self.secrets = adapter, secrets
+        self.store = requests.Session()  # for uploads: it has no credentials to give away
+        self.store.mount("http://", adapter)
+        self.store.mount("https://", adapter)
 
     def files(self) -> dict[str, int]:
         """Name -> size in bytes of each of the competition's files, from all pages."""
@@ -104,27 +104,24 @@ class Client:
         """One connection's worth of a file. The link is a new one each time, since links expire."""
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
 
+        tag_path = path.with_name(f"{path.name}.tag")
+        tag = tag_path.read_text() if tag_path.is_file() else ""
+        begun_bytes = length_bytes(path)
+        go_on = tag != "" and 0 < begun_bytes < size_bytes
+        self.adapter.file_headers = {"Range": f"bytes={begun_bytes}-", "If-Range": tag} if go_on else {}
         request = ApiDownloadDataFileRequest()
         request.competition_name, request.file_name = carvana.SLUG, name
-        response = self.calls.download_data_file(request)  # at the file's first byte, of which nothing is read yet
-        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        check_length(response, size_bytes)
-        tag_path = path.with_name(f"{path.name}.tag")
-        begun_bytes = length_bytes(path)
-        same = bool(tag) and tag_path.is_file() and tag_path.read_text() == tag
-        if same and 0 < begun_bytes < size_bytes and response.history:  # else no link, but the file itself
-            response.close()
-            headers = {"Range": f"bytes={begun_bytes}-", "If-Range": tag, "Accept-Encoding": "identity"}
-            response = self.store.get(response.url, headers=headers, stream=True)
-            response.raise_for_status()
-            if response.headers.get("Content-Range", "").startswith(f"bytes {begun_bytes}-"):
-                check_length(response, size_bytes - begun_bytes)
-                append(response, path, size_bytes, on_bytes)
-                return
-            check_length(response, size_bytes)  # the whole file: it changed, or the store cannot go on
-        on_bytes(-begun_bytes)
-        path.unlink(missing_ok=True)  # before the tag changes: a draft is never of another version than its tag
-        write_text(tag_path, tag)
+        response = self.calls.download_data_file(request)  # its body is still to come
+        new_tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        is_rest = response.status_code == 206
+        check_length(response, size_bytes - begun_bytes if is_rest else size_bytes)
+        if not is_rest or new_tag != tag:
+            on_bytes(-begun_bytes)
+            path.unlink(missing_ok=True)  # before the tag changes: a draft is never of another version than its tag
+            write_text(tag_path, new_tag)
+            if is_rest:
+                response.close()
+                raise Unusable("the file changed at Kaggle meanwhile")
         append(response, path, size_bytes, on_bytes)
 
     def submissions_left(self) -> Left | None:
@@ -215,10 +212,10 @@ class Client:
         return patiently(lambda: sensible(call, request), what, self.secrets)
 
 
-def sensible(call: Callable[[Any], Answer], request: Any) -> Answer:
+def sensible(call: Callable[..., Answer], *request: Any) -> Answer:
     """The package's answer; Unusable where Kaggle, or something on the way, sent what the package cannot read."""
     try:
-        return call(request)
+        return call(*request)
     except requests.RequestException as error:
         if isinstance(error, ValueError):  # no JSON
             raise Unusable("the answer is not Kaggle's") from None
@@ -278,12 +275,12 @@ def connect() -> Client:
     home = credentials_folder()
     api.config_dir, api.config = str(home), str(home / "kaggle.json")
     api.args = ["--local"] if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST" else []
-    build = api.build_kaggle_client
-    api.build_kaggle_client = lambda: with_time_limits(build())  # also for the calls of the log-in
+    adapter, build = PatientAdapter(), api.build_kaggle_client
+    api.build_kaggle_client = lambda: with_adapter(build(), adapter)  # also for the calls of the log-in
     token, source = token_at_hand()
     try:
         with surroundings({}):
-            patiently(api.authenticate, "the log-in", [token] if token else [])
+            patiently(lambda: sensible(api.authenticate), "the log-in", [token] if token else [])
     except SystemExit:
         if not token:
             raise Problem(f"There are no credentials for Kaggle; {HOW_TO_LOG_IN}.") from None
@@ -291,7 +288,7 @@ def connect() -> Client:
         # The package would go on with user and key, yet send this token all the same.
         raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {HOW_TO_LOG_IN}.")
     secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
-    return Client(api.build_kaggle_client(), secrets)
+    return Client(api.build_kaggle_client(), adapter, secrets)
 
 
 def token_at_hand() -> tuple[str | None, str]:
@@ -302,13 +299,12 @@ def token_at_hand() -> tuple[str | None, str]:
     return token, "~/.kaggle/access_token" if source == "access_token" else str(source)
 
 
-def with_time_limits(package_client: Any) -> Any:
-    """The same client, whose requests end. The package sets no limits and has no way to set any."""
+def with_adapter(package_client: Any, adapter: PatientAdapter) -> Any:
+    """The same client, whose requests go through the adapter. The package has no public way to its session."""
     http = package_client.http_client()
     http._init_session()
-    http._session.mount("http://", PatientAdapter())
-    http._session.mount("https://", PatientAdapter())
-    http._session.headers["Accept-Encoding"] = "identity"  # so that bytes on the line are bytes of the file
+    http._session.mount("http://", adapter)
+    http._session.mount("https://", adapter)
     return package_client
 
 

@@ -36,9 +36,16 @@ class Unusable(requests.RequestException):
 
 
 class PatientAdapter(HTTPAdapter):
-    """Time limits for every request of a session, whose owner sets none."""
+    """What the requests of a session need whose owner, the `kaggle` package, has no words for it.
+
+    Time limits, and for files (GET; the calls of the API are POST) these headers: the bytes as they are, or a part.
+    """
+
+    file_headers: dict[str, str] = {}
 
     def send(self, request, *args, **options):
+        if request.method == "GET":
+            request.headers.update({"Accept-Encoding": "identity"} | self.file_headers)
         options["timeout"] = (CONNECT_S, ANSWER_S)
         return super().send(request, *args, **options)
 

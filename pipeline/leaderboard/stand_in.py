@@ -9,6 +9,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -60,6 +61,11 @@ class StandIn(ThreadingHTTPServer):
     def __exit__(self, *error: object) -> None:
         self.shutdown()
         self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may hang up at any moment; other errors are ours, and are shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def environment(self) -> dict[str, str]:
         """Variables that lead the client here and nowhere else, with credentials of its own."""
@@ -196,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         size_bytes, tag = path.stat().st_size, etag(path)
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        first = int(wanted[1]) if wanted and self.headers.get("If-Range", tag) == tag else None
+        first = int(wanted[1]) if wanted and is_still(tag, self.headers.get("If-Range")) else None
         if first is not None and first >= size_bytes:
             self.send_bytes(416, b"", "application/xml")
             return
@@ -254,6 +260,11 @@ class Handler(BaseHTTPRequestHandler):
 def basic(user: str, key: str) -> str:
     """The header of a user and a key."""
     return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode()
+
+
+def is_still(tag: str, asked: str | None) -> bool:
+    """Whether a part of a file may be sent to somebody who has the beginning of the version `asked`."""
+    return asked is None or asked == tag
 
 
 def etag(path: pathlib.Path) -> str:
