@@ -31,6 +31,7 @@ SLOW_S = 60.0
 PROGRESS_BYTES = 2**20  # a connection that brought as much was worth it: the count of tries begins anew
 SUBMISSIONS_PER_PAGE = 100
 SMALLEST_PAGE = 20  # what Kaggle gives when it does not heed the number above
+UPLOAD_DEADLINE_S = 3 * 3600.0  # with all tries; 0.4 GB take their time from a home
 LOOKS, LOOK_PAUSE_S = 3, 5.0  # for a submission of which we do not know whether Kaggle took it
 
 
@@ -165,7 +166,9 @@ class Client:
         known = {submission.ref for submission in self.submissions()}
         request = ApiCreateSubmissionRequest()
         request.competition_name, request.submission_description = carvana.SLUG, message
-        request.blob_file_tokens = patiently(lambda: self.upload(path), f"the upload of {path}", self.secrets)
+        request.blob_file_tokens = patiently(
+            lambda: self.upload(path), f"the upload of {path}", self.secrets, UPLOAD_DEADLINE_S
+        )
         patience = Patience(f"the submission of {path}", self.secrets)
         while True:
             try:
@@ -187,7 +190,7 @@ class Client:
         request.content_length = path.stat().st_size
         request.last_modified_epoch_seconds = int(path.stat().st_mtime)
         place = sensible(self.calls.start_submission_upload, request)
-        with open(path, "rb") as file:
+        with PacedFile(path) as file:
             response = self.store.put(place.create_url, data=file)
         if response.status_code not in (200, 201):
             raise requests.HTTPError("the store did not take the file", response=response)
@@ -253,7 +256,7 @@ def append(
     """Write the body to the end of a draft, until it has `size_bytes` or the connection ends; errors as in TROUBLE."""
     with response, open(path, "ab", buffering=0) as file:
         written_bytes = file.tell()
-        window_bytes, window_began = written_bytes, time.monotonic()
+        pace = Pace()
         while written_bytes < size_bytes:
             # read1, unlike iter_content, hands out what is there: neither a copy nor a wait for a full piece.
             piece = response.raw.read1(min(PIECE_BYTES, size_bytes - written_bytes), decode_content=False)
@@ -262,10 +265,34 @@ def append(
             file.write(piece)
             written_bytes += len(piece)
             on_bytes(len(piece))
-            if (seconds := time.monotonic() - window_began) > SLOW_S:
-                if written_bytes - window_bytes < SLOWEST_BYTES_PER_S * seconds:
-                    raise requests.Timeout("hardly anything came")
-                window_bytes, window_began = written_bytes, time.monotonic()
+            pace.count(len(piece))
+
+
+class Pace:
+    """Raises Timeout when hardly anything moves: a byte now and then would keep a connection up for ever."""
+
+    def __init__(self) -> None:
+        self.moved_bytes, self.began = 0, time.monotonic()
+
+    def count(self, moved_bytes: int) -> None:
+        self.moved_bytes += moved_bytes
+        if (seconds := time.monotonic() - self.began) > SLOW_S:
+            if self.moved_bytes < SLOWEST_BYTES_PER_S * seconds:
+                raise requests.Timeout("hardly anything moved")
+            self.moved_bytes, self.began = 0, time.monotonic()
+
+
+class PacedFile(io.FileIO):
+    """A file that is sent at some pace, or not at all."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path)
+        self.pace = Pace()
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.pace.count(len(data))
+        return data
 
 
 def connect() -> Client:

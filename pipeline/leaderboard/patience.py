@@ -56,10 +56,10 @@ class Patience:
     what: the undertaking, as it fits into "… failed". secrets: words that no message may repeat.
     """
 
-    def __init__(self, what: str, secrets: list[str]):
+    def __init__(self, what: str, secrets: list[str], deadline_s: float | None = None):
         self.what, self.secrets = what, secrets
         self.failures = 0
-        self.deadline = time.monotonic() + DEADLINE_S
+        self.deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
 
     def wait_or_give_up(self, error: Exception) -> None:
         """Sleep before the next try; Problem where none would help, or there were enough."""
@@ -78,9 +78,9 @@ class Patience:
         return doubled * random.uniform(0.75, 1.25) if asked is None else asked
 
 
-def patiently(call: Callable[[], Answer], what: str, secrets: list[str]) -> Answer:
+def patiently(call: Callable[[], Answer], what: str, secrets: list[str], deadline_s: float | None = None) -> Answer:
     """The answer to a call that may be repeated without harm. Problem when there is none."""
-    patience = Patience(what, secrets)
+    patience = Patience(what, secrets, deadline_s)
     while True:
         try:
             return call()
