@@ -40,7 +40,7 @@ score: ## grade a submission against a solution.csv (FILE SOLUTION)
 	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
 leaderboard: ## the ledger of submissions, and where their scores would have stood (LEDGER)
 	$(call stage,leaderboard,$(call given,--ledger,LEDGER))
-reproduce: ## print the commands that make a submission of the ledger again, or predict it (ROW GO LEDGER)
+reproduce: ## print the commands that make a submission of the ledger again, or predict (ROW GO LEDGER)
 	$(call stage,reproduce,$(call given,,ROW)$(call switch,--go,GO)$(call given,--ledger,LEDGER))
 bench-train: ## the speed of reading and training, against a reference loop (STEPS BATCH)
 	$(PY) -m benchmarks.train$(call given,--steps,STEPS)$(call given,--batch-size,BATCH)
@@ -138,7 +138,7 @@ run_python := demo download demo-data shrink folds train validate threshold pred
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
-		/^[a-z-]+:.*## / {printf "  %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 .PHONY: $(run_python) test help clean force
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages named in one command follow one another
