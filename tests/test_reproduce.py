@@ -105,7 +105,7 @@ def test_the_printed_commands_make_the_same_bytes(checkout: pathlib.Path) -> Non
     script = checkout_output("reproduce", "1")
     assert "#   make train CONFIG=configs/tiny.yaml RUN=tiny FOLD=1 SET=train.epochs=2\n" in script
     SUBMISSION.unlink()
-    surroundings = os.environ | {"PY": sys.executable}
+    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of the make that may run these tests
     done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "submissions/tiny.csv.gz: OK"
@@ -200,7 +200,7 @@ def append_to(name: str) -> Callable[[], None]:
         (change_row(clean=False), "that no commit has; its code is lost"),
         (change_row(commit=""), "names no commit"),
         (change_row(runs=()), "unknown origin"),
-        (append_to("runs/tiny/fold1/best.pt"), "runs/tiny/fold1/best.pt holds other weights"),
+        (append_to("runs/tiny/fold1/best.pt"), "runs/tiny/fold1/best.pt is not the file of row 1"),
         (lambda: pathlib.Path("runs/tiny/fold1/best.pt").unlink(), "There is no runs/tiny/fold1/best.pt"),
         (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"cut": 0.5}), "has the cut 0.5"),
         (lambda: pathlib.Path("runs/tiny/threshold.json").unlink(), "no cut in runs/tiny/threshold.json"),

@@ -122,7 +122,10 @@ def check_weights(row: Row, number: int) -> None:
         if not path.is_file():
             raise Problem(f"There is no {path}; put back the weights of row {number} (sha256 {digest}).")
         if sha256(path) != digest:
-            raise Problem(f"{path} holds other weights than those of row {number} (sha256 {digest}); put those back.")
+            raise Problem(
+                f"{path} is not the file of row {number} (sha256 {digest}); put that back, or, if it holds the same "
+                f"weights trained again, run the commands that `make reproduce ROW={number}` prints."
+            )
 
 
 def check_cut(row: Row, run: Run) -> None:

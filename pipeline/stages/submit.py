@@ -85,7 +85,8 @@ def reason_to_predict(run: Run, folds: list[int]) -> str | None:
     about = origin.find(SUBMISSIONS, sha256(run.submission))
     if not folds or not about.checkpoints:
         return None  # weights that lie elsewhere, or a file that predict did not make: nothing to compare
-    if about.checkpoints != {str(path): sha256(path) for path in (run.fold(fold).best for fold in folds)}:
+    weights = [run.fold(fold).best for fold in folds]
+    if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
     return None
 
