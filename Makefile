@@ -3,30 +3,13 @@
 
 ##@ Start here
 help: ## this page, as make alone
-demo: ## the whole way on drawn cars, from no data to a scored submission; minutes on two cores
-	@$(call header,1/8  Draw a competition of cars that nobody photographed)
-	$(call stage,demo-data,$(demo_flags))
-	@$(call header,2/8  Split its cars into folds that no make crosses)
-	$(call stage,folds)
-	@$(call header,3/8  Train a network for two of the folds)
-	$(call stage,train)
-	@$(call header,4/8  Judge each network on the makes that it never saw)
-	$(call stage,validate)
-	@$(call header,5/8  Find the cut with the best out-of-fold Dice)
-	$(call stage,threshold)
-	@$(call header,6/8  Predict the test pictures)
-	$(call stage,predict)
-	@$(call header,7/8  Check the submission)
-	$(call stage,check)
-	@$(call header,8/8  Score it as the leaderboard would)
-	$(call stage,score)
-	@$(call header,The submission: submissions/$(or $(RUN),$(basename $(notdir $(CONFIG)))).csv.gz)
-demo: CONFIG ?= configs/demo.yaml
-demo: DATA ?= data/demo
-demo: FOLD ?= 0,1
+demo: ## the whole way on drawn cars, from no data to a score that came back (OFFLINE)
+	$(call stage,demo,$(call switch,--offline,OFFLINE)$(demo_flags))
 test: lint types unit ## lint, types and unit: what must pass before a commit
 
 ##@ Stages
+download: ## bring the competition's files from Kaggle, whole or not at all (HQ ONLY)
+	$(call stage,download,$(call switch,--hq,HQ)$(foreach name,$(ONLY), --only $(call quote,$(name))))
 demo-data: ## draw a synthetic competition folder (CARS TEST_CARS SEED)
 	$(call stage,demo-data,$(demo_flags))
 shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE QUALITY)
@@ -45,6 +28,9 @@ predict: ## write submissions/RUN.csv.gz
 	$(call stage,predict)
 check: ## say what is wrong with a submission (FILE)
 	$(call stage,check,$(call given,,FILE))
+submit: ## predict if need be, check, upload, await the score (FILE MESSAGE DRY_RUN FORCE LEDGER)
+	$(call stage,submit,$(call given,,FILE)$(call given,--message,MESSAGE)$(call switch,--dry-run,DRY_RUN)$(call \
+		switch,--force,FORCE)$(call given,--ledger,LEDGER))
 submission: ## validate, threshold, predict and check, for a trained run
 	$(call stage,validate)
 	$(call stage,threshold)
@@ -54,8 +40,14 @@ submission: ## validate, threshold, predict and check, for a trained run
 ##@ Looking closer
 score: ## grade a submission against a solution.csv (FILE SOLUTION)
 	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
+leaderboard: ## the ledger of submissions, and where their scores would have stood (LEDGER)
+	$(call stage,leaderboard,$(call given,--ledger,LEDGER))
+reproduce: ## print the commands that make a submission of the ledger again, or predict (ROW GO LEDGER)
+	$(call stage,reproduce,$(call given,,ROW)$(call switch,--go,GO)$(call given,--ledger,LEDGER))
 bench-train: ## the speed of reading and training, against a reference loop (STEPS BATCH)
 	$(PY) -m benchmarks.train$(call given,--steps,STEPS)$(call given,--batch-size,BATCH)
+bench-kaggle: ## the speed of downloading and verifying, against a plain copy and zipfile's own test
+	$(PY) -m benchmarks.kaggle
 
 ##@ House-keeping
 lint: ## flake8
@@ -78,8 +70,17 @@ clean: ## remove caches; data, runs and submissions stay
 ## RUN=name                 names runs/RUN/ and submissions/RUN.csv.gz; without it the config's file name
 ## FOLD=0                   a number, several as 0,1, or all; without it 0 is trained, then all that are
 ## SET="a.b=1 c.d=2"        settings laid over the config's
-## FILE=x.csv.gz            check, score: the submission; without it the run's own
+## FILE=x.csv.gz            check, score, submit: the submission; without it the run's own
 ## SOLUTION=x.csv           score: without it solution.csv in the competition folder
+## HQ=1                     download: the pictures with less JPEG compression
+## ONLY="a.zip b.zip"       download: these files and no others
+## MESSAGE="two folds"      submit: what Kaggle shows beside the score; without it what made the submission
+## DRY_RUN=1                submit: do all but upload, and print the command that would
+## FORCE=1                  submit: also what was submitted already
+## LEDGER=x.csv             submit, leaderboard, reproduce: without it submissions/ledger.csv
+## ROW=3                    reproduce: the number that leaderboard shows
+## GO=1                     reproduce: predict again, and compare the bytes
+## OFFLINE=1                demo: without the server that stands in for Kaggle
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
@@ -94,15 +95,16 @@ clean: ## remove caches; data, runs and submissions stay
 ## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
 ## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
 
-# The command of a stage, a flag for a variable that was given, and a word as the shell reads it back.
+# The command of a stage, a flag for a variable that was given, one that takes no value, and a word as the shell
+# reads it back.
 stage = $(PY) -m pipeline $1$2$(shared_flags)
 given = $(if $($2),$(if $1, $1) $(call quote,$($2)))
+switch = $(if $(filter-out 0,$($2)), $1)
 quote = '$(subst ','\'',$1)'
 shared_flags = $(call given,--config,CONFIG)$(call given,--fold,FOLD)$(call given,--data,DATA)$(call \
 	given,--run,RUN)$(if $(SET), $(foreach word,$(SET),--set $(call quote,$(word))))
 demo_flags = $(call given,--cars,CARS)$(call given,--test-cars,TEST_CARS)$(call given,--seed,SEED)
 train_flags = $(call given,--gpus,GPUS)$(if $(DETERMINISTIC), --deterministic)
-header = printf '\n$(bold)%s$(plain)\n' $(call quote,$1)
 ifdef MAKE_TERMOUT
 bold := \033[1m
 plain := \033[0m
@@ -136,12 +138,12 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-run_python := demo demo-data shrink folds train find-batch validate threshold predict check submission score \
-	bench-train lint types unit lock
+run_python := demo download demo-data shrink folds train find-batch validate threshold predict check submit submission \
+	score leaderboard reproduce bench-train bench-kaggle lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
-		/^[a-z-]+:.*## / {printf "  %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 .PHONY: $(run_python) test help clean force
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages named in one command follow one another

@@ -2,11 +2,15 @@
 
 Everything flows one way, through files; a stage is one file in `stages/`, one make target, one artefact.
 
+    Kaggle ──download──▶ competition folder
+
     competition folder ──folds──▶ folds.csv ──train──▶ fold{k}/ ──validate──▶ oof/ ──threshold──▶ threshold.json
                                                           │                                          │
                                                           └──────────────── predict ◀────────────────┘
                                                                                │
-                                                  score ◀── check ◀── submissions/RUN.csv.gz
+                    ledger.csv ◀── submit ◀── score ◀── check ◀── submissions/RUN.csv.gz, RUN.json
+                         │
+                         └──▶ leaderboard, reproduce
 
     __main__.py     the command line: one sub-command a stage, no logic
     carvana.py      the competition's facts, each once
@@ -14,14 +18,18 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     paths.py        every path that a stage reads or writes
     problem.py      the one exception that a user is meant to see
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
+    git.py  substage.py                 which code this is; a stage as a command of its own
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
-        demo_data  shrink  folds  train  validate  threshold  predict  check  score
+        download  demo_data  shrink  folds  train  validate  threshold  predict  check  score
+        submit  leaderboard  reproduce
+        demo            runs most of the others, one after another, as commands
 
     data/           bytes -> tensors
         archive         files out of Kaggle's zips, read where they lie
         images          JPEG -> pixels, mask -> coverage -> full size: one grid for all of them
         competition     the folder's pictures, masks and tables, checked at the door
+        verify          is a downloaded file whole: every checksum, every picture; also while it arrives
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
@@ -39,7 +47,13 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         evaluate        predictions against masks
 
     masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram)
-    leaderboard/    submission (read), writer (each row proven), check
+    leaderboard/    the other end
+        submission (read)  writer (each row proven)  check  score
+        origin          what a submission was made of, by its content
+        ledger          one row per submission, and what Kaggle says of it
+        kaggle          the only file that knows Kaggle's client
+        patience        how often to ask again, and what to say when it was no use
+        stand_in        a loopback server that the client takes for Kaggle, for the demo and the tests
 
 `model/` and `masks/` know neither stages nor files of the competition; `data/` knows no network.
 """

@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from pipeline import config
-from pipeline.paths import Run
+from pipeline.paths import LEDGER, Run
 from pipeline.problem import Problem
 
 DEFAULT_CONFIG = "configs/unet_640.yaml"
@@ -30,6 +30,13 @@ def main(words: list[str] | None = None) -> int:
         print(f"{args.stage}: interrupted; the same command goes on or begins again.", file=sys.stderr)
         return 1
     return 0
+
+
+def download(args: argparse.Namespace) -> None:
+    from pipeline.stages import download as stage
+
+    settings = settings_of(args)
+    stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only)
 
 
 def demo_data(args: argparse.Namespace) -> None:
@@ -95,6 +102,36 @@ def score(args: argparse.Namespace) -> None:
     stage.run(submission_of(args), solution)
 
 
+def submit(args: argparse.Namespace) -> None:
+    from pipeline.stages import submit as stage
+
+    file = pathlib.Path(args.file) if args.file else None
+    stage.run(
+        run_of(args), file, trained_folds(args), folder_of(args), pathlib.Path(args.ledger),
+        args.message, args.dry_run, args.force, predict_words=shared_words(args),
+    )  # fmt: skip
+
+
+def leaderboard(args: argparse.Namespace) -> None:
+    from pipeline.stages import leaderboard as stage
+
+    stage.run(pathlib.Path(args.ledger))
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    from pipeline.stages import reproduce as stage
+
+    stage.run(pathlib.Path(args.ledger), args.row, args.data, args.go)
+
+
+def demo(args: argparse.Namespace) -> None:
+    from pipeline.stages import demo as stage
+
+    drawing = ["--cars", str(args.cars), "--test-cars", str(args.test_cars), "--seed", str(args.seed)]
+    drawn, args.data = pathlib.Path(args.data), None
+    stage.run(run_of(args), drawn, drawing, shared_words(args), args.offline)
+
+
 def settings_of(args: argparse.Namespace) -> config.Settings:
     return config.load(pathlib.Path(args.config), overrides_of(args))
 
@@ -113,6 +150,16 @@ def folder_of(args: argparse.Namespace) -> pathlib.Path:
 
 def run_of(args: argparse.Namespace) -> Run:
     return Run(args.run or pathlib.Path(args.config).stem)
+
+
+def shared_words(args: argparse.Namespace) -> list[str]:
+    """The flags that all stages take, for another stage."""
+    words = ["--config", args.config, "--run", run_of(args).name]
+    if args.fold is not None:
+        words += ["--fold", ",".join(map(str, args.fold)) or "all"]
+    if args.data:
+        words += ["--data", args.data]
+    return words + (["--set", *args.set] if args.set else [])
 
 
 def trained_folds(args: argparse.Namespace) -> list[int]:
@@ -144,29 +191,45 @@ def run_name(word: str) -> str:
     return word
 
 
-def build_parser() -> argparse.ArgumentParser:
+def shared_flags(config: str = DEFAULT_CONFIG, data: str | None = None, fold: list[int] | None = None):
+    """The flags that every stage takes, with these defaults."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", default=DEFAULT_CONFIG, metavar="YAML", help=f"default {DEFAULT_CONFIG}")
-    shared.add_argument("--fold", type=fold_numbers, metavar="K", help="a number, several as 0,1, or all")
-    shared.add_argument("--data", metavar="DIR", help="the competition folder; it is only read")
+    shared.add_argument("--config", default=config, metavar="YAML", help=f"default {config}")
+    shared.add_argument("--fold", type=fold_numbers, default=fold, metavar="K", help="a number, several as 0,1, or all")
+    shared.add_argument("--data", default=data, metavar="DIR", help="the competition folder; it is only read")
     shared.add_argument("--run", type=run_name, metavar="NAME", help="default: the config's file name")
     shared.add_argument(
         "--set", nargs="*", action="extend", default=[], metavar="a.b=1", help="settings laid over the config's"
     )
     shared.add_argument("--debug", action="store_true", help="show the traceback of a problem")
+    return shared
 
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description="From Kaggle's archives to a submission.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def add(name: str, command, help: str) -> argparse.ArgumentParser:
-        stage = stages.add_parser(name, parents=[shared], help=help, description=help)
+    def add(name: str, command, help: str, **defaults) -> argparse.ArgumentParser:
+        stage = stages.add_parser(name, parents=[shared_flags(**defaults)], help=help, description=help)
         stage.set_defaults(command=command)
         return stage
 
-    stage = add("demo-data", demo_data, "draw a synthetic competition folder")
-    stage.add_argument("--cars", type=int, default=32, help="training cars")
-    stage.add_argument("--test-cars", type=int, default=8)
-    stage.add_argument("--seed", type=int, default=0)
+    def add_drawing(stage: argparse.ArgumentParser) -> None:
+        stage.add_argument("--cars", type=int, default=32, help="training cars")
+        stage.add_argument("--test-cars", type=int, default=8)
+        stage.add_argument("--seed", type=int, default=0)
+
+    def add_ledger(stage: argparse.ArgumentParser) -> None:
+        stage.add_argument("--ledger", default=str(LEDGER), metavar="CSV", help=f"default {LEDGER}")
+
+    its_own = {"config": "configs/demo.yaml", "data": "data/demo", "fold": [0, 1]}
+    stage = add("demo", demo, "the whole way on drawn cars, from no data to a score that came back", **its_own)
+    stage.add_argument("--offline", action="store_true", help="without the server that stands in for Kaggle")
+    add_drawing(stage)
+    stage = add("download", download, "bring the competition's files from Kaggle, whole or not at all")
+    stage.add_argument("--hq", action="store_true", help="the pictures with less JPEG compression")
+    stage.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these files alone")
+    add_drawing(add("demo-data", demo_data, "draw a synthetic competition folder"))
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)
@@ -184,6 +247,17 @@ def build_parser() -> argparse.ArgumentParser:
     stage = add("score", score, "grade a submission against a solution.csv")
     stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
     stage.add_argument("--solution", metavar="CSV", help="default: solution.csv in the competition folder")
+    stage = add("submit", submit, "hand a submission in at Kaggle, and wait for its score")
+    stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own, predicted if need be")
+    stage.add_argument("--message", metavar="TEXT", help="default: what made the submission")
+    stage.add_argument("--dry-run", action="store_true", help="do all but upload, and print the command that would")
+    stage.add_argument("--force", action="store_true", help="also what was submitted already")
+    add_ledger(stage)
+    add_ledger(add("leaderboard", leaderboard, "show the ledger, and where its scores would have stood"))
+    stage = add("reproduce", reproduce, "print the commands that make a submission of the ledger again")
+    stage.add_argument("row", type=int, metavar="ROW", help="its number, as leaderboard shows it")
+    stage.add_argument("--go", action="store_true", help="predict it again, and compare the bytes")
+    add_ledger(stage)
     return parser
 
 

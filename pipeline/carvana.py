@@ -6,6 +6,7 @@ Parts under `model/`, `inference/` and `masks/` never import this file: they do 
 import re
 
 SLUG = "carvana-image-masking-challenge"
+RULES_PAGE = f"https://www.kaggle.com/competitions/{SLUG}/rules"  # without whose acceptance Kaggle serves nothing
 ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
 
 WIDTH_PX, HEIGHT_PX = 1918, 1280
@@ -18,12 +19,14 @@ assert TRAIN_CARS * VIEWS == 5_088 and TEST_IMAGES == 100_064  # as counted in K
 
 # The same pictures exist twice, as `train.zip` and, with less JPEG compression, as `train_hq.zip`.
 SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
+REPAIRED = "29bb3ece3180_11.jpg"  # lies loose beside the archives, in the place of a damaged test picture
 
 SUBMISSION_HEADER = ("img", "rle_mask")
 SOLUTION_HEADER = (*SUBMISSION_HEADER, "Usage")  # Usage: Public, Private or Ignored
 MEAN_CAR_SHARE = 0.21  # of a picture's pixels, over the 5,088 training masks
 
 IMAGE_NAME = re.compile(r"(?P<car>[0-9a-f]{12})_(?P<view>0[1-9]|1[0-6])\.jpg")
+MASK_NAME = re.compile(IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
 assert all(IMAGE_NAME.fullmatch(f"{0:012x}_{view}.jpg") for view in VIEW_NUMBERS)
 
 

@@ -4,7 +4,9 @@
 unknown key, a value of another type or out of range is a `Problem` that names the key. Only stages see
 the whole `Settings`; parts take plain named arguments.
 """
+import contextlib
 import difflib
+import json
 import pathlib
 import re
 from typing import Annotated, Any, Literal
@@ -154,12 +156,31 @@ def dump(settings: Settings) -> str:
 
 def difference(old: Settings, new: Settings) -> list[str]:
     """The keys that differ, as `train.epochs: 5 -> 6`."""
+    return [f"{key}: {before} -> {after}" for key, before, after in changes(old, new)]
+
+
+def words_between(old: Settings, new: Settings) -> list[str]:
+    """The `a.b=1` words that make the new settings of the old ones; JSON is YAML too."""
+    return [f"{key}={json.dumps(after)}" for key, _, after in changes(old, new)]
+
+
+def changes(old: Settings, new: Settings) -> list[tuple[str, Any, Any]]:
+    """(key, value before, value after) of the keys that differ."""
     return [
-        f"{section}.{key}: {before} -> {after}"
+        (f"{section}.{key}", before, after)
         for section, values in old.model_dump().items()
         for key, before in values.items()
         if (after := getattr(getattr(new, section), key)) != before
     ]
+
+
+def nearest(settings: Settings) -> tuple[str, list[str]]:
+    """The file in configs/ that needs the fewest words to give these settings, and the words; "" when there is none."""
+    found = []
+    for path in sorted(pathlib.Path("configs").glob("*.yaml")):
+        with contextlib.suppress(Problem):  # one that cannot be read is not the one that they came from
+            found.append((str(path), words_between(load(path), settings)))
+    return min(found, key=lambda pair: len(pair[1]), default=("", []))
 
 
 def apply_override(tree: dict[str, Any], word: str) -> None:

@@ -1,5 +1,6 @@
 """Writing so that a file is either whole or not there."""
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
+    """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(busy) from None
+        yield
+
+
+def length_bytes(path: pathlib.Path) -> int:
+    """Size of a file, 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 RUNS = pathlib.Path("runs")
 SUBMISSIONS = pathlib.Path("submissions")
+LEDGER = SUBMISSIONS / "ledger.csv"
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,11 @@ class Run:
     @property
     def submission(self) -> pathlib.Path:
         return SUBMISSIONS / f"{self.name}.csv.gz"
+
+    @property
+    def origin(self) -> pathlib.Path:
+        return SUBMISSIONS / f"{self.name}.json"  # what that submission was made of
+
+    @property
+    def demo_ledger(self) -> pathlib.Path:
+        return self.folder / "ledger.csv"

@@ -101,7 +101,7 @@ def damage(archive: pathlib.Path, data: bytes) -> None:
 
 
 def test_neither_archive_nor_folder_is_a_problem_that_says_what_to_do(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(Problem, match=r"neither test\.zip nor a folder test/.*DATA="):
+    with pytest.raises(Problem, match=r"neither test\.zip nor a folder test/.*run `make download`.*DATA="):
         FileSet(tmp_path, "test", NAMES)
 
 

@@ -219,6 +219,31 @@ def test_a_difference_is_told_key_by_key(file: pathlib.Path) -> None:
     assert config.difference(before, after) == ["data.scale: 2 -> 8", "train.epochs: 3 -> 4"]
 
 
+WORDS = ["train.epochs=7", 'data.folder="my data"', "model.encoder_weights=null", "train.weight_decay=1e-05"]
+
+
+def test_the_words_between_two_settings_make_one_of_the_other(file: pathlib.Path) -> None:
+    old = config.load(file, ["model.encoder_weights=imagenet"])
+    new = config.load(file, WORDS)
+    words = config.words_between(old, new)
+    assert sorted(words) == sorted(WORDS)
+    assert config.load(file, ["model.encoder_weights=imagenet", *words]) == new
+    assert config.words_between(new, new) == []
+
+
+def test_the_nearest_config_is_the_one_that_needs_the_fewest_words(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config.nearest(config.Settings()) == ("", [])
+    pathlib.Path("configs").mkdir()
+    for name, text in {"a": "", "b": "train: {epochs: 9, seed: 1}", "broken": "{", "c": "data: {scale: 8}"}.items():
+        pathlib.Path(f"configs/{name}.yaml").write_text(text)
+    settings = config.load(pathlib.Path("configs/b.yaml"), ["train.batch_size=2"])
+    assert config.nearest(settings) == ("configs/b.yaml", ["train.batch_size=2"])
+    assert config.nearest(config.Settings()) == ("configs/a.yaml", [])
+
+
 def test_a_later_stage_takes_only_words_that_still_matter(file: pathlib.Path) -> None:
     trained = config.load(file)
     words = ["train.epochs=99", "model.depth=1", "loss.dice=0", "predict.tta=none", "data.folder=elsewhere"]

@@ -41,7 +41,7 @@ def test_make_alone_prints_every_target(page: str) -> None:
 
 def test_make_alone_prints_every_variable(page: str) -> None:
     recipes = MAKEFILE.replace("MAKEFILE_LIST", "").replace("MAKE_TERMOUT", "")
-    read = set(re.findall(r"\$\(([A-Z_]+)\)|given,[a-z-]*,([A-Z_]+)\)", recipes))
+    read = set(re.findall(r"\$\(([A-Z_]+)\)|(?:given|switch),[a-z-]*,([A-Z_]+)\)", recipes))
     assert set(re.findall(r"^  ([A-Z_]+)=\S+.*  \S", page, flags=re.MULTILINE)) == {a or b for a, b in read}
     assert f"without it {DEFAULT_CONFIG}\n" in page
 
@@ -62,23 +62,28 @@ def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:
 def test_a_stage_is_a_target_whose_flags_it_takes(stage: str) -> None:
     given = dict(
         CONFIG="c.yaml", FOLD="1", DATA="my data", RUN="it's", SET="a.b=1 c.d=x", FILE="a b.csv", SOLUTION="s.csv",
-        CARS="3", TEST_CARS="2", SEED="7", OUT="o", SCALE="4", QUALITY="80",
+        CARS="3", TEST_CARS="2", SEED="7", OUT="o", SCALE="4", QUALITY="80", MESSAGE="it's; so", DRY_RUN="1",
+        FORCE="1", LEDGER="my ledger", ROW="3", GO="1", OFFLINE="1", HQ="1", ONLY="a.zip",
     )  # fmt: skip
+    switches = ("DRY_RUN", "FORCE", "GO", "OFFLINE", "HQ")
     *_, command = commands(stage, *(f"{name}={value}" for name, value in given.items()))
     args = build_parser().parse_args(command[3:])
     assert (args.stage, args.config, args.data, args.run) == (stage, "c.yaml", "my data", "it's")
     assert args.set == ["a.b=1", "c.d=x"]
-    own = {name: str(value) for name, value in vars(args).items() if name.upper() in given}
-    assert own == {name: given[name.upper()] for name in own} | {"set": "['a.b=1', 'c.d=x']", "fold": "[1]"}
+    assert args.fold == [1]
+    wanted = given | {name: "True" for name in switches} | {"ONLY": "['a.zip']"}
+    own = {name: str(value) for name, value in vars(args).items() if name.upper() in wanted.keys() - {"SET", "FOLD"}}
+    assert own == {name: wanted[name.upper()] for name in own}
 
 
-def test_demo_keeps_what_it_is_given() -> None:
-    steps = [words for words in commands("demo") if words[0] == "py"]
-    assert [words[3] for words in steps] == "demo-data folds train validate threshold predict check score".split()
-    assert all(words[4:] == "--config configs/demo.yaml --fold 0,1 --data data/demo".split() for words in steps)
-    given = "CONFIG=c.yaml FOLD=1 DATA=d RUN=r".split()
-    *steps, last = commands("demo", *given)
-    assert [words[4:] for words in steps if words[0] == "py"] == [
-        "--config c.yaml --fold 1 --data d --run r".split() for _ in range(8)
-    ]
-    assert last[-1] == "The submission: submissions/r.csv.gz"
+@pytest.mark.parametrize("value, given", [("1", True), ("yes", True), ("0", False), ("", False)])
+def test_a_switch_is_off_when_it_is_0_or_nothing(value: str, given: bool) -> None:
+    (command,) = commands("submit", f"FORCE={value}")
+    assert ("--force" in command) == given
+
+
+def test_demo_forwards_what_it_is_given() -> None:
+    given = "CONFIG=c.yaml FOLD=1 DATA=d RUN=r CARS=3 OFFLINE=1".split()
+    words = "--offline --cars 3 --config c.yaml --fold 1 --data d --run r".split()
+    assert commands("demo", *given) == [["py", "-m", "pipeline", "demo", *words]]
+    assert commands("demo") == [["py", "-m", "pipeline", "demo"]]

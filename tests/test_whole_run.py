@@ -18,11 +18,13 @@ import torch
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
+from pipeline.leaderboard import ledger
 from pipeline.masks import dice, rle
 from pipeline.model import checkpoint
 from pipeline.model.build import Segmenter
 from pipeline.model.ema import Ema
 from pipeline.problem import Problem
+from pipeline.stages import demo
 
 EPOCHS, STEPS_PER_EPOCH = 3, 8  # of 32 pictures, 4 a step
 CONFIG = """
@@ -206,6 +208,40 @@ def test_the_competition_folder_is_only_read(pipeline: Pipeline, run_copy: pathl
     for stage, words in {"folds": (), "train": one_epoch, "validate": (), "threshold": (), "predict": ()}.items():
         assert pipeline(stage, *run_words, *words) == 0
     assert listing(pipeline.folder) == before
+
+
+def test_the_demo_goes_through_both_ends_of_kaggle(
+    finished: dict[str, int],
+    demo_copy: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    stages = []
+
+    def run_here(stage: str, *words: str, environment: dict[str, str]) -> None:
+        stages.append(stage)
+        with monkeypatch.context() as patch:
+            for name, text in environment.items():
+                patch.setenv(name, text)
+            assert main([stage, *words]) == 0
+
+    monkeypatch.setattr(demo, "run_stage", run_here)
+    words = ["--config", "tiny.yaml", "--data", str(demo_copy), "--fold", "all", "--cars", "4", "--test-cars", "1"]
+    assert main(["demo", *words]) == 0
+    ends = ["download", "submit"]
+    assert [stage for stage in stages if stage not in ends] == [
+        "demo-data", "folds", "train", "validate", "threshold", "predict", "check", "score"
+    ]  # fmt: skip
+    assert [stage for stage in stages if stage in ends] == ends
+    scores = re.findall(r"^(public \S+  private \S+)  ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(scores) == 2 and scores[0] == scores[1]  # ours, and what came back
+    (row,) = ledger.read(RUN / "ledger.csv")
+    assert (row.runs, row.folds, row.status) == (("tiny",), (0, 1), "complete")
+    assert not pathlib.Path("submissions/ledger.csv").exists()
+
+    stages.clear()
+    assert main(["demo", *words, "--offline"]) == 0
+    assert not set(stages) & set(ends)
 
 
 # --- stopped and continued ------------------------------------------------------------------------

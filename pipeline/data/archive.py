@@ -22,6 +22,11 @@ from pipeline.problem import Problem
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
+def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
+    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+
+
 class FileSet:
     """The files of `folder/name/`, `folder/name.zip` and, loose, `folder/` whose names match `pattern`.
 
@@ -39,7 +44,7 @@ class FileSet:
         if not unpacked.is_dir() and not self.archive_path.is_file():
             raise Problem(
                 f"{folder} holds neither {name}.zip nor a folder {name}/; "
-                "get it from Kaggle, or name the competition's folder with DATA=."
+                "run `make download`, or name the competition's folder with DATA=."
             )
         if self.archive_path.is_file():
             self.members = self.index_archive(pattern)

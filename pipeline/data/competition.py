@@ -6,7 +6,6 @@ has its 16 views, each picture its mask, each car its metadata.
 import io
 import json
 import pathlib
-import re
 import zipfile
 
 import numpy as np
@@ -14,12 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.data.archive import DAMAGE, FileSet
+from pipeline.data.archive import DAMAGE, FileSet, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
 from pipeline.problem import Problem
-
-MASK_NAME = re.compile(carvana.IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
 
 
 class Pictures:
@@ -72,7 +69,7 @@ class GifMasks:
     """The training masks out of `train_masks.zip` or `train_masks/`."""
 
     def __init__(self, folder: pathlib.Path):
-        self.files = FileSet(folder, "train_masks", MASK_NAME)
+        self.files = FileSet(folder, "train_masks", carvana.MASK_NAME)
         self.where = str(self.files.archive_path)
         self.names = [name.removesuffix("_mask.gif") + ".jpg" for name in self.files.names]
 
@@ -139,11 +136,6 @@ def stored_scale(folder: pathlib.Path) -> int:
     return scale
 
 
-def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
-    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
-
-
 def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """A CSV table, all columns as text: the car `331659860e11` is no number.
 
@@ -153,7 +145,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     if path is None:
         raise Problem(
             f"{folder} holds neither {name} nor {name}.zip; "
-            "get it from Kaggle, or name the competition's folder with DATA=."
+            "run `make download`, or name the competition's folder with DATA=."
         )
     try:
         if path.suffix == ".zip":

@@ -14,6 +14,7 @@ import cv2
 
 from pipeline import carvana
 from pipeline.data import competition
+from pipeline.data.archive import find_table
 from pipeline.data.competition import Pictures
 from pipeline.files import replacing, write_json
 from pipeline.masks import rle
@@ -40,11 +41,11 @@ def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> No
     for name in ("train", "test"):
         pack(Pictures(folder, name), out / f"{name}.zip", scale, quality)
     for name in TABLES:
-        table = competition.find_table(folder, name)
+        table = find_table(folder, name)
         if table is not None:
             with replacing(out / table.name) as draft:
                 shutil.copyfile(table, draft)
-    if competition.find_table(folder, "train_masks.csv") is None:
+    if find_table(folder, "train_masks.csv") is None:
         write_masks(competition.GifMasks(folder), out / "train_masks.csv")
     write_json(about, marker)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6

@@ -1,0 +1,34 @@
+"""Which code is at work: the checkout's commit, and whether its files are those of the commit.
+
+The ledger is left out of account: it is tracked and each submission adds to it, but no stage's artefact depends on it.
+"""
+import pathlib
+import subprocess
+
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+ALL_BUT_THE_LEDGER = (".", ":(exclude)submissions/ledger.csv")
+
+
+def commit() -> str:
+    """The full hash of the commit that is checked out; "" where git does not know this code."""
+    tracked = git("ls-files", "--error-unmatch", __file__)
+    return (tracked and git("rev-parse", "HEAD")) or ""
+
+
+def is_clean() -> bool:
+    """Whether every tracked file is as the commit has it. Files that git does not track are no matter."""
+    return git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_THE_LEDGER) == ""
+
+
+def same_code(one: str, other: str) -> bool:
+    """Whether two commits hold the same files."""
+    return git("diff", "--quiet", one, other, "--", *ALL_BUT_THE_LEDGER) is not None
+
+
+def git(*words: str) -> str | None:
+    """What a git command prints; None when it fails, or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

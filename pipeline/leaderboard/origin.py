@@ -1,0 +1,69 @@
+"""What a submission was made of: `submissions/RUN.json`, which predict leaves beside `submissions/RUN.csv.gz`.
+
+It names the submission by its sha256. A file of other bytes, whatever its name, is a foreign one: nothing is known
+of its origin, and nothing is made up.
+"""
+import pathlib
+import shlex
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipeline.files import write_text
+from pipeline.problem import Problem
+
+
+def words_of(cell: object) -> object:
+    """A cell of the ledger, `0 'a b'`, to its words; JSON brings a list already."""
+    return shlex.split(cell) if isinstance(cell, str) else cell
+
+
+def hashes_of(cell: object) -> object:
+    """`runs/x/fold0/best.pt=1a2b…` words to {path: hash}."""
+    return dict(word.rpartition("=")[::2] for word in shlex.split(cell)) if isinstance(cell, str) else cell
+
+
+Dice = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(words_of)]
+Hashes = Annotated[dict[str, Sha256], BeforeValidator(hashes_of)]
+
+
+class Origin(BaseModel):
+    """Of one submission; the defaults are those of a foreign file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sha256: Sha256  # of the submission
+    runs: Words = ()
+    folds: Numbers = ()
+    cut: Annotated[float, Field(ge=0, le=1)] | None = None
+    oof_dice: Dice | None = None
+    oof_dice_cross_fitted: Dice | None = None
+    config: str = ""  # the file in configs/ that is nearest to the trained settings; "" when the folds' differ
+    train_set: Words = ()  # SET= words that make them of it
+    predict_set: Words = ()  # SET= words that were laid over them to predict
+    config_sha256: Sha256 | None = None  # of runs/RUN/fold{k}/config.yaml; of all of them when they differ
+    checkpoints: Hashes = {}  # path -> sha256
+    commit: str = ""  # of the code that predicted; "" where git did not know it
+    clean: bool = False  # whether that code was the commit's
+
+
+def write(path: pathlib.Path, origin: Origin) -> None:
+    write_text(path, origin.model_dump_json(indent=2) + "\n")
+
+
+def read(path: pathlib.Path) -> Origin:
+    try:
+        return Origin.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}; `make predict` writes it.") from None
+    except (OSError, ValidationError):
+        raise Problem(f"{path} is damaged; delete it, or write it again with `make predict`.") from None
+
+
+def find(folder: pathlib.Path, sha256: str) -> Origin:
+    """The origin of a submission by its content; one that says nothing when no .json in the folder names it."""
+    origins = map(read, sorted(folder.glob("*.json")))
+    return next((origin for origin in origins if origin.sha256 == sha256), Origin(sha256=sha256))

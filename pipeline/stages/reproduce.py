@@ -1,0 +1,137 @@
+"""Stage `reproduce`: a row of the ledger in; the commands that make its submission again out, or its bytes.
+
+`--go` runs the prediction, after it has made sure that code, weights and cut are those of the row, and compares the
+sha256. Prediction from the same weights gives the same bytes on the same kind of machine; so does training on a CPU.
+"""
+import contextlib
+import json
+import pathlib
+import shlex
+from collections.abc import Iterator
+
+from pipeline import git
+from pipeline.files import sha256
+from pipeline.leaderboard import ledger
+from pipeline.leaderboard.ledger import Row
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.substage import run_stage
+
+FOLDER_WORD = "data.folder="
+
+
+def run(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> None:
+    """number: of the row, counted from 1. data: the competition folder, where it is not the one of the row."""
+    rows = ledger.read(ledger_path)
+    if not 1 <= number <= len(rows):
+        raise Problem(f"{ledger_path} has no row {number}, but {len(rows)} rows; `make leaderboard` shows them.")
+    row = rows[number - 1]
+    if not row.runs:
+        raise Problem(f"Row {number} of {ledger_path}, {row.file}, is of unknown origin: there is nothing to run.")
+    if go:
+        predict_again(row, number, data)
+    else:
+        print("\n".join(lines(row, number, data)))
+
+
+def lines(row: Row, number: int, data: str | None) -> list[str]:
+    """A script for a shell, which begins where the weights are at hand."""
+    target = {"RUN": ",".join(row.runs), "FOLD": ",".join(map(str, row.folds))}
+    hashes = [f"#   {path} {digest}" for path, digest in row.checkpoints.items()]
+    said = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
+    if not row.commit or not row.clean:
+        said += ["# Its code was not wholly that of a commit, so it may not come out the same."]
+    if row.commit:
+        said += [f"git checkout {row.commit}"]
+    said += ["# The weights, by their sha256:", *hashes]
+    if row.config:
+        train = {"CONFIG": row.config} | target | variables(row.train_set, data)
+        said += [
+            "# Should they be lost, these make them again, on a CPU the same to the last bit:",
+            "#   " + make("train", train),
+            "#   " + make("validate threshold", target | variables(row.predict_set, data)),
+        ]
+    said += [f"# The submission, at the cut {row.cut}:", make("predict", target | variables(row.predict_set, data))]
+    return [*said, f"echo '{row.sha256}  {Run(row.runs[0]).submission}' | sha256sum --check"]
+
+
+def variables(words: tuple[str, ...], data: str | None) -> dict[str, str]:
+    """SET= and DATA= of words such as `data.folder="x"` and `predict.tta="none"`; `data` wins over the words."""
+    folders = [json.loads(word.removeprefix(FOLDER_WORD)) for word in words if word.startswith(FOLDER_WORD)]
+    others = [word for word in words if not word.startswith(FOLDER_WORD)]
+    given = {"DATA": data or "".join(folders), "SET": " ".join(others)}
+    return {name: value for name, value in given.items() if value}
+
+
+def make(goals: str, given: dict[str, str]) -> str:
+    return " ".join(["make", goals, *(f"{name}={shlex.quote(value)}" for name, value in given.items())])
+
+
+def predict_again(row: Row, number: int, data: str | None) -> None:
+    """Predict with the code, the weights and the cut of the row, and compare."""
+    run = Run(row.runs[0])
+    check_code(row, number)
+    check_weights(row, number)
+    check_cut(row, run)
+    words = ["--run", run.name, "--fold", ",".join(map(str, row.folds)), *(["--data", data] if data else [])]
+    with kept(run.submission):
+        run_stage("predict", *words, *(["--set", *row.predict_set] if row.predict_set else []))
+    if (found := sha256(run.submission)) != row.sha256:
+        raise Problem(
+            f"{run.submission} came out with sha256 {found}, but row {number} has {row.sha256}; was it another kind of "
+            "machine, were there other packages, or other test pictures?"
+        )
+    print(f"{run.submission} came out with the sha256 of row {number}, {row.sha256}.")
+
+
+@contextlib.contextmanager
+def kept(path: pathlib.Path) -> Iterator[None]:
+    """Put what stands at `path` under another name while it is made anew; keep both when they differ."""
+    before = path.with_name(f"before.{path.name}")
+    if path.exists():
+        path.replace(before)
+    try:
+        yield
+    finally:
+        if before.exists() and (not path.exists() or sha256(path) == sha256(before)):
+            before.replace(path)
+    if before.exists():
+        print(f"What stood at {path} was something else; it is {before} now.")
+
+
+def check_code(row: Row, number: int) -> None:
+    here = git.commit()
+    if not row.commit:
+        raise Problem(f"Row {number} names no commit, so that the code that made it is not known.")
+    if not row.clean:
+        raise Problem(f"Row {number} was made with changes to {row.commit[:7]} that no commit has; its code is lost.")
+    if not here:
+        raise Problem(f"git does not know this code, so it cannot be told from that of row {number}; use a git clone.")
+    if not git.is_clean():
+        raise Problem("This checkout has changes that no commit has; commit them, or put them away with `git stash`.")
+    if not git.same_code(here, row.commit):
+        raise Problem(
+            f"This checkout is at {here[:7]}, but row {number} was made by {row.commit[:7]}; run the commands that "
+            f"`make reproduce ROW={number}` prints."
+        )
+
+
+def check_weights(row: Row, number: int) -> None:
+    for name, digest in row.checkpoints.items():
+        path = pathlib.Path(name)
+        if not path.is_file():
+            raise Problem(f"There is no {path}; put back the weights of row {number} (sha256 {digest}).")
+        if sha256(path) != digest:
+            raise Problem(
+                f"{path} is not the file of row {number} (sha256 {digest}); put that back, or, if it holds the same "
+                f"weights trained again, run the commands that `make reproduce ROW={number}` prints."
+            )
+
+
+def check_cut(row: Row, run: Run) -> None:
+    try:
+        cut = json.loads(run.threshold.read_text())["cut"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Problem(f"There is no cut in {run.threshold}; it was {row.cut}: run `make validate threshold`.") from None
+    if cut != row.cut:
+        raise Problem(f"{run.threshold} has the cut {cut}, but the row has {row.cut}; run `make validate threshold`.")

@@ -1,0 +1,446 @@
+"""Downloading, by the real client from a stand-in with faults: whole, verified, once, or one sentence."""
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import kaggle_stand_in
+import pytest
+from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, garbage, stall, trickle
+
+from pipeline import carvana
+from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.files import length_bytes
+from pipeline.leaderboard import kaggle as kaggle_client
+from pipeline.leaderboard import patience, stand_in
+from pipeline.problem import Problem
+from pipeline.stages import download
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOLDER = pathlib.Path("data")
+FILES = [
+    "metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip", "train_masks.zip", "train.zip", "test.zip",
+]  # fmt: skip
+LARGE = "train.zip"
+CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR")
+
+
+@pytest.fixture
+def kaggle(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kaggle]:
+    """A stand-in, credentials for it, an empty place to work in, and little patience."""
+    for folder in ("work/configs", "inbox", "home"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    pathlib.Path(DEFAULT_CONFIG).touch()
+    for name, value in (("FIRST_PAUSE_S", 0.01), ("ANSWER_S", 0.5), ("TRIES", 3)):
+        monkeypatch.setattr(patience, name, value)
+    monkeypatch.setattr(kaggle_client, "SLOW_S", 0.5)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with Kaggle(demo_folder, tmp_path / "inbox") as server:
+        for name, text in server.environment().items():
+            monkeypatch.setenv(name, text)
+        yield server
+
+
+def fetch(*words: str) -> int:
+    return main(["download", "--data", str(FOLDER), *words])
+
+
+def is_all_there(demo_folder: pathlib.Path, names: list[str] = FILES) -> bool:
+    """Exactly these files, byte for byte, and no leftovers."""
+    found = {path.name for path in FOLDER.iterdir()} if FOLDER.is_dir() else set()
+    same = all((FOLDER / name).read_bytes() == (demo_folder / name).read_bytes() for name in found & set(names))
+    return found == {*names, download.MANIFEST} and same
+
+
+def only_line(capsys: pytest.CaptureFixture) -> str:
+    """What was said on stderr, which is one line without a traceback; no secret was said anywhere."""
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert not leaks(said.out + said.err)
+    return line
+
+
+def leaks(text: str) -> list[str]:
+    return [secret for secret in (stand_in.KEY, stand_in.TOKEN, "signature=", "secret-") if secret in text]
+
+
+# --- as it should go ------------------------------------------------------------------------------
+
+
+def test_everything_is_fetched_once_and_a_second_time_nothing(
+    kaggle: Kaggle, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fetch() == 0
+    assert is_all_there(demo_folder)
+    assert sorted(kaggle.sent) == sorted((name, 0) for name in FILES)
+    out = capsys.readouterr().out
+    assert re.search(r"To fetch into data, where .* are free:\n", out)
+    assert re.search(r"train\.zip +[0-9.]+ MB\n", out)
+    assert re.search(r"data/train\.zip: .* MB in 0 s, 64 pictures, verified\.", out)
+    manifest = json.loads((FOLDER / download.MANIFEST).read_text())
+    assert manifest[LARGE]["bytes"] == (demo_folder / LARGE).stat().st_size
+
+    kaggle.calls.clear()
+    assert fetch() == 0
+    assert kaggle.calls == []
+    assert "all is there" in capsys.readouterr().out
+
+
+def test_some_files_by_name(kaggle: Kaggle, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    assert fetch("--only", "test.zip", "metadata.csv.zip", "--only", "test.zip") == 0
+    assert is_all_there(demo_folder, ["metadata.csv.zip", "test.zip"])
+    capsys.readouterr()
+    assert fetch("--only", "tset.zip") == 1
+    assert "Kaggle serves no tset.zip, but metadata.csv.zip, " in only_line(capsys)
+
+
+def test_the_hq_sets_and_the_repaired_picture(
+    kaggle: Kaggle, demo_copy: pathlib.Path, jpeg: bytes
+) -> None:
+    for name in ("train", "test"):
+        shutil.copy(demo_copy / f"{name}.zip", demo_copy / f"{name}_hq.zip")
+    (demo_copy / carvana.REPAIRED).write_bytes(jpeg)
+    kaggle.folder = demo_copy
+    assert fetch("--hq") == 0
+    names = [name for name in FILES if name not in ("train.zip", "test.zip")]
+    assert is_all_there(demo_copy, [*names, "train_hq.zip", "test_hq.zip", carvana.REPAIRED])
+    assert fetch("--set", "data.hq=true") == 0
+    assert len(kaggle.sent) == 7
+
+
+def test_what_came_another_way_is_verified_and_kept(
+    kaggle: Kaggle, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    FOLDER.mkdir()
+    for name in FILES[1:]:
+        shutil.copy(demo_folder / name, FOLDER / name)
+    assert fetch() == 0
+    assert kaggle.sent == [("metadata.csv.zip", 0)] and is_all_there(demo_folder)
+    assert "data/train.zip is there already, with 64 pictures." in capsys.readouterr().out
+    os.utime(FOLDER / LARGE)
+    assert fetch() == 0
+    assert len(kaggle.sent) == 1
+
+
+@pytest.mark.parametrize("size", ["same", "shorter"])
+def test_a_wrong_file_is_replaced_though_it_may_have_the_right_size(
+    kaggle: Kaggle, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture, size: str
+) -> None:
+    assert fetch() == 0
+    data = bytearray((demo_folder / LARGE).read_bytes())
+    data[2**20] ^= 1
+    (FOLDER / LARGE).write_bytes(data if size == "same" else data[:-1])
+    kaggle.sent.clear()
+    assert fetch() == 0
+    assert kaggle.sent == [(LARGE, 0)] and is_all_there(demo_folder)
+    assert "data/train.zip is there, but it" in capsys.readouterr().out
+
+
+def test_a_folder_that_was_made_here_is_left_alone(
+    kaggle: Kaggle, demo_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert fetch("--data", str(demo_copy)) == 1
+    assert "holds demo.json, so it is not Kaggle's" in only_line(capsys)
+
+
+# --- trouble that passes --------------------------------------------------------------------------
+
+
+PASSING: dict[str, Fault] = {
+    "500": answering(500), "503": answering(503, "Try later"), "429": answering(429, "Slow"),
+    "429 Retry-After": answering(429, "Slow", Retry_After="0"), "cut": cut, "stalled": stall,
+    "200 of a captive portal": answering(200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["IntrospectToken", "ListDataFiles", "DownloadDataFile", "blob"])
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_trouble_with_a_call_that_passes_is_got_over(
+    kaggle: Kaggle, demo_folder: pathlib.Path, call: str, fault: Fault
+) -> None:
+    kaggle.faults[call] = [fault]
+    assert fetch("--only", "test.zip") == 0
+    assert kaggle.faults[call] == [] and is_all_there(demo_folder, ["test.zip"])
+
+
+def test_retry_after_is_waited_for(kaggle: Kaggle) -> None:
+    kaggle.faults["ListDataFiles"] = [answering(429, "Slow", Retry_After="1")]
+    began = time.monotonic()
+    assert fetch("--only", "test.zip") == 0
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("fault", [cut, stall, trickle])
+def test_a_download_goes_on_where_it_broke_off_however_often(
+    kaggle: Kaggle, demo_folder: pathlib.Path, fault: Fault
+) -> None:
+    step = kaggle_client.PROGRESS_BYTES
+    kaggle.midway = [(step, fault)] * 4  # more often than there are tries without progress
+    assert fetch("--only", LARGE) == 0
+    assert is_all_there(demo_folder, [LARGE])
+    firsts = [first for _, first in kaggle.sent]
+    assert len(firsts) == 5 and all(b - a >= step for a, b in zip(firsts, firsts[1:]))
+
+
+@pytest.mark.parametrize("status", [403, 410, 416, 200])
+def test_an_expired_link_is_replaced_and_its_error_page_is_not_part_of_the_file(
+    kaggle: Kaggle, demo_folder: pathlib.Path, status: int
+) -> None:
+    kaggle.midway = [(2**20, cut)]
+    kaggle.faults["range"] = [answering(status)]
+    assert fetch("--only", LARGE) == 0
+    assert kaggle.faults["range"] == [] and is_all_there(demo_folder, [LARGE])
+
+
+@pytest.mark.parametrize("heeded", [True, False], ids=["If-Range heeded", "If-Range not known"])
+def test_a_file_that_changed_while_it_was_away_begins_again(
+    kaggle: Kaggle, demo_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch, heeded: bool
+) -> None:
+    kaggle.folder = demo_copy
+    kaggle.midway = [(2**20, cut)]
+    kaggle.faults["range"] = [answering(500)] * ALWAYS
+    assert fetch("--only", LARGE) == 1
+    os.utime(demo_copy / LARGE, ns=(0, 1))  # another ETag
+    if not heeded:
+        monkeypatch.setattr(stand_in, "is_still", lambda tag, asked: True)
+    kaggle.faults.clear()
+    kaggle.sent.clear()
+    assert fetch("--only", LARGE) == 0
+    assert kaggle.sent[-1] == (LARGE, 0) and is_all_there(demo_copy, [LARGE])
+
+
+def test_wrong_bytes_of_the_right_length_are_fetched_once_more(
+    kaggle: Kaggle, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    kaggle.midway = [(2**20, garbage)]
+    assert fetch("--only", LARGE) == 0
+    assert is_all_there(demo_folder, [LARGE]) and kaggle.sent == [(LARGE, 0)] * 2
+    assert "train.zip came damaged, it is no whole zip archive" in capsys.readouterr().out
+
+
+# --- trouble that stays ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, fault, named",
+    [
+        ("ListDataFiles", answering(401, "Unauthenticated"), "does not accept the credentials (401: Unauthenticated)"),
+        ("ListDataFiles", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
+        ("DownloadDataFile", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
+        ("ListDataFiles", answering(404, "Not found"), f"does not know the competition {carvana.SLUG}"),
+        ("ListDataFiles", answering(400, "Competition closed"), "refuses it (400: Competition closed)"),
+        ("ListDataFiles", answering(429, "Slow"), "fewer calls (429: Slow); wait some minutes"),
+        ("ListDataFiles", answering(429, "Slow", Retry_After="9999"), "fewer calls (429: Slow); wait 9999 seconds"),
+        ("ListDataFiles", answering(500), "after 3 tries: Kaggle has trouble of its own (500)"),
+        ("ListDataFiles", answering(200), "after 3 tries: the answer is not Kaggle's"),
+        ("IntrospectToken", answering(503), "the log-in failed after 3 tries"),
+        ("IntrospectToken", stall, "the log-in failed after 3 tries: there was no answer in time"),
+        ("DownloadDataFile", stall, "there was no answer in time"),
+        ("blob", stall, "the download of train.zip failed after 3 tries: there was no answer in time"),
+        ("blob", cut, "the connection broke"),
+        ("blob", answering(403), "the download of train.zip failed after 3 tries"),
+        ("blob", answering(200), "bytes were on offer, but"),
+    ],
+)  # fmt: skip
+def test_trouble_that_stays_is_one_sentence_and_no_file(
+    kaggle: Kaggle, capsys: pytest.CaptureFixture, call: str, fault: Fault, named: str
+) -> None:
+    kaggle.faults[call] = [fault] * ALWAYS
+    assert fetch("--only", LARGE) == 1
+    line = only_line(capsys)
+    assert line.startswith("download: ") and named in line
+    assert not (FOLDER / LARGE).exists()
+
+
+@pytest.mark.parametrize("fault", [garbage, cut, stall])
+def test_a_file_that_never_comes_whole_never_has_its_name(
+    kaggle: Kaggle, capsys: pytest.CaptureFixture, fault: Fault
+) -> None:
+    kaggle.midway = [(1000, fault)] * ALWAYS
+    assert fetch("--only", LARGE) == 1
+    named = "train.zip came damaged twice" if fault is garbage else "the download of train.zip failed after 3 tries"
+    assert named in only_line(capsys)
+    assert not (FOLDER / LARGE).exists() and len(kaggle.sent) <= 4
+
+
+def test_a_server_that_nobody_answers_for(kaggle: Kaggle, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert fetch() == 1
+    assert "Kaggle cannot be reached" in only_line(capsys)
+
+
+def test_too_little_room_is_told_before_anything_is_fetched(
+    kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    assert fetch() == 1
+    assert re.search(r"The files need [0-9.]+ MB more, but only 1.0 MB are free in data; make room", only_line(capsys))
+    assert kaggle.sent == []
+
+
+def test_a_disk_that_fills_up_keeps_what_came(
+    kaggle: Kaggle, demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fill(response, path: pathlib.Path, size_bytes: int, on_bytes) -> None:
+        path.write_bytes((demo_folder / LARGE).read_bytes()[: 2**20])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kaggle_client, "append", fill)
+        assert fetch("--only", LARGE) == 1
+    assert "train.zip could not be written: No space left on device." in only_line(capsys)
+    assert not (FOLDER / LARGE).exists()
+    kaggle.sent.clear()
+    assert fetch("--only", LARGE) == 0
+    assert kaggle.sent[-1] == (LARGE, 2**20) and is_all_there(demo_folder, [LARGE])
+
+
+def test_two_downloads_into_one_folder_do_not_mix(kaggle: Kaggle, capsys: pytest.CaptureFixture) -> None:
+    with download.alone_in(FOLDER):
+        assert fetch() == 1
+    assert "Another download into data is under way" in only_line(capsys)
+
+
+# --- credentials ----------------------------------------------------------------------------------
+
+
+def forget_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    forget_credentials(monkeypatch)
+    assert fetch() == 1
+    assert re.search("There are no credentials for Kaggle; .*KAGGLE_API_TOKEN.*kaggle.json", only_line(capsys))
+    assert capsys.readouterr().out == "" and kaggle.calls == []
+
+
+@pytest.mark.parametrize("place", ["variables", ".kaggle", ".config/kaggle", "KAGGLE_CONFIG_DIR", "access_token"])
+def test_credentials_are_found_where_kaggle_s_own_client_finds_them(
+    kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, place: str
+) -> None:
+    forget_credentials(monkeypatch)
+    folder = tmp_path / "home" / place
+    if place == "variables":
+        monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
+        monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
+    elif place == "access_token":
+        (tmp_path / "home/.kaggle").mkdir()
+        (tmp_path / "home/.kaggle/access_token").write_text(stand_in.TOKEN + "\n")
+    else:
+        folder.mkdir(parents=True)
+        (folder / "kaggle.json").write_text(json.dumps({"username": stand_in.USER, "key": stand_in.KEY}))
+        if place == "KAGGLE_CONFIG_DIR":
+            monkeypatch.setenv(place, str(folder))
+    assert fetch("--only", "metadata.csv.zip") == 0
+
+
+def test_wrong_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "stolen")
+    monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
+    monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
+    assert fetch() == 1
+    line = only_line(capsys)
+    assert "does not accept the access token of KAGGLE_API_TOKEN; remove it" in line and "stolen" not in line
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "")
+    monkeypatch.setenv("KAGGLE_KEY", "guessed")
+    assert fetch() == 1
+    line = only_line(capsys)
+    assert "does not accept the credentials (401" in line and "guessed" not in line
+
+
+def test_what_kaggle_says_is_cleaned_of_links_and_secrets(kaggle: Kaggle, capsys: pytest.CaptureFixture) -> None:
+    said = f"No, {stand_in.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
+    kaggle.faults["ListDataFiles"] = [answering(400, said)]
+    assert fetch() == 1
+    line = only_line(capsys)
+    assert "(400: No, (a secret), see (a link) and so on" in line and len(line) < 400
+
+
+@pytest.mark.parametrize("fault", [answering(403), cut, stall])
+def test_a_traceback_has_no_secrets(kaggle: Kaggle, fault: Fault) -> None:
+    kaggle.faults["blob"] = [fault] * ALWAYS
+    with pytest.raises(Problem) as caught:
+        fetch("--only", LARGE, "--debug")
+    assert not leaks("".join(traceback.format_exception(caught.value)))
+
+
+def test_a_home_that_cannot_be_written_is_no_trouble(kaggle: Kaggle, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "no_folder").touch()
+    done = run_apart("--only", "metadata.csv.zip", HOME=str(tmp_path / "no_folder"), VERBOSE="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not leaks(done.stdout) and "Request" not in done.stdout
+
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+def start_apart(*words: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "download", "--data", str(FOLDER), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_apart(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    process = start_apart(*words, **variables)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_download_goes_on_where_it_was(
+    kaggle: Kaggle, demo_folder: pathlib.Path, number: signal.Signals
+) -> None:
+    kaggle.midway = [(3 * 2**20, stall)]
+    process = start_apart("--only", LARGE)
+    assert kaggle.reached.wait(30)
+    wait_for(lambda: length_bytes(FOLDER / download.DRAFTS / LARGE) == 3 * 2**20)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1)
+    assert number == signal.SIGKILL or err == "download: interrupted; the same command goes on or begins again.\n"
+    assert not (FOLDER / LARGE).exists()
+    assert fetch("--only", LARGE) == 0
+    assert kaggle.sent[-1] == (LARGE, 3 * 2**20) and is_all_there(demo_folder, [LARGE])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_the_real_addresses_over_tls(kaggle: Kaggle, demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    hosts = ("api.kaggle.com", "storage.googleapis.com")
+    kaggle.midway = [(2**20, cut)]
+    done = run_apart("--only", LARGE, **kaggle_stand_in.end_tls(kaggle, hosts, tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(kaggle.sent) == 2 and is_all_there(demo_folder, [LARGE])
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_another_host_s_certificate_is_not_trusted(kaggle: Kaggle, tmp_path: pathlib.Path) -> None:
+    environment = kaggle_stand_in.end_tls(kaggle, ("kaggle.example",), tmp_path)
+    done = run_apart("--only", LARGE, **environment)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "download: the log-in failed: the certificate of the other side is not Kaggle's; "
+        "look at the proxy, or at the clock.\n"
+    )
+    assert kaggle.sent == []

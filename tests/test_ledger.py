@@ -1,0 +1,224 @@
+"""The ledger: what is written is read, what is damaged is named, and Kaggle's news find their row."""
+import csv
+import pathlib
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.leaderboard import ledger, origin
+from pipeline.leaderboard.kaggle import Submission
+from pipeline.leaderboard.ledger import COLUMNS, Row
+from pipeline.leaderboard.origin import Origin
+from pipeline.problem import Problem
+from pipeline.stages import leaderboard, submit
+
+HASH = "0123456789abcdef" * 4
+OWN = Origin(
+    sha256=HASH, runs=("half size",), folds=(0, 2), cut=0.498039, oof_dice=0.99123, oof_dice_cross_fitted=0.9912,
+    config="configs/cpu.yaml", train_set=('model.encoder="a b"', "train.epochs=3"), predict_set=('predict.tta="none"',),
+    config_sha256=HASH[::-1], checkpoints={"runs/half size/fold0/best.pt": HASH, "runs/half size/fold2/best.pt": HASH},
+    commit="ab" * 20, clean=True,
+)  # fmt: skip
+TIME = datetime(2017, 9, 27, 23, 59, 58, tzinfo=UTC)
+
+
+def row_of(about: Origin, **other: Any) -> Row:
+    return Row(**about.model_dump(), **{"time": TIME, "file": "a.csv.gz", "message": "two folds #0123456789ab"} | other)
+
+
+PENDING = row_of(OWN)
+COMPLETE = row_of(OWN, ref=7, status="complete", public=0.99512, private=0.99487)
+FAILED = row_of(Origin(sha256=HASH), status="failed", error='Kaggle said: "no", and\nno more')
+
+
+def submission_of(ref: int, description: str, status: str = "COMPLETE", public: float | None = 0.9) -> Submission:
+    return Submission(ref, "a.csv.gz", datetime(2017, 9, 27), description, status, public, None, "")
+
+
+def test_what_is_put_is_read_in_its_order(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "new" / "ledger.csv"
+    assert ledger.read(path) == []
+    assert [ledger.put(path, row) for row in (PENDING, FAILED)] == [1, 2]
+    assert ledger.put(path, COMPLETE, 1) == 1
+    assert ledger.read(path)[0] == COMPLETE and len(ledger.read(path)) == 2
+
+
+def test_a_row_is_a_line(tmp_path: pathlib.Path) -> None:
+    ledger.put(tmp_path / "ledger.csv", FAILED)
+    assert len((tmp_path / "ledger.csv").read_text().splitlines()) == 2
+    assert ledger.read(tmp_path / "ledger.csv")[0].error == 'Kaggle said: "no", and no more'
+
+
+def test_a_row_reads_as_the_header_says(tmp_path: pathlib.Path) -> None:
+    ledger.put(tmp_path / "ledger.csv", COMPLETE)
+    with open(tmp_path / "ledger.csv", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells == {
+        "time": "2017-09-27T23:59:58Z", "file": "a.csv.gz", "sha256": HASH, "runs": "'half size'", "folds": "0 2",
+        "cut": "0.498039", "oof_dice": "0.99123", "oof_dice_cross_fitted": "0.9912", "config": "configs/cpu.yaml",
+        "train_set": "'model.encoder=\"a b\"' train.epochs=3", "predict_set": "'predict.tta=\"none\"'",
+        "config_sha256": HASH[::-1],
+        "checkpoints": f"'runs/half size/fold0/best.pt={HASH}' 'runs/half size/fold2/best.pt={HASH}'",
+        "commit": "ab" * 20, "clean": "yes", "ref": "7", "status": "complete", "public": "0.99512",
+        "private": "0.99487", "message": "two folds #0123456789ab", "error": "",
+    }  # fmt: skip
+
+
+WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="\x85"))
+
+
+@settings(max_examples=30)
+@given(
+    st.builds(
+        row_of,
+        st.builds(
+            Origin,
+            sha256=st.just(HASH),
+            runs=st.tuples(WORD),
+            folds=st.lists(st.integers(0, 99)).map(tuple),
+            cut=st.none() | st.floats(0, 1),
+            oof_dice=st.none() | st.floats(0, 1),
+            train_set=st.lists(WORD).map(tuple),
+            checkpoints=st.dictionaries(WORD, st.just(HASH)),
+            clean=st.booleans(),
+        ),
+        message=WORD.filter(bool),
+        error=WORD,
+        public=st.none() | st.floats(0, 1),
+        ref=st.none() | st.integers(0, 2**63),
+    )
+)
+def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.unlink(missing_ok=True)
+    ledger.put(path, PENDING)
+    ledger.put(path, row)
+    assert ledger.read(path) == [PENDING, row]
+
+
+def spoilt(column: str, cell: str) -> str:
+    """The text of a ledger with one good row and one with this cell in it."""
+    good = {name: ledger.cell_of(getattr(COMPLETE, name)) for name in COLUMNS}
+    lines = [COLUMNS, good.values(), (good | {column: cell}).values()]
+    return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    "column, cell",
+    [
+        ("time", "yesterday"), ("time", ""), ("time", "2017-09-27T23:59:58"), ("sha256", "abc"), ("folds", "one"),
+        ("cut", "1.5"), ("public", "nan"), ("oof_dice", "-0.1"), ("clean", "perhaps"), ("status", "done"), ("ref", "x"),
+        ("checkpoints", "best.pt"), ("runs", "'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_cell_is_a_problem_that_names_line_and_column(tmp_path: pathlib.Path, column: str, cell: str) -> None:
+    path = tmp_path / "ledger.csv"
+    path.write_text(spoilt(column, cell))
+    with pytest.raises(Problem, match=rf"ledger.csv, line 3: {column}\b.*take it from git\.$"):
+        ledger.read(path)
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("", "line 1: the header"),
+        ("time,file\n", "line 1: the header"),
+        ("<<<<<<< HEAD\n", "line 1: the header"),
+        (",".join(COLUMNS) + "\na,b\n", "line 2: 2 cells"),
+        (spoilt("ref", ""), "line 3: the row is wrong: Value error, a complete submission has a ref"),
+        (",".join(COLUMNS) + '\n"a', "cannot be read"),
+        (",".join(COLUMNS) + "\n\xff", "cannot be read"),
+    ],
+)
+def test_a_damaged_ledger_is_a_problem(tmp_path: pathlib.Path, text: str, named: str) -> None:
+    path = tmp_path / "ledger.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(Problem, match=named):
+        ledger.read(path)
+
+
+def test_the_project_s_own_ledger_reads() -> None:
+    assert ledger.read(pathlib.Path(__file__).parent.parent / "submissions" / "ledger.csv") is not None
+
+
+def test_a_damaged_ledger_is_not_written_over(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "ledger.csv"
+    path.write_text("something else")
+    with pytest.raises(Problem):
+        ledger.put(path, PENDING)
+    assert path.read_text() == "something else"
+
+
+# --- Kaggle's news --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status, ours", [("PENDING", "pending"), ("COMPLETE", "complete"), ("ERROR", "failed")])
+def test_a_row_without_ref_is_found_by_its_tag(status: str, ours: str) -> None:
+    theirs = [submission_of(9, "another #ffffffffffff"), submission_of(8, "reworded #0123456789ab", status)]
+    news = ledger.told(PENDING, theirs)
+    assert news is not None
+    assert (news.ref, news.status, news.public, news.private) == (8, ours, 0.9, None)
+    assert news.message == PENDING.message and news.checkpoints == PENDING.checkpoints
+
+
+def test_a_row_with_a_ref_is_found_by_nothing_else() -> None:
+    assert ledger.told(row_of(OWN, ref=7), [submission_of(8, PENDING.message)]) is None
+    news = ledger.told(row_of(OWN, ref=7), [submission_of(8, PENDING.message), submission_of(7, "")])
+    assert news is not None and news.ref == 7
+
+
+@pytest.mark.parametrize("description", ["", "two folds", "#0123456789ab two folds", "two folds #0123456789ab.2"])
+def test_other_messages_are_other_submissions(description: str) -> None:
+    assert ledger.told(PENDING, [submission_of(8, description)]) is None
+
+
+# --- origins --------------------------------------------------------------------------------------
+
+
+def test_an_origin_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
+    origin.write(tmp_path / "run.json", OWN)
+    origin.write(tmp_path / "other.json", Origin(sha256="f" * 64, runs=("other",)))
+    assert origin.find(tmp_path, HASH) == OWN
+    assert origin.find(tmp_path, "0" * 64) == Origin(sha256="0" * 64)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": "abc"}', f'{{"sha256": "{HASH}", "colour": 1}}'])
+def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(Problem, match="run.json is damaged"):
+        origin.find(tmp_path, HASH)
+
+
+def test_the_message_tells_what_made_the_submission() -> None:
+    assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 OOF 0.99123 commit abababa"
+    changed = OWN.model_copy(update={"clean": False})
+    assert submit.describe(changed).endswith("commit abababa+")
+    assert submit.describe(Origin(sha256=HASH)) == "origin unknown"
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_leaderboard_shows_scores_side_by_side_and_where_they_would_have_stood(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "ledger.csv"
+    ledger.put(path, row_of(OWN, ref=7, status="complete", public=0.99812, private=0.99712))
+    ledger.put(path, FAILED.model_copy(update={"error": "no such column"}))
+    leaderboard.run(path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[-6:] == ["0.498", "0.99123", "0.99120", "0.99812", "0.99712", "complete"]
+    assert lines[2].split()[-2:] == ["unknown", "failed"]
+    assert "a.csv.gz: no such column" in lines
+    private = lines[lines.index("Among the private scores that were published:") + 2 :][:3]
+    assert [line.split()[0] for line in private] == ["0.997332", "0.99712", "0.9969"]
+    public = lines[lines.index("Among the public scores that were published:") + 2]
+    assert public.split() == ["0.99812", "▶", "row", "1:", "a.csv.gz"]
+
+
+def test_leaderboard_of_no_ledger_says_how_to_begin(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    leaderboard.run(tmp_path / "ledger.csv")
+    assert "make submit" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""How long we wait, when it is no use to ask again, and that a slow line is no broken one."""
+import datetime
+import email.utils
+import pathlib
+
+import pytest
+import requests
+
+from pipeline.leaderboard import kaggle, patience
+from pipeline.leaderboard.patience import Patience, Unusable, is_unclear, may_pass, seconds_of
+from pipeline.problem import Problem
+
+
+def error_of(status: int, method: str = "POST", **headers: str) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    response.request = requests.Request(method, "https://api.kaggle.com/v1/x").prepare()
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return requests.HTTPError("no", response=response)
+
+
+def test_retry_after_comes_in_two_forms() -> None:
+    assert seconds_of("120") == 120
+    when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
+    assert seconds_of(email.utils.format_datetime(when, usegmt=True)) == pytest.approx(60, abs=3)
+    assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert [seconds_of(text) for text in ("", "soon", "-1", "1.5e9")] == [None] * 4
+
+
+def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(patience, "TRIES", 9)
+    ours = Patience("it", [])
+    for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
+        ours.wait_or_give_up(error)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 7]
+    with pytest.raises(Problem, match=r"^it failed after 9 tries: Kaggle has trouble of its own \(503\)"):
+        ours.wait_or_give_up(error_of(503))
+
+
+def test_what_would_end_after_the_deadline_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(Problem, match="wait 301 seconds and run it again"):
+        Patience("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
+
+
+@pytest.mark.parametrize(
+    "error, passes, unclear",
+    [
+        (error_of(400), False, False),
+        (error_of(401), False, False),
+        (error_of(403), False, False),  # of the API: the rules
+        (error_of(403, "GET"), True, False),  # of the store: a link that expired
+        (error_of(404), False, False),
+        (error_of(429), True, False),
+        (error_of(500), True, True),
+        (requests.ConnectionError("cut"), True, True),
+        (requests.Timeout("stalled"), True, True),
+        (Unusable("a proxy's page"), True, True),
+        (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), False, True),
+        (requests.exceptions.SSLError("EOF occurred"), True, True),
+    ],
+)
+def test_which_errors_may_pass_and_which_leave_it_open_what_kaggle_did(
+    error: Exception, passes: bool, unclear: bool
+) -> None:
+    assert (may_pass(error), is_unclear(error)) == (passes, unclear)
+
+
+def test_a_slow_line_is_no_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    now = 0.0
+    monkeypatch.setattr(kaggle.time, "monotonic", lambda: now)
+    (tmp_path / "file").write_bytes(bytes(1_000_000))
+    with kaggle.PacedFile(tmp_path / "file") as file:
+        for _ in range(100):
+            now += 1
+            file.read(5_000)
+        with pytest.raises(requests.Timeout):
+            for _ in range(121):
+                now += 1
+                file.read(3_000)

@@ -1,0 +1,235 @@
+"""A row of the ledger makes its submission again, byte for byte, or says why it cannot."""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import config, git
+from pipeline.__main__ import main
+from pipeline.files import sha256, write_json
+from pipeline.leaderboard import ledger, origin
+from pipeline.leaderboard.ledger import Row
+from pipeline.leaderboard.origin import Origin
+from pipeline.model import checkpoint
+from pipeline.model.build import build
+from pipeline.paths import Run
+from pipeline.stages import reproduce, submit
+
+ROOT = pathlib.Path(__file__).parent.parent
+SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
+LEDGER = pathlib.Path("submissions/ledger.csv")
+CONFIG = "data: {scale: 8, folds: 2, workers: 0}\nmodel: {width: 4, depth: 2, patch: 2}\n"
+WORDS = ("--set", "predict.tta=none", "predict.batch_size=4")
+
+
+def in_git(*words: str) -> None:
+    identity = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
+    subprocess.run(["git", *identity, *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A checkout with a network that learnt nothing, its submission, and the ledger's row of it, not committed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(git, "CHECKOUT", folder)
+        patch.setattr(git, "__file__", str(folder / "pipeline" / "git.py"))
+        shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Makefile", "Makefile")
+        pathlib.Path("configs").mkdir()
+        pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
+        pathlib.Path(".gitignore").write_text("runs/\nsubmissions/*.gz\nsubmissions/*.json\n__pycache__/\n")
+        LEDGER.parent.mkdir()
+        LEDGER.write_text(",".join(ledger.COLUMNS) + "\n")
+        in_git("init", "-q")
+        in_git("add", ".")
+        in_git("commit", "-qm", "all")
+        settings = config.load(pathlib.Path("configs/tiny.yaml"), ["train.epochs=2"])
+        torch.manual_seed(0)
+        state = {"settings": settings.model_dump(), "network": build(**settings.model.model_dump()).state_dict()}
+        checkpoint.save(pathlib.Path("runs/tiny/fold1/best.pt"), state)
+        found = {"cut": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
+        write_json(pathlib.Path("runs/tiny/threshold.json"), found)
+        assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *WORDS]) == 0
+        about = origin.find(SUBMISSION.parent, sha256(SUBMISSION))
+        ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(SUBMISSION), message="#tag"))
+        yield folder
+
+
+@pytest.fixture
+def checkout(made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A copy, to work in and to damage."""
+    copy = pathlib.Path(shutil.copytree(made, tmp_path / "checkout"))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(git, "CHECKOUT", copy)
+    monkeypatch.setattr(git, "__file__", str(copy / "pipeline" / "git.py"))
+    monkeypatch.setattr(reproduce, "run_stage", lambda stage, *words: main([stage, *words]))
+    return copy
+
+
+def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: pathlib.Path) -> None:
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=made, capture_output=True, text=True).stdout.strip()
+    settings = config.load(made / "configs/tiny.yaml", ["train.epochs=2"])
+    assert origin.read(made / "submissions/tiny.json") == Origin(
+        sha256=sha256(made / SUBMISSION),
+        runs=("tiny",),
+        folds=(1,),
+        cut=0.498039,
+        oof_dice=0.99,
+        oof_dice_cross_fitted=0.98,
+        config="configs/tiny.yaml",
+        train_set=("train.epochs=2",),
+        predict_set=(f'data.folder="{demo_folder}"', "predict.batch_size=4", 'predict.tta="none"'),
+        config_sha256=sha256_of(config.dump(settings), made),
+        checkpoints={"runs/tiny/fold1/best.pt": sha256(made / "runs/tiny/fold1/best.pt")},
+        commit=head,
+        clean=True,
+    )
+
+
+def sha256_of(text: str, folder: pathlib.Path) -> str:
+    (folder / "runs" / "text").write_text(text)
+    return sha256(folder / "runs" / "text")
+
+
+def test_the_printed_commands_make_the_same_bytes(checkout: pathlib.Path) -> None:
+    in_git("add", ".")
+    in_git("commit", "-qm", "the ledger, and nothing else")
+    script = checkout_output("reproduce", "1")
+    assert "#   make train CONFIG=configs/tiny.yaml RUN=tiny FOLD=1 SET=train.epochs=2\n" in script
+    SUBMISSION.unlink()
+    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of the make that may run these tests
+    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "submissions/tiny.csv.gz: OK"
+
+
+def checkout_output(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    before = SUBMISSION.read_bytes()
+    assert main(["reproduce", "1", "--go"]) == 0
+    assert f"came out with the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
+    assert SUBMISSION.read_bytes() == before
+    assert sorted(path.name for path in SUBMISSION.parent.iterdir()) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
+
+
+def predicting(data: bytes) -> Callable[..., None]:
+    """In the place of the stage `predict`: a prediction that comes out so."""
+    return lambda *words: SUBMISSION.write_bytes(data) and None
+
+
+def test_go_keeps_another_file_that_stood_there(
+    checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
+    SUBMISSION.write_bytes(b"newer")
+    assert main(["reproduce", "1", "--go"]) == 0
+    assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
+    assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
+
+
+def test_bytes_that_differ_are_a_problem_and_both_are_kept(
+    checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = SUBMISSION.read_bytes()
+    monkeypatch.setattr(reproduce, "run_stage", predicting(b"other"))
+    assert main(["reproduce", "1", "--go"]) == 1
+    assert "came out with sha256 d9298a10d1b0" in capsys.readouterr().err
+    assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == before
+
+
+def test_a_prediction_that_breaks_off_leaves_the_file_as_it_was(
+    checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*words: str) -> None:
+        raise KeyboardInterrupt
+
+    before = SUBMISSION.read_bytes()
+    monkeypatch.setattr(reproduce, "run_stage", interrupted)
+    assert main(["reproduce", "1", "--go"]) == 1
+    assert SUBMISSION.read_bytes() == before
+
+
+def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: pathlib.Path) -> None:
+    run, best = Run("tiny"), pathlib.Path("runs/tiny/fold1/best.pt")
+    assert submit.reason_to_predict(run, [1]) is None
+    assert "other weights" in str(submit.reason_to_predict(run, [0, 1]))
+    append_to(str(best))()
+    assert "other weights" in str(submit.reason_to_predict(run, [1]))
+    assert submit.reason_to_predict(run, []) is None  # trained elsewhere
+    SUBMISSION.write_bytes(b"from elsewhere")
+    assert submit.reason_to_predict(run, [1]) is None
+    SUBMISSION.unlink()
+    assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def change_row(**what: Any) -> Callable[[], None]:
+    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what), 1) and None
+
+
+def other_commit() -> None:
+    pathlib.Path("pipeline/git.py").write_text("")
+    in_git("commit", "-qam", "another")
+
+
+def append_to(name: str) -> Callable[[], None]:
+    return lambda: pathlib.Path(name).write_bytes(pathlib.Path(name).read_bytes() + b"\n") and None
+
+
+@pytest.mark.parametrize(
+    "harm, named",
+    [
+        (append_to("pipeline/git.py"), "changes that no commit has"),
+        (other_commit, "but row 1 was made by"),
+        (lambda: shutil.rmtree(".git"), "git does not know this code"),
+        (change_row(clean=False), "that no commit has; its code is lost"),
+        (change_row(commit=""), "names no commit"),
+        (change_row(runs=()), "unknown origin"),
+        (append_to("runs/tiny/fold1/best.pt"), "runs/tiny/fold1/best.pt is not the file of row 1"),
+        (lambda: pathlib.Path("runs/tiny/fold1/best.pt").unlink(), "There is no runs/tiny/fold1/best.pt"),
+        (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"cut": 0.5}), "has the cut 0.5"),
+        (lambda: pathlib.Path("runs/tiny/threshold.json").unlink(), "no cut in runs/tiny/threshold.json"),
+    ],
+)
+def test_go_refuses_what_is_not_as_it_was(
+    checkout: pathlib.Path, capsys: pytest.CaptureFixture, harm: Callable[[], None], named: str
+) -> None:
+    harm()
+    before = SUBMISSION.read_bytes()
+    assert main(["reproduce", "1", "--go"]) == 1
+    assert named in capsys.readouterr().err
+    assert SUBMISSION.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", ["0", "2", "-1"])
+def test_a_row_that_is_not_there_is_a_problem(
+    checkout: pathlib.Path, capsys: pytest.CaptureFixture, number: str
+) -> None:
+    assert main(["reproduce", number]) == 1
+    assert f"no row {number}, but 1 rows" in capsys.readouterr().err
+
+
+def test_without_git_no_commit_is_claimed(checkout: pathlib.Path) -> None:
+    assert len(git.commit()) == 40 and git.is_clean()
+    shutil.rmtree(".git")
+    assert git.commit() == "" and not git.is_clean()
+
+
+def test_a_folder_within_somebody_s_repository_is_not_taken_for_a_checkout(checkout: pathlib.Path) -> None:
+    in_git("rm", "-rq", "--cached", "pipeline")
+    assert git.commit() == ""

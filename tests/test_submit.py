@@ -1,0 +1,396 @@
+"""Submitting, by the real client to a stand-in with faults: once, truly, and with a row in the ledger."""
+import errno
+import gzip
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import pytest
+from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
+
+from pipeline import carvana
+from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.leaderboard import kaggle as kaggle_client
+from pipeline.leaderboard import ledger, patience, stand_in
+from pipeline.leaderboard.ledger import Row
+from pipeline.leaderboard.stand_in import Answer
+from pipeline.leaderboard.submission import read_rows
+from pipeline.stages import submit
+
+ROOT = pathlib.Path(__file__).parent.parent
+Capture, Patch = pytest.CaptureFixture, pytest.MonkeyPatch
+Submit = Callable[..., int]  # words -> exit code
+LEDGER = pathlib.Path("submissions/ledger.csv")
+MINE = pathlib.Path("mine.csv.gz")
+LONG_S = 120.0  # for what takes seconds on a machine with nothing else to do
+
+
+@pytest.fixture
+def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch) -> Iterator[Kaggle]:
+    """A stand-in, credentials for it, an empty place to work in with `mine.csv.gz`, and little patience."""
+    for folder in ("work/configs", "inbox", "home"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    pathlib.Path(DEFAULT_CONFIG).touch()
+    rows = [row[:2] for _, row in read_rows(demo_folder / "solution.csv", carvana.SOLUTION_HEADER)]
+    lines = [",".join(row) for row in [list(carvana.SUBMISSION_HEADER), *rows]]
+    MINE.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
+    for place, name, value in (
+        (patience, "FIRST_PAUSE_S", 0.01), (patience, "ANSWER_S", 1.0), (patience, "TRIES", 3),
+        (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 20.0),
+        (submit, "LONGEST_POLL_S", 0.1), (submit, "LOOK_PAUSES_S", (0.01, 0.5)),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, value)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with Kaggle(demo_folder, tmp_path / "inbox") as server:
+        for name, text in server.environment().items():
+            monkeypatch.setenv(name, text)
+        yield server
+
+
+@pytest.fixture
+def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Submit:
+    """`submit_mine("--force")` -> exit code."""
+    return lambda *words: main(["submit", str(MINE), "--data", str(demo_folder), *words])
+
+
+def rows() -> list[Row]:
+    return ledger.read(LEDGER)
+
+
+def uploads(kaggle: Kaggle) -> int:
+    return len(kaggle.submissions)
+
+
+def only_line(capsys: Capture) -> str:
+    """What was said on stderr, which is one line without a traceback and without a secret."""
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    ledger_text = LEDGER.read_text() if LEDGER.exists() else ""
+    for secret in (stand_in.KEY, stand_in.TOKEN, "signature="):
+        assert secret not in said.out + said.err + ledger_text
+    return line
+
+
+# --- as it should go ------------------------------------------------------------------------------
+
+
+def test_a_submission_ends_with_its_score_and_a_row(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+    assert submit_mine("--message", "my words,\n two lines") == 0
+    (row,) = rows()
+    assert (row.status, row.public, row.private, row.ref) == ("complete", 1.0, 1.0, kaggle.submissions[0]["ref"])
+    assert row.message == f"my words, two lines #{row.sha256[:12]}" == kaggle.submissions[0]["description"]
+    assert row.runs == () and row.commit == "" and not row.clean
+    out = capsys.readouterr().out
+    assert "Submissions left today: 5." in out
+    assert out.splitlines()[-1] == "public 1.00000  private 1.00000  row 1 of submissions/ledger.csv"
+
+
+def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+    assert submit_mine() == 0
+    MINE.touch()
+    assert submit_mine() == 0
+    assert "was submitted already; FORCE=1" in capsys.readouterr().out
+    assert uploads(kaggle) == 1
+    assert submit_mine("--force") == 0
+    assert uploads(kaggle) == 2
+    first, second = rows()
+    assert first.sha256 == second.sha256 and first.ref != second.ref and first.tag != second.tag
+
+
+def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, submit_mine: Submit) -> None:
+    assert submit_mine() == 0
+    (before,) = rows()
+    LEDGER.unlink()
+    assert submit_mine() == 0
+    (after,) = rows()
+    assert uploads(kaggle) == 1 and (after.ref, after.public) == (before.ref, before.public)
+
+
+def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture
+) -> None:
+    assert submit_mine("--dry-run", "--message", "it's a \"try\"; $HOME") == 0
+    out = capsys.readouterr().out
+    assert uploads(kaggle) == 0 and rows() == []
+    assert "Submissions left today: 5." in out
+    (line,) = [line for line in out.splitlines() if "kaggle competitions submit" in line]
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert "Successfully submitted" in done.stdout, done
+    assert kaggle.submissions[0]["description"].startswith("it's a \"try\"; $HOME #")
+    assert submit_mine() == 0  # finds what was submitted by hand
+    assert uploads(kaggle) == 1 and rows()[0].public == 1.0
+
+
+def test_a_file_that_check_refuses_is_not_submitted(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+    MINE.write_bytes(gzip.compress(gzip.decompress(MINE.read_bytes()).replace(b"_02.jpg", b"_03.jpg", 1)))
+    assert submit_mine() == 1
+    assert "mine.csv.gz, line 3" in only_line(capsys)
+    assert uploads(kaggle) == 0 and rows() == []
+
+
+def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
+    kaggle: Kaggle, demo_folder: pathlib.Path, monkeypatch: Patch
+) -> None:
+    predicted = []
+
+    def pretend(stage: str, *words: str) -> None:
+        predicted.append((stage, *words))
+        pathlib.Path("submissions").mkdir(exist_ok=True)
+        MINE.rename("submissions/own.csv.gz")
+
+    monkeypatch.setattr(submit, "run_stage", pretend)
+    words = ("--config", DEFAULT_CONFIG, "--run", "own", "--data", str(demo_folder))
+    for _ in range(2):
+        assert main(["submit", *words]) == 0
+    assert predicted == [("predict", *words)]
+    assert uploads(kaggle) == 1 and rows()[0].file == "submissions/own.csv.gz"
+
+
+# --- trouble that passes --------------------------------------------------------------------------
+
+
+CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "CreateSubmission")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "fault",
+    [answering(500), answering(503, "Try later"), answering(429, "Slow"), answering(429, Retry_After="0"), cut, stall],
+    ids=["500", "503", "429", "429 Retry-After", "cut", "stalled"],
+)
+def test_trouble_with_a_call_that_passes_is_got_over(
+    kaggle: Kaggle, submit_mine: Submit, call: str, fault: Fault
+) -> None:
+    kaggle.faults[call] = [fault]
+    assert submit_mine() == 0
+    assert kaggle.faults[call] == [] and uploads(kaggle) == 1 and rows()[0].public == 1.0
+
+
+@pytest.mark.parametrize(
+    "fault", [answering(500), answering(503), answering(403), cut, stall], ids=["500", "503", "403", "cut", "stalled"]
+)
+def test_an_upload_that_breaks_begins_again(kaggle: Kaggle, submit_mine: Submit, fault: Fault) -> None:
+    kaggle.faults["upload"] = [fault, fault]
+    assert submit_mine() == 0
+    assert kaggle.faults["upload"] == [] and uploads(kaggle) == 1 and rows()[0].public == 1.0
+
+
+def test_an_answer_that_is_lost_after_kaggle_took_the_file_does_not_make_a_second_submission(
+    kaggle: Kaggle, submit_mine: Submit
+) -> None:
+    kaggle.lost["CreateSubmission"] = 1
+    assert submit_mine() == 0
+    assert uploads(kaggle) == 1 and rows()[0].public == 1.0
+
+
+# --- trouble that stays ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, fault, named",
+    [
+        ("CreateSubmission", answering(400, "Submission not allowed: competition closed"), "competition closed"),
+        ("CreateSubmission", answering(400, "Your team used its daily allowance (5)"), "daily allowance (5)"),
+        ("CreateSubmission", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
+        ("StartSubmissionUpload", answering(404, "Competition not found"), "does not know the competition"),
+        ("StartSubmissionUpload", answering(429, "Too many", Retry_After="0"), "fewer calls"),
+        ("StartSubmissionUpload", answering(500), "trouble of its own (500)"),
+        ("StartSubmissionUpload", answering(401, "Unauthenticated"), "credentials"),
+        ("upload", answering(503), "the upload of mine.csv.gz failed after 3 tries"),
+        ("upload", cut, "the upload of mine.csv.gz failed after 3 tries"),
+        ("upload", stall, "there was no answer in time"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_sentence_and_a_failed_row_that_the_next_try_fills(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, call: str, fault: Fault, named: str
+) -> None:
+    kaggle.faults[call] = [fault] * ALWAYS
+    assert submit_mine() == 1
+    line = only_line(capsys)
+    assert line.startswith("submit: ") and named in line
+    (row,) = rows()
+    assert row.status == "failed" and named in row.error and row.ref is None
+    kaggle.faults.clear()
+    assert submit_mine() == 0
+    (row,) = rows()
+    assert row.status == "complete" and row.error == "" and uploads(kaggle) == 1
+
+
+@pytest.mark.parametrize("status, named", [(401, "credentials"), (403, carvana.RULES_PAGE), (500, "trouble of its")])
+def test_who_may_not_even_ask_leaves_no_row(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, status: int, named: str
+) -> None:
+    kaggle.faults["ListSubmissions"] = [answering(status, "No")] * ALWAYS
+    assert submit_mine() == 1
+    assert named in only_line(capsys)
+    assert rows() == []
+
+
+def test_the_daily_limit_is_told_before_anything_is_uploaded(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(stand_in, "DAILY_SUBMISSIONS", 1)
+    assert submit_mine() == 0 and submit_mine("--force") == 1
+    assert "No submission is left today; the next day begins in" in only_line(capsys)
+    assert len(rows()) == 1 and len(kaggle.uploads) == 1
+
+
+def test_what_kaggle_cannot_score_is_a_failed_row(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
+) -> None:
+    error = {"status": "ERROR", "errorDescription": "Submission has a wrong column"}
+    monkeypatch.setattr(stand_in, "grade", lambda *paths: error)
+    assert submit_mine() == 1
+    assert "could not score it: Submission has a wrong column" in only_line(capsys)
+    (row,) = rows()
+    assert (row.status, row.error) == ("failed", "Submission has a wrong column") and row.ref is not None
+    assert submit_mine() == 1
+    assert "(row 1), and Kaggle could not score it" in only_line(capsys)
+    assert uploads(kaggle) == 1
+
+
+def test_a_score_that_does_not_come_is_filled_in_later(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(submit, "WAIT_S", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(stand_in, "LOOKS_UNTIL_SCORED", 1000)
+        assert submit_mine() == 1
+        assert "no score came within" in only_line(capsys)
+    assert rows()[0].status == "pending" and rows()[0].ref is not None
+    assert main(["leaderboard"]) == 0
+    assert (rows()[0].status, rows()[0].private) == ("complete", 1.0)
+    assert submit_mine() == 0
+    assert uploads(kaggle) == 1
+
+
+def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(submit, "WAIT_S", 0.05)
+    monkeypatch.setattr(stand_in, "LOOKS_UNTIL_SCORED", 1000)
+    assert submit_mine() == 1
+    kaggle.faults["ListSubmissions"] = [answering(401, "Unauthenticated")] * ALWAYS
+    assert main(["leaderboard"]) == 0
+    out = capsys.readouterr().out
+    assert "could not be asked for: " in out and "credentials" in out and "mine.csv.gz" in out
+
+
+def test_a_submission_of_another_account_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+    assert submit_mine() == 0
+    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending"}), 1)
+    kaggle.submissions.clear()
+    assert submit_mine() == 1
+    assert "does not list that for this account" in only_line(capsys)
+    assert submit_mine("--force") == 0
+
+
+def test_without_credentials_nothing_is_written(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
+) -> None:
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    assert submit_mine() == 1
+    assert "There are no credentials for Kaggle" in only_line(capsys)
+    assert rows() == []
+
+
+def test_a_message_that_kaggle_might_cut_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+    assert submit_mine("--message", "x" * 251) == 1
+    assert "MESSAGE has 251 characters; 250 are allowed" in only_line(capsys)
+
+
+# --- cut off --------------------------------------------------------------------------------------
+
+
+def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "pipeline", "submit", str(MINE), "--data", str(demo_folder)]
+    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    "call, number",
+    [
+        ("ListSubmissions", signal.SIGKILL),
+        ("upload", signal.SIGKILL),
+        ("upload", signal.SIGINT),
+        ("CreateSubmission", signal.SIGKILL),
+        ("after CreateSubmission", signal.SIGKILL),
+    ],
+)
+def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
+    kaggle: Kaggle,
+    submit_mine: Submit,
+    demo_folder: pathlib.Path,
+    monkeypatch: Patch,
+    call: str,
+    number: signal.Signals,
+) -> None:
+    if call == "after CreateSubmission":
+        create = kaggle.CreateSubmission
+
+        def create_and_stall(asked: Answer) -> Answer:
+            answer = create(asked)
+            kaggle.reached.set()
+            kaggle.released.wait(30)
+            return answer
+
+        monkeypatch.setattr(kaggle, "CreateSubmission", create_and_stall)
+    else:
+        kaggle.faults[call] = [stall]
+    process = begin(demo_folder)
+    assert kaggle.reached.wait(LONG_S)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=LONG_S)
+    kaggle.released.set()
+    kaggle.faults.clear()
+    if number == signal.SIGINT:
+        assert process.returncode == 1 and said.splitlines() == [
+            "submit: interrupted; the same command goes on or begins again."
+        ]
+    assert [row.status for row in rows()] == ([] if call == "ListSubmissions" else ["pending"])
+    assert submit_mine() == 0
+    assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
+
+
+@pytest.mark.parametrize("good_writes, uploaded", [(0, 0), (1, 1), (2, 1)])
+def test_a_full_disk_is_a_problem_and_no_second_submission(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, good_writes: int, uploaded: int
+) -> None:
+    results = [None] * good_writes + [OSError(errno.ENOSPC, "No space left on device")]
+    with mock.patch("os.fsync", side_effect=results):
+        assert submit_mine() == 1
+    assert only_line(capsys) == "submit: submissions/ledger.csv could not be written: No space left on device."
+    assert uploads(kaggle) == uploaded
+    assert submit_mine() == 0
+    assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
+
+
+def test_a_submission_that_kaggle_lists_late_is_not_doubled(
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: Patch
+) -> None:
+    assert submit_mine() == 0
+    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending", "ref": None}), 1)
+    taken = kaggle.submissions.copy()
+    kaggle.submissions.clear()
+    threading.Timer(0.3, lambda: kaggle.submissions.extend(taken)).start()
+    assert submit_mine() == 0
+    assert kaggle.submissions == taken and rows()[0].status == "complete"
+
+
+def test_two_at_once_do_not_submit_twice(
+    kaggle: Kaggle, submit_mine: Submit, demo_folder: pathlib.Path, capsys: Capture
+) -> None:
+    kaggle.faults["upload"] = [stall]
+    process = begin(demo_folder)
+    assert kaggle.reached.wait(LONG_S)
+    assert submit_mine() == 1
+    assert "Another `make submit` works with submissions/ledger.csv" in only_line(capsys)
+    kaggle.released.set()
+    assert process.wait(timeout=LONG_S) == 0
+    assert uploads(kaggle) == 1 and len(rows()) == 1

@@ -1,0 +1,66 @@
+"""A stage that runs another as a command: exit codes, and the time to save when it is stopped."""
+import pathlib
+import sys
+
+import pytest
+
+from pipeline.files import locked
+from pipeline.problem import Problem
+from pipeline.substage import run_stage
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stage_is(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a shell script stand for `python -m pipeline STAGE …`."""
+    path = pathlib.Path("stage.sh").absolute()
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+def test_the_stage_gets_its_words_and_variables(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_is('echo "$@ $COLOUR" > said', monkeypatch)
+    run_stage("train", "--run", "x", environment={"COLOUR": "blue"})
+    assert pathlib.Path("said").read_text() == "-m pipeline train --run x blue\n"
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_its_exit_code_is_ours(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    stage_is(f"exit {code}", monkeypatch)
+    with pytest.raises(SystemExit) as left:
+        run_stage("train")
+    assert left.value.code == code
+
+
+def test_a_stage_that_is_killed_is_named(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_is("kill -KILL $$", monkeypatch)
+    with pytest.raises(Problem, match="The stage train was killed by SIGKILL"):
+        run_stage("train")
+
+
+def test_ctrl_c_leaves_the_stage_time_to_save(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_is("kill -INT $PPID; sleep 0.5; echo > saved", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("train")
+    assert pathlib.Path("saved").exists()
+
+
+def test_sigterm_is_handed_on(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_is("trap 'echo > saved; exit 1' TERM; kill -TERM $PPID; for i in {1..50}; do sleep 0.1; done", monkeypatch)
+    with pytest.raises(SystemExit):
+        run_stage("train")
+    assert pathlib.Path("saved").exists()
+
+
+def test_only_one_may_be_in_a_locked_block_and_it_may_come_again(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "new" / "lock"
+    with locked(path, "busy"):
+        with pytest.raises(Problem, match="^busy$"), locked(path, "busy"):
+            pytest.fail("two in one block")
+    with locked(path, "busy"):
+        pass
