@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipeline import config
 from pipeline.model import checkpoint
 from pipeline.model.build import MEAN_RGB, STD_RGB, Segmenter, build, count_parameters, pad_to_multiple, unpad
 from pipeline.model.ema import Ema
@@ -105,6 +106,14 @@ def test_an_encoder_of_smp_is_one_key_away_and_any_size_fits() -> None:
     with torch.inference_mode():
         assert network(arch="smp.Unet")(pictures(33, 50)).shape == (1, 1, 33, 50)
         assert network(arch="smp.FPN")(pictures(64, 31)).shape == (1, 1, 64, 31)
+
+
+@pytest.mark.parametrize("path", sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda p: p.stem)
+def test_the_network_of_every_config_can_be_built(path: pathlib.Path) -> None:
+    model = config.load(path).model.model_copy(update={"encoder_weights": None})
+    with torch.device("meta"):  # shapes without numbers
+        network = build(**model.model_dump())
+        assert network(torch.zeros(1, 320, 480, 3, dtype=torch.uint8)).shape == (1, 1, 320, 480)
 
 
 @pytest.mark.parametrize(
