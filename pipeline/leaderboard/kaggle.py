@@ -99,7 +99,8 @@ class Client:
                     patience = Patience(f"the download of {name}", self.secrets)
                 patience.wait_or_give_up(error)
             except OSError as error:  # after TROUBLE, much of which is an OSError too
-                raise Problem(f"{path} could not be written: {error.strerror or error}.") from None
+                why = error.strerror or error
+                raise Problem(f"{path} could not be written: {why}; mend that, and the same command goes on.") from None
 
     def fetch_rest(self, name: str, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
         """One connection's worth of a file. The link is a new one each time, since links expire."""

@@ -94,8 +94,9 @@ def fetch_all(client: kaggle.Client, folder: pathlib.Path, sizes: dict[str, int]
             f"The files need {in_words(needed_bytes)} more, but only {in_words(free_bytes)} are free in {folder}; "
             "make room, name another folder with DATA=, or fetch some of the files with ONLY=."
         )
-    with progress(label="download", total=sum(sizes.values()), unit="B", unit_scale=True) as bar:
+    with progress(total=sum(sizes.values()), unit="B", unit_scale=True) as bar:
         for name, size_bytes in sizes.items():
+            bar.set_description(name)
             began = time.monotonic()
             about = fetch(client, folder, name, size_bytes, bar)
             remember(folder, name, manifest)
