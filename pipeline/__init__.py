@@ -19,7 +19,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     problem.py      the one exception that a user is meant to see
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
     git.py  substage.py                 which code this is; a stage as a command of its own
-    parallel.py  launch.py              several processes that train one network; starting them
+    parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
         download  demo_data  shrink  folds  train  validate  threshold  predict  check  score
@@ -41,7 +41,6 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         build           a config's words -> a network that eats bytes (smp's encoders too)
         losses  optim  ema  checkpoint
         batch_norm      over the batches of several processes
-        memory          how many pictures fit into it
 
     inference/      logits -> probability at full size
         device          where, and in which precision

@@ -59,12 +59,12 @@ def folds(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    from pipeline import launch
+    from pipeline import launch, parallel
     from pipeline.stages import train as stage
 
     settings = settings_of(args)
     numbers = [0] if args.fold is None else args.fold or list(range(settings.data.folds))
-    if args.gpus > 1 and not launch.by_torchrun():
+    if args.gpus > 1 and not args.find_batch and not parallel.by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:
         folder = pathlib.Path(settings.data.folder)

@@ -16,11 +16,6 @@ from pipeline.problem import Problem
 from pipeline.stop import StopSignals
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return "RANK" in os.environ
-
-
 def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
     """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
     there = torch.cuda.device_count()
@@ -100,13 +95,13 @@ def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:
 
 
 def wait_or_stop(results: list[Future], running: list[subprocess.Popen], stop: StopSignals) -> None:
-    told = False
+    told: list[subprocess.Popen] = []
     while not all(result.done() for result in results):
         time.sleep(0.2)
-        if stop.asked and not told:
-            told = True
-            for process in running:
+        for process in list(running) if stop.asked else []:
+            if process not in told:  # one may have been starting when we were asked
                 process.terminate()
+                told.append(process)
 
 
 def share_cores(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:

@@ -33,7 +33,8 @@ class Processes:
 
     def problem(self, sentence: str) -> BaseException:
         """To be raised by all of them at once; only the first tells it."""
-        return Problem(sentence) if self.first else SystemExit(1)
+        # Not 1: torchrun ends all processes as soon as one has failed, and the first may still be saving.
+        return Problem(sentence) if self.first else SystemExit(0)
 
     @contextlib.contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
@@ -48,8 +49,7 @@ class Processes:
         """The network with gradients that are averaged over the processes during the backward pass."""
         if self.count == 1:
             return network
-        # Buffers are batch norm's statistics, which all processes draw from the same sums already.
-        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes; on a GPU nothing waits for it."""
@@ -75,10 +75,15 @@ class Processes:
         return everyone
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_torchelastic_launched()
+
+
 @contextlib.contextmanager
 def processes() -> Iterator[Processes]:
     """The group that torchrun started, or a process alone."""
-    if "RANK" not in os.environ:
+    if not by_torchrun():
         yield Processes(rank=0, count=1, device=pick_device())
         return
     device = pick_device()

@@ -30,6 +30,10 @@ class Fold:
         return self.folder / "last.previous.pt"  # the one before
 
     @property
+    def lock(self) -> pathlib.Path:
+        return self.folder / ".lock"  # held while it is trained
+
+    @property
     def log(self) -> pathlib.Path:
         return self.folder / "log.jsonl"
 

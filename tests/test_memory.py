@@ -7,23 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.memory import largest_that_fits, out_of_memory_told
+from pipeline.memory import (
+    LARGEST_TRIED, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch,
+)  # fmt: skip
 from pipeline.problem import Problem
 
 
-@given(limit=st.integers(0, 300), at_most=st.integers(1, 200), on_gpu=st.booleans())
-def test_the_largest_batch_is_found(limit: int, at_most: int, on_gpu: bool) -> None:
+@given(limit=st.integers(0, 1500), kind=st.sampled_from(["cpu", "cuda"]))
+def test_the_largest_batch_is_found(limit: int, kind: str) -> None:
     tried = []
 
     def step(pictures: int) -> None:
         tried.append(pictures)
         if pictures > limit:
-            raise torch.OutOfMemoryError() if on_gpu else RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise torch.OutOfMemoryError() if kind == "cuda" else RuntimeError("CPUAllocator: can't allocate memory")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.model.memory.give_back", lambda: None)  # slow, and nothing to give back
-        assert largest_that_fits(step, at_most) == min(limit, at_most)
-    assert max(tried) <= at_most and len(tried) <= 2 * 9
+        patch.setattr("pipeline.memory.give_back", lambda: None)  # slow, and nothing to give back
+        assert largest_that_fits(step, torch.device(kind)) == min(limit, LARGEST_TRIED[kind])
+    assert max(tried) <= LARGEST_TRIED[kind] and len(tried) <= 2 * 11
 
 
 def test_another_error_of_a_step_is_not_hidden() -> None:
@@ -31,7 +33,7 @@ def test_another_error_of_a_step_is_not_hidden() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        largest_that_fits(step, at_most=4)
+        largest_that_fits(step, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory_told(lambda: "never asked"):
         step(1)
 
@@ -54,3 +56,29 @@ def test_the_memory_is_free_again_when_the_sentence_is_made() -> None:
 
     with pytest.raises(Problem, match="^free$"), out_of_memory_told(explain):
         step()
+
+
+def test_on_a_cpu_too_large_a_step_is_refused_and_not_killed() -> None:
+    def step(pictures: int) -> None:
+        torch.empty(pictures, 2**30)  # 4 GB each, never touched
+
+    free_gb = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) / 2**20
+    with limited_to_free_memory(torch.device("cpu")):
+        assert largest_that_fits(step, torch.device("cpu")) == pytest.approx(free_gb / 4, abs=1)
+
+
+@pytest.mark.parametrize(
+    "batch_size, accumulate, processes, largest, named",
+    [
+        (16, 1, 1, 5, "train.accumulate=4,"),
+        (16, 1, 1, 99, "train.accumulate=2,"),  # it fits now, but it did not
+        (16, 4, 1, 3, "train.accumulate=8,"),
+        (1, 1, 1, 0, "data.scale higher"),
+        (16, 1, 4, None, "train.accumulate higher"),
+    ],
+)
+def test_the_advice_is_one_that_training_takes(
+    batch_size: int, accumulate: int, processes: int, largest: int | None, named: str
+) -> None:
+    sentence = smaller_batch(batch_size, accumulate, processes, 2, largest, torch.device("cpu"))
+    assert f"train.batch_size {batch_size} at data.scale 2" in sentence and named in sentence

@@ -17,6 +17,7 @@ from pipeline.model.losses import soft_dice_loss
 from pipeline.model.unet import UNet
 from pipeline.problem import Problem
 
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = {"width": 2, "depth": 2, "patch": 1, "encoder": "resnet18", "encoder_weights": None}
 
 
@@ -108,7 +109,7 @@ def test_an_encoder_of_smp_is_one_key_away_and_any_size_fits() -> None:
         assert network(arch="smp.FPN")(pictures(64, 31)).shape == (1, 1, 64, 31)
 
 
-@pytest.mark.parametrize("path", sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_network_of_every_config_can_be_built(path: pathlib.Path) -> None:
     model = config.load(path).model.model_copy(update={"encoder_weights": None})
     with torch.device("meta"):  # shapes without numbers

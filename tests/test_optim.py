@@ -279,3 +279,12 @@ def test_a_learning_rate_never_leaves_0_to_the_peak(schedule: str, steps: int, w
 def test_an_unknown_schedule_is_a_problem() -> None:
     with pytest.raises(Problem, match="train.schedule is 'step', but it must be cosine, linear or constant"):
         optim.learning_rate_at(5, 10, 1.0, 0.1, "step")
+
+
+def test_sgd_begins_with_buffers_of_0_even_when_its_first_step_is_left_out() -> None:
+    network = nn.Linear(3, 2)
+    optimiser = optim.build("sgd", network, 0.1, 0.0, momentum=0.9)
+    network(torch.ones(1, 3)).sum().backward()
+    optimiser.found_inf, optimiser.grad_scale = torch.ones(()), torch.ones(())  # as a loss scaler tells it
+    optimiser.step()
+    assert all((optimiser.state[parameter]["momentum_buffer"] == 0).all() for parameter in network.parameters())

@@ -207,3 +207,26 @@ def test_activations_of_smp_cannot_be_computed_again() -> None:
             arch="smp.Unet", width=1, depth=1, patch=1, encoder="resnet18", encoder_weights=None,
             checkpoint_activations=True,
         )
+
+
+def test_compiled_activations_are_computed_again_too() -> None:
+    torch.manual_seed(0)
+    start = UNet(width=4, depth=2, checkpoint_activations=True)
+    image_NCHW = torch.randn(2, 3, 16, 16)
+    states = []
+    for compiled in (False, True):
+        network = copy.deepcopy(start)
+        if compiled:
+            network.compile(backend="aot_eager")  # the tracing of torch.compile, without its C++ compiler
+        network(image_NCHW).square().mean().backward()
+        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+        states.append(gradients | {name: value for name, value in network.named_buffers() if "running" in name})
+    for name in states[0]:
+        assert torch.allclose(states[0][name], states[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_batch_norm_that_does_more_is_not_replaced_in_silence(group_of_one: None) -> None:
+    from timm.layers import BatchNormAct2d
+
+    with pytest.raises(Problem, match="BatchNormAct2d cannot be shared"):
+        share_batch_norm(nn.Sequential(BatchNormAct2d(3)))

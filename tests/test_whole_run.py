@@ -2,6 +2,7 @@
 import csv
 import gzip
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -18,6 +19,7 @@ import torch
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
+from pipeline.files import locked
 from pipeline.leaderboard import ledger
 from pipeline.masks import dice, rle
 from pipeline.model import checkpoint
@@ -114,7 +116,7 @@ def test_every_stage_ends_with_0(finished: dict[str, int]) -> None:
 def test_a_run_leaves_the_files_that_later_stages_and_users_rely_on(finished: dict[str, int]) -> None:
     for fold in (0, 1):
         folder = RUN / f"fold{fold}"
-        names = {"best.pt", "last.pt", "last.previous.pt", "log.jsonl", "tb", "config.yaml"}
+        names = {"best.pt", "last.pt", "last.previous.pt", "log.jsonl", "tb", "config.yaml", ".lock"}
         assert names == {path.name for path in folder.iterdir()}
         assert list((folder / "tb").iterdir())
     assert (RUN / "folds.csv").is_file() and (RUN / "threshold.json").is_file() and SUBMISSION.is_file()
@@ -405,12 +407,23 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
 def test_deterministic_kernels_are_asked_for(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back in the end
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     try:
         assert pipeline("train", "--run", "new", "--deterministic", "--set", "train.epochs=1") == 0
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_two_trainers_of_one_fold_are_one_too_many(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    with locked(new_run / "fold0" / ".lock", "never said"):
+        assert pipeline("train", "--run", "new") == 1
+    assert "runs/new/fold0 is being trained by another process" in only_line(capsys)
+    assert not (new_run / "fold0" / "last.pt").exists()
 
 
 def test_checkpoints_come_by_steps_too(pipeline: Pipeline, new_run: pathlib.Path) -> None:

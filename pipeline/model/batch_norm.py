@@ -1,13 +1,17 @@
 """Batch normalisation over the batches of several processes.
 
 A batch of 8 that four processes share would otherwise be normalised by twos, and train another network
-than one process does. torch has `SyncBatchNorm` for GPUs; what it does is written out here for CPUs.
+than one process does. torch has `SyncBatchNorm` for GPUs, whose every layer waits for the GPU once; what it
+does is written out here for CPUs.
 """
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.problem import Problem
 
 
 class MeanOverProcesses(torch.autograd.Function):
@@ -47,12 +51,21 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(network: nn.Module) -> nn.Module:
-    """The network with each `BatchNorm2d` shared between the processes; its state_dict stays as it was."""
+    """The network with each batch norm shared between the processes; its state_dict stays as it was."""
     if next(network.parameters()).device.type == "cuda":
+        if any(type(module).__module__.startswith("timm.") for module in network.modules()):
+            from timm.layers import convert_sync_batchnorm  # torch's would drop the activation in timm's batch norms
+
+            return convert_sync_batchnorm(network)
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
+            if isinstance(child, _BatchNorm) and type(child) is not nn.BatchNorm2d:
+                raise Problem(
+                    f"The network's {type(child).__name__} cannot be shared between processes on a CPU; train it with "
+                    "one process, or on GPUs."
+                )
+            if isinstance(child, nn.BatchNorm2d):
                 shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
                 shared.load_state_dict(child.state_dict())
                 setattr(parent, name, shared)

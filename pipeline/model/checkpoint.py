@@ -6,6 +6,7 @@ wrong numbers but runs nothing.
 """
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None
             torch.save(state, file)
         if keep_as is not None and path.exists():
             with replacing(keep_as) as second_name:
-                os.link(path, second_name)  # a second name for the same bytes: nothing is copied
+                second_name.unlink(missing_ok=True)  # of a save that was killed
+                try:
+                    os.link(path, second_name)  # a second name for the same bytes: nothing is copied
+                except OSError:  # a file system without such names
+                    shutil.copyfile(path, second_name)
 
 
 def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:

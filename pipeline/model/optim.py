@@ -34,7 +34,11 @@ def build(
     if name == "adamw":
         return torch.optim.AdamW(groups, learning_rate, betas=(momentum, 0.999), fused=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+        sgd = torch.optim.SGD(groups, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+        if momentum:  # or the buffers would be left as they come when a loss scaler leaves the first step out
+            for parameter in decayed + rest:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     raise Problem(f"train.optimiser is {name!r}, but it must be adamw, sgd or muon.")
 
 

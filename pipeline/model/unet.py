@@ -39,7 +39,7 @@ class UNet(nn.Module):
         after it. 1 is the paper's network. 2 makes the network work at half the resolution, at a
         quarter of the cost, and still see and predict every pixel.
     checkpoint_activations: keep, for the way back, only what enters each pair of convolutions, and compute
-        the rest again: a third more work, less than half of the memory. The result is the same.
+        the rest again: a third more work, less memory. The result is the same.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class UNet(nn.Module):
     def convolve(self, pair: nn.Module, x_NCHW: Tensor) -> Tensor:
         if not (self.checkpoint_activations and self.training):
             return pair(x_NCHW)
+        if torch.compiler.is_compiling():  # then a pair is traced once, and its statistics count once
+            return checkpoint(pair, x_NCHW, use_reentrant=False)
         contexts = contextlib.nullcontext(), batch_norm_statistics_kept(pair)
         return checkpoint(pair, x_NCHW, use_reentrant=False, context_fn=lambda: contexts)
 

@@ -18,7 +18,7 @@ from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
 from pipeline.leaderboard import origin, writer
 from pipeline.masks.dice import cut_from_share
-from pipeline.model.memory import out_of_memory_told, too_large
+from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress

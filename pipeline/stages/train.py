@@ -8,8 +8,8 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.data.dataset import (
     held_out_loader,
     training_loader,
 )
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.inference.device import autocast, describe, loss_scaler, set_up
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.predictor import Predictor
@@ -39,7 +39,9 @@ from pipeline.model.batch_norm import share_batch_norm
 from pipeline.model.build import build, count_parameters
 from pipeline.model.ema import Ema
 from pipeline.model.losses import mask_loss
-from pipeline.model.memory import largest_that_fits, out_of_memory_told
+from pipeline.memory import (
+    found, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch, too_large,
+)  # fmt: skip
 from pipeline.parallel import Processes, gradients_meet, processes
 from pipeline.paths import Fold, Run
 from pipeline.problem import Problem
@@ -51,10 +53,12 @@ LAST_KEYS = (
     *("loss_sum", "log", "best_dice", "seconds", "epoch_watch"),
 )
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
-FREE_KEYS = ("data.folder", "data.workers", "data.cache", "train.compile", "train.checkpoint_", "predict.")
+FREE_KEYS = (
+    *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
+    *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
+)
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
 NAMES_TOLD = 8  # pictures of a batch that an error lists
-LARGEST_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
 
 
 def run(
@@ -67,7 +71,9 @@ def run(
 ) -> None:
     """deterministic: only kernels that give the same bits each time; find_batch: measure, print, and train nothing."""
     set_up(deterministic)
-    with processes() as everyone:
+    with processes() as everyone, no_kernel_told():
+        if find_batch and everyone.count > 1:
+            raise everyone.problem("--find-batch measures one process; start it without torchrun.")
         for number in fold_numbers:
             train_fold(settings, run, number, folder, everyone, find_batch)
 
@@ -82,6 +88,8 @@ def train_fold(
         fingerprint = fingerprint_of(dataset.names, held_out.names, held_out.pictures.stored_scale)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
+    if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
+        raise everyone.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
 
     # Network and optimiser
     torch.manual_seed(hyper.seed)
@@ -96,7 +104,8 @@ def train_fold(
         network.load_state_dict(last["network"])
         ema.average.load_state_dict(last["average"])
         optimiser.load_state_dict(last["optimiser"])
-        scaler.load_state_dict(last["scaler"])
+        if last["scaler"]:  # empty when that processor needed none
+            scaler.load_state_dict(last["scaler"])
     if hyper.compile:
         network.compile()
     forward = everyone.wrap(network)
@@ -143,14 +152,18 @@ def train_fold(
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
         image, target = map(torch.from_numpy, dataset[0, 0])
         image_NHWC, share_NHW = image.to(device)[None], target.to(device)[None].float() / 255
-        return largest_that_fits(
-            lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1),
-            at_most=LARGEST_TRIED[device.type],
-        )
+        network.train()
+        with limited_to_free_memory(device):
+            return largest_that_fits(
+                lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1), device
+            )
+
+    def advice() -> str:
+        largest = largest_batch() if everyone.count == 1 else None
+        return smaller_batch(hyper.batch_size, hyper.accumulate, everyone.count, settings.data.scale, largest, device)
 
     if find_batch:
-        network.train()
-        print(f"{largest_found(largest_batch(), settings, device)}.")
+        print(f"{found(largest_batch(), settings.data.scale, device)}.")
         return
     if everyone.first:
         write_log(fold, log)  # a kill may have come between the checkpoint and its line
@@ -173,8 +186,11 @@ def train_fold(
     saved_at = read_at = time.monotonic()
     network.train()
     with (
+        locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
+        if everyone.first
+        else nullcontext(),
         StopSignals() as stop,
-        out_of_memory_told(lambda: smaller_batch(settings, largest_batch if everyone.count == 1 else None, device)),
+        out_of_memory_told(advice),
         open_tensorboard(fold, step // steps_per_epoch + 1) if everyone.first else nullcontext() as tensorboard,
         progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
     ):
@@ -183,7 +199,7 @@ def train_fold(
                 step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
             )
             optim.set_learning_rate(optimiser, learning_rate)
-            torch.manual_seed(hyper.seed + step)  # of dropout, where a network has it
+            torch.manual_seed(seed_of(hyper.seed, step, everyone.rank))  # of dropout, where a network has it
             loss, gradient_norm = take_step(image_NHWC, coverage_NHW.float() / 255, parts=hyper.accumulate)
             ema.update(step)
             loss = everyone.mean(loss)
@@ -307,6 +323,23 @@ def open_pictures(
     )
 
 
+def seed_of(*numbers: int) -> int:
+    """A seed for each set of numbers, unlike those of its neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def no_kernel_told() -> Iterator[None]:
+    """Turn torch's error about an operation that has no deterministic kernel into a Problem."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).split(" does not have")[0]
+        raise Problem(f"{operation} has no deterministic kernel here; train without --deterministic.") from None
+
+
 def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
     """Tells one set of pictures, and one copy of it, from another."""
     text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}"])
@@ -326,28 +359,6 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
     )
 
 
-def largest_found(pictures: int, settings: Settings, device: torch.device) -> str:
-    at_least = "or more " if pictures == LARGEST_TRIED[device.type] else ""
-    return f"{pictures} pictures at once {at_least}fit on {describe(device)}, at data.scale {settings.data.scale}"
-
-
-def smaller_batch(settings: Settings, largest_batch: Callable[[], int] | None, device: torch.device) -> str:
-    """What to do when training ran out of memory; `largest_batch` measures, where only one process trains."""
-    hyper = settings.train
-    at_once = hyper.batch_size // hyper.accumulate
-    what = f"The memory is too small for train.batch_size {hyper.batch_size} at data.scale {settings.data.scale}"
-    fit = largest_batch() if largest_batch else at_once // 2
-    measured = f"; measured: {largest_found(fit, settings, device)}" if largest_batch else ""
-    if fit == 0:
-        return f"{what}{measured}; set data.scale higher, or train.checkpoint_activations=true."
-    divisors = [n for n in range(1, hyper.batch_size + 1) if hyper.batch_size % n == 0]
-    parts = next(n for n in divisors if hyper.batch_size // n <= fit)
-    return (
-        f"{what}{measured}; set train.accumulate={parts}, which trains the same in parts, or "
-        f"train.batch_size={fit}, or train.checkpoint_activations=true, which is slower but fits more."
-    )
-
-
 def judge(
     ema: Ema, settings: Settings, held_out: HeldOutPictures, masks: competition.Masks, everyone: Processes
 ) -> tuple[float, float]:
@@ -360,7 +371,8 @@ def judge(
     on_gpu = everyone.device.type == "cuda"
     loader = held_out_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
     batches = progress(loader, "held-out makes", wanted=everyone.first)
-    counts = np.concatenate(everyone.gather(histograms(predictor, batches, mine.names, masks.read)))
+    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
+        counts = np.concatenate(everyone.gather(histograms(predictor, batches, mine.names, masks.read)))
     scores = dice.dice_at_every_cut(counts)
     return float(scores[:, dice.cut_from_share(0.5)].mean()), dice.cut_as_share(dice.best_cut(scores))
 

@@ -16,7 +16,7 @@ from pipeline.inference.evaluate import histograms
 from pipeline.inference.load import load_network
 from pipeline.inference.predictor import Predictor
 from pipeline.masks.dice import cut_from_share, dice_at_every_cut
-from pipeline.model.memory import out_of_memory_told, too_large
+from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
