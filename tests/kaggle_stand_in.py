@@ -5,7 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from pipeline.leaderboard.stand_in import Answer, Handler, Refusal, StandIn
+from pipeline.leaderboard.stand_in import KEY, TOKEN, Answer, Handler, Refusal, StandIn
 
 Fault = Callable[[Handler], None]  # what happens to a request in the place of its answer
 ALWAYS = 50  # more often than anything is tried
@@ -90,6 +90,11 @@ def garbage(handler: Handler) -> None:
     """As many bytes as were promised, of another file."""
     handler.wfile.write(bytes(2**20) * 20)
     handler.close_connection = True
+
+
+def leaks(text: str) -> list[str]:
+    """The secrets of the stand-in, or the beginnings of signed links, that a text gives away."""
+    return [secret for secret in (KEY, TOKEN, "signature=", "secret-") if secret in text]
 
 
 # --- the real addresses ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import kaggle_stand_in
 import pytest
-from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, garbage, stall, trickle
+from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, garbage, leaks, stall, trickle
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
@@ -30,7 +30,6 @@ FILES = [
     "metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip", "train_masks.zip", "train.zip", "test.zip",
 ]  # fmt: skip
 LARGE = "train.zip"
-CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR")
 
 
 @pytest.fixture
@@ -71,10 +70,6 @@ def only_line(capsys: pytest.CaptureFixture) -> str:
     (line,) = said.err.splitlines()
     assert not leaks(said.out + said.err)
     return line
-
-
-def leaks(text: str) -> list[str]:
-    return [secret for secret in (stand_in.KEY, stand_in.TOKEN, "signature=", "secret-") if secret in text]
 
 
 # --- as it should go ------------------------------------------------------------------------------
@@ -314,61 +309,7 @@ def test_two_downloads_into_one_folder_do_not_mix(kaggle: Kaggle, capsys: pytest
     assert "Another download into data is under way" in only_line(capsys)
 
 
-# --- credentials ----------------------------------------------------------------------------------
-
-
-def forget_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in CREDENTIALS:
-        monkeypatch.delenv(name, raising=False)
-
-
-def test_without_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    forget_credentials(monkeypatch)
-    assert fetch() == 1
-    assert re.search("There are no credentials for Kaggle; .*KAGGLE_API_TOKEN.*kaggle.json", only_line(capsys))
-    assert capsys.readouterr().out == "" and kaggle.calls == []
-
-
-@pytest.mark.parametrize("place", ["variables", ".kaggle", ".config/kaggle", "KAGGLE_CONFIG_DIR", "access_token"])
-def test_credentials_are_found_where_kaggle_s_own_client_finds_them(
-    kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, place: str
-) -> None:
-    forget_credentials(monkeypatch)
-    folder = tmp_path / "home" / place
-    if place == "variables":
-        monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
-        monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
-    elif place == "access_token":
-        (tmp_path / "home/.kaggle").mkdir()
-        (tmp_path / "home/.kaggle/access_token").write_text(stand_in.TOKEN + "\n")
-    else:
-        folder.mkdir(parents=True)
-        (folder / "kaggle.json").write_text(json.dumps({"username": stand_in.USER, "key": stand_in.KEY}))
-        if place == "KAGGLE_CONFIG_DIR":
-            monkeypatch.setenv(place, str(folder))
-    assert fetch("--only", "metadata.csv.zip") == 0
-
-
-def test_wrong_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "stolen")
-    monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
-    monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
-    assert fetch() == 1
-    line = only_line(capsys)
-    assert "does not accept the access token of KAGGLE_API_TOKEN; remove it" in line and "stolen" not in line
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "")
-    monkeypatch.setenv("KAGGLE_KEY", "guessed")
-    assert fetch() == 1
-    line = only_line(capsys)
-    assert "does not accept the credentials (401" in line and "guessed" not in line
-
-
-def test_what_kaggle_says_is_cleaned_of_links_and_secrets(kaggle: Kaggle, capsys: pytest.CaptureFixture) -> None:
-    said = f"No, {stand_in.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
-    kaggle.faults["ListDataFiles"] = [answering(400, said)]
-    assert fetch() == 1
-    line = only_line(capsys)
-    assert "(400: No, (a secret), see (a link) and so on" in line and len(line) < 400
+# --- secrets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [answering(403), cut, stall])
