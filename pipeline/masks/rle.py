@@ -18,16 +18,30 @@ def encode(mask: NDArray) -> str:
 
     mask: bool or uint8 array (height, width); anything but 0 belongs to the object.
     """
-    flat = np.ascontiguousarray(mask).reshape(-1) != 0
-    bounds = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # where a run begins or has just ended, from 0
-    if flat.size and flat[0]:
-        bounds = np.concatenate(([0], bounds))
-    if flat.size and flat[-1]:
-        bounds = np.concatenate((bounds, [flat.size]))
-    runs = bounds.reshape(-1, 2)
-    runs[:, 1] -= runs[:, 0]
-    runs[:, 0] += 1
-    return " ".join(map(str, runs.ravel().tolist()))
+    return text(bounds(mask))
+
+
+def bounds(mask: NDArray) -> NDArray[np.int64]:
+    """Bounds of the runs of a mask, int64 array (runs, 2) of `[begin, end)` counted from 0.
+
+    mask: as for `encode`.
+    """
+    # A bit a pixel: what follows is done on 64 pixels at a time.
+    words = np.zeros(mask.size // 64 + 1, "<u8")  # at least one pixel behind the last one, not set
+    words.view(np.uint8)[: -(-mask.size // 8)] = np.packbits(mask, axis=None, bitorder="little")
+    before = words << 1  # each pixel's predecessor; that of the first is not set
+    before[1:] |= words[:-1] >> 63
+    changes = words ^ before
+    changed = np.flatnonzero(changes)
+    bits = np.unpackbits(changes[changed].view(np.uint8), bitorder="little")
+    word, bit = np.divmod(np.flatnonzero(bits), 64)
+    return (64 * changed[word] + bit).reshape(-1, 2)
+
+
+def text(bounds: NDArray[np.int64]) -> str:
+    """Run lengths of the mask whose runs have these bounds, as `bounds` and `parse` give them."""
+    runs = np.stack((bounds[:, 0] + 1, bounds[:, 1] - bounds[:, 0]), axis=1)
+    return repr(runs.ravel().tolist())[1:-1].replace(",", "")  # half again as fast as joining words
 
 
 def parse(text: str, pixels: int) -> NDArray[np.int64]:
