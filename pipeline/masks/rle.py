@@ -26,22 +26,25 @@ def bounds(mask: NDArray) -> NDArray[np.int64]:
 
     mask: as for `encode`.
     """
-    # A bit a pixel: what follows is done on 64 pixels at a time.
-    words = np.zeros(mask.size // 64 + 1, "<u8")  # at least one pixel behind the last one, not set
+    # A bit a pixel, so that all but the first step touches an eighth of the bytes: 64 pixels are one number, and
+    # where it differs from the same pixels moved on by one, runs begin or end. Pixels around the mask are not set.
+    words = np.zeros(mask.size // 64 + 1, "<u8")
     words.view(np.uint8)[: -(-mask.size // 8)] = np.packbits(mask, axis=None, bitorder="little")
-    before = words << 1  # each pixel's predecessor; that of the first is not set
-    before[1:] |= words[:-1] >> 63
-    changes = words ^ before
-    changed = np.flatnonzero(changes)
-    bits = np.unpackbits(changes[changed].view(np.uint8), bitorder="little")
-    word, bit = np.divmod(np.flatnonzero(bits), 64)
-    return (64 * changed[word] + bit).reshape(-1, 2)
+    moved = words << 1
+    moved[1:] |= words[:-1] >> 63
+    changes = words ^ moved
+    changed = np.flatnonzero(changes != 0)  # numpy finds what is set 4 times as fast among bools as among numbers
+    bits = np.unpackbits(changes[changed].view(np.uint8), bitorder="little").view(bool)
+    positions = np.flatnonzero(bits)
+    return (64 * changed[positions // 64] + positions % 64).reshape(-1, 2)
 
 
 def text(bounds: NDArray[np.int64]) -> str:
     """Run lengths of the mask whose runs have these bounds, as `bounds` and `parse` give them."""
-    runs = np.stack((bounds[:, 0] + 1, bounds[:, 1] - bounds[:, 0]), axis=1)
-    return repr(runs.ravel().tolist())[1:-1].replace(",", "")  # half again as fast as joining words
+    runs = bounds.copy()
+    runs[:, 1] -= runs[:, 0]
+    runs[:, 0] += 1
+    return " ".join(["%d %d"] * len(runs)) % tuple(runs.ravel().tolist())
 
 
 def parse(text: str, pixels: int) -> NDArray[np.int64]:
