@@ -41,7 +41,7 @@ def write_part(path: pathlib.Path, rows: Iterable[Row]) -> int:
 
 
 def join(parts: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
-    """Write the submission whose rows are those of the parts, in order. Each part is unpacked and its checksum compared.
+    """Write the submission whose rows are those of the parts, in order; the checksum of each is compared.
 
     Raises Problem for a part that is missing or damaged.
     """

@@ -2,6 +2,8 @@
 
 The same numbers, bit for bit, as `rle.bounds` and `dice.histogram` give.
 """
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,8 @@ def bounds(mask_NHW: Tensor) -> list[NDArray[np.int64]]:
     # A pixel that is not set before the first and behind the last: a run begins or ends wherever neighbours differ.
     padded = F.pad(mask_NHW.flatten(1).view(torch.uint8), (1, 1))
     found = (padded[:, 1:] != padded[:, :-1]).nonzero().cpu().numpy()  # (mask, pixel), in order
-    ends = np.searchsorted(found[:, 0], np.arange(1, len(mask_NHW)))
-    return [pixels.reshape(-1, 2) for pixels in np.split(found[:, 1], ends)]
+    first_of_mask = np.searchsorted(found[:, 0], np.arange(len(mask_NHW) + 1))
+    return [found[first:last, 1].reshape(-1, 2) for first, last in pairwise(first_of_mask)]
 
 
 def histograms(probability_u8_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
