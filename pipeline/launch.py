@@ -1,6 +1,7 @@
-"""Training with several GPUs of one machine: all of them on one fold, or a fold on each, which is the faster use.
+"""Several GPUs of one machine: all of them on one thing, or, to train folds, a fold on each, which is the faster use.
 
-Several machines, one fold: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags.
+Several machines together: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags, or
+`… predict …` where all of them see the same folder.
 """
 import logging
 import os
@@ -23,21 +24,29 @@ def by_torchrun() -> bool:
 
 def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
     """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
-    there = torch.cuda.device_count()
-    if torch.cuda.is_available() and gpus > there:
-        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
     if len(fold_numbers) == 1:
-        one_fold(words, gpus)
+        together(words, gpus)
     else:
+        check_gpus(gpus)
         a_fold_each(words, fold_numbers, gpus)
 
 
-def one_fold(words: list[str], gpus: int) -> None:
-    """torchrun on this machine; its own account of a failure is left out, the trainer has told it better."""
+def check_gpus(gpus: int) -> None:
+    there = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus > there:
+        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
+
+
+def together(words: list[str], gpus: int) -> None:
+    """The command line `words` once more, in as many processes as there are `gpus`, which know of one another.
+
+    That is torchrun on this machine; its own account of a failure is left out, the stage has told it better.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_gpus(gpus)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     share_cores(os.environ, gpus)
     configuration = LaunchConfig(
@@ -46,7 +55,7 @@ def one_fold(words: list[str], gpus: int) -> None:
     try:
         elastic_launch(configuration, sys.executable)("-m", "pipeline", *words)
     except (ChildFailedError, SignalException):
-        raise Problem("stopped; the same command goes on from the last checkpoint.") from None
+        raise Problem("stopped; the same command goes on from what is saved.") from None
 
 
 def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:

@@ -66,5 +66,13 @@ class Run:
         return self.folder / "threshold.json"
 
     @property
+    def blend(self) -> pathlib.Path:
+        return self.folder / "blend.json"  # of several runs, `Run("a+b")`: what weighs how much
+
+    @property
     def submission(self) -> pathlib.Path:
         return SUBMISSIONS / f"{self.name}.csv.gz"
+
+    @property
+    def parts(self) -> pathlib.Path:
+        return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted
