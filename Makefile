@@ -41,8 +41,10 @@ validate: ## judge each trained fold on the makes that it never saw
 	$(call stage,validate)
 threshold: ## find the cut with the best out-of-fold Dice
 	$(call stage,threshold)
-predict: ## write submissions/RUN.csv.gz
-	$(call stage,predict)
+blend: ## find what each of several runs should weigh in their mean (RUNS)
+	$(call stage,blend,$(runs_flag))
+predict: ## write submissions/RUN.csv.gz, or go on where that was stopped (RUNS GPUS ON_BAD_IMAGE)
+	$(call stage,predict,$(runs_flag)$(call given,--gpus,GPUS)$(call given,--on-bad-image,ON_BAD_IMAGE))
 check: ## say what is wrong with a submission (FILE)
 	$(call stage,check,$(call given,,FILE))
 submission: ## validate, threshold, predict and check, for a trained run
@@ -52,6 +54,8 @@ submission: ## validate, threshold, predict and check, for a trained run
 	$(call stage,check)
 
 ##@ Looking closer
+cutout: ## cut the car out of photos: PNGs with a transparent background (PHOTO OUT)
+	$(call stage,cutout,$(foreach photo,$(PHOTO), $(call quote,$(photo)))$(call given,--out,OUT))
 score: ## grade a submission against a solution.csv (FILE SOLUTION)
 	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
 bench-train: ## the speed of reading and training, against a reference loop (STEPS BATCH)
@@ -83,10 +87,13 @@ clean: ## remove caches; data, runs and submissions stay
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
-## OUT=dir                  shrink: the folder of the copy
+## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
+## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
+## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
+## PHOTO="a.jpg b.jpg"      cutout: of any size
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller
 ## QUALITY=90               shrink: of the JPEGs, 1 to 100
-## GPUS=4                   train: of this machine, on one fold together, or each on a fold of FOLD=all
+## GPUS=4                   train: of this machine, on one fold together or each on a fold of FOLD=all; predict
 ## DETERMINISTIC=1          train: the same bits each time, on a GPU too, if slower
 ## STEPS=5                  bench-train: timed steps of each loop
 ## BATCH=2                  bench-train: pictures a step
@@ -101,6 +108,7 @@ quote = '$(subst ','\'',$1)'
 shared_flags = $(call given,--config,CONFIG)$(call given,--fold,FOLD)$(call given,--data,DATA)$(call \
 	given,--run,RUN)$(if $(SET), $(foreach word,$(SET),--set $(call quote,$(word))))
 demo_flags = $(call given,--cars,CARS)$(call given,--test-cars,TEST_CARS)$(call given,--seed,SEED)
+runs_flag = $(if $(RUNS), --runs$(foreach run,$(RUNS), $(call quote,$(run))))
 train_flags = $(call given,--gpus,GPUS)$(if $(DETERMINISTIC), --deterministic)
 header = printf '\n$(bold)%s$(plain)\n' $(call quote,$1)
 ifdef MAKE_TERMOUT
@@ -136,7 +144,7 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-run_python := demo demo-data shrink folds train find-batch validate threshold predict check submission score \
+run_python := demo demo-data shrink folds train find-batch validate threshold blend predict cutout check submission score \
 	bench-train lint types unit lock
 $(run_python): $(venv)
 help:
