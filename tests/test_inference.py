@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Predict
 from pipeline.data.images import full_size
-from pipeline.inference.blend import WEIGHTINGS_AT_MOST, Tally, weightings
+from pipeline.inference.blend import WEIGHTINGS_AT_MOST, Tally, blended_histograms, weightings
 from pipeline.inference.cutout import cut_out, opacity, read_photo
 from pipeline.inference.evaluate import count, histograms, one_behind
 from pipeline.inference.load import batch_that_fits
@@ -161,6 +161,17 @@ def test_the_weightings_hold_every_single_run_and_equal_weights(runs: int) -> No
     assert (tried == 1).any(axis=1).sum() == runs
     assert np.isclose(tried, 1 / runs).all(axis=1).sum() == 1
     assert len(np.unique(tried, axis=0)) == len(tried)
+
+
+def test_blended_histograms_are_those_of_every_pixel() -> None:
+    generator = np.random.default_rng(0)
+    edge = generator.random((3, 20, 30), dtype=np.float32) * 1.2 - 0.1
+    sure = generator.choice(np.array([-0.01, 0, 0.3 / 255, 1, 1.02], np.float32), size=(1, 20, 30))
+    share = np.where(generator.random((20, 30)) < 0.7, sure, edge).astype(np.float32)
+    mask = generator.random((20, 30)) < 0.4
+    for found, weights in zip(blended_histograms(share, mask, tried := weightings(3)), tried, strict=True):
+        mean = np.tensordot(weights, share, axes=1).clip(0, 1)
+        np.testing.assert_array_equal(found, dice.histogram(np.rint(255 * mean).astype(np.uint8), mask))
 
 
 def counts(probability: list[int], mask: list[int]) -> np.ndarray:

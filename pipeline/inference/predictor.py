@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.data.images import enlarged, to_bytes
 from pipeline.inference.device import autocast
 from pipeline.inference.views import VIEWS, View
+from pipeline.threads import in_order
 
 ByScale = dict[int, Tensor]  # the same pictures, or what was found in them, at 1/scale
 
@@ -56,7 +57,8 @@ class Ensemble:
         if self.device.type == "cuda":
             return to_bytes_on_device(self.full_size_on_device(shares))
         images = range(len(shares[self.scales[0]]))
-        return torch.stack([torch.from_numpy(to_bytes(self.full_size(shares, image))) for image in images])
+        rounded = in_order(lambda image: torch.from_numpy(to_bytes(self.full_size(shares, image))), images)
+        return torch.stack(list(rounded))
 
     @torch.inference_mode()
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
@@ -65,7 +67,7 @@ class Ensemble:
         if self.device.type == "cuda":
             return self.full_size_on_device(shares)
         images = range(len(shares[self.scales[0]]))
-        return torch.stack([torch.from_numpy(self.full_size(shares, image)) for image in images])
+        return torch.stack(list(in_order(lambda image: torch.from_numpy(self.full_size(shares, image)), images)))
 
     def weighted_shares(self, image_of_scale: ByScale) -> ByScale:
         return {scale: self.weighted_share(scale, image_of_scale[scale]) for scale in self.scales}

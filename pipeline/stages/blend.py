@@ -4,28 +4,25 @@ A histogram knows a run's Dice at every cut but not that of a mean with others, 
 anew: each by the networks, one of each run, that never saw its make.
 """
 import pathlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.folds import groups, read_folds, split
 from pipeline.data.stream import PicturesAtScales, stream
 from pipeline.files import sha256, write_json
-from pipeline.inference.blend import Tally, weightings
+from pipeline.inference.blend import Tally, blended_histograms, weightings
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import count
 from pipeline.inference.load import load_members
-from pipeline.inference.predictor import Ensemble, to_bytes_on_device
+from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_as_share
 from pipeline.model.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.threads import batches
+from pipeline.threads import batches, in_order
 
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
@@ -41,7 +38,7 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
     tried = weightings(len(runs))
     tally = Tally(len(tried))
     for fold in folds:
-        tally_fold(tally, torch.from_numpy(tried), runs, fold, overrides)
+        tally_fold(tally, tried, runs, fold, overrides)
 
     single = (tried == 1).any(axis=1)
     best, best_single = tally.best(among=np.ones(len(tried), bool)), tally.best(among=single)
@@ -66,7 +63,9 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
     )
 
 
-def tally_fold(tally: Tally, weightings: Tensor, runs: list[Run], fold: int, overrides: list[str]) -> None:
+def tally_fold(
+    tally: Tally, weightings: NDArray[np.float32], runs: list[Run], fold: int, overrides: list[str]
+) -> None:
     """Add each held-out picture of a fold at each of the weightings (weightings, runs)."""
     device = pick_device()
     paths = [run.fold(fold).best for run in runs]
@@ -86,17 +85,15 @@ def tally_fold(tally: Tally, weightings: Tensor, runs: list[Run], fold: int, ove
     name_batches = list(batches(names, batch_size))
     loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     bar = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)), ThreadPoolExecutor() as pool:
+    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
         for batch in bar:
-            masks_of_batch = list(pool.map(masks.read, batch.names))
-            share_RNHW = torch.stack([ensemble.unrounded(batch.image_of_scale) for ensemble in ensembles])
-            share_RNHW = share_RNHW[:, : len(batch.names)]
-            counts = []
-            for weighting in weightings.to(device):
-                blended_NHW = torch.einsum("r,rnhw->nhw", weighting, share_RNHW)
-                counts.append(count(to_bytes_on_device(blended_NHW), masks_of_batch, pool))
-            for name, histograms in zip(batch.names, np.stack(counts, axis=1)):
-                tally.add(group_of_car[carvana.car_of(name)], histograms)
+            share_RNHW = np.stack([ensemble.unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles])
+
+            def histograms(place: int) -> NDArray[np.int32]:
+                return blended_histograms(share_RNHW[:, place], masks.read(batch.names[place]), weightings)
+
+            for name, counts in zip(batch.names, in_order(histograms, range(len(batch.names)))):
+                tally.add(group_of_car[carvana.car_of(name)], counts)
 
 
 def check_that_folds_agree(runs: list[Run]) -> None:

@@ -168,19 +168,20 @@ def read_share_of_cut(path: pathlib.Path) -> float:
 
 
 def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
-    """Run's name -> its weight, of a `blend.json`."""
+    """Run's name -> its weight, of a `blend.json`; they sum to 1 to the last digit, as those in the file may not."""
     try:
         found = json.loads(path.read_text())
         weights = {str(name): float(weight) for name, weight in found["weights"].items()}
         hashes = dict(found["checkpoints"])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise Problem(f"{path} is damaged; delete it and run `make blend`.") from None
-    if set(weights) != {run.name for run in runs}:
+    if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
         raise Problem(f"{path} weighs the runs {', '.join(weights)}; choose another RUN=, or run `make blend` again.")
     for checkpoint, digest in hashes.items():
         if sha256(pathlib.Path(checkpoint)) != digest:
             raise Problem(f"{path} was found with another {checkpoint}; run `make blend` again.")
-    return weights
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
 
 
 def open_pictures(settings: Settings) -> tuple[list[str], competition.Pictures]:
