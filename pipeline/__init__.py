@@ -16,7 +16,8 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
-        demo_data  shrink  folds  train  validate  threshold  predict  check  score
+        demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
+        cutout          any photos, for somebody who wants pictures and no score
 
     data/           bytes -> tensors
         archive         files out of Kaggle's zips, read where they lie
@@ -25,6 +26,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
+        stream          pictures to predict, in batches of one shape, at every scale that is wanted
         synthetic*      cars that nobody photographed, for the demo
 
     model/          tensors -> logits
@@ -35,11 +37,14 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     inference/      logits -> probability at full size
         device          where, and in which precision
         load            checkpoint -> network
-        predictor       mean over networks and flips, then full size, then one rounding
-        evaluate        predictions against masks
+        views           test-time augmentation: a picture seen in several ways
+        predictor       mean over runs, folds and views, then full size, then one rounding
+        evaluate        what is made of predictions while the next ones are under way
+        blend           what each of several runs should weigh
+        cutout          a photo with a transparent background
 
     masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram)
-    leaderboard/    submission (read), writer (each row proven), check
+    leaderboard/    submission (read), writer (each row proven), parts (what a kill leaves behind), check
 
 `model/` and `masks/` know neither stages nor files of the competition; `data/` knows no network.
 """
