@@ -150,6 +150,18 @@ def test_the_batch_is_lowered_to_what_fits() -> None:
         batch_that_fits(Ensemble([Member(Smallest(), 4, VIEWS["none"], 1.0)], HEIGHT, WIDTH), 8)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_predicts_what_the_cpu_predicts_and_in_order() -> None:
+    images = [red_pictures(smooth() * factor) for factor in (1.0, 0.8, 0.6, 0.4)]
+    found = []
+    for device in ("cpu", "cuda"):
+        ensemble = Ensemble([Member(Red().to(device), 4, VIEWS["hflip+scales"], 1.0)], HEIGHT, WIDTH)
+        finished = one_behind(lambda image: ensemble({4: image}), images, lambda image, probability: probability.cpu())
+        found.append(torch.stack(list(finished)).int())
+    assert (found[0] - found[1]).abs().max() <= 1
+    assert found[0].float().mean(dim=(1, 2, 3)).diff().max() < 0  # darker from batch to batch
+
+
 # --- weights of runs --------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from pipeline.masks import rle
 from pipeline.model import checkpoint
 from pipeline.model.build import Segmenter
 from pipeline.problem import Problem
+from pipeline.stages.predict import proven_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ROWS = carvana.VIEWS  # of the one test car
@@ -235,6 +236,20 @@ def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> Non
         parts.write(1, [("c", "1 2"), ("d", "")])
 
 
+def test_all_rows_are_proven_or_a_sample_and_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    proven = []
+    monkeypatch.setattr(
+        "pipeline.stages.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
+    )
+    generator = np.random.default_rng(0)
+    masks = [(str(number), generator.random((5, 7)) < 0.4, None) for number in range(7)]
+    masks[1] = (*masks[1][:2], rle.bounds(masks[1][1]))  # as a GPU finds them
+    all_rows = list(proven_rows(iter(masks), every=1))
+    assert len(proven) == 7 and all_rows == [(name, rle.encode(mask)) for name, mask, _ in masks]
+    assert list(proven_rows(iter(masks), every=3)) == all_rows
+    assert len(proven) == 7 + 3
+
+
 # --- shared out -------------------------------------------------------------------------------------
 
 
@@ -288,7 +303,7 @@ def test_a_batch_that_does_not_fit_is_lowered_and_told(
 def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.CaptureFixture) -> None:
     words = ("--runs", "one", "fine", "--set", "predict.tta=none")
     assert predict(*words) == 0
-    assert "equal weights" in capsys.readouterr().out
+    assert "equal weights, mean cut" in capsys.readouterr().out
     equal = (SUBMISSIONS / "one+fine.csv.gz").read_bytes()
     assert main(["blend", "--config", "one.yaml", *words]) == 0
     told = capsys.readouterr().out

@@ -69,11 +69,15 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             count = f", {everyone.count} processes" if everyone.count > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
-            tell(found, f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "")
+            tell(
+                "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
+                f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
+                found,
+            )
 
         started = time.monotonic()
         mine = missing[everyone.rank :: everyone.count]
-        name_batches = [names for number in mine for names in batches(parts.names_of(number), batch_size)]
+        name_batches = [batch for number in mine for batch in batches(parts.names_of(number), batch_size)]
         dataset = PicturesAtScales(pictures, ensemble.scales, SHAPE, forgive)
         on_gpu = everyone.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
@@ -140,7 +144,6 @@ def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[
     elif joint.blend.is_file():
         weights, cut = read_blend(joint.blend, runs), read_cut(joint.blend)
     else:
-        print(f"There is no {joint.blend}, so the runs have equal weights; `make blend` finds better ones.")
         weights = {run.name: 1 / len(runs) for run in runs}
         cut = cut_from_share(sum(read_share_of_cut(run.threshold) for run in runs) / len(runs))
     weight_of_path = {
