@@ -87,7 +87,8 @@ def blended_histograms(
     """`dice.histogram` of a picture at each of the weightings (weightings, runs): int32 array (weightings, 2, 256).
 
     share_of_run: each run's probability at full size, float32 (runs, height, width); mask: bool (height, width).
-    Most pixels are 0 or 255 in every run and so in every mean; only the others are blended.
+    Most pixels are 0 or 255 in every run and so in every mean. Only the others are blended, on real pictures 2 to 3 %:
+    30 to 60 ms a picture for 11 weightings of two runs, instead of 260 to 390.
     """
     highest_share, lowest_share = share_of_run.max(axis=0), share_of_run.min(axis=0)
     is_0, is_255 = highest_share < SURELY_0, lowest_share > 1 - SURELY_0
