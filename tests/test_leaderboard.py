@@ -123,7 +123,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
     writer.write(tmp_path / "a.csv.gz", HEADER, drawn_masks() * 3)
-    monkeypatch.setattr(writer, "in_order", lambda work, things: in_order(work, things, threads))
+    monkeypatch.setattr(writer, "in_order", lambda work, things, **one: in_order(work, things, threads))
     writer.write(tmp_path / "b.csv.gz", HEADER, drawn_masks() * 3)
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
 

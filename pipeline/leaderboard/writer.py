@@ -57,8 +57,8 @@ def join(parts: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, s
 
 
 def proven_rows(masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Iterator[Row]:
-    """(name, mask (height, width)) -> (name, run lengths), each decoded again and compared, by several threads."""
-    return in_order(lambda pair: (pair[0], proven_text(pair[1])), masks)
+    """(name, mask (height, width)) -> (name, run lengths), each decoded again and compared."""
+    return ((name, proven_text(mask)) for name, mask in masks)
 
 
 def proven_text(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None) -> str:
@@ -67,7 +67,7 @@ def proven_text(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None
     bounds: of its runs, as `rle.bounds` gives them, where they are known already.
     """
     text = rle.encode(mask) if bounds is None else rle.text(bounds)
-    if not np.array_equal(rle.decode(text, *mask.shape), mask):
+    if not rle.is_mask_of(rle.parse(text, mask.size), mask):
         raise AssertionError("run lengths do not decode to the mask that they were made of; this is a bug")
     return text
 
@@ -77,7 +77,8 @@ def write_rows(file: IO[bytes], header: tuple[str, str] | None, rows: Iterable[R
     packed, count = GzipOfBlocks(file), 0
     if header:
         packed.add(text := line_of(header), pack(text))
-    for rows_in_block, text, block in in_order(packed_block, batches(rows, ROWS_PER_BLOCK)):
+    # One thread packs while this one makes rows; more would only fight for the interpreter's lock.
+    for rows_in_block, text, block in in_order(packed_block, batches(rows, ROWS_PER_BLOCK), threads=1):
         packed.add(text, block)
         count += rows_in_block
     packed.end()
