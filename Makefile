@@ -24,8 +24,10 @@ validate: ## judge each trained fold on the makes that it never saw
 	$(call stage,validate)
 threshold: ## find the cut with the best out-of-fold Dice
 	$(call stage,threshold)
-predict: ## write submissions/RUN.csv.gz
-	$(call stage,predict)
+blend: ## find what each of several runs should weigh in their mean (RUNS)
+	$(call stage,blend,$(runs_flag))
+predict: ## write submissions/RUN.csv.gz, or go on where that was stopped (RUNS GPUS ON_BAD_IMAGE)
+	$(call stage,predict,$(runs_flag)$(call given,--gpus,GPUS)$(call given,--on-bad-image,ON_BAD_IMAGE))
 check: ## say what is wrong with a submission (FILE)
 	$(call stage,check,$(call given,,FILE))
 submit: ## predict if need be, check, upload, await the score (FILE MESSAGE DRY_RUN FORCE LEDGER)
@@ -38,6 +40,8 @@ submission: ## validate, threshold, predict and check, for a trained run
 	$(call stage,check)
 
 ##@ Looking closer
+cutout: ## cut the car out of photos: PNGs with a transparent background (PHOTO OUT)
+	$(call stage,cutout,$(foreach photo,$(PHOTO), $(call quote,$(photo)))$(call given,--out,OUT))
 score: ## grade a submission against a solution.csv (FILE SOLUTION)
 	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
 leaderboard: ## the ledger of submissions, and where their scores would have stood (LEDGER)
@@ -48,6 +52,8 @@ bench-train: ## the speed of reading and training, against a reference loop (STE
 	$(PY) -m benchmarks.train$(call given,--steps,STEPS)$(call given,--batch-size,BATCH)
 bench-kaggle: ## the speed of downloading and verifying, against a plain copy and zipfile's own test
 	$(PY) -m benchmarks.kaggle
+bench-predict: ## the speed from test pictures to a submission, against the usual way (DATA RUN IMAGES)
+	$(PY) -m benchmarks.predict$(call given,--data,DATA)$(call given,--run,RUN)$(call given,--images,IMAGES)
 
 ##@ House-keeping
 lint: ## flake8
@@ -84,13 +90,17 @@ clean: ## remove caches; data, runs and submissions stay
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
-## OUT=dir                  shrink: the folder of the copy
+## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
+## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
+## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
+## PHOTO="a.jpg b.jpg"      cutout: of any size
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller
 ## QUALITY=90               shrink: of the JPEGs, 1 to 100
-## GPUS=4                   train: of this machine, on one fold together, or each on a fold of FOLD=all
+## GPUS=4                   train: of this machine, on one fold together or each on a fold of FOLD=all; predict
 ## DETERMINISTIC=1          train: the same bits each time, on a GPU too, if slower
 ## STEPS=5                  bench-train: timed steps of each loop
 ## BATCH=2                  bench-train: pictures a step
+## IMAGES=800               bench-predict: pictures to predict; with a GPU without it 20,000
 ## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
 ## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
 ## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
@@ -104,6 +114,7 @@ quote = '$(subst ','\'',$1)'
 shared_flags = $(call given,--config,CONFIG)$(call given,--fold,FOLD)$(call given,--data,DATA)$(call \
 	given,--run,RUN)$(if $(SET), $(foreach word,$(SET),--set $(call quote,$(word))))
 demo_flags = $(call given,--cars,CARS)$(call given,--test-cars,TEST_CARS)$(call given,--seed,SEED)
+runs_flag = $(if $(RUNS), --runs$(foreach run,$(RUNS), $(call quote,$(run))))
 train_flags = $(call given,--gpus,GPUS)$(if $(DETERMINISTIC), --deterministic)
 ifdef MAKE_TERMOUT
 bold := \033[1m
@@ -138,12 +149,12 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-run_python := demo download demo-data shrink folds train find-batch validate threshold predict check submit submission \
-	score leaderboard reproduce bench-train bench-kaggle lint types unit lock
+run_python := demo download demo-data shrink folds train find-batch validate threshold blend predict cutout check \
+	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
-		/^[a-z-]+:.*## / {printf "  %-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / {printf "  %-15s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 .PHONY: $(run_python) test help clean force
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages named in one command follow one another

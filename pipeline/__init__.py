@@ -22,8 +22,9 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
-        download  demo_data  shrink  folds  train  validate  threshold  predict  check  score
+        download  demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
         submit  leaderboard  reproduce
+        cutout          any photos, for somebody who wants pictures and no score
         demo            runs most of the others, one after another, as commands
 
     data/           bytes -> tensors
@@ -34,6 +35,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
+        stream          pictures to predict, in batches of one shape, at every scale that is wanted
         synthetic*      cars that nobody photographed, for the demo
 
     model/          tensors -> logits
@@ -45,12 +47,16 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     inference/      logits -> probability at full size
         device          where, and in which precision
         load            checkpoint -> network
-        predictor       mean over networks and flips, then full size, then one rounding
-        evaluate        predictions against masks
+        views           test-time augmentation: a picture seen in several ways
+        predictor       mean over runs, folds and views, then full size, then one rounding
+        evaluate        what is made of predictions while the next ones are under way
+        blend           what each of several runs should weigh
+        cutout          a photo with a transparent background
 
     masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram)
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
+        parts           what a kill leaves behind of a prediction
         origin          what a submission was made of, by its content
         ledger          one row per submission, and what Kaggle says of it
         kaggle          the only file that knows Kaggle's client

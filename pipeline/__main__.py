@@ -83,10 +83,27 @@ def threshold(args: argparse.Namespace) -> None:
     stage.run(run_of(args))
 
 
+def blend(args: argparse.Namespace) -> None:
+    from pipeline.stages import blend as stage
+
+    stage.run(run_of(args), runs_of(args), args.fold or [], overrides_of(args))
+
+
+def cutout(args: argparse.Namespace) -> None:
+    from pipeline.stages import cutout as stage
+
+    stage.run(run_of(args), trained_folds(args), overrides_of(args), args.photo, pathlib.Path(args.out))
+
+
 def predict(args: argparse.Namespace) -> None:
+    from pipeline import launch, parallel
     from pipeline.stages import predict as stage
 
-    stage.run(run_of(args), trained_folds(args), overrides_of(args))
+    if args.gpus > 1 and not parallel.by_torchrun():
+        launch.together(args.words, args.gpus)
+    else:
+        forgive = args.on_bad_image == "empty"
+        stage.run(run_of(args), args.fold or [], overrides_of(args), runs_of(args), forgive)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -149,7 +166,13 @@ def folder_of(args: argparse.Namespace) -> pathlib.Path:
 
 
 def run_of(args: argparse.Namespace) -> Run:
-    return Run(args.run or pathlib.Path(args.config).stem)
+    """--run, else all of --runs as `a+b`, else the config's file name."""
+    return Run(args.run or "+".join(dict.fromkeys(getattr(args, "runs", []))) or pathlib.Path(args.config).stem)
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """Those of --runs; one alone is a run like any other."""
+    return [Run(name) for name in dict.fromkeys(args.runs)]
 
 
 def shared_words(args: argparse.Namespace) -> list[str]:
@@ -241,7 +264,17 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--find-batch", action="store_true", help="measure the largest batch that fits; train nothing")
     add("validate", validate, "judge each trained fold on the makes that it never saw")
     add("threshold", threshold, "find the cut with the best out-of-fold Dice")
-    add("predict", predict, "write the submission")
+    stage = add("blend", blend, "find what each of several runs should weigh, and what that gains")
+    stage.add_argument("--runs", type=run_name, nargs="+", required=True, metavar="NAME", help="with the same folds")
+    stage = add("predict", predict, "write the submission, or go on where that was stopped")
+    stage.add_argument("--runs", type=run_name, nargs="+", default=[], metavar="NAME", help="average several runs")
+    stage.add_argument("--gpus", type=count, default=1, metavar="N", help="share the pictures out")
+    stage.add_argument(
+        "--on-bad-image", choices=("error", "empty"), default="error", help="stop, or write an empty row and tell"
+    )
+    stage = add("cutout", cutout, "cut the car out of any photos, as PNGs with a transparent background")
+    stage.add_argument("photo", nargs="+", type=pathlib.Path, metavar="PHOTO")
+    stage.add_argument("--out", required=True, metavar="DIR")
     stage = add("check", check, "say what is wrong with a submission")
     stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
     stage = add("score", score, "grade a submission against a solution.csv")

@@ -1,6 +1,7 @@
-"""Training with several GPUs of one machine: all of them on one fold, or a fold on each, which is the faster use.
+"""Several GPUs of one machine: all of them on one thing, or, to train folds, a fold on each, which is the faster use.
 
-Several machines, one fold: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags.
+Several machines together: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags, or
+`… predict …` where all of them see the same folder.
 """
 import logging
 import os
@@ -18,21 +19,29 @@ from pipeline.stop import StopSignals
 
 def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
     """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
-    there = torch.cuda.device_count()
-    if torch.cuda.is_available() and gpus > there:
-        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
     if len(fold_numbers) == 1:
-        one_fold(words, gpus)
+        together(words, gpus)
     else:
+        check_gpus(gpus)
         a_fold_each(words, fold_numbers, gpus)
 
 
-def one_fold(words: list[str], gpus: int) -> None:
-    """torchrun on this machine; of a failure that a trainer has told, torchrun's own account is left out."""
+def check_gpus(gpus: int) -> None:
+    there = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus > there:
+        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
+
+
+def together(words: list[str], gpus: int) -> None:
+    """The command line `words` once more, in as many processes as there are `gpus`, which know of one another.
+
+    That is torchrun on this machine; its own account of a failure is left out, the stage has told it better.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    check_gpus(gpus)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     share_cores(os.environ, gpus)
     configuration = LaunchConfig(
@@ -54,7 +63,7 @@ def one_fold(words: list[str], gpus: int) -> None:
             raise SystemExit(1) from None
         raise Problem(
             f"Process {rank} was killed by signal {-failure.exitcode}, as happens when memory runs out; "
-            "the same command goes on from the last checkpoint."
+            "the same command goes on from what is saved."
         ) from None
 
 

@@ -68,9 +68,8 @@ def found(pictures: int, scale: int, device: torch.device) -> str:
     return f"{pictures} pictures at once {or_more}fit on {describe(device)}, at data.scale {scale}"
 
 
-def largest_that_fits(step: Callable[[int], object], device: torch.device) -> int:
-    """The largest number of pictures for which `step(number)` does not run out of memory, or 0."""
-    at_most = LARGEST_TRIED[device.type]
+def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
+    """The largest number of pictures up to `at_most` for which `step(number)` does not run out of memory, or 0."""
     fits, fails = 0, at_most + 1
     while fails - fits > 1:
         number = min(max(1, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2

@@ -71,6 +71,10 @@ class Run:
         return self.folder / "threshold.json"
 
     @property
+    def blend(self) -> pathlib.Path:
+        return self.folder / "blend.json"  # of several runs, `Run("a+b")`: what weighs how much
+
+    @property
     def submission(self) -> pathlib.Path:
         return SUBMISSIONS / f"{self.name}.csv.gz"
 
@@ -81,3 +85,7 @@ class Run:
     @property
     def demo_ledger(self) -> pathlib.Path:
         return self.folder / "ledger.csv"
+
+    @property
+    def parts(self) -> pathlib.Path:
+        return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted

@@ -3,6 +3,7 @@ import gzip
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import rle
 from pipeline.problem import Problem
 from pipeline.stages import score
+from pipeline.threads import in_order
 
 HEADER = carvana.SUBMISSION_HEADER
 NAMES = [carvana.image_name("0004d4463b50", view) for view in carvana.VIEW_NUMBERS[:6]]
@@ -94,6 +96,71 @@ def test_a_submission_that_is_interrupted_leaves_the_old_one(tmp_path: pathlib.P
         writer.write(tmp_path / "run.csv.gz", HEADER, interrupted())
     assert (tmp_path / "run.csv.gz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.csv.gz"]
+
+
+@pytest.mark.parametrize("rows_per_part", [4, 8, 12, 1000])
+def test_a_submission_joined_from_parts_is_that_written_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rows_per_part: int
+) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
+    masks = drawn_masks() * 4  # 24 rows
+    writer.write(tmp_path / "at_once.csv.gz", HEADER, masks)
+    parts = []
+    for begin in range(0, len(masks), rows_per_part):
+        parts.append(tmp_path / f"part{begin}.gz")
+        rows = writer.proven_rows(masks[begin : begin + rows_per_part])
+        assert writer.write_part(parts[-1], rows) == min(rows_per_part, len(masks) - begin)
+    writer.join(parts, tmp_path / "joined.csv.gz", HEADER)
+    assert (tmp_path / "joined.csv.gz").read_bytes() == (tmp_path / "at_once.csv.gz").read_bytes()
+    assert b"".join(gzip.decompress(part.read_bytes()) for part in parts) == gzip.decompress(
+        (tmp_path / "joined.csv.gz").read_bytes()
+    ).partition(b"\n")[2]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
+    writer.write(tmp_path / "a.csv.gz", HEADER, drawn_masks() * 3)
+    monkeypatch.setattr(writer, "in_order", lambda work, things, **one: in_order(work, things, threads))
+    writer.write(tmp_path / "b.csv.gz", HEADER, drawn_masks() * 3)
+    assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
+
+
+def test_a_submission_is_one_gzip_member_for_readers_that_stop_behind_the_first(tmp_path: pathlib.Path) -> None:
+    masks = [(f"{number}.jpg", mask) for number in range(200) for _, mask in drawn_masks()]
+    assert len(masks) > 3 * writer.ROWS_PER_BLOCK
+    writer.write(tmp_path / "run.csv.gz", HEADER, masks)
+    one_member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    text = one_member.decompress((tmp_path / "run.csv.gz").read_bytes())
+    assert one_member.eof and one_member.unused_data == b""
+    assert text.count(b"\n") == 1 + len(masks)
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
+def test_a_damaged_part_is_a_problem_that_names_it(tmp_path: pathlib.Path, damage: str) -> None:
+    parts = [tmp_path / "part0.gz", tmp_path / "part1.gz"]
+    for part in parts:
+        writer.write_part(part, [(name, CAR) for name in NAMES])
+    data = bytearray(parts[1].read_bytes())
+    if damage == "gone":
+        parts[1].unlink()
+    elif damage == "short":
+        parts[1].write_bytes(data[:-1])
+    else:
+        data[-8] ^= 0x10  # in the checksum
+        parts[1].write_bytes(data)
+    with pytest.raises(Problem, match=r"part1\.gz is missing or damaged"):
+        writer.join(parts, tmp_path / "run.csv.gz", HEADER)
+    assert not (tmp_path / "run.csv.gz").exists()
+
+
+def test_bounds_that_are_not_those_of_the_mask_are_found() -> None:
+    mask = np.eye(3, dtype=bool)
+    assert writer.proven_text(mask, rle.bounds(mask)) == "1 1 5 1 9 1"
+    with pytest.raises(AssertionError, match="do not decode"):
+        writer.proven_text(mask, rle.bounds(mask.T[::-1]))
 
 
 # --- checking -------------------------------------------------------------------------------------

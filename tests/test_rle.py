@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.masks.rle import decode, dice_score, encode, parse
+from pipeline.masks.rle import decode, dice_score, encode, is_mask_of, parse
 
 Mask = NDArray[np.bool_]
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
@@ -162,6 +162,17 @@ def test_any_text_is_a_mask_or_a_value_error(text: str) -> None:
     assert all(word.isdigit() for word in text.split())
     assert all(0 <= begin < end <= 20 for begin, end in bounds.tolist())
     assert (bounds[1:, 0] >= bounds[:-1, 1]).all()
+
+
+@given(PAIRS_OF_MASKS)
+def test_runs_are_those_of_a_mask_if_they_decode_to_it(masks: tuple[Mask, Mask]) -> None:
+    one, other = masks
+    runs = parse(encode(one), one.size)
+    assert is_mask_of(runs, one)
+    assert is_mask_of(runs, other) == np.array_equal(one, other)
+    assert is_mask_of(runs, other | one) == (not (other & ~one).any())
+    for shift in (1, -1):  # as many pixels, elsewhere
+        assert is_mask_of(runs, np.roll(one, shift)) == np.array_equal(np.roll(one, shift), one)
 
 
 @given(PAIRS_OF_MASKS)

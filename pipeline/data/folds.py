@@ -24,11 +24,11 @@ def assign(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
     """
     cars = sorted(make_of_car)
     makes = [normal_make(make_of_car[car]) for car in cars]
-    groups = [make or f"unknown make of {car}" for car, make in zip(cars, makes)]
-    if len(set(groups)) < folds:
-        raise Problem(f"data.folds is {folds}, but the training cars have only {len(set(groups))} makes.")
+    group = [make or f"unknown make of {car}" for car, make in zip(cars, makes)]
+    if len(set(group)) < folds:
+        raise Problem(f"data.folds is {folds}, but the training cars have only {len(set(group))} makes.")
     table = pd.DataFrame({"car_id": cars, "make": makes, "fold": 0})
-    for fold, (_, held_out) in enumerate(GroupKFold(folds).split(cars, groups=groups)):
+    for fold, (_, held_out) in enumerate(GroupKFold(folds).split(cars, groups=group)):
         table.loc[held_out, "fold"] = fold
     return table
 
@@ -44,6 +44,11 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     if list(table.columns) != ["car_id", "make", "fold"]:
         raise Problem(f"{path} must have the columns car_id,make,fold; delete it and run `make folds`.")
     return table
+
+
+def groups(table: pd.DataFrame) -> dict[str, str]:
+    """Car -> the group that no choice may be judged across: its make, or itself where that is not known."""
+    return dict(zip(table["car_id"], table["make"].where(table["make"] != "", table["car_id"])))
 
 
 def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[str], list[str]]:

@@ -129,7 +129,16 @@ def full_size(share: NDArray[np.float32], scale: int, height: int, width: int) -
 
     Bicubic, on the same grid, rounded once.
     """
+    return to_bytes(enlarged(share, scale, height, width))
+
+
+def enlarged(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
+    """`full_size` before it is rounded; beside a steep edge a value may lie a little below 0 or above 1."""
     rows, columns = share.shape
     large = cv2.resize(share, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
-    large = np.clip(large[:height, :width], 0, 1)
-    return cv2.convertScaleAbs(large, alpha=255)
+    return large[:height, :width]
+
+
+def to_bytes(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Shares to 0 to 255; what lies outside 0 to 1 becomes its end."""
+    return cv2.convertScaleAbs(np.clip(share, 0, 1), alpha=255)

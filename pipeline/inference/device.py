@@ -53,7 +53,11 @@ def set_up(deterministic: bool) -> None:
 
 def describe(device: torch.device) -> str:
     """One line for logs and tables."""
-    name = str(precision(device)).removeprefix("torch.")
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {name}"
-    return f"CPU, {torch.get_num_threads()} threads, {name}"
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return describe_machine(device) + threads
+
+
+def describe_machine(device: torch.device) -> str:
+    """What the bits of a result depend on, as far as one can tell."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{name}, {str(precision(device)).removeprefix('torch.')}"

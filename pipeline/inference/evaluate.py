@@ -1,23 +1,56 @@
-"""Held-out pictures through a predictor, judged at full size."""
+"""Pictures through a predictor, and what is made of its predictions while it works on the next ones."""
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.predictor import Predictor
-from pipeline.masks import dice
+from pipeline.masks import dice, on_device
+
+Batch = TypeVar("Batch")
+Found = TypeVar("Found")
 
 
-def predictions(predictor: Predictor, batches: Iterable[Tensor]) -> Iterator[NDArray[np.uint8]]:
-    """The 8-bit probabilities (height, width) of each picture, in order."""
-    for image_NHWC in batches:
-        yield from predictor(image_NHWC).numpy()
+def one_behind(
+    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], finish: Callable[[Batch, Tensor], Found]
+) -> Iterator[Found]:
+    """Yield `finish(batch, predict(batch))` for each batch, in order.
+
+    predict: only tells a GPU what to do; finish: brings what is wanted of it to the CPU. A GPU has the next batch
+    to work on, on its main stream, before this one is waited for, on another.
+    """
+    ahead: tuple[Batch, Tensor, torch.cuda.Event] | None = None
+    for batch in batches:
+        predicted = predict(batch)
+        if predicted.device.type != "cuda":
+            yield finish(batch, predicted)
+            continue
+        done = torch.cuda.Event()
+        done.record()
+        if ahead is not None:
+            yield finished_on_a_stream_of_its_own(*ahead, finish)
+        ahead = (batch, predicted, done)
+    if ahead is not None:
+        yield finished_on_a_stream_of_its_own(*ahead, finish)
+
+
+def finished_on_a_stream_of_its_own(
+    batch: Batch, predicted: Tensor, done: torch.cuda.Event, finish: Callable[[Batch, Tensor], Found]
+) -> Found:
+    side = torch.cuda.Stream(predicted.device)
+    with torch.cuda.stream(side):
+        side.wait_event(done)
+        predicted.record_stream(side)  # its memory is in use until this stream is done, too
+        found = finish(batch, predicted)
+        side.synchronize()
+    return found
 
 
 def histograms(
-    predictor: Predictor,
+    predictor: Callable[[Tensor], Tensor],
     batches: Iterable[Tensor],
     names: list[str],
     read_mask: Callable[[str], NDArray[np.bool_]],
@@ -26,11 +59,21 @@ def histograms(
 
     batches: uint8 (N, H, W, 3), the pictures of `names` in order; read_mask: name -> mask at full size.
     """
-    results: list[NDArray[np.int32]] = []
-    with ThreadPoolExecutor() as pool:  # reading a mask and counting release the interpreter's lock
-        rest = iter(names)
-        for image_NHWC in batches:
-            probability_NHW = predictor(image_NHWC).numpy()
-            batch_names = [next(rest) for _ in probability_NHW]
-            results += pool.map(lambda p, name: dice.histogram(p, read_mask(name)), probability_NHW, batch_names)
-    return np.stack(results)
+    rest = iter(names)
+    with ThreadPoolExecutor() as pool:
+
+        def finish(image_NHWC: Tensor, probability_NHW: Tensor) -> NDArray[np.int32]:
+            masks = pool.map(read_mask, [next(rest) for _ in image_NHWC])
+            return count(probability_NHW, masks, pool)
+
+        return np.concatenate(list(one_behind(predictor, batches, finish)))
+
+
+def count(
+    probability_NHW: Tensor, masks: Iterable[NDArray[np.bool_]], pool: ThreadPoolExecutor
+) -> NDArray[np.int32]:
+    """The histogram of each prediction, uint8 on any device, and its mask: int32 array (N, 2, 256)."""
+    if probability_NHW.device.type == "cuda":
+        mask_NHW = torch.from_numpy(np.stack(list(masks))).to(probability_NHW.device)
+        return on_device.histograms(probability_NHW, mask_NHW).int().cpu().numpy()
+    return np.stack(list(pool.map(dice.histogram, probability_NHW.numpy(), masks)))

@@ -5,8 +5,12 @@ import torch
 
 from pipeline import config
 from pipeline.config import Settings
+from pipeline.data.images import small_shape
+from pipeline.inference.predictor import Ensemble, Member
+from pipeline.inference.views import VIEWS
 from pipeline.model import checkpoint
 from pipeline.model.build import Segmenter, build
+from pipeline.memory import largest_that_fits, step_fits
 from pipeline.problem import Problem
 
 
@@ -22,3 +26,48 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
     return network.to(device).eval(), settings
+
+
+def load_members(
+    weight_of_path: dict[pathlib.Path, float], overrides: list[str], device: torch.device
+) -> tuple[list[Member], list[Settings]]:
+    """The networks of these checkpoints for an `Ensemble`, and the settings that trained each.
+
+    Each sees its pictures as it was trained to, in the views that its settings and the words over them ask for.
+    """
+    members: list[Member] = []
+    trained: list[Settings] = []
+    for path, weight in weight_of_path.items():
+        network, settings = load_network(path, device)
+        if trained and settings.data.hq != trained[0].data.hq:
+            raise Problem(
+                f"{next(iter(weight_of_path))} and {path} were trained with another data.hq; predict them one by one."
+            )
+        members.append(member_of(network, config.for_later_stage(settings, overrides, where=str(path)), weight))
+        trained.append(settings)
+    return members, trained
+
+
+def member_of(network: Segmenter, settings: Settings, weight: float) -> Member:
+    if settings.predict.compile:
+        network.compile()
+    return Member(network, settings.data.scale, VIEWS[settings.predict.tta], weight)
+
+
+def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
+    """`batch_size`, or where the memory is too small for it the largest that is not, found by trying.
+
+    Trying also compiles and tunes what is to be.
+    """
+
+    def predict(pictures: int) -> None:
+        shapes = {scale: small_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
+        black = {scale: torch.zeros((pictures, *shape, 3), dtype=torch.uint8) for scale, shape in shapes.items()}
+        ensemble(black).cpu()
+
+    if step_fits(predict, batch_size):
+        return batch_size
+    found = largest_that_fits(predict, batch_size - 1)
+    if found == 0:
+        raise Problem("The memory is too small to predict a single picture with these networks; free some of it.")
+    return found

@@ -1,54 +1,127 @@
 """Networks and pictures to 8-bit probabilities at full size.
 
-The mean over networks and flips is taken in float32 at the networks' own size; it is brought to full
-size once, and rounded once.
+The mean over folds, runs and views is taken in float32 at the networks' own size, brought to full size once for
+each scale, added up there, and rounded once: an ensemble whose members were rounded one by one would lose the
+hundredths that it is made for.
 """
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.images import full_size
+from pipeline.data.images import enlarged, to_bytes
 from pipeline.inference.device import autocast
+from pipeline.inference.views import VIEWS, View
+from pipeline.threads import in_order
+
+ByScale = dict[int, Tensor]  # the same pictures, or what was found in them, at 1/scale
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network's part in the mean. All on one device; the weights of an ensemble's members sum to 1."""
+
+    network: nn.Module  # a `Segmenter` of one class
+    scale: int  # of the pictures that it sees
+    views: tuple[View, ...]
+    weight: float
+
+
+class Ensemble:
+    """`ensemble(image_of_scale)` -> uint8 (N, height, width), the mean probability of its members, on their device.
+
+    image_of_scale: for each of `scales` the same pictures, uint8 (N, H, W, 3).
+    """
+
+    def __init__(self, members: Sequence[Member], height: int, width: int):
+        total = sum(member.weight for member in members)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of an ensemble sum to {total}, but must sum to 1")
+        for member in members:
+            member.network.eval()
+        self.members, self.height, self.width = members, height, width
+        self.device = next(members[0].network.parameters()).device
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """At which its pictures are wanted: members that share one share the decoding."""
+        return tuple(sorted({member.scale for member in self.members}))
+
+    @torch.inference_mode()
+    def __call__(self, image_of_scale: ByScale) -> Tensor:
+        shares = self.weighted_shares(image_of_scale)
+        if self.device.type == "cuda":
+            return to_bytes_on_device(self.full_size_on_device(shares))
+        images = range(len(shares[self.scales[0]]))
+        rounded = in_order(lambda image: torch.from_numpy(to_bytes(self.full_size(shares, image))), images)
+        return torch.stack(list(rounded))
+
+    @torch.inference_mode()
+    def unrounded(self, image_of_scale: ByScale) -> Tensor:
+        """The same mean before it is rounded, float32 (N, height, width); see `images.enlarged` for its range."""
+        shares = self.weighted_shares(image_of_scale)
+        if self.device.type == "cuda":
+            return self.full_size_on_device(shares)
+        images = range(len(shares[self.scales[0]]))
+        return torch.stack(list(in_order(lambda image: torch.from_numpy(self.full_size(shares, image)), images)))
+
+    def weighted_shares(self, image_of_scale: ByScale) -> ByScale:
+        return {scale: self.weighted_share(scale, image_of_scale[scale]) for scale in self.scales}
+
+    def weighted_share(self, scale: int, image_NHWC: Tensor) -> Tensor:
+        """What the members at this scale add to the mean, float32 (N, H, W) at the size of the pictures."""
+        image_NHWC = image_NHWC.to(self.device, non_blocking=True)
+        total_NHW = torch.zeros(image_NHWC.shape[:3], device=self.device)
+        for member in self.members:
+            if member.scale == scale:
+                for view in member.views:
+                    share_NHW = share(member.network, view.of(image_NHWC))
+                    total_NHW += view.undone(share_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
+        return total_NHW
+
+    def full_size(self, shares: ByScale, image: int) -> NDArray[np.float32]:
+        """The sum over the scales for one picture, float32 array (height, width)."""
+        one, *others = (enlarged(shares[s][image].numpy(), s, self.height, self.width) for s in self.scales)
+        return sum(others, start=one)
+
+    def full_size_on_device(self, shares: ByScale) -> Tensor:
+        """The sum over the scales, float32 (N, height, width)."""
+        one, *others = (enlarged_on_device(shares[s], s, self.height, self.width) for s in self.scales)
+        return sum(others, start=one)
 
 
 class Predictor:
-    """`predictor(image_NHWC)` with pictures at 1/scale -> uint8 (N, height, width), on the CPU.
+    """The plain case: `predictor(image_NHWC)` for networks of equal weight that all see pictures at 1/scale.
 
-    networks: `Segmenter`s of one class, on one device. flip: average with the mirrored picture.
+    flip: average with the mirrored picture. The result is uint8 (N, height, width) on the networks' device.
     """
 
     def __init__(self, networks: Sequence[nn.Module], flip: bool, scale: int, height: int, width: int):
-        self.networks = [network.eval() for network in networks]
-        self.flip, self.scale, self.height, self.width = flip, scale, height, width
-        self.device = next(networks[0].parameters()).device
+        views = VIEWS["hflip" if flip else "none"]
+        members = [Member(network, scale, views, 1 / len(networks)) for network in networks]
+        self.ensemble, self.scale = Ensemble(members, height, width), scale
+        self.device = self.ensemble.device
 
-    @torch.inference_mode()
     def __call__(self, image_NHWC: Tensor) -> Tensor:
-        image_NHWC = image_NHWC.to(self.device, non_blocking=True)
-        share_NHW = self.mean_share(image_NHWC)
-        if self.device.type == "cuda":
-            return full_size_on_device(share_NHW, self.scale, self.height, self.width).cpu()
-        large = [full_size(share.numpy(), self.scale, self.height, self.width) for share in share_NHW]
-        return torch.stack([torch.from_numpy(one) for one in large])
-
-    def mean_share(self, image_NHWC: Tensor) -> Tensor:
-        """Mean probability float32 (N, H, W) at the size of the pictures."""
-        shares = []
-        for network in self.networks:
-            shares.append(self.share(network, image_NHWC))
-            if self.flip:
-                shares.append(self.share(network, image_NHWC.flip(2)).flip(2))
-        return torch.stack(shares).mean(0)
-
-    def share(self, network: nn.Module, image_NHWC: Tensor) -> Tensor:
-        with autocast(self.device):
-            logits_NCHW = network(image_NHWC)
-        return logits_NCHW[:, 0].float().sigmoid()
+        return self.ensemble({self.scale: image_NHWC})
 
 
-def full_size_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
-    """`data.images.full_size` for a batch on a GPU; the two agree but for the rounding of float32."""
-    large = F.interpolate(share_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
-    return (large.clamp(0, 1) * 255).round().to(torch.uint8)
+def share(network: nn.Module, image_NHWC: Tensor) -> Tensor:
+    """Probability float32 (N, H, W) at the size of the pictures."""
+    with autocast(image_NHWC.device):
+        logits_NCHW = network(image_NHWC)
+    return logits_NCHW[:, 0].float().sigmoid()
+
+
+def enlarged_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
+    """`data.images.enlarged` for a batch on a GPU; the two agree but for the rounding of float32."""
+    return F.interpolate(share_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
+
+
+def to_bytes_on_device(share_NHW: Tensor) -> Tensor:
+    """`data.images.to_bytes` for a batch on a GPU."""
+    return (share_NHW.clamp(0, 1) * 255).round().to(torch.uint8)

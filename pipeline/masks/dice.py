@@ -8,6 +8,7 @@ pass, and an out-of-fold prediction is kept in 2 KB instead of 2.4 MB.
 A cut is the smallest 8-bit value that still counts as object, 0 to 255; `cut_as_share` tells it as the
 probability that people write, halfway between two values.
 """
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,11 +18,12 @@ CUTS = 256
 def histogram(probability_u8: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Counts of each 8-bit value off and on the object, int32 array (2, 256).
 
-    probability_u8: any shape; mask: the same shape.
+    probability_u8, mask: (height, width), of less than 2**24 pixels, since OpenCV tells its counts in float32.
     """
-    on = np.bincount(probability_u8[mask], minlength=CUTS)
-    everywhere = np.bincount(probability_u8.reshape(-1), minlength=CUTS)
-    return np.stack((everywhere - on, on)).astype(np.int32)
+    # 2.1 ms of 1918x1280 pixels; np.bincount, which widens each pixel to 8 bytes first, takes 5.5.
+    on = cv2.calcHist([probability_u8], [0], mask.view(np.uint8), [CUTS], [0, CUTS])
+    everywhere = cv2.calcHist([probability_u8], [0], None, [CUTS], [0, CUTS])
+    return np.stack((everywhere - on, on)).reshape(2, CUTS).astype(np.int32)
 
 
 def dice_at_every_cut(histograms: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -18,16 +18,33 @@ def encode(mask: NDArray) -> str:
 
     mask: bool or uint8 array (height, width); anything but 0 belongs to the object.
     """
-    flat = np.ascontiguousarray(mask).reshape(-1) != 0
-    bounds = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # where a run begins or has just ended, from 0
-    if flat.size and flat[0]:
-        bounds = np.concatenate(([0], bounds))
-    if flat.size and flat[-1]:
-        bounds = np.concatenate((bounds, [flat.size]))
-    runs = bounds.reshape(-1, 2)
+    return text(bounds(mask))
+
+
+def bounds(mask: NDArray) -> NDArray[np.int64]:
+    """Bounds of the runs of a mask, int64 array (runs, 2) of `[begin, end)` counted from 0.
+
+    mask: as for `encode`.
+    """
+    # A bit a pixel, so that all but the first step touches an eighth of the bytes: 64 pixels are one number, and
+    # where it differs from the same pixels moved on by one, runs begin or end. Pixels around the mask are not set.
+    words = np.zeros(mask.size // 64 + 1, "<u8")
+    words.view(np.uint8)[: -(-mask.size // 8)] = np.packbits(mask, axis=None, bitorder="little")
+    moved = words << 1
+    moved[1:] |= words[:-1] >> 63
+    changes = words ^ moved
+    changed = np.flatnonzero(changes != 0)  # numpy finds what is set 4 times as fast among bools as among numbers
+    bits = np.unpackbits(changes[changed].view(np.uint8), bitorder="little").view(bool)
+    positions = np.flatnonzero(bits)
+    return (64 * changed[positions // 64] + positions % 64).reshape(-1, 2)
+
+
+def text(bounds: NDArray[np.int64]) -> str:
+    """Run lengths of the mask whose runs have these bounds, as `bounds` and `parse` give them."""
+    runs = bounds.copy()
     runs[:, 1] -= runs[:, 0]
     runs[:, 0] += 1
-    return " ".join(map(str, runs.ravel().tolist()))
+    return " ".join(["%d %d"] * len(runs)) % tuple(runs.ravel().tolist())
 
 
 def parse(text: str, pixels: int) -> NDArray[np.int64]:
@@ -70,6 +87,18 @@ def fill(bounds: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_
     for begin, end in bounds.tolist():
         flat[begin:end] = True
     return flat.reshape(height, width)
+
+
+def is_mask_of(bounds: NDArray[np.int64], mask: NDArray[np.bool_]) -> bool:
+    """Whether the mask of runs with these bounds, as `parse` gives them, is `mask`, to the last pixel.
+
+    It is if all pixels in the runs are set and there are no more that are set. This takes 0.2 ms of 1918x1280
+    pixels; to fill a mask and compare the two takes 0.6.
+    """
+    if np.count_nonzero(mask) != (bounds[:, 1] - bounds[:, 0]).sum():
+        return False
+    pixels = mask.tobytes()
+    return all(pixels.find(0, begin, end) == -1 for begin, end in bounds.tolist())
 
 
 def dice_score(prediction: NDArray[np.int64], truth: NDArray[np.int64]) -> float:

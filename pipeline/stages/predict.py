@@ -1,68 +1,168 @@
 """Stage `predict`: checkpoints, the cut and the test pictures in; `submissions/RUN.csv.gz` and its origin out.
 
-Each picture's probability is the mean over the folds and their flips; no probability touches the disk.
+Each picture's probability is the mean over runs, folds and views; no probability touches the disk. The file comes
+about in parts, so that a start after a kill goes on where it was, and several processes share the work; its bytes
+are the same in any case.
 """
 import hashlib
+import itertools
 import json
 import pathlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import carvana, config, git
 from pipeline.config import Settings
 from pipeline.data import competition
-from pipeline.data.dataset import HeldOutPictures, held_out_loader
+from pipeline.data.stream import Batch, PicturesAtScales, stream
 from pipeline.files import sha256
-from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import predictions
-from pipeline.inference.load import load_network
-from pipeline.inference.predictor import Predictor
-from pipeline.leaderboard import origin, writer
-from pipeline.masks.dice import cut_from_share
+from pipeline.inference.device import describe, describe_machine
+from pipeline.inference.evaluate import one_behind
+from pipeline.inference.load import batch_that_fits, load_members
+from pipeline.inference.predictor import Ensemble
+from pipeline.leaderboard import origin
+from pipeline.leaderboard.parts import Parts
+from pipeline.leaderboard.writer import Row, proven_text
+from pipeline.masks import on_device, rle
+from pipeline.masks.dice import cut_as_share, cut_from_share
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.parallel import processes
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
+from pipeline.threads import batches, in_order
+
+SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+Mask = tuple[str, NDArray, NDArray | None]  # name of the picture, its mask, bounds of the runs where they are known
 
 
-def run(run: Run, folds: list[int], overrides: list[str]) -> None:
-    if not folds:
-        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
-    device = pick_device()
-    loaded = [load_network(run.fold(fold).best, device) for fold in folds]
-    networks, trained = [network for network, _ in loaded], [settings for _, settings in loaded]
-    for fold, other in zip(folds, trained):
-        if (other.data.scale, other.data.hq) != (trained[0].data.scale, trained[0].data.hq):
-            raise Problem(
-                f"Folds {folds[0]} and {fold} of {run.folder} see their pictures at another data.scale or data.hq; "
-                "predict them one by one with FOLD=."
+def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), forgive: bool = False) -> None:
+    """folds: their numbers; none stands for all that are trained. runs: to be averaged; `run` then names the result.
+
+    forgive: a picture that cannot be read gets an empty row, and is told at the end, instead of ending the stage.
+    """
+    with processes() as everyone:
+        with everyone.first_goes_ahead():
+            weight_of_path, cut = weights_and_cut(run, runs or [run], folds)
+            members, trained = load_members(weight_of_path, overrides, everyone.device)
+            each = [config.for_later_stage(one, overrides, str(path)) for path, one in zip(weight_of_path, trained)]
+            settings = each[0]
+            ensemble = Ensemble(members, *SHAPE)
+            names, pictures = open_pictures(settings)
+            parts = Parts(run.parts, names, settings.predict.rows_per_part)
+        asked = settings.predict.batch_size
+        batch_size = min(everyone.gather(batch_that_fits(ensemble, asked)))
+        with everyone.first_goes_ahead():
+            found = parts.open({
+                "checkpoints": {str(path): [sha256(path), weight] for path, weight in weight_of_path.items()},
+                "cut": cut,
+                "settings": [trace(one) for one in each],
+                "batch that fits": batch_size,
+                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
+                "test pictures": fingerprint(pictures, names),
+                "machine": describe_machine(everyone.device),
+            })  # fmt: skip
+        missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
+        if everyone.first:
+            about = origin_of(run, runs or [run], list(weight_of_path), trained, settings, cut)
+            count = f", {everyone.count} processes" if everyone.count > 1 else ""
+            weights = ", ".join(map(str, weight_of_path))
+            print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
+            tell(
+                "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
+                f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
+                found,
             )
-    settings = config.for_later_stage(trained[0], overrides, where=str(run.fold(folds[0]).best))
-    cut = read_cut(run.threshold)
-    about = origin_of(run, folds, trained, settings)
 
-    folder = pathlib.Path(settings.data.folder)
-    sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
-    names = sample["img"].tolist()
-    pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
-    if missing := sorted(set(names) - set(pictures.names)):
-        raise Problem(f"{folder} lacks {len(missing)} pictures of the sample submission, the first is {missing[0]}.")
+        started = time.monotonic()
+        mine = missing[everyone.rank :: everyone.count]
+        name_batches = [batch for number in mine for batch in batches(parts.names_of(number), batch_size)]
+        dataset = PicturesAtScales(pictures, ensemble.scales, SHAPE, forgive)
+        on_gpu = everyone.device.type == "cuda"
+        loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
+        with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+            masks = masks_of(ensemble, loader, cut, parts)
+            rows = proven_rows(masks, settings.predict.prove_every_rows)
+            total = sum(len(parts.names_of(number)) for number in mine)
+            shown_rows = iter(progress(rows, "test", wanted=everyone.first, total=total))
+            for number in mine:
+                parts.write(number, itertools.islice(shown_rows, len(parts.names_of(number))))
 
-    predictor = Predictor(
-        networks, settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
-    )
-    dataset = HeldOutPictures(pictures, names, settings.data.scale)
-    loader = held_out_loader(dataset, settings.predict.batch_size, settings.data.workers, device.type == "cuda")
-    print(f"{len(names)} pictures, folds {', '.join(map(str, folds))}, on {describe(device)}.")
-    masks = (probability_u8 >= cut for probability_u8 in predictions(predictor, loader))
-    named = zip(names, masks, strict=True)
-    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
-        rows = writer.write(run.submission, carvana.SUBMISSION_HEADER, progress(named, "test", total=len(names)))
-    origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
-    print(f"{run.submission}: {rows} rows, {run.submission.stat().st_size / 1e6:.1f} MB.")
+        rows_written = sum(everyone.gather(total))  # and so all parts are there
+        if everyone.first:
+            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(parts.unreadable().items())))
+            parts.join(run.submission, carvana.SUBMISSION_HEADER)
+            origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
+            megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
+            print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
+
+
+def masks_of(ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, parts: Parts) -> Iterator[Mask]:
+    """The mask of each picture, in order; an empty one for a picture that could not be read, which is noted."""
+
+    def predict(batch: Batch) -> Tensor:
+        return ensemble(batch.image_of_scale)
+
+    def finish(batch: Batch, probability_u8_NHW: Tensor) -> list[Mask]:
+        mask_NHW = probability_u8_NHW[: len(batch.names)] >= cut
+        for place, name in enumerate(batch.names):
+            if name in batch.problems:
+                mask_NHW[place] = False
+        parts.note_unreadable(batch.problems)
+        on_gpu = mask_NHW.device.type == "cuda"
+        bounds = on_device.bounds(mask_NHW) if on_gpu else [None] * len(mask_NHW)
+        return list(zip(batch.names, mask_NHW.cpu().numpy(), bounds))
+
+    for masks in one_behind(predict, batches_of_pictures, finish):
+        yield from masks
+
+
+def proven_rows(masks: Iterator[Mask], every: int) -> Iterator[Row]:
+    """The rows of the masks, found by several threads; each, or only one of `every`, is decoded again and compared."""
+
+    def row(numbered: tuple[int, Mask]) -> Row:
+        number, (name, mask, bounds) = numbered
+        if number % every == 0:
+            return name, proven_text(mask, bounds)
+        return name, rle.text(rle.bounds(mask) if bounds is None else bounds)
+
+    return in_order(row, enumerate(masks))
+
+
+def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[dict[pathlib.Path, float], int]:
+    """Checkpoint -> its weight in the mean, and the cut as the smallest 8-bit value that counts as car.
+
+    The weights of several runs are those that the stage `blend` found; without it they are equal, and the cut is the
+    mean of the runs' own.
+    """
+    paths = {run.name: [run.fold(fold).best for fold in folds or run.trained_folds()] for run in runs}
+    for run in runs:
+        if not paths[run.name]:
+            raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+    if len(runs) == 1:
+        weights, cut = {runs[0].name: 1.0}, read_cut(runs[0].threshold)
+    elif joint.blend.is_file():
+        weights, cut = read_blend(joint.blend, runs), read_cut(joint.blend)
+    else:
+        weights = {run.name: 1 / len(runs) for run in runs}
+        cut = cut_from_share(sum(read_share_of_cut(run.threshold) for run in runs) / len(runs))
+    weight_of_path = {
+        path: weights[run.name] / len(paths[run.name]) for run in runs for path in paths[run.name] if weights[run.name]
+    }
+    return weight_of_path, cut
 
 
 def read_cut(path: pathlib.Path) -> int:
-    """The cut of `threshold.json` as the smallest 8-bit value that counts as car."""
+    """The cut of a `threshold.json` or `blend.json` as the smallest 8-bit value that counts as car."""
+    return cut_from_share(read_share_of_cut(path))
+
+
+def read_share_of_cut(path: pathlib.Path) -> float:
+    """The same as a probability, as it stands there."""
     try:
         share = json.loads(path.read_text())["cut"]
     except FileNotFoundError:
@@ -71,24 +171,72 @@ def read_cut(path: pathlib.Path) -> int:
         raise Problem(f"{path} is damaged; delete it and run `make threshold`.") from None
     if not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise Problem(f"{path}: the cut is {share!r}, but it must lie between 0 and 1.")
-    return cut_from_share(share)
+    return share
 
 
-def origin_of(run: Run, folds: list[int], trained: list[Settings], settings: Settings) -> dict[str, Any]:
-    """What the submission is made of, noted before the work begins. trained: the settings of each fold."""
-    found = json.loads(run.threshold.read_text())
+def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
+    """Run's name -> its weight, of a `blend.json`; they sum to 1 to the last digit, as those in the file may not."""
+    try:
+        found = json.loads(path.read_text())
+        weights = {str(name): float(weight) for name, weight in found["weights"].items()}
+        hashes = dict(found["checkpoints"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise Problem(f"{path} is damaged; delete it and run `make blend`.") from None
+    if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
+        raise Problem(f"{path} weighs the runs {', '.join(weights)}; choose another RUN=, or run `make blend` again.")
+    for checkpoint, digest in hashes.items():
+        if sha256(pathlib.Path(checkpoint)) != digest:
+            raise Problem(f"{path} was found with another {checkpoint}; run `make blend` again.")
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def open_pictures(settings: Settings) -> tuple[list[str], competition.Pictures]:
+    """The names of the sample submission, in its order, and the test pictures, which have them all."""
+    folder = pathlib.Path(settings.data.folder)
+    sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
+    names = sample["img"].tolist()
+    pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
+    if missing := sorted(set(names) - set(pictures.names)):
+        raise Problem(f"{folder} lacks {len(missing)} pictures of the sample submission, the first is {missing[0]}.")
+    return names, pictures
+
+
+def trace(settings: Settings) -> dict:
+    """Of the settings that one network predicts by, those on which a row may depend."""
+    return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
+
+
+def fingerprint(pictures: competition.Pictures, names: list[str]) -> str:
+    """Tells one set of test pictures from another, as far as names, sizes and the loose ones among them tell."""
+    files = pictures.files
+    archive_bytes = files.archive_path.stat().st_size if files.archive_path.is_file() else 0
+    text = "\n".join([*names, "loose", *sorted(files.loose), f"{archive_bytes} bytes at 1/{pictures.stored_scale}"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tell(*lines: str) -> None:
+    print("".join(line + "\n" for line in lines if line), end="")
+
+
+def origin_of(
+    joint: Run, runs: Sequence[Run], paths: list[pathlib.Path], trained: list[Settings], settings: Settings, cut: int
+) -> dict[str, Any]:
+    """What the submission is made of, noted before the work begins. trained: the settings of each checkpoint."""
+    source = runs[0].threshold if len(runs) == 1 else joint.blend
+    found = json.loads(source.read_text()) if source.is_file() else {}
     nearest, words = config.nearest(trained[0]) if all(other == trained[0] for other in trained) else ("", [])
     return {
-        "runs": [run.name],
-        "folds": folds,
-        "cut": found["cut"],
+        "runs": [run.name for run in runs],
+        "folds": sorted({int(path.parent.name.removeprefix("fold")) for path in paths}),
+        "cut": found.get("cut", cut_as_share(cut)),
         "oof_dice": found.get("oof_dice"),
         "oof_dice_cross_fitted": found.get("oof_dice_cross_fitted"),
         "config": nearest,
         "train_set": words,
         "predict_set": config.words_between(trained[0], settings),
         "config_sha256": hashlib.sha256("".join(dict.fromkeys(map(config.dump, trained))).encode()).hexdigest(),
-        "checkpoints": {str(path): sha256(path) for path in (run.fold(fold).best for fold in folds)},
+        "checkpoints": {str(path): sha256(path) for path in paths},
         "commit": git.commit(),
         "clean": git.is_clean(),
     }

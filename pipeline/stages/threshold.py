@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.carvana import car_of
-from pipeline.data.folds import read_folds
+from pipeline.data.folds import groups, read_folds
 from pipeline.files import sha256, write_json
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -19,16 +19,15 @@ from pipeline.problem import Problem
 
 def run(run: Run) -> None:
     names, histograms = read_oof(run)
-    table = read_folds(run.folds)
-    group_of_car = dict(zip(table["car_id"], table["make"].where(table["make"] != "", table["car_id"])))
-    groups = np.array([group_of_car.get(car_of(name), "") for name in names])
+    group_of_car = groups(read_folds(run.folds))
+    group = np.array([group_of_car.get(car_of(name), "") for name in names])
 
     scores = dice.dice_at_every_cut(histograms)
     cut = dice.best_cut(scores)
     result = {
         "cut": round(dice.cut_as_share(cut), 6),
         "oof_dice": round(float(scores[:, cut].mean()), 6),
-        "oof_dice_cross_fitted": round(cross_fitted(scores, groups), 6),
+        "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
     }
     write_json(run.threshold, result)

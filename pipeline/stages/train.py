@@ -40,7 +40,7 @@ from pipeline.model.build import build, count_parameters
 from pipeline.model.ema import Ema
 from pipeline.model.losses import mask_loss
 from pipeline.memory import (
-    found, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch, too_large,
+    LARGEST_TRIED, found, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch, too_large,
 )  # fmt: skip
 from pipeline.parallel import Processes, gradients_meet, processes
 from pipeline.paths import Fold, Run
@@ -155,7 +155,8 @@ def train_fold(
         network.train()
         with limited_to_free_memory(device):
             return largest_that_fits(
-                lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1), device
+                lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1),
+                at_most=LARGEST_TRIED[device.type],
             )
 
     def advice() -> str:

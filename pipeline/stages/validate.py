@@ -13,8 +13,8 @@ from pipeline.data.folds import read_folds, split
 from pipeline.files import replacing, sha256
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import histograms
-from pipeline.inference.load import load_network
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.load import batch_that_fits, load_network, member_of
+from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_from_share, dice_at_every_cut
 from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
@@ -43,19 +43,17 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     if not names:
         raise Problem(f"{folder} holds no picture of the cars of fold {fold} in {run.folds}; is it another folder?")
 
+    ensemble = Ensemble([member_of(network, settings, weight=1.0)], carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
     dataset = HeldOutPictures(pictures, names, settings.data.scale)
-    loader = held_out_loader(dataset, settings.predict.batch_size, settings.data.workers, device.type == "cuda")
-    predictor = Predictor(
-        [network], settings.predict.tta == "hflip", settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX
-    )
+    loader = held_out_loader(dataset, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
-        counts = histograms(predictor, batches, names, masks.read)
+    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        counts = histograms(lambda image: ensemble({settings.data.scale: image}), batches, names, masks.read)
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
         np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
-    flips = "flips averaged" if settings.predict.tta == "hflip" else "no flips"
     print(
-        f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, {flips}, "
+        f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, predict.tta {settings.predict.tta}, "
         f"over {len(dice)} held-out images, in {run.oof(fold)}."
     )

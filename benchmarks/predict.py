@@ -1,0 +1,224 @@
+"""`make bench-predict`: from test pictures to a submission, against the usual way; and the submission by itself.
+
+Pictures and masks are those of the competition where its folder is at hand, else drawn. The network is that of a
+trained run (--run), else one that learns for a minute from drawn cars. The last line is one JSON object of the
+figures, null where this machine cannot give one.
+"""
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import straightforward
+from benchmarks.submission import seconds_of, test_names
+from pipeline import carvana
+from pipeline.data import competition
+from pipeline.files import write_json
+from pipeline.inference.device import describe, pick_device
+from pipeline.inference.load import load_network
+from pipeline.masks import dice, rle
+from pipeline.paths import Run
+from pipeline.stages import demo_data
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DISTINCT_MASKS = 1000
+ENCODED_MASKS = 200
+STRAIGHTFORWARD_PICTURES = 100  # each costs the same, so that more would tell nothing new
+DRAWN_CARS, DRAWN_TEST_CARS = 13, 50
+HISTOGRAMS, CUT_SEARCH_PICTURES = 50, 5088
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data/carvana", help="a competition folder; without one cars are drawn")
+    parser.add_argument("--run", help="a trained run, whose first fold predicts")
+    parser.add_argument("--images", type=int, help="pictures to predict; default 800, with a GPU 20,000")
+    args = parser.parse_args()
+    device = pick_device()
+    on_gpu = device.type == "cuda"
+    images = args.images or (20_000 if on_gpu else 800)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        data = pathlib.Path(args.data)
+        is_real = (data / "test.zip").is_file()
+        drawn = draw(folder, with_test_set=not is_real)
+        source = data if is_real else drawn
+        print(f"{describe(device)}, torch {torch.__version__}, pictures of {source if is_real else 'drawn cars'}")
+        if args.run:
+            shutil.copytree(Run(args.run).folder, folder / "runs/bench", ignore=shutil.ignore_patterns("last*", "tb"))
+        else:
+            train_quickly(folder, drawn, "unet_640" if on_gpu else "cpu")
+        figures = (
+            encoder_figures(masks_of(source, ENCODED_MASKS))
+            | cut_search_figures(masks_of(source, HISTOGRAMS))
+            | submission_figures(folder, masks_of(source, DISTINCT_MASKS))
+            | prediction_figures(folder, source, images, device)
+        )
+    print(json.dumps({key: value if value is None else round(value, 4) for key, value in figures.items()}))
+
+
+def draw(folder: pathlib.Path, with_test_set: bool) -> pathlib.Path:
+    demo_data.run(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
+    return folder / "drawn"
+
+
+def masks_of(source: pathlib.Path, count: int) -> Iterator[NDArray[np.bool_]]:
+    """So many masks of a competition folder; where there are fewer, they come round again."""
+    masks = competition.open_masks(source)
+    return (masks.read(name) for name in itertools.islice(itertools.cycle(masks.names), count))
+
+
+def encoder_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
+    """In turn on each mask, so that a noisy neighbour disturbs all alike; medians."""
+    encoders = (rle.encode, straightforward.encode, straightforward.encode_without_corners)
+    seconds: list[list[float]] = []
+    for mask in masks:
+        assert not mask[0, 0] and not mask[-1, -1] and len({encode(mask) for encode in encoders}) == 1
+        seconds.append([seconds_of(lambda: encode(mask)) for encode in encoders])
+    ours, usual, lean = np.median(seconds, axis=0)
+    print(f"\n{'':60}{'ours':>9}{'usual':>9}{'ratio':>7}")
+    print_row("run lengths of a mask, ms", ours * 1e3, usual * 1e3)
+    print_row("run lengths of a mask, ms; a leaner one, wrong at corners", ours * 1e3, lean * 1e3)
+    return {"rle_ratio": usual / ours, "rle_ratio_lean": lean / ours, "rle_ms": ours * 1e3}
+
+
+def cut_search_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
+    """The time of one core beyond the network's, for the training set: histograms, and Dice at every cut."""
+    blurred = np.random.default_rng(0).integers(256, size=(carvana.HEIGHT_PX, carvana.WIDTH_PX), dtype=np.uint8)
+    counting_s = statistics.median(seconds_of(lambda: dice.histogram(blurred, mask)) for mask in masks)
+    histograms = np.random.default_rng(0).integers(9999, size=(CUT_SEARCH_PICTURES, 2, dice.CUTS), dtype=np.int32)
+    search_s = seconds_of(lambda: dice.best_cut(dice.dice_at_every_cut(histograms)))
+    total_s = counting_s * CUT_SEARCH_PICTURES + search_s
+    print_row(f"search among 256 cuts on {CUT_SEARCH_PICTURES} pictures, s of one core", total_s)
+    return {"cut_search_5088_s": total_s}
+
+
+def submission_figures(folder: pathlib.Path, masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
+    """In a process of its own: see `benchmarks/submission.py`."""
+    np.save(folder / "masks.npy", np.stack([np.packbits(mask) for mask in masks]))
+    words = ["-m", "benchmarks.submission", str(folder / "masks.npy"), str(folder)]
+    figures = json.loads(run_python(words, cwd=ROOT).splitlines()[-1])
+    for file in ("masks.npy", "submission.csv.gz", "solution.csv"):
+        (folder / file).unlink()
+    print_row("100,064 rows from ready masks: proven and written, s", figures["write_100064_s"])
+    print_row("  peak memory, the thousand masks as bits included, MB", figures["write_peak_mb"])
+    print_row("  checked, s", figures["check_100064_s"])
+    print_row("  scored, each row, s", figures["score_100064_s"])
+    return figures
+
+
+def prediction_figures(
+    folder: pathlib.Path, source: pathlib.Path, images: int, device: torch.device
+) -> dict[str, float | None]:
+    """From archive to submission, the process's start included; the usual way half before and half after."""
+    jpegs = test_set(folder, source, images)
+    run = Run("bench")
+    number = int(next((folder / run.folder).glob("fold*/best.pt")).parent.name.removeprefix("fold"))
+    network, settings = load_network(folder / run.fold(number).best, device)
+    cut = dice.cut_from_share(json.loads((folder / run.threshold).read_text())["cut"])
+    out = folder / "usual"
+    out.mkdir()
+
+    def usual_s(pictures: list[pathlib.Path]) -> float:
+        return seconds_of(lambda: straightforward.predict(network, settings.data.scale, pictures, out, cut))
+
+    def stage() -> None:
+        words = ["predict", "--run", "bench", "--fold", str(number), "--data", str(folder / "competition")]
+        if device.type == "cuda":
+            words += ["--set", "data.workers=12", "predict.compile=true", "predict.batch_size=16"]
+        run_python(["-m", "pipeline", *words], cwd=folder)
+
+    usual_s(jpegs[:2])  # what comes only once: kernels are chosen, libraries loaded
+    half = len(jpegs) // 2
+    before_s = usual_s(jpegs[:half])
+    with gpu_watched(device) as busy_shares:
+        ours_s = seconds_of(stage)
+    after_s = usual_s(jpegs[half:])
+    busy_share = statistics.mean(busy_shares[len(busy_shares) // 2 :]) if busy_shares else None  # in its stride
+    images_per_s, usual_images_per_s = images / ours_s, len(jpegs) / (before_s + after_s)
+    label = f"prediction of {images} pictures at 1/{settings.data.scale} with flips, images/s"
+    print_row(label, images_per_s, usual_images_per_s)
+    print_row("  share of the time that the GPU is busy", busy_share)
+    return {
+        "predict_ratio": images_per_s / usual_images_per_s,
+        "images_per_s": images_per_s,
+        "usual_images_per_s": usual_images_per_s,
+        "gpu_busy_share": busy_share,
+    }
+
+
+def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pathlib.Path]:
+    """A competition folder with so many test pictures, those of `source` over and over; some of them loose files."""
+    pictures = competition.Pictures(source, "test")
+    names = test_names(images)
+    target = folder / "competition"
+    target.mkdir()
+    (folder / "loose").mkdir()
+    with zipfile.ZipFile(target / "test.zip", "w") as archive:
+        for name, source_name in zip(names, itertools.cycle(pictures.names)):
+            archive.writestr(f"test/{name}", pictures.files.read(source_name))
+    with open(target / "sample_submission.csv", "w", newline="") as file:
+        csv.writer(file).writerows([carvana.SUBMISSION_HEADER, *((name, "1 1") for name in names)])
+    jpegs = [folder / "loose" / name for name in names[:STRAIGHTFORWARD_PICTURES]]
+    for path, source_name in zip(jpegs, itertools.cycle(pictures.names)):
+        path.write_bytes(pictures.files.read(source_name))
+    return jpegs
+
+
+def train_quickly(folder: pathlib.Path, drawn: pathlib.Path, config_name: str) -> None:
+    """A network whose masks look like cars: noise has a hundred times as many runs. And a cut."""
+    words = ["--config", str(ROOT / f"configs/{config_name}.yaml"), "--data", str(drawn), "--run", "bench"]
+    words += ["--set", "train.epochs=4", "train.compile=false"]
+    run_python(["-m", "pipeline", "folds", *words], cwd=folder)
+    run_python(["-m", "pipeline", "train", *words], cwd=folder)
+    write_json(folder / Run("bench").threshold, {"cut": 0.5})
+
+
+def run_python(words: list[str], cwd: pathlib.Path) -> str:
+    """What a Python of this checkout prints; its own errors are shown."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *words]
+    return subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@contextlib.contextmanager
+def gpu_watched(device: torch.device) -> Iterator[list[float]]:
+    """Shares of the time that the GPU is busy, several a second, in the list when the block is left."""
+    shares: list[float] = []
+    if device.type != "cuda":
+        yield shares
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    watcher = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+    try:
+        yield shares
+    finally:
+        watcher.terminate()
+        printed, _ = watcher.communicate()
+        shares += [int(line) / 100 for line in printed.splitlines() if line.strip().isdecimal()]
+
+
+def print_row(label: str, ours: float | None, usual: float | None = None) -> None:
+    """A dash stands for what is not measured."""
+    mine, theirs = (f"{value:.3g}" if value is not None else "-" for value in (ours, usual))
+    ratio = f"{max(ours, usual) / min(ours, usual):.2f}" if ours and usual else ""
+    print(f"{label:60}{mine:>9}{theirs if usual else '':>9}{ratio:>7}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

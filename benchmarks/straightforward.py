@@ -1,0 +1,56 @@
+"""The yardstick: how a test set of this competition is usually predicted.
+
+As in many public solutions of 2017, and in milesial/Pytorch-UNet's predict.py: one picture at a time is decoded at
+full size, resized, and goes through the network in float32, then its mirror image does. The mean is brought to full
+size and saved as a PNG. A second pass reads the PNGs, cuts them and writes the run lengths with pandas.
+"""
+import pathlib
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.images import small_shape
+from pipeline.model.build import Segmenter
+
+
+def encode(img: NDArray) -> str:
+    """The usual numpy encoder, as it stands in most public solutions; the concatenation widens pixels to 64 bits."""
+    pixels = img.flatten()
+    pixels = np.concatenate([[0], pixels, [0]])
+    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
+    runs[1::2] -= runs[::2]
+    return " ".join(str(x) for x in runs)
+
+
+def encode_without_corners(img: NDArray) -> str:
+    """A leaner one, which some used: right only where neither the first pixel nor the last is set."""
+    pixels = img.flatten()
+    runs = np.where(pixels[1:] != pixels[:-1])[0] + 2
+    runs[1::2] -= runs[::2]
+    return " ".join(map(str, runs))
+
+
+def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: pathlib.Path, cut: int) -> None:
+    """Pictures to `folder/submission.csv.gz`. cut: the smallest 8-bit value that counts as car."""
+    network = network.to(memory_format=torch.contiguous_format)
+    for path in jpegs:
+        cv2.imwrite(str(folder / f"{path.stem}.png"), probability_u8(network, scale, path))
+    texts = [encode(np.asarray(cv2.imread(str(folder / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE)) >= cut) for path in jpegs]
+    table = pd.DataFrame({"img": [path.name for path in jpegs], "rle_mask": texts})
+    table.to_csv(folder / "submission.csv.gz", index=False)
+
+
+@torch.inference_mode()
+def probability_u8(network: Segmenter, scale: int, path: pathlib.Path) -> NDArray[np.uint8]:
+    image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    height, width = image.shape[:2]
+    rows, columns = small_shape(height, width, scale)
+    small = torch.from_numpy(cv2.resize(image, (columns, rows))).to(network.mean.device)
+    image_NCHW = ((small.permute(2, 0, 1)[None] - network.mean) / network.std).contiguous()
+    share = network.network(image_NCHW).sigmoid()
+    flipped = network.network(image_NCHW.flip(3)).sigmoid().flip(3)
+    mean = ((share + flipped) / 2)[0, 0].cpu().numpy()
+    return (255 * cv2.resize(mean, (width, height))).astype(np.uint8)

@@ -1,0 +1,79 @@
+"""A complete submission of 100,064 rows from ready masks: written, checked and scored. Called by `make bench-predict`.
+
+`python -m benchmarks.submission MASKS.npy FOLDER` prints one JSON object. A process of its own, so that its peak
+memory is that of the work and of the masks, a bit a pixel, and not that of torch.
+"""
+import gzip
+import itertools
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import carvana
+from pipeline.leaderboard import writer
+from pipeline.leaderboard.check import check
+from pipeline.stages import score
+
+ROWS = carvana.TEST_IMAGES
+SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+
+def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
+    names = test_names(ROWS)
+    path = folder / "submission.csv.gz"
+    masks = cycled(np.load(masks_path))
+    write_s = seconds_of(lambda: writer.write(path, carvana.SUBMISSION_HEADER, zip(names, masks)))
+    write_peak_mb = peak_mb()
+    check_s = seconds_of(lambda: check(path, names))
+    write_solution(path, folder / "solution.csv")
+    score_s = seconds_of(lambda: score.run(path, folder / "solution.csv"))
+    figures = {
+        "write_100064_s": write_s,
+        "write_peak_mb": write_peak_mb,
+        "check_100064_s": check_s,
+        "score_100064_s": score_s,
+        "submission_mb": path.stat().st_size / 1e6,
+    }
+    print(json.dumps(figures))
+
+
+def test_names(count: int) -> list[str]:
+    cars = (f"{car:012x}" for car in itertools.count())
+    names = (carvana.image_name(car, view) for car in cars for view in carvana.VIEW_NUMBERS)
+    return list(itertools.islice(names, count))
+
+
+def cycled(packed_masks: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
+    """Masks from rows of bits, over and over."""
+    for bits in itertools.cycle(packed_masks):
+        yield np.unpackbits(bits).view(bool).reshape(SHAPE)
+
+
+def write_solution(submission: pathlib.Path, path: pathlib.Path) -> None:
+    """One that the submission meets exactly, each row of it scored."""
+    with gzip.open(submission, "rt") as rows, open(path, "w") as solution:
+        next(rows)
+        solution.write(",".join(carvana.SOLUTION_HEADER) + "\n")
+        solution.writelines(row.rstrip() + ",Private\n" for row in rows)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def peak_mb() -> float:
+    """The largest memory of this process so far."""
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e6
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))

@@ -1,0 +1,56 @@
+"""Any photo to one of the car alone, transparent where no car is."""
+import math
+import pathlib
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.data.images import small_shape
+from pipeline.inference.predictor import Ensemble
+from pipeline.problem import Problem
+
+EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
+
+
+def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
+    """RGB array (height, width, 3), upright as the camera noted. Raises Problem for what is no picture."""
+    try:
+        with Image.open(path) as photo:
+            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise Problem(f"{path} is no picture that can be read ({' '.join(str(error).split())[:120]}).") from None
+
+
+def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no car is.
+
+    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: a car
+    that fills it then has about the size of cars that they know.
+    """
+    height, width = photo.shape[:2]
+    share = np.zeros((height, width), np.float32)
+    cells = {scale: math.prod(small_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
+    side_px = {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}  # of a cell
+    for scale, side in side_px.items():
+        size = (max(1, round(width / side)), max(1, round(height / side)))
+        small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
+        with torch.inference_mode():
+            small_share = ensemble.weighted_share(scale, torch.from_numpy(small)[None])[0].cpu().numpy()
+        share += cv2.resize(small_share, (width, height), interpolation=cv2.INTER_CUBIC)
+    alpha = opacity(share, min(side_px.values()))
+    return np.dstack((np.where(alpha[..., None] > 0, photo, 0), alpha))
+
+
+def opacity(share: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
+    """0 to 255: 128 where the share is one half, and an edge that is `EDGE_PX` wide.
+
+    At an edge the share of a cell goes from 0 to 1 over the cell's side: so wide an edge would look blurred, and a
+    background of which the network is only nearly sure would shine through.
+    """
+    steepness = max(1.0, side_px / EDGE_PX)
+    return cv2.convertScaleAbs(np.clip((share - 0.5) * steepness + 0.5, 0, 1), alpha=255)

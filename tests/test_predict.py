@@ -1,0 +1,373 @@
+"""Prediction: killed and continued, shared out, averaged over runs, and past pictures that cannot be read."""
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import carvana, config
+from pipeline.__main__ import main
+from pipeline.leaderboard import writer
+from pipeline.leaderboard.parts import Parts
+from pipeline.leaderboard.submission import read_rows
+from pipeline.masks import rle
+from pipeline.model import checkpoint
+from pipeline.model.build import Segmenter
+from pipeline.problem import Problem
+from pipeline.stages.predict import proven_rows
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+ROWS = carvana.VIEWS  # of the one test car
+SETTINGS = """
+data: {scale: 8, folds: 2, workers: 0}
+model: {width: 16, depth: 2, patch: 2}
+train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, validate_every_epochs: 2}
+predict: {batch_size: 2, rows_per_part: 3}
+"""
+SUBMISSIONS = pathlib.Path("submissions")
+PARTS = SUBMISSIONS / ".one.parts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory: pytest.TempPathFactory, demo_folder: pathlib.Path) -> Iterator[None]:
+    """A run of two folds, briefly trained, and two that are made of it. One thread, as in test_whole_run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        pathlib.Path("one.yaml").write_text(SETTINGS)
+        for stage, words in {"folds": (), "train": ("--fold", "all")}.items():
+            assert main([stage, "--config", "one.yaml", "--data", str(demo_folder), *words]) == 0
+        pathlib.Path("runs/one/threshold.json").write_text('{"cut": 0.5}')
+        derive("two", weights_times=1.1, scale=8)
+        derive("fine", weights_times=1.0, scale=4)
+        yield
+    torch.set_num_threads(threads)
+
+
+def derive(name: str, weights_times: float, scale: int) -> None:
+    """A run with other weights than those of `one`, or that sees its pictures at another scale."""
+    shutil.copytree("runs/one", f"runs/{name}")
+    for path in pathlib.Path("runs", name).glob("fold*/best.pt"):
+        state = checkpoint.load(path, ("network", "settings"))
+        state["network"] = {
+            key: value * weights_times if value.is_floating_point() else value
+            for key, value in state["network"].items()
+        }
+        state["settings"]["data"]["scale"] = scale
+        checkpoint.save(path, state)
+
+
+@pytest.fixture(autouse=True)
+def no_parts() -> Iterator[None]:
+    yield
+    for folder in SUBMISSIONS.glob(".*.parts"):
+        shutil.rmtree(folder)
+
+
+def predict(*words: str) -> int:
+    return main(["predict", "--config", "one.yaml", *words])
+
+
+@pytest.fixture(scope="module")
+def whole(workplace: None) -> bytes:
+    """The submission of the run `one`, predicted in one go."""
+    assert predict() == 0
+    return (SUBMISSIONS / "one.csv.gz").read_bytes()
+
+
+def rows_of(path: pathlib.Path) -> dict[str, str]:
+    return dict(fields for _, fields in read_rows(path, carvana.SUBMISSION_HEADER))
+
+
+def mask(text: str) -> np.ndarray:
+    return rle.decode(text, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+
+# --- killed and continued ---------------------------------------------------------------------------
+
+
+def test_a_submission_has_its_rows_and_leaves_no_parts(whole: bytes) -> None:
+    masks = [mask(text) for text in rows_of(SUBMISSIONS / "one.csv.gz").values()]
+    assert len(masks) == ROWS
+    assert 0.01 < np.mean(masks) < 0.99  # there is something to compare
+    assert not PARTS.exists()
+
+
+KILL = """
+import json, os, random, signal, sys, time
+from pipeline.__main__ import main
+words, kills = sys.argv[1:], 20
+import pipeline.stages.predict  # once, so that a start takes no longer than a kill
+sys.stdout = open(os.devnull, "w")
+
+def start():
+    child = os.fork()
+    if child == 0:
+        os._exit(main(words))
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(), 0)[1] == 0
+whole_s = time.monotonic() - began
+chance = random.Random(0)
+killed, parts_left = 0, set()
+while killed < kills:
+    child = start()
+    time.sleep(chance.uniform(0, 0.8 * whole_s))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    parts_left.add(len([name for name in os.listdir("submissions/.one.parts") if name.endswith(".csv.gz")])
+                   if os.path.isdir("submissions/.one.parts") else 0)
+assert os.waitpid(start(), 0)[1] == 0
+json.dump({"killed": killed, "parts_left": sorted(parts_left)}, sys.stderr)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_20_times_at_random_moments_it_ends_with_the_same_bytes(whole: bytes) -> None:
+    command = [sys.executable, "-c", KILL, "predict", "--config", "one.yaml"]
+    (SUBMISSIONS / "one.csv.gz").unlink()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stderr)
+    assert told["killed"] == 20
+    assert len(told["parts_left"]) > 1, told  # so that some kills did come in the middle
+    assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
+    assert not PARTS.exists()
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+def kill_in_part(number: int, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    write_part = writer.write_part
+
+    def killed(path: pathlib.Path, rows: Iterator[writer.Row]) -> int:
+        if path.name == f"{number:05d}.csv.gz":
+            raise Killed
+        return write_part(path, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(writer, "write_part", killed)
+        predict(*words)
+
+
+def test_what_is_there_is_not_predicted_again(
+    whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    kill_in_part(4, monkeypatch)
+    seen = []
+    forward = Segmenter.forward
+    monkeypatch.setattr(Segmenter, "forward", lambda self, image: seen.append(len(image)) or forward(self, image))
+    assert predict() == 0
+    assert "4 of 6 parts are there already: going on" in capsys.readouterr().out
+    networks_and_flips = 2 * 2
+    assert len(seen) == networks_and_flips * (1 + 2 + 1)  # the trial, 3 pictures in batches of 2, and the last one
+    assert set(seen) == {2}  # batches of one shape
+    assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "cut", "settings", "pictures", "damage"])
+def test_parts_of_another_prediction_are_discarded(
+    whole: bytes, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: pathlib.Path
+) -> None:
+    kill_in_part(2, monkeypatch)
+    run, words, named = pathlib.Path("runs/one"), [], change
+    backup = shutil.copytree(run, tmp_path / "backup")
+    if change == "checkpoint":
+        shutil.copy("runs/two/fold0/best.pt", run / "fold0" / "best.pt")
+    elif change == "cut":
+        (run / "threshold.json").write_text('{"cut": 0.4}')
+    elif change == "settings":
+        words = ["--set", "predict.tta=none"]
+    elif change == "pictures":
+        folder = config.load(run / "fold0" / "config.yaml").data.folder
+        words = ["--data", str(shutil.copytree(folder, tmp_path / "competition"))]
+        some = next(iter(rows_of(SUBMISSIONS / "one.csv.gz")))
+        Image.new("RGB", (carvana.WIDTH_PX, carvana.HEIGHT_PX)).save(tmp_path / "competition" / some)
+    else:
+        (PARTS / "state.json").write_text("{")
+    capsys.readouterr()
+    try:
+        assert predict(*words) == 0
+    finally:
+        shutil.rmtree(run)
+        shutil.copytree(backup, run)
+    out = capsys.readouterr().out
+    assert ".one.parts had 2 parts" in out and "they are discarded" in out
+    assert change == "damage" or named in out
+    assert ((SUBMISSIONS / "one.csv.gz").read_bytes() == whole) == (change == "damage")
+    (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
+
+
+def test_a_part_that_is_damaged_is_a_problem_that_names_it(
+    whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    kill_in_part(4, monkeypatch)
+    part = PARTS / "00001.csv.gz"
+    part.write_bytes(part.read_bytes()[:-20])
+    assert predict() == 1
+    assert "00001.csv.gz" in capsys.readouterr().err
+    part.unlink()
+    assert predict() == 0
+    assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
+
+
+def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> None:
+    parts = Parts(tmp_path / "parts", ["a", "b", "c"], rows_per_part=2)
+    assert parts.open({"cut": 1}) == "" and parts.missing() == [0, 1]
+    parts.write(0, [("a", "1 2"), ("b", "")])
+    with pytest.raises(Problem, match=r"parts \[1\]"):
+        parts.join(tmp_path / "x.csv.gz", ("img", "rle_mask"))
+    with pytest.raises(AssertionError, match="part 1 has 2 rows"):
+        parts.write(1, [("c", "1 2"), ("d", "")])
+
+
+def test_all_rows_are_proven_or_a_sample_and_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    proven = []
+    monkeypatch.setattr(
+        "pipeline.stages.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
+    )
+    generator = np.random.default_rng(0)
+    masks = [(str(number), generator.random((5, 7)) < 0.4, None) for number in range(7)]
+    masks[1] = (*masks[1][:2], rle.bounds(masks[1][1]))  # as a GPU finds them
+    all_rows = list(proven_rows(iter(masks), every=1))
+    assert len(proven) == 7 and all_rows == [(name, rle.encode(mask)) for name, mask, _ in masks]
+    assert list(proven_rows(iter(masks), every=3)) == all_rows
+    assert len(proven) == 7 + 3
+
+
+# --- shared out -------------------------------------------------------------------------------------
+
+
+def test_two_processes_write_the_bytes_of_one(whole: bytes) -> None:
+    (SUBMISSIONS / "one.csv.gz").unlink()
+    command = [sys.executable, "-m", "pipeline", "predict", "--config", "one.yaml", "--gpus", "2"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and f"{ROWS} rows" in done.stdout
+    assert hashlib.sha256((SUBMISSIONS / "one.csv.gz").read_bytes()).digest() == hashlib.sha256(whole).digest()
+
+
+# --- pictures that cannot be read -------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
+    whole: bytes, demo_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    good = rows_of(SUBMISSIONS / "one.csv.gz")
+    bad = list(good)[7]
+    (demo_copy / bad).write_bytes(b"\xff\xd8 not the rest of it")
+    words = ("--run", "one", "--data", str(demo_copy))
+    assert predict(*words) == 1
+    assert bad in capsys.readouterr().err
+    kill_in_part(4, monkeypatch, *words, "--on-bad-image", "empty")  # after the bad one: it is remembered
+    assert predict(*words, "--on-bad-image", "empty") == 0
+    out = capsys.readouterr().out
+    assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
+    assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
+    (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
+
+
+def test_a_batch_that_does_not_fit_is_lowered_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    forward = Segmenter.forward
+
+    def forward_of_at_most_3(self: Segmenter, image_NHWC: torch.Tensor) -> torch.Tensor:
+        if len(image_NHWC) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, image_NHWC)
+
+    monkeypatch.setattr(Segmenter, "forward", forward_of_at_most_3)
+    assert predict("--run", "two", "--set", "predict.batch_size=8", "predict.tta=none") == 0
+    assert "Only 3 pictures at once fit" in capsys.readouterr().out
+
+
+# --- several runs -----------------------------------------------------------------------------------
+
+
+def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.CaptureFixture) -> None:
+    words = ("--runs", "one", "fine", "--fold", "0", "--set", "predict.tta=none")
+    assert predict(*words) == 0
+    assert "equal weights, mean cut" in capsys.readouterr().out
+    equal = (SUBMISSIONS / "one+fine.csv.gz").read_bytes()
+    assert main(["blend", "--config", "one.yaml", *words]) == 0
+    told = capsys.readouterr().out
+    blend = json.loads(pathlib.Path("runs/one+fine/blend.json").read_text())
+    assert set(blend["weights"]) == {"one", "fine"} and sum(blend["weights"].values()) == pytest.approx(1)
+    assert blend["images"] == 2 * carvana.VIEWS
+    assert blend["oof_dice"] >= blend["oof_dice_cross_fitted"] and blend["best_single_run"] in ("one", "fine")
+    assert f"{blend['gain_cross_fitted']:+.5f} against the best single run" in told
+    weights = {"weights": {"one": 0.0, "fine": 1.0}, "cut": 0.5}
+    pathlib.Path("runs/one+fine/blend.json").write_text(json.dumps(blend | weights))
+    assert predict(*words) == 0
+    assert (SUBMISSIONS / "one+fine.csv.gz").read_bytes() != equal
+    assert predict("--run", "fine", "--fold", "0", "--set", "predict.tta=none") == 0
+    assert (SUBMISSIONS / "one+fine.csv.gz").read_bytes() == (SUBMISSIONS / "fine.csv.gz").read_bytes()
+    shutil.rmtree("runs/one+fine")
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["blend", "--runs", "one"], "RUNS="),
+        (["blend", "--runs", "one", "none"], "No fold is trained in all of runs/one, runs/none"),
+        (["predict", "--runs", "one", "none"], "runs/none has no trained fold"),
+        (["cutout", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
+        (["cutout", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
+        (["cutout", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
+        (["cutout", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
+    ],
+)
+def test_a_problem_is_one_line(words: list[str], named: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*words, "--config", "one.yaml"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{words[0]}: ") and named in line
+
+
+def test_a_blend_of_other_weights_or_runs_is_a_problem(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pathlib.Path("runs/one+two/blend.json")
+    path.parent.mkdir()
+    good = {"weights": {"one": 0.5, "two": 0.5}, "cut": 0.5, "checkpoints": {"runs/one/fold0/best.pt": "0" * 64}}
+    for damaged, named in (
+        (json.dumps(good), "another runs/one/fold0/best.pt"),
+        (json.dumps(good | {"weights": {"one": 1.0}, "checkpoints": {}}), "weighs the runs one"),
+        ("{}", "damaged"),
+    ):
+        path.write_text(damaged)
+        assert predict("--runs", "one", "two") == 1
+        assert named in capsys.readouterr().err
+    shutil.rmtree(path.parent)
+
+
+def test_runs_with_other_folds_cannot_be_blended(capsys: pytest.CaptureFixture) -> None:
+    shutil.copytree("runs/two", "runs/other")
+    table = pathlib.Path("runs/other/folds.csv")
+    table.write_text("\n".join([(rows := table.read_text().splitlines())[0], *(r[:-1] + "0" for r in rows[1:])]) + "\n")
+    assert main(["blend", "--config", "one.yaml", "--runs", "one", "other"]) == 1
+    assert "runs/other/folds.csv differ" in capsys.readouterr().err
+    shutil.rmtree("runs/other")
+
+
+def test_a_photo_is_cut_out(tmp_path: pathlib.Path) -> None:
+    Image.new("RGB", (300, 200), (250, 250, 250)).save(tmp_path / "car.jpg")
+    words = ["--config", "one.yaml", "--out", str(tmp_path / "cut")]
+    assert main(["cutout", str(tmp_path / "car.jpg"), *words]) == 0
+    with Image.open(tmp_path / "cut" / "car.png") as cut:
+        assert cut.size == (300, 200) and cut.mode == "RGBA"
