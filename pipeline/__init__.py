@@ -14,6 +14,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     paths.py        every path that a stage reads or writes
     problem.py      the one exception that a user is meant to see
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
+    threads.py      work for several threads, its results in order
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
         demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
@@ -43,8 +44,8 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         blend           what each of several runs should weigh
         cutout          a photo with a transparent background
 
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram)
-    leaderboard/    submission (read), writer (each row proven), parts (what a kill leaves behind), check
+    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (both, on a GPU)
+    leaderboard/    submission (read), writer (each row proven), packing (gzip), parts (what a kill leaves behind), check
 
 `model/` and `masks/` know neither stages nor files of the competition; `data/` knows no network.
 """
