@@ -38,7 +38,8 @@ def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: p
     network = network.to(memory_format=torch.contiguous_format)
     for path in jpegs:
         cv2.imwrite(str(folder / f"{path.stem}.png"), probability_u8(network, scale, path))
-    texts = [encode(np.asarray(cv2.imread(str(folder / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE)) >= cut) for path in jpegs]
+    maps = (cv2.imread(str(folder / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) for path in jpegs)
+    texts = [encode(np.asarray(one) >= cut) for one in maps]
     table = pd.DataFrame({"img": [path.name for path in jpegs], "rle_mask": texts})
     table.to_csv(folder / "submission.csv.gz", index=False)
 

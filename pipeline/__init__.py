@@ -20,6 +20,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
     git.py  substage.py                 which code this is; a stage as a command of its own
     parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
+    threads.py      work for several threads, its results in order
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
         download  demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
@@ -53,10 +54,10 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         blend           what each of several runs should weigh
         cutout          a photo with a transparent background
 
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram)
+    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (both, on a GPU)
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
-        parts           what a kill leaves behind of a prediction
+        packing  parts  gzip by several threads; what a kill leaves behind of a prediction
         origin          what a submission was made of, by its content
         ledger          one row per submission, and what Kaggle says of it
         kaggle          the only file that knows Kaggle's client
