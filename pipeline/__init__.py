@@ -54,7 +54,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         blend           what each of several runs should weigh
         cutout          a photo with a transparent background
 
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (both, on a GPU)
+    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs)
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
         packing  parts  gzip by several threads; what a kill leaves behind of a prediction
