@@ -44,8 +44,8 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         blend           what each of several runs should weigh
         cutout          a photo with a transparent background
 
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (both, on a GPU)
-    leaderboard/    submission (read), writer (each row proven), packing (gzip), parts (what a kill leaves behind), check
+    masks/          what a mask is: rle (run lengths), dice (at every cut from a histogram), on_device (both on a GPU)
+    leaderboard/    submission (read), writer (each row proven), packing (gzip), parts (what a kill leaves), check
 
 `model/` and `masks/` know neither stages nor files of the competition; `data/` knows no network.
 """
