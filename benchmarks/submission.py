@@ -7,7 +7,6 @@ import gzip
 import itertools
 import json
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -69,10 +68,16 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def peak_mb() -> float:
-    """The largest memory of this process so far."""
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e6
+def peak_mb() -> float | None:
+    """The largest memory of this process so far; None where the system does not say.
+
+    Not `getrusage`, which counts what the process that started this one had.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
