@@ -43,12 +43,18 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 @contextlib.contextmanager
 def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
     """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise Problem(f"{path} could not be written: {error.strerror or error}.") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Problem(busy) from None
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise Problem(busy)  # its last holder has removed it meanwhile, and somebody may hold a new one
         yield
 
 

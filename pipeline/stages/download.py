@@ -5,19 +5,19 @@ has proven itself. `download.json` remembers what did, so that a second download
 """
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import pathlib
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline import carvana
 from pipeline.data.verify import Damaged, Follower, verify
-from pipeline.files import length_bytes, write_json
+from pipeline.files import length_bytes, locked, write_json
 from pipeline.leaderboard import kaggle
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -141,27 +141,17 @@ def draft_of(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / DRAFTS / name
 
 
-class alone_in:
-    """`with alone_in(folder):` Problem when another download works there; two would mix up their drafts."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
+@contextlib.contextmanager
+def alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Problem when another download works there: two would mix up their drafts. Nothing is left when all is done."""
+    lock = folder / DRAFTS / "lock"
+    with locked(lock, f"Another download into {folder} is under way; wait until it is done."):
         try:
-            (self.folder / DRAFTS).mkdir(parents=True, exist_ok=True)
-            self.file = open(self.folder / DRAFTS / "lock", "w")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Problem(f"Another download into {self.folder} is under way; wait until it is done.") from None
-        except OSError as error:
-            raise Problem(f"{self.folder} cannot be written: {error.strerror}; name another with DATA=.") from None
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        with contextlib.suppress(OSError):  # drafts of other files are there still
-            (self.folder / DRAFTS / "lock").unlink()
-            (self.folder / DRAFTS).rmdir()
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # drafts of other files may be there still
+                lock.unlink()
+                lock.parent.rmdir()
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
