@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pipeline.inference.device import describe
 from pipeline.problem import Problem
 
 LARGEST_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
@@ -45,7 +44,7 @@ def too_large(batch_size: int, scale: int) -> str:
 
 
 def smaller_batch(
-    batch_size: int, accumulate: int, processes: int, scale: int, largest: int | None, device: torch.device
+    batch_size: int, accumulate: int, processes: int, scale: int, largest: int | None, device: str
 ) -> str:
     """What to do when training ran out of memory. largest: pictures at once that were measured to fit, if any were."""
     what = f"The memory is too small for train.batch_size {batch_size} at data.scale {scale}"
@@ -63,9 +62,9 @@ def smaller_batch(
     )
 
 
-def found(pictures: int, scale: int, device: torch.device) -> str:
-    or_more = "or more " if pictures == LARGEST_TRIED[device.type] else ""
-    return f"{pictures} pictures at once {or_more}fit on {describe(device)}, at data.scale {scale}"
+def found(pictures: int, scale: int, device: str) -> str:
+    or_more = "or more " if pictures in LARGEST_TRIED.values() else ""
+    return f"{pictures} pictures at once {or_more}fit on {device}, at data.scale {scale}"
 
 
 def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:

@@ -80,5 +80,5 @@ def test_on_a_cpu_too_large_a_step_is_refused_and_not_killed() -> None:
 def test_the_advice_is_one_that_training_takes(
     batch_size: int, accumulate: int, processes: int, largest: int | None, named: str
 ) -> None:
-    sentence = smaller_batch(batch_size, accumulate, processes, 2, largest, torch.device("cpu"))
+    sentence = smaller_batch(batch_size, accumulate, processes, 2, largest, "CPU")
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and named in sentence

@@ -161,10 +161,11 @@ def train_fold(
 
     def advice() -> str:
         largest = largest_batch() if everyone.count == 1 else None
-        return smaller_batch(hyper.batch_size, hyper.accumulate, everyone.count, settings.data.scale, largest, device)
+        scale, name = settings.data.scale, describe(device)
+        return smaller_batch(hyper.batch_size, hyper.accumulate, everyone.count, scale, largest, name)
 
     if find_batch:
-        print(f"{found(largest_batch(), settings.data.scale, device)}.")
+        print(f"{found(largest_batch(), settings.data.scale, describe(device))}.")
         return
     if everyone.first:
         write_log(fold, log)  # a kill may have come between the checkpoint and its line
