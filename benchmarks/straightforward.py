@@ -36,9 +36,10 @@ def encode_without_corners(img: NDArray) -> str:
 def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: pathlib.Path, cut: int) -> None:
     """Pictures to `folder/submission.csv.gz`. cut: the smallest 8-bit value that counts as car."""
     network = network.to(memory_format=torch.contiguous_format)
-    for path in jpegs:
-        cv2.imwrite(str(folder / f"{path.stem}.png"), probability_u8(network, scale, path))
-    texts = [encode(cv2.imread(str(folder / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) >= cut) for path in jpegs]
+    pngs = [folder / f"{path.stem}.png" for path in jpegs]
+    for jpeg, png in zip(jpegs, pngs):
+        cv2.imwrite(str(png), probability_u8(network, scale, jpeg))
+    texts = [encode(np.asarray(cv2.imread(str(png), cv2.IMREAD_GRAYSCALE)) >= cut) for png in pngs]
     table = pd.DataFrame({"img": [path.name for path in jpegs], "rle_mask": texts})
     table.to_csv(folder / "submission.csv.gz", index=False)
 
