@@ -22,7 +22,6 @@ from pipeline.masks import rle
 from pipeline.model import checkpoint
 from pipeline.model.build import Segmenter
 from pipeline.problem import Problem
-from pipeline.stages.predict import proven_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ROWS = carvana.VIEWS  # of the one test car
@@ -236,18 +235,17 @@ def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> Non
         parts.write(1, [("c", "1 2"), ("d", "")])
 
 
-def test_all_rows_are_proven_or_a_sample_and_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_the_rows_is_proven_where_the_config_says_so(
+    whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proven = []
     monkeypatch.setattr(
         "pipeline.stages.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
     )
-    generator = np.random.default_rng(0)
-    masks = [(str(number), generator.random((5, 7)) < 0.4, None) for number in range(7)]
-    masks[1] = (*masks[1][:2], rle.bounds(masks[1][1]))  # as a GPU finds them
-    all_rows = list(proven_rows(iter(masks), every=1))
-    assert len(proven) == 7 and all_rows == [(name, rle.encode(mask)) for name, mask, _ in masks]
-    assert list(proven_rows(iter(masks), every=3)) == all_rows
-    assert len(proven) == 7 + 3
+    for every in (1, 5):
+        assert predict("--set", f"predict.prove_every_rows={every}") == 0
+        assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
+    assert len(proven) == ROWS + 4  # rows 0, 5, 10, 15
 
 
 # --- shared out -------------------------------------------------------------------------------------

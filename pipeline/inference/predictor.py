@@ -57,8 +57,7 @@ class Ensemble:
         if self.device.type == "cuda":
             return to_bytes_on_device(self.full_size_on_device(shares))
         images = range(len(shares[self.scales[0]]))
-        rounded = in_order(lambda image: torch.from_numpy(to_bytes(self.full_size(shares, image))), images)
-        return torch.stack(list(rounded))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: to_bytes(self.full_size(shares, image)), images))))
 
     @torch.inference_mode()
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
@@ -67,7 +66,7 @@ class Ensemble:
         if self.device.type == "cuda":
             return self.full_size_on_device(shares)
         images = range(len(shares[self.scales[0]]))
-        return torch.stack(list(in_order(lambda image: torch.from_numpy(self.full_size(shares, image)), images)))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: self.full_size(shares, image), images))))
 
     def weighted_shares(self, image_of_scale: ByScale) -> ByScale:
         return {scale: self.weighted_share(scale, image_of_scale[scale]) for scale in self.scales}

@@ -66,8 +66,9 @@ def proven_text(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None
 
     bounds: of its runs, as `rle.bounds` gives them, where they are known already.
     """
-    text = rle.encode(mask) if bounds is None else rle.text(bounds)
-    if not rle.is_mask_of(rle.parse(text, mask.size), mask):
+    bits = rle.bits(mask)
+    text = rle.text(rle.bounds_of_bits(bits) if bounds is None else bounds)
+    if not rle.is_mask_of(rle.parse(text, mask.size), bits):
         raise AssertionError("run lengths do not decode to the mask that they were made of; this is a bug")
     return text
 

@@ -26,16 +26,28 @@ def bounds(mask: NDArray) -> NDArray[np.int64]:
 
     mask: as for `encode`.
     """
-    # A bit a pixel, so that all but the first step touches an eighth of the bytes: 64 pixels are one number, and
-    # where it differs from the same pixels moved on by one, runs begin or end. Pixels around the mask are not set.
+    return bounds_of_bits(bits(mask))
+
+
+def bits(mask: NDArray) -> NDArray[np.uint64]:
+    """A mask, as for `encode`, with a bit a pixel: what is done on it touches an eighth of the bytes.
+
+    Pixel i is bit i % 64, counted from the lowest, of number i // 64. At least one bit behind the last pixel is 0.
+    """
     words = np.zeros(mask.size // 64 + 1, "<u8")
     words.view(np.uint8)[: -(-mask.size // 8)] = np.packbits(mask, axis=None, bitorder="little")
+    return words
+
+
+def bounds_of_bits(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """`bounds` of a mask from its `bits`."""
+    # Where pixels differ from the same pixels moved on by one, runs begin or end. Pixels around the mask are not set.
     moved = words << 1
     moved[1:] |= words[:-1] >> 63
     changes = words ^ moved
     changed = np.flatnonzero(changes != 0)  # numpy finds what is set 4 times as fast among bools as among numbers
-    bits = np.unpackbits(changes[changed].view(np.uint8), bitorder="little").view(bool)
-    positions = np.flatnonzero(bits)
+    pixels = np.unpackbits(changes[changed].view(np.uint8), bitorder="little").view(bool)
+    positions = np.flatnonzero(pixels)
     return (64 * changed[positions // 64] + positions % 64).reshape(-1, 2)
 
 
@@ -89,16 +101,20 @@ def fill(bounds: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_
     return flat.reshape(height, width)
 
 
-def is_mask_of(bounds: NDArray[np.int64], mask: NDArray[np.bool_]) -> bool:
-    """Whether the mask of runs with these bounds, as `parse` gives them, is `mask`, to the last pixel.
+def is_mask_of(bounds: NDArray[np.int64], words: NDArray[np.uint64]) -> bool:
+    """Whether the mask of runs with these bounds, as `parse` gives them, is that of these `bits`, to the last pixel.
 
-    It is if all pixels in the runs are set and there are no more that are set. This takes 0.2 ms of 1918x1280
-    pixels; to fill a mask and compare the two takes 0.6.
+    It is if all pixels in the runs are set and there are no more that are set. Counting them takes 0.1 ms of
+    1918x1280 pixels; to fill a mask and compare the two takes 0.6.
     """
-    if np.count_nonzero(mask) != (bounds[:, 1] - bounds[:, 0]).sum():
-        return False
-    pixels = mask.tobytes()
-    return all(pixels.find(0, begin, end) == -1 for begin, end in bounds.tolist())
+    set_in_word = np.bitwise_count(words)
+    set_to_end_of_word = np.cumsum(set_in_word, dtype=np.int64)
+    word, bit = bounds // 64, (bounds % 64).astype(np.uint64)
+    from_bit_on = np.bitwise_count(words[word] >> bit)
+    set_before = set_to_end_of_word[word] - from_bit_on
+    lengths = bounds[:, 1] - bounds[:, 0]
+    all_set = np.array_equal(set_before[:, 1] - set_before[:, 0], lengths)
+    return all_set and bool(set_to_end_of_word[-1] == lengths.sum())
 
 
 def dice_score(prediction: NDArray[np.int64], truth: NDArray[np.int64]) -> float:

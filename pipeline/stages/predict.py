@@ -34,10 +34,9 @@ from pipeline.parallel import processes
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.threads import batches, in_order
+from pipeline.threads import batches
 
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
-Mask = tuple[str, NDArray, NDArray | None]  # name of the picture, its mask, bounds of the runs where they are known
 
 
 def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), forgive: bool = False) -> None:
@@ -85,8 +84,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
         on_gpu = everyone.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
         with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
-            masks = masks_of(ensemble, loader, cut, parts)
-            rows = proven_rows(masks, settings.predict.prove_every_rows)
+            rows = rows_of(ensemble, loader, cut, settings.predict.prove_every_rows, parts)
             total = sum(len(parts.names_of(number)) for number in mine)
             shown_rows = iter(progress(rows, "test", wanted=everyone.first, total=total))
             for number in mine:
@@ -101,36 +99,39 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
 
 
-def masks_of(ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, parts: Parts) -> Iterator[Mask]:
-    """The mask of each picture, in order; an empty one for a picture that could not be read, which is noted."""
+def rows_of(
+    ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, prove_every: int, parts: Parts
+) -> Iterator[Row]:
+    """The row of each picture, in order; an empty one for a picture that could not be read, which is noted.
+
+    One row of `prove_every` is decoded again and compared with its mask.
+    """
+    numbers = itertools.count()
 
     def predict(batch: Batch) -> Tensor:
         return ensemble(batch.image_of_scale)
 
-    def finish(batch: Batch, probability_u8_NHW: Tensor) -> list[Mask]:
-        mask_NHW = probability_u8_NHW[: len(batch.names)] >= cut
-        for place, name in enumerate(batch.names):
-            if name in batch.problems:
-                mask_NHW[place] = False
+    def finish(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
+        """Text at once: masks that outlive their batch leave holes in the memory, 1 MB a picture with glibc 2.36."""
         parts.note_unreadable(batch.problems)
-        on_gpu = mask_NHW.device.type == "cuda"
-        bounds = on_device.bounds(mask_NHW) if on_gpu else [None] * len(mask_NHW)
-        return list(zip(batch.names, mask_NHW.cpu().numpy(), bounds))
+        rows = []
+        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, cut)):
+            proven = next(numbers) % prove_every == 0
+            text = proven_text(mask, bounds) if proven else rle.text(bounds)
+            rows.append((name, "" if name in batch.problems else text))
+        return rows
 
-    for masks in one_behind(predict, batches_of_pictures, finish):
-        yield from masks
+    for rows in one_behind(predict, batches_of_pictures, finish):
+        yield from rows
 
 
-def proven_rows(masks: Iterator[Mask], every: int) -> Iterator[Row]:
-    """The rows of the masks, found by several threads; each, or only one of `every`, is decoded again and compared."""
-
-    def row(numbered: tuple[int, Mask]) -> Row:
-        number, (name, mask, bounds) = numbered
-        if number % every == 0:
-            return name, proven_text(mask, bounds)
-        return name, rle.text(rle.bounds(mask) if bounds is None else bounds)
-
-    return in_order(row, enumerate(masks))
+def masks_and_bounds(probability_u8_NHW: Tensor, cut: int) -> Iterable[tuple[NDArray, NDArray]]:
+    """The mask of each prediction, bool (height, width), and the bounds of its runs, as `rle.bounds` gives them."""
+    if probability_u8_NHW.device.type == "cuda":
+        mask_NHW = probability_u8_NHW >= cut
+        return zip(mask_NHW.cpu().numpy(), on_device.bounds(mask_NHW))
+    masks = (probability_u8 >= cut for probability_u8 in probability_u8_NHW.numpy())
+    return ((mask, rle.bounds(mask)) for mask in masks)
 
 
 def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[dict[pathlib.Path, float], int]:
