@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.inference.device import no_kernel_told
 from pipeline.memory import (
     LARGEST_TRIED, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch,
 )  # fmt: skip
@@ -82,3 +83,11 @@ def test_the_advice_is_one_that_training_takes(
 ) -> None:
     sentence = smaller_batch(batch_size, accumulate, processes, 2, largest, "CPU")
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and named in sentence
+
+
+def test_an_operation_without_a_deterministic_kernel_is_a_problem_and_other_errors_are_themselves() -> None:
+    with pytest.raises(Problem, match="^cumsum_cuda_kernel has no deterministic kernel here; train without"):
+        with no_kernel_told():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+    with pytest.raises(RuntimeError, match="shapes"), no_kernel_told():
+        raise RuntimeError("shapes cannot be multiplied")

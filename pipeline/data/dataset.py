@@ -58,8 +58,7 @@ class TrainingPictures(Dataset):
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         epoch, index = draw
         image, target = self.decode(index)
-        seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        return self.augment(image, target, int(seed))
+        return self.augment(image, target, seed_of(self.seed, epoch, index))
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         if self.cache is not None and self.cache[2][index]:
@@ -197,6 +196,11 @@ def leave_the_group(worker: int) -> None:
     They end when the trainer tells them to, or within seconds of its death.
     """
     os.setpgid(0, 0)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 32 bits for each set of numbers, unlike those of its neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def stack(arrays: list[NDArray]) -> Tensor:

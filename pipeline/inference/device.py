@@ -1,8 +1,11 @@
 """Where the network runs, and in which precision."""
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
+
+from pipeline.problem import Problem
 
 
 def pick_device() -> torch.device:
@@ -49,6 +52,18 @@ def set_up(deterministic: bool) -> None:
     if deterministic:
         # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextlib.contextmanager
+def no_kernel_told() -> Iterator[None]:
+    """Turn torch's error about an operation that has no deterministic kernel into a Problem."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).split(" does not have")[0]
+        raise Problem(f"{operation} has no deterministic kernel here; train without --deterministic.") from None
 
 
 def describe(device: torch.device) -> str:

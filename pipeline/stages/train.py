@@ -8,8 +8,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,10 +26,11 @@ from pipeline.data.dataset import (
     TrainingPictures,
     copied_ahead,
     held_out_loader,
+    seed_of,
     training_loader,
 )
 from pipeline.files import locked, write_text
-from pipeline.inference.device import autocast, describe, loss_scaler, set_up
+from pipeline.inference.device import autocast, describe, loss_scaler, no_kernel_told, set_up
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.predictor import Predictor
 from pipeline.masks import dice
@@ -323,23 +323,6 @@ def open_pictures(
         TrainingPictures(pictures, masks, training, scale, change, hyper.seed, cache, full_size),
         HeldOutPictures(pictures, held_out, scale),
     )
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed for each set of numbers, unlike those of its neighbours."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def no_kernel_told() -> Iterator[None]:
-    """Turn torch's error about an operation that has no deterministic kernel into a Problem."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
-            raise
-        operation = str(error).split(" does not have")[0]
-        raise Problem(f"{operation} has no deterministic kernel here; train without --deterministic.") from None
 
 
 def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
