@@ -26,12 +26,56 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    folder: str = "data/carvana"  # what Kaggle serves; --data wins over it
+    kind: Literal["carvana", "nyuv2", "folder"] = "carvana"  # who reads it: data/collection.py
+    folder: str = "data/carvana"  # what Kaggle serves, or that kind's own; --data wins over it
     hq: bool = False  # read train_hq and test_hq
     scale: Literal[1, 2, 4, 8] = 2  # pictures are read at 1/scale
+    height: Count | None = None  # folder: pictures are brought to this size; null: all have that of the first
+    width: Count | None = None
+    inputs: Literal["rgb", "rgbd"] = "rgb"  # nyuv2: rgbd has depth as a fourth channel
     folds: Annotated[int, Field(ge=2)] = 5
     workers: Annotated[int, Field(ge=0)] = 8  # processes that read and augment; 0: none but the trainer
     cache: bool = False  # keep decoded pictures in memory: 0.5 GB at 1/8, 2 GB at 1/4, of 3,400 pictures
+
+
+class Task(Section):
+    """What a pixel is: object or not (binary), or one of several classes (multiclass)."""
+
+    kind: Literal["binary", "multiclass"] = "binary"
+    classes: list[str] | Annotated[int, Field(ge=2)] = []  # names by index; a number where the data know the names
+    class_weights: list[Weight] = []  # of the cross-entropy, one a class; none: 1 each
+    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255  # folder: the value of pixels that are not judged
+
+    @property
+    def count(self) -> int:
+        """How many classes; 0 when binary."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As far as the config knows them."""
+        return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else tuple(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        """Maps of logits that a network has for it."""
+        return self.count or 1
+
+    @model_validator(mode="after")
+    def is_one_task(self) -> "Task":
+        if self.kind == "binary":
+            if self.count or self.class_weights:
+                raise ValueError("classes and class_weights are for task.kind multiclass, but it is binary")
+            return self
+        if self.count < 2:
+            raise ValueError("multiclass needs classes: at least two names, or how many there are")
+        if len(set(self.names)) < self.count or not all(self.names):
+            raise ValueError("two classes have the same name, or one has none")
+        if self.class_weights and len(self.class_weights) != self.count:
+            raise ValueError(f"there are {len(self.class_weights)} class_weights for {self.count} classes")
+        if self.class_weights and not any(self.class_weights):
+            raise ValueError("class_weights are all 0, so that nothing is left to learn from")
+        return self
 
 
 class Augment(Section):
@@ -66,6 +110,12 @@ class Loss(Section):
     lovasz: Weight = 0.0
     edge_weight: Weight = 0.0  # bce counts cells near an edge 1 + edge_weight times, the others once
     edge_px: Count = 2  # so many cells of the network's grid are near
+
+    @property
+    def binary_terms(self) -> dict[str, float]:
+        """Terms, and their weights, that several classes do not have."""
+        names = ("jaccard", "focal", "lovasz", "edge_weight")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def has_a_term(self) -> "Loss":
@@ -106,11 +156,29 @@ class Predict(Section):
 
 class Settings(Section):
     data: Data = Data()
+    task: Task = Task()
     augment: Augment = Augment()
     model: Model = Model()
     loss: Loss = Loss()
     train: Train = Train()
     predict: Predict = Predict()
+
+    @model_validator(mode="after")
+    def goes_together(self) -> "Settings":
+        kind, task = self.data.kind, self.task.kind
+        if kind == "carvana" and task != "binary":
+            raise ValueError("task.kind is multiclass, but data.kind carvana is cars or not; set data.kind")
+        if kind == "nyuv2" and task != "multiclass":
+            raise ValueError("data.kind nyuv2 has many classes; set task.kind multiclass and task.classes 13, 40 or 894")
+        if self.data.inputs == "rgbd" and kind != "nyuv2":
+            raise ValueError(f"data.inputs rgbd is for data.kind nyuv2, but it is {kind}; set it to rgb")
+        if (self.data.height is None) != (self.data.width is None):
+            raise ValueError("data.height and data.width go together; set both, or neither")
+        if self.data.height and kind != "folder":
+            raise ValueError(f"data.height and data.width are for data.kind folder, but it is {kind}")
+        if task == "multiclass" and (unfit := [key for key, value in self.loss.binary_terms.items() if value]):
+            raise ValueError(f"loss.{unfit[0]} is for task.kind binary; a multiclass loss has bce and dice")
+        return self
 
 
 def load(path: pathlib.Path, overrides: list[str] = []) -> Settings:
@@ -205,7 +273,7 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "value_error":  # a sentence of our own, about several keys of a section
-        return f"{key}: {first['ctx']['error']}."
+        return f"{key}: {first['ctx']['error']}." if key else f"{first['ctx']['error']}."
     if first["type"] != "extra_forbidden":
         return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
     *parents, unknown = first["loc"]

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import carvana
+from pipeline.data import folds
 from pipeline.data.archive import DAMAGE, FileSet, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
@@ -86,6 +87,33 @@ class GifMasks:
 
 
 Masks = CsvMasks | GifMasks
+
+
+class Carvana:
+    """The training set as a `data.collection.Collection`, checked. hq: the pictures with less JPEG compression."""
+
+    height, width, channels = carvana.HEIGHT_PX, carvana.WIDTH_PX, 3
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, folder: pathlib.Path, hq: bool):
+        self.where = str(folder)
+        self.pictures = Pictures(folder, "train_hq" if hq else "train")
+        self.masks = open_masks(folder)
+        make_of_car = read_makes(folder)
+        self.make_of_car = {car: make_of_car[car] for car in check_training_set(self.pictures, self.masks, make_of_car)}
+        self.names, self.stored_scale = self.pictures.names, self.pictures.stored_scale
+
+    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
+        return self.pictures.read(name, scale)
+
+    def target(self, name: str, scale: int) -> NDArray[np.uint8]:
+        return self.masks.coverage(name, scale)
+
+    def truth(self, name: str) -> NDArray[np.bool_]:
+        return self.masks.read(name)
+
+    def folds(self, count: int) -> pd.DataFrame:
+        return folds.assign(self.make_of_car, count)
 
 
 def open_masks(folder: pathlib.Path) -> Masks:

@@ -1,4 +1,4 @@
-"""Cross-validation folds that no make crosses.
+"""Cross-validation folds that no make crosses, or no group of whatever else the pictures show.
 
 Makes that never occur in training cover 17 % of the test cars. A network that is judged on cars of makes
 that it has seen, or even on another view of the same car, is judged too well.
@@ -10,6 +10,9 @@ from sklearn.model_selection import GroupKFold
 
 from pipeline.carvana import car_of
 from pipeline.problem import Problem
+
+# Of a `folds.csv`: what is held out as a whole, its group, the fold. The first column tells them apart.
+HEADERS = (["car_id", "make", "fold"], ["image", "group", "fold"])
 
 
 def normal_make(make: str) -> str:
@@ -33,22 +36,45 @@ def assign(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
     return table
 
 
+def assign_groups(group_of_image: dict[str, str], folds: int) -> pd.DataFrame:
+    """One row an image, `image, group, fold`, sorted by image; text, text, int. An image without a group is one itself."""
+    images = sorted(group_of_image)
+    groups = [group_of_image[image] for image in images]
+    group = [group or f"alone: {image}" for image, group in zip(images, groups)]
+    if len(set(group)) < folds:
+        raise Problem(f"data.folds is {folds}, but the pictures have only {len(set(group))} groups.")
+    table = pd.DataFrame({"image": images, "group": groups, "fold": 0})
+    for fold, (_, held_out) in enumerate(GroupKFold(folds).split(images, groups=group)):
+        table.loc[held_out, "fold"] = fold
+    return table
+
+
+def unit_of(name: str, table: pd.DataFrame) -> str:
+    """What is held out with this picture, as the table's first column names it: its car, or the picture itself."""
+    return car_of(name) if table.columns[0] == "car_id" else name
+
+
 def read_folds(path: pathlib.Path) -> pd.DataFrame:
     """The table that `assign` made, from `folds.csv`; Problem when it is missing or damaged."""
     if not path.is_file():
         raise Problem(f"There is no {path}; run `make folds` first.")
     try:
-        table = pd.read_csv(path, dtype={"car_id": str, "make": str, "fold": int}, keep_default_na=False)
+        text = dict.fromkeys(("car_id", "make", "image", "group"), str)
+        table = pd.read_csv(path, dtype={**text, "fold": int}, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise Problem(f"{path} is damaged ({error}); delete it and run `make folds`.") from None
-    if list(table.columns) != ["car_id", "make", "fold"]:
+    if list(table.columns) not in HEADERS:
         raise Problem(f"{path} must have the columns car_id,make,fold; delete it and run `make folds`.")
     return table
 
 
 def groups(table: pd.DataFrame) -> dict[str, str]:
-    """Car -> the group that no choice may be judged across: its make, or itself where that is not known."""
-    return dict(zip(table["car_id"], table["make"].where(table["make"] != "", table["car_id"])))
+    """Car -> the group that no choice may be judged across: its make, or itself where that is not known.
+
+    Of a table of images: image -> its group.
+    """
+    unit, group, _ = table.columns
+    return dict(zip(table[unit], table[group].where(table[group] != "", table[unit])))
 
 
 def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[str], list[str]]:
@@ -58,8 +84,8 @@ def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[
     """
     if fold not in set(table["fold"]):
         raise Problem(f"There is no fold {fold}; the folds are 0 to {table['fold'].max()}.")
-    fold_of_car = dict(zip(table["car_id"], table["fold"]))
-    folds = [fold_of_car.get(car_of(name)) for name in image_names]
+    fold_of_unit = dict(zip(table[table.columns[0]], table["fold"]))
+    folds = [fold_of_unit.get(unit_of(name, table)) for name in image_names]
     training = [name for name, its_fold in zip(image_names, folds) if its_fold not in (None, fold)]
     held_out = [name for name, its_fold in zip(image_names, folds) if its_fold == fold]
     return training, held_out

@@ -74,6 +74,27 @@ def decode_gif_mask(data: bytes, height: int, width: int, where: str) -> NDArray
     return values.view(bool)
 
 
+def averaged(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """A whole picture (height, width) or (height, width, channels) brought to 1/scale by averages, on the grid above.
+
+    For pictures that are no JPEG; cells that hang over the right or lower edge see its pixels repeated.
+    """
+    rows, columns = small_shape(image.shape[0], image.shape[1], scale)
+    overhang = (rows * scale - image.shape[0], columns * scale - image.shape[1])
+    if any(overhang):
+        image = cv2.copyMakeBorder(image, 0, overhang[0], 0, overhang[1], cv2.BORDER_REPLICATE)
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA) if scale > 1 else image
+
+
+def picked(indices: NDArray, scale: int) -> NDArray:
+    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel at its middle, or the edge's."""
+    rows, columns = small_shape(indices.shape[0], indices.shape[1], scale)
+    row, column = (
+        np.minimum(np.arange(cells) * scale + scale // 2, side - 1) for cells, side in zip((rows, columns), indices.shape)
+    )
+    return indices[np.ix_(row, column)]
+
+
 def coverage(mask: NDArray[np.bool_], scale: int) -> NDArray[np.uint8]:
     """The share of each cell that the object covers, 0 to 255, uint8 array (rows, columns) at 1/scale.
 

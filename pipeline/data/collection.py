@@ -1,0 +1,60 @@
+"""What the engine knows of the pictures that it learns from: no more than a `Collection`.
+
+Three readers stand behind it, and `data.kind` in a config chooses one: the competition's archives (`competition`),
+NYU Depth v2's one file (`nyuv2`), or a plain folder of images and masks (`image_folder`). A reader is imported when it
+is wanted. A fourth is a class with the names below and a line in `open_collection`.
+"""
+import pathlib
+from typing import Protocol
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.config import Data, Task
+
+
+class Collection(Protocol):
+    """Pictures with the truth about them, all of one size, checked when opened as far as that costs no decoding.
+
+    An instance may be handed to forked workers; one that keeps a file open opens it again in each process. Methods
+    raise Problem for what cannot be read. Class indices are uint8 up to 255 classes and uint16 beyond; the largest
+    value of the dtype marks pixels that are not judged (`pipeline.masks.confusion.ignored`).
+    """
+
+    names: list[str]  # of all pictures with a truth, sorted
+    height: int  # pixels at full size
+    width: int
+    stored_scale: int  # 1, or the scale at which a light copy of the pictures was made
+    channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
+    classes: tuple[str, ...]  # their names, by index; of a binary collection ()
+    where: str  # the folder or file, for messages
+
+    def read(self, name: str, scale: int) -> NDArray:
+        """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.small_shape`."""
+
+    def target(self, name: str, scale: int) -> NDArray:
+        """What a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""
+
+    def truth(self, name: str) -> NDArray:
+        """What it is judged by at full size: mask bool (height, width), or class indices."""
+
+    def folds(self, count: int) -> pd.DataFrame:
+        """Which unit is held out when: a table with the columns of `data.folds.HEADERS`, by whole groups.
+
+        count: how many folds; a collection with an official split may have its own. Problem when it cannot be.
+        """
+
+
+def open_collection(data: Data, task: Task, folder: pathlib.Path) -> Collection:
+    """The collection in `folder`, read as these settings say. Raises Problem where it is not what they say."""
+    if data.kind == "nyuv2":
+        from pipeline.data.nyuv2 import NyuV2  # needs h5py, which the others do not
+
+        return NyuV2(folder, classes=task.count, inputs=data.inputs)
+    if data.kind == "folder":
+        from pipeline.data.image_folder import ImageFolder
+
+        return ImageFolder(folder, task.names, task.ignore_index, data.height, data.width)
+    from pipeline.data.competition import Carvana
+
+    return Carvana(folder, data.hq)
