@@ -1,0 +1,243 @@
+"""NYU Depth v2: 1,449 pictures of rooms with depth, each pixel labelled with one of 894 words, in one file.
+
+`nyu_depth_v2_labeled.mat` is MATLAB 7.3, that is HDF5 with all axes reversed: `images` uint8 (pictures, 3, columns,
+rows), `labels` uint16 (pictures, columns, rows) with 0 for no label and k for the k-th of `names`, `depths` float32
+in m, `names` and `scenes` references to arrays of UTF-16 codes. Silberman, Hoiem, Kohli and Fergus, ECCV 2012,
+https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html. Of its 2.8 GB only what is asked for is read.
+
+The words become 13 or 40 classes (`nyuv2_classes`), or stay as many classes as they are.
+"""
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.io
+from numpy.typing import NDArray
+
+from pipeline.data import folds, nyuv2_classes
+from pipeline.data.images import averaged, picked
+from pipeline.masks.confusion import ignored, index_dtype
+from pipeline.problem import Problem
+
+FILE, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
+TEST_FOLD, TRAINING_FOLD = 0, 1  # FOLD=0 trains on the 795 pictures and judges on the 654
+CLASS_OF_WORD = {
+    13: (nyuv2_classes.CLASSES_13, nyuv2_classes.class_of_13),
+    40: (nyuv2_classes.CLASSES_40, nyuv2_classes.class_of_40),
+}
+# A byte of depth is even in 1/m, as is what a Kinect measures: its own step is 2.85e-3 m at 1 m and grows with the
+# square of the depth (Khoshelham and Elberink 2012, https://doi.org/10.3390/s120201437); ours is 1.8 times that.
+NEAR_M, FAR_M = 0.7, 10.0
+
+
+class NyuV2:
+    """The file as a `data.collection.Collection`. Pictures are called 0001 to 1449, as the data set counts them.
+
+    folder: where the file lies, and `splits.mat` if there is one; or the file itself.
+    classes: 13, 40, or how many words it names (894). inputs: "rgb", or "rgbd" for depth as a fourth channel.
+    Raises Problem for a file that is missing, cut short, no MATLAB 7.3, or does not hold what it should.
+    """
+
+    stored_scale = 1
+
+    def __init__(self, folder: pathlib.Path, classes: int, inputs: str):
+        self.path = folder if folder.is_file() else folder / FILE
+        self.where = str(self.path)
+        self.channels = 4 if inputs == "rgbd" else 3
+        check_format(self.path)
+        with opened(self.path) as file:  # and closed again: a forked process must not share it
+            check_arrays(file, self.path, with_depth=self.channels == 4)
+            pictures, _, self.width, self.height = file["images"].shape
+            self.words = texts(file, "names", self.path)
+            scenes = texts(file, "scenes", self.path)
+        if len(scenes) != pictures:
+            raise Problem(f"{self.path} has {pictures} images but {len(scenes)} scenes; download it again.")
+        self.names = [name_of(index) for index in range(pictures)]
+        self.room_of = dict(zip(self.names, map(room_of_scene, scenes)))
+        self.classes, self.class_of_label = class_table(self.words, classes, self.path)
+        self.file: h5py.File | None = None
+        self.file_owner = -1  # the process that opened it
+
+    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
+        """RGB, and with rgbd the depth from 0 near to 255 far: uint8 (rows, columns, channels) at 1/scale."""
+        image = self.array("images", name)
+        if self.channels == 4:
+            image = np.concatenate([image, depth_bytes(self.array("depths", name))[None]])
+        return averaged(np.ascontiguousarray(image.T), scale)
+
+    def target(self, name: str, scale: int) -> NDArray:
+        """Class indices (rows, columns) at 1/scale, of the dtype that `truth` has."""
+        return picked(self.truth(name), scale)
+
+    def truth(self, name: str) -> NDArray:
+        """Class indices (height, width); uint8 up to 255 classes, else uint16; its largest value: no label."""
+        labels = self.array("labels", name).T
+        if labels.max() >= len(self.class_of_label):
+            raise Problem(
+                f"{self.path}: the labels of picture {name} reach {labels.max()}, but `names` has only "
+                f"{len(self.words)} words; download it again."
+            )
+        return self.class_of_label[labels]
+
+    def folds(self, count: int) -> pd.DataFrame:
+        """Columns image, group (the room) and fold: the official split where it is there, else whole rooms by chance.
+
+        Of the official split fold 0 holds out the test pictures, so that FOLD=0 is trained on the training pictures.
+        """
+        splits = self.path.with_name(SPLITS)
+        if not splits.is_file():
+            return folds.assign_groups(self.room_of, count)
+        fold_of = official_folds(splits, self.names)
+        rows = [(name, self.room_of[name], fold_of[name]) for name in sorted(fold_of)]
+        return pd.DataFrame(rows, columns=folds.HEADERS[1])
+
+    def array(self, dataset: str, name: str) -> NDArray:
+        """That of one picture, as it is stored. Workers and threads may ask for one at any time."""
+        if self.file_owner != os.getpid():
+            if self.file is not None:  # of the process that this one was forked from; they would share its position
+                self.file.close()
+            self.file, self.file_owner = open_file(self.path), os.getpid()
+        try:
+            return self.file[dataset][int(name) - 1]
+        except OSError as error:
+            raise Problem(f"{self.path}: {dataset} of {name} is damaged ({error}); download it again.") from None
+
+
+def name_of(index: int) -> str:
+    return f"{index + 1:04d}"
+
+
+def room_of_scene(scene: str) -> str:
+    """`living_room_0047a` and `living_room_0047b` are parts of one recording, and so of one room."""
+    return re.sub(r"(?<=\d)[a-z]$", "", scene)
+
+
+def class_table(words: list[str], classes: int, path: pathlib.Path) -> tuple[tuple[str, ...], NDArray]:
+    """Names of the classes, and of each label, from 0 for none, its class: array (words + 1,)."""
+    dtype = index_dtype(classes)
+    if classes in CLASS_OF_WORD:
+        names, class_of = CLASS_OF_WORD[classes]
+        indices = [names.index(class_of(word)) for word in words]
+    elif classes == len(words):
+        names, indices = tuple(words), list(range(classes))
+    else:
+        raise Problem(
+            f"task.classes is {classes}, but {path} has 13 or 40 classes, or {len(words)} words; set it to one of them."
+        )
+    return names, np.array([ignored(dtype), *indices], dtype)
+
+
+def depth_bytes(depth_m: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0 at 0.7 m or nearer, 255 at 10 m or farther, even in 1/m; what was not measured (0, nan) counts as far."""
+    measured = np.where(depth_m > 0, depth_m, FAR_M)
+    share = (1 / NEAR_M - 1 / np.clip(measured, NEAR_M, FAR_M)) / (1 / NEAR_M - 1 / FAR_M)
+    return np.rint(share * 255).astype(np.uint8)
+
+
+# --- the door -------------------------------------------------------------------------------------
+
+
+def check_format(path: pathlib.Path) -> None:
+    """MATLAB 7.3 by its first bytes, or Problem."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(128)
+    except FileNotFoundError:
+        raise Problem(
+            f"There is no {path}; `make download CONFIG=configs/nyuv2.yaml` says where to get it, "
+            "or name its folder with DATA=."
+        ) from None
+    except OSError as error:
+        raise Problem(f"{path} cannot be read: {error.strerror}.") from None
+    if head.startswith(b"MATLAB 5.0"):
+        raise Problem(f"{path} is a MATLAB 5 file, but the data set is MATLAB 7.3 (HDF5); save it with -v7.3.")
+    if not h5py.is_hdf5(path):
+        size_bytes = path.stat().st_size
+        if head.startswith(b"MATLAB 7.3"):
+            raise Problem(f"{path} is cut short after {size_bytes} bytes; download it again.")
+        raise Problem(
+            f"{path} is no MATLAB 7.3 file: its {size_bytes} bytes begin with {head[:16]!r}; download it again."
+        )
+
+
+def open_file(path: pathlib.Path) -> h5py.File:
+    """Without a lock, which a reader does not need and a read-only disk may not give."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "truncated" in str(error):
+            size_bytes = path.stat().st_size
+            raise Problem(f"{path} is cut short after {size_bytes} bytes; download it again.") from None
+        raise Problem(f"{path} cannot be opened ({error}); download it again.") from None
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[h5py.File]:
+    """Open for a look at what it holds; what HDF5 stumbles over is a Problem."""
+    with open_file(path) as file:
+        try:
+            yield file
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise Problem(f"{path} is damaged ({error}); download it again.") from None
+
+
+def check_arrays(file: h5py.File, path: pathlib.Path, with_depth: bool) -> None:
+    """All that is wanted is there, of the right kind, and with its axes in MATLAB's order; or Problem."""
+    wanted = ("images", "labels", "names", "scenes", *(["depths"] if with_depth else []))
+    for name in wanted:
+        if not isinstance(file.get(name), h5py.Dataset):
+            there = ", ".join(key for key in file if not key.startswith("#"))
+            raise Problem(f"{path} has no dataset {name}, only {there or 'none'}; download it again.")
+    shape = file["images"].shape
+    if len(shape) != 4 or shape[1] != 3 or shape[2] < shape[3] or not shape[0]:
+        raise Problem(
+            f"{path}: images is {shape}, but it must be (pictures, 3, columns, rows), as (1449, 3, 640, 480); "
+            "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
+        )
+    for name in sorted({"labels", "depths"} & set(wanted)):
+        if file[name].shape != (shape[0], *shape[2:]):
+            raise Problem(
+                f"{path}: {name} is {file[name].shape}, but images, {shape}, want {(shape[0], *shape[2:])}; "
+                "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
+            )
+    for name, kinds in {"images": "u1", "labels": "u", "depths": "f"}.items():
+        if name in wanted and not file[name].dtype.str[1:].startswith(kinds):
+            kind = {"images": "uint8", "labels": "uint16", "depths": "float32"}[name]
+            raise Problem(f"{path}: {name} is {file[name].dtype}, but it must be {kind}; download it again.")
+
+
+def texts(file: h5py.File, name: str, path: pathlib.Path) -> list[str]:
+    """A MATLAB cell array of texts."""
+    cell = file[name]
+    if h5py.check_ref_dtype(cell.dtype) is None:
+        raise Problem(f"{path}: {name} is {cell.dtype}, but it must be references to texts; download it again.")
+    return [file[reference][()].tobytes().decode("utf-16-le") for reference in cell[()].ravel()]
+
+
+def official_folds(path: pathlib.Path, names: list[str]) -> dict[str, int]:
+    """Name -> fold of the pictures in `splits.mat`, whose `trainNdxs` and `testNdxs` count from 1."""
+    try:
+        table = scipy.io.loadmat(path)
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise Problem(f"{path} cannot be read as a MATLAB 5 file ({reason}); download it again.") from None
+    fold_of: dict[str, int] = {}
+    for key, fold in {"trainNdxs": TRAINING_FOLD, "testNdxs": TEST_FOLD}.items():
+        if key not in table or not table[key].size or table[key].dtype.kind not in "uif":
+            raise Problem(f"{path} has no pictures in {key}; download it again, or remove it to split by rooms.")
+        for number in table[key].ravel().tolist():
+            if number not in range(1, len(names) + 1):
+                raise Problem(
+                    f"{path}: {key} names picture {number}, but there are 1 to {len(names)}; "
+                    "it belongs to another file: remove it to split by rooms."
+                )
+            name = name_of(int(number) - 1)
+            if name in fold_of:
+                raise Problem(f"{path} names picture {number} twice; download it again, or remove it to split by room.")
+            fold_of[name] = fold
+    return fold_of
