@@ -12,6 +12,8 @@ download: ## bring the competition's files from Kaggle, whole or not at all (HQ 
 	$(call stage,download,$(call switch,--hq,HQ)$(foreach name,$(ONLY), --only $(call quote,$(name))))
 demo-data: ## draw a synthetic competition folder (CARS TEST_CARS SEED)
 	$(call stage,demo-data,$(demo_flags))
+demo-rooms: ## draw rooms in a file of the structure of NYU Depth v2 (SCENES SEED SPLITS)
+	$(call stage,demo-rooms,$(call given,--scenes,SCENES)$(call given,--seed,SEED)$(call switch,--splits,SPLITS))
 shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE QUALITY)
 	$(call stage,shrink,$(call given,--out,OUT)$(call given,--scale,SCALE)$(call given,--quality,QUALITY))
 folds: ## split the training cars into folds that no make crosses
@@ -89,7 +91,9 @@ clean: ## remove caches; data, runs and submissions stay
 ## OFFLINE=1                demo: without the server that stands in for Kaggle
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
-## SEED=0                   demo, demo-data: another number draws other cars
+## SEED=0                   demo, demo-data, demo-rooms: another number draws other cars, or rooms
+## SCENES=48                demo-rooms: rooms, of four pictures each
+## SPLITS=1                 demo-rooms: a splits.mat, too, with the first half of the rooms to train on
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
 ## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
 ## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
@@ -149,8 +153,8 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-run_python := demo download demo-data shrink folds train find-batch validate threshold blend predict cutout check \
-	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
+run_python := demo download demo-data demo-rooms shrink folds train find-batch validate threshold blend predict cutout \
+	check submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \

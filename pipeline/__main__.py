@@ -36,13 +36,19 @@ def download(args: argparse.Namespace) -> None:
     from pipeline.stages import download as stage
 
     settings = settings_of(args)
-    stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only)
+    stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only, settings.data.kind)
 
 
 def demo_data(args: argparse.Namespace) -> None:
     from pipeline.stages import demo_data as stage
 
     stage.run(pathlib.Path(args.data or "data/demo"), args.cars, args.test_cars, args.seed)
+
+
+def demo_rooms(args: argparse.Namespace) -> None:
+    from pipeline.stages import demo_rooms as stage
+
+    stage.run(pathlib.Path(args.data or "data/rooms"), args.scenes, args.height, args.width, args.seed, args.splits)
 
 
 def shrink(args: argparse.Namespace) -> None:
@@ -253,6 +259,12 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--hq", action="store_true", help="the pictures with less JPEG compression")
     stage.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these files alone")
     add_drawing(add("demo-data", demo_data, "draw a synthetic competition folder"))
+    stage = add("demo-rooms", demo_rooms, "draw rooms in a file of the structure of NYU Depth v2")
+    stage.add_argument("--scenes", type=int, default=48, help="rooms, of four pictures each")
+    stage.add_argument("--height", type=int, default=240, help="of a picture, in pixels")
+    stage.add_argument("--width", type=int, default=320)
+    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)

@@ -64,9 +64,9 @@ def test_a_stage_is_a_target_whose_flags_it_takes(stage: str) -> None:
         CONFIG="c.yaml", FOLD="1", DATA="my data", RUN="it's", SET="a.b=1 c.d=x", FILE="a b.csv", SOLUTION="s.csv",
         CARS="3", TEST_CARS="2", SEED="7", OUT="o", SCALE="4", QUALITY="80", MESSAGE="it's; so", DRY_RUN="1",
         FORCE="1", LEDGER="my ledger", ROW="3", GO="1", OFFLINE="1", HQ="1", ONLY="a.zip",
-        RUNS="a b", PHOTO="x.jpg y.png", GPUS="2", ON_BAD_IMAGE="empty",
+        RUNS="a b", PHOTO="x.jpg y.png", GPUS="2", ON_BAD_IMAGE="empty", SCENES="6", SPLITS="1",
     )  # fmt: skip
-    switches = ("DRY_RUN", "FORCE", "GO", "OFFLINE", "HQ")
+    switches = ("DRY_RUN", "FORCE", "GO", "OFFLINE", "HQ", "SPLITS")
     *_, command = commands(stage, *(f"{name}={value}" for name, value in given.items()))
     args = build_parser().parse_args(command[3:])
     assert (args.stage, args.config, args.data, args.run) == (stage, "c.yaml", "my data", "it's")

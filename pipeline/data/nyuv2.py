@@ -3,7 +3,7 @@
 `nyu_depth_v2_labeled.mat` is MATLAB 7.3, that is HDF5 with all axes reversed: `images` uint8 (pictures, 3, columns,
 rows), `labels` uint16 (pictures, columns, rows) with 0 for no label and k for the k-th of `names`, `depths` float32
 in m, `names` and `scenes` references to arrays of UTF-16 codes. Silberman, Hoiem, Kohli and Fergus, ECCV 2012,
-https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html. Of its 2.8 GB only what is asked for is read.
+PAGE below. Of its 2.8 GB only what is asked for is read.
 
 The words become 13 or 40 classes (`nyuv2_classes`), or stay as many classes as they are.
 """
@@ -26,6 +26,8 @@ from pipeline.problem import Problem
 
 FILE, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 TEST_FOLD, TRAINING_FOLD = 0, 1  # FOLD=0 trains on the 795 pictures and judges on the 654
+PAGE = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
+SPLITS_URL = "http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat"
 CLASS_OF_WORD = {
     13: (nyuv2_classes.CLASSES_13, nyuv2_classes.class_of_13),
     40: (nyuv2_classes.CLASSES_40, nyuv2_classes.class_of_40),
@@ -106,6 +108,13 @@ class NyuV2:
             return self.file[dataset][int(name) - 1]
         except OSError as error:
             raise Problem(f"{self.path}: {dataset} of {name} is damaged ({error}); download it again.") from None
+
+
+def where_to_get(folder: pathlib.Path) -> str:
+    return (
+        f"There is no {folder / FILE}, and Kaggle has none: get the labelled data set (2.8 GB) from {PAGE} "
+        f"and, for the official split, {SPLITS_URL}; put both into {folder}, or draw rooms with `make demo-rooms`."
+    )
 
 
 def name_of(index: int) -> str:

@@ -30,8 +30,14 @@ TABLES = ("metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip"
 Manifest = dict[str, dict[str, Any]]  # file name -> bytes, mtime_ns, verified (when)
 
 
-def run(folder: pathlib.Path, hq: bool, only: list[str]) -> None:
-    """hq: the sets with less JPEG compression; only: these files alone, when any are named."""
+def run(folder: pathlib.Path, hq: bool, only: list[str], kind: str = "carvana") -> None:
+    """hq: the sets with less JPEG compression; only: these files alone, when any are named.
+
+    kind: as `data.kind`. What is not Kaggle's is not fetched: it is looked at, or Problem says where it comes from.
+    """
+    if kind != "carvana":
+        look_at(folder, kind)
+        return
     for mark in MADE_HERE:
         if (folder / mark).exists():
             raise Problem(f"{folder} holds {mark}, so it is not Kaggle's; name another folder with DATA=.")
@@ -49,6 +55,19 @@ def run(folder: pathlib.Path, hq: bool, only: list[str]) -> None:
         if to_fetch:
             fetch_all(client, folder, {name: sizes[name] for name in to_fetch}, manifest)
     print(f"{folder}: all is there and verified.")
+
+
+def look_at(folder: pathlib.Path, kind: str) -> None:
+    if kind != "nyuv2":
+        raise Problem(f"The pictures of data.kind {kind} are your own: there is nothing to fetch into {folder}.")
+    from pipeline.data import nyuv2  # needs h5py, which Kaggle's files do not
+
+    if not (folder / nyuv2.FILE).is_file():
+        raise Problem(nyuv2.where_to_get(folder))
+    collection = nyuv2.NyuV2(folder, classes=40, inputs="rgbd")
+    split = "the official split" if (folder / nyuv2.SPLITS).is_file() else "no splits.mat, so that folds go by rooms"
+    rooms = len(set(collection.room_of.values()))
+    print(f"{collection.where}: {len(collection.names)} pictures of {rooms} rooms, {split}.")
 
 
 def names_of(hq: bool) -> list[str]:
