@@ -11,6 +11,7 @@ import contextlib
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator
 
 import h5py
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.io
 from numpy.typing import NDArray
+from scipy.io.matlab import MatReadError
 
 from pipeline.data import folds, nyuv2_classes
 from pipeline.data.images import averaged, picked
@@ -191,8 +193,8 @@ def opened(path: pathlib.Path) -> Iterator[h5py.File]:
     with open_file(path) as file:
         try:
             yield file
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise Problem(f"{path} is damaged ({error}); download it again.") from None
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:  # h5py raises all of these
+            raise Problem(f"{path} is damaged ({error}); download it again.") from error
 
 
 def check_arrays(file: h5py.File, path: pathlib.Path, with_depth: bool) -> None:
@@ -225,14 +227,17 @@ def texts(file: h5py.File, name: str, path: pathlib.Path) -> list[str]:
     cell = file[name]
     if h5py.check_ref_dtype(cell.dtype) is None:
         raise Problem(f"{path}: {name} is {cell.dtype}, but it must be references to texts; download it again.")
-    return [file[reference][()].tobytes().decode("utf-16-le") for reference in cell[()].ravel()]
+    targets = [file[reference] for reference in cell[()].ravel()]
+    if not all(isinstance(target, h5py.Dataset) and target.dtype == np.uint16 for target in targets):
+        raise Problem(f"{path}: {name} refers to something that is no text; download it again.")
+    return [target[()].tobytes().decode("utf-16-le") for target in targets]
 
 
 def official_folds(path: pathlib.Path, names: list[str]) -> dict[str, int]:
     """Name -> fold of the pictures in `splits.mat`, whose `trainNdxs` and `testNdxs` count from 1."""
     try:
         table = scipy.io.loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise Problem(f"{path} cannot be read as a MATLAB 5 file ({reason}); download it again.") from None
     fold_of: dict[str, int] = {}

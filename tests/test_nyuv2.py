@@ -1,0 +1,345 @@
+"""NYU Depth v2: the real file's reader on drawn rooms of its structure, its class tables, and what may be wrong."""
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from numpy.typing import NDArray
+
+from pipeline.data import nyuv2, nyuv2_classes, rooms
+from pipeline.data.nyuv2 import FILE, SPLITS, NyuV2, depth_bytes, room_of_scene
+from pipeline.problem import Problem
+from pipeline.stages import demo_rooms, download
+
+SCENES, HEIGHT_PX, WIDTH_PX = 4, 48, 64
+PICTURES = SCENES * demo_rooms.VIEWS
+
+
+@pytest.fixture(scope="session")
+def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Sixteen tiny pictures of four rooms; tests only read it."""
+    folder = tmp_path_factory.mktemp("nyuv2") / "rooms"
+    demo_rooms.run(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    return folder
+
+
+@pytest.fixture
+def rooms_copy(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy that a test may damage."""
+    return pathlib.Path(shutil.copytree(rooms_folder, tmp_path / "rooms_copy"))
+
+
+def view(picture: int) -> rooms.View:
+    """The drawing that the picture, counted from 0, was made from."""
+    scene, number = divmod(picture, demo_rooms.VIEWS)
+    room_m, boxes = rooms.make_room(list(rooms.KINDS)[scene], scene)
+    return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("picture", [0, 7, PICTURES - 1])
+def test_pictures_depth_and_classes_come_back_as_they_were_drawn(rooms_folder: pathlib.Path, picture: int) -> None:
+    drawn, name = view(picture), f"{picture + 1:04d}"
+    collection = NyuV2(rooms_folder, classes=13, inputs="rgbd")
+    image = collection.read(name, scale=1)
+    np.testing.assert_array_equal(image[..., :3], drawn.image)
+    np.testing.assert_array_equal(image[..., 3], depth_bytes(drawn.depth_m))
+    truth = collection.truth(name)
+    classes = [nyuv2_classes.CLASSES_13.index(nyuv2_classes.class_of_13(word)) for word in rooms.WORDS]
+    np.testing.assert_array_equal(truth, np.where(drawn.words >= 0, np.array(classes)[drawn.words], 255))
+    assert truth.dtype == np.uint8 and truth.shape == (collection.height, collection.width)
+
+
+def test_pictures_and_classes_share_a_grid_at_every_scale(rooms_folder: pathlib.Path) -> None:
+    collection = NyuV2(rooms_folder, classes=40, inputs="rgb")
+    for scale in (1, 2, 4, 8):
+        grid = (HEIGHT_PX // scale, WIDTH_PX // scale)
+        assert collection.read("0003", scale).shape == (*grid, collection.channels)
+        assert collection.target("0003", scale).shape == grid
+
+
+def test_all_894_words_are_classes_of_their_own(rooms_folder: pathlib.Path) -> None:
+    collection = NyuV2(rooms_folder, classes=894, inputs="rgb")
+    truth, words = collection.truth("0001"), view(0).words
+    assert truth.dtype == np.uint16 and len(collection.classes) == 894
+    found = np.array((*collection.classes, "")).astype(object)[np.where(truth == 65535, 894, truth)]
+    assert (found == np.array((*rooms.WORDS, ""), object)[words]).all()
+    assert truth[truth < 65535].max() > 255
+
+
+def test_each_forked_process_opens_the_file_for_itself(rooms_folder: pathlib.Path) -> None:
+    collection = NyuV2(rooms_folder, classes=13, inputs="rgbd")
+    expected = [collection.read(name, 1) for name in collection.names]  # now it is open here
+    children = []
+    for _ in range(2):
+        if not (child := os.fork()):
+            same = all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))
+            os._exit(0 if same and collection.file_owner == os.getpid() else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))
+
+
+def test_depth_is_0_near_and_255_far_or_where_there_is_none() -> None:
+    depths_m = np.array([0.3, 0.7, 1.0, 3.0, 10.0, 12.0, 0.0, np.nan, np.inf], np.float32)
+    assert depth_bytes(depths_m).tolist() == [0, 0, 82, 210, 255, 255, 255, 255, 255]
+
+
+def test_the_file_itself_may_be_named_too(rooms_folder: pathlib.Path) -> None:
+    assert NyuV2(rooms_folder / FILE, classes=13, inputs="rgb").names == [f"{n:04d}" for n in range(1, PICTURES + 1)]
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def test_without_an_official_split_no_room_is_on_both_sides(rooms_copy: pathlib.Path) -> None:
+    (rooms_copy / SPLITS).unlink()
+    table = NyuV2(rooms_copy, classes=13, inputs="rgb").folds(3)
+    assert (table.groupby("group")["fold"].nunique() == 1).all() and table["group"].nunique() == SCENES
+    assert set(table["fold"]) == {0, 1, 2} and len(table) == PICTURES
+
+
+def test_fold_0_of_the_official_split_holds_out_its_test_pictures(rooms_folder: pathlib.Path) -> None:
+    table = NyuV2(rooms_folder, classes=13, inputs="rgb").folds(5)
+    split = scipy.io.loadmat(rooms_folder / SPLITS)
+    assert table["image"][table["fold"] == 0].astype(int).tolist() == split["testNdxs"].ravel().tolist()
+    assert table["image"][table["fold"] == 1].astype(int).tolist() == split["trainNdxs"].ravel().tolist()
+
+
+def test_parts_of_a_recording_are_one_room() -> None:
+    assert room_of_scene("living_room_0047a") == room_of_scene("living_room_0047b") == "living_room_0047"
+    assert room_of_scene("cafe") == "cafe"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"testNdxs": np.array([[9], [PICTURES + 1]])}, r"testNdxs names picture 17, but there are 1 to 16"),
+        ({"trainNdxs": np.array([[0], [1]])}, r"trainNdxs names picture 0, but there are 1 to 16"),
+        ({"testNdxs": np.array([[8], [9]])}, r"names picture 8 twice"),
+        ({"testNdxs": np.zeros((0, 1))}, r"has no pictures in testNdxs"),
+        ({"trainNdxs": np.array(["1"])}, r"has no pictures in trainNdxs"),
+        ({"testNdxs": np.array([[9.5]])}, r"testNdxs names picture 9\.5"),
+    ],
+)  # fmt: skip
+def test_a_split_that_does_not_fit_is_told(rooms_copy: pathlib.Path, change: dict[str, NDArray], sentence: str) -> None:
+    split = {"trainNdxs": np.arange(1, 9)[:, None], "testNdxs": np.arange(9, 17)[:, None]} | change
+    scipy.io.savemat(rooms_copy / SPLITS, split)
+    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    with pytest.raises(Problem, match=sentence):
+        collection.folds(2)
+
+
+@pytest.mark.parametrize("data", [b"", b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + b"\xff" * 40, b"<html>" * 50])
+def test_a_damaged_split_is_told(rooms_copy: pathlib.Path, data: bytes) -> None:
+    (rooms_copy / SPLITS).write_bytes(data)
+    with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no pictures)"):
+        NyuV2(rooms_copy, classes=13, inputs="rgb").folds(2)
+
+
+def test_a_split_that_is_cut_short_anywhere_is_told(rooms_copy: pathlib.Path) -> None:
+    whole = (rooms_copy / SPLITS).read_bytes()
+    for length in range(0, len(whole), 7):
+        (rooms_copy / SPLITS).write_bytes(whole[:length])
+        with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no pictures)"):
+            nyuv2.official_folds(rooms_copy / SPLITS, [])
+
+
+# --- what may be wrong with the file ---------------------------------------------------------------
+
+
+def rewritten(change: Callable[[h5py.File], None]) -> Callable[[pathlib.Path], None]:
+    def damage(path: pathlib.Path) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+    return damage
+
+
+def replaced(name: str, make: Callable[[NDArray], NDArray]) -> Callable[[pathlib.Path], None]:
+    """Another array under the same name."""
+
+    def change(file: h5py.File) -> None:
+        values = make(file[name][()])
+        del file[name]
+        file[name] = values
+
+    return rewritten(change)
+
+
+def removed(name: str) -> Callable[[pathlib.Path], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+
+    return rewritten(change)
+
+
+def points_at(file: h5py.File, name: str) -> None:
+    file["names"][0, 5] = file[name].ref
+
+
+def cut(share: float) -> Callable[[pathlib.Path], None]:
+    return lambda path: os.truncate(path, int(path.stat().st_size * share))
+
+
+TROUBLE = {
+    "missing": (pathlib.Path.unlink, r"There is no .*make download"),
+    "empty": (cut(0), r"is no MATLAB 7\.3 file: its 0 bytes"),
+    "cut in the user block": (lambda path: os.truncate(path, 300), r"is cut short after 300 bytes"),
+    "cut in the middle": (cut(0.5), r"is cut short after \d+ bytes; download it again"),
+    "cut by a byte": (lambda path: os.truncate(path, path.stat().st_size - 1), r"is cut short"),
+    "an error page": (lambda path: path.write_bytes(b"<!DOCTYPE html>"), r"begin with b'<!DOCTYPE html>'"),
+    "MATLAB 5": (lambda path: scipy.io.savemat(path, {"images": np.zeros(3)}), r"is a MATLAB 5 file.*-v7\.3"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), r"cannot be read: Is a directory"),
+    "no images": (removed("images"), r"has no dataset images, only .*labels"),
+    "no labels": (removed("labels"), r"has no dataset labels"),
+    "no names": (removed("names"), r"has no dataset names"),
+    "no scenes": (removed("scenes"), r"has no dataset scenes"),
+    "no depths": (removed("depths"), r"has no dataset depths"),
+    "MATLAB's own order": (replaced("images", np.transpose), r"images is \(48, 64, 3, 16\).*transposed"),
+    "rows before columns": (replaced("images", lambda a: a.swapaxes(2, 3)), r"images is \(16, 3, 48, 64\).*transposed"),
+    "colours last": (replaced("images", lambda a: np.moveaxis(a, 1, 3)), r"images is \(16, 64, 48, 3\).*transposed"),
+    "labels transposed": (replaced("labels", lambda a: a.swapaxes(1, 2)), r"labels is \(16, 48, 64\).*transposed"),
+    "depths of fewer": (replaced("depths", lambda a: a[:-1]), r"depths is \(15, 64, 48\), but images"),
+    "grey pictures": (replaced("images", lambda a: a[:, 0]), r"images is \(16, 64, 48\)"),
+    "images of floats": (replaced("images", lambda a: a / 255), r"images is float64, but it must be uint8"),
+    "labels of floats": (replaced("labels", lambda a: a.astype(np.float32)), r"labels is float32.*uint16"),
+    "fewer scenes": (replaced("scenes", lambda a: a[:, :-1]), r"has 16 images but 15 scenes"),
+    "names of other things": (rewritten(lambda file: points_at(file, "images")), r"names refers to something that"),
+    "names of numbers": (replaced("names", lambda a: np.arange(894.0)), r"names is float64.*references"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+def test_what_is_wrong_with_the_file_is_one_sentence_when_it_is_opened(rooms_copy: pathlib.Path, what: str) -> None:
+    damage, sentence = TROUBLE[what]
+    damage(rooms_copy / FILE)
+    with pytest.raises(Problem, match=sentence) as caught:
+        NyuV2(rooms_copy, classes=13, inputs="rgbd")
+    assert FILE in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_depth_is_not_missed_where_it_is_not_wanted(rooms_copy: pathlib.Path) -> None:
+    removed("depths")(rooms_copy / FILE)
+    assert NyuV2(rooms_copy, classes=13, inputs="rgb").read("0001", 1).shape == (HEIGHT_PX, WIDTH_PX, 3)
+
+
+def test_a_label_beyond_the_names_is_told_with_its_picture(rooms_copy: pathlib.Path) -> None:
+    def change(file: h5py.File) -> None:
+        file["labels"][4, 2, 3] = 895
+
+    rewritten(change)(rooms_copy / FILE)
+    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    assert collection.truth("0004").shape == (HEIGHT_PX, WIDTH_PX)
+    with pytest.raises(Problem, match=r"labels of picture 0005 reach 895, but `names` has only 894 words"):
+        collection.target("0005", 2)
+
+
+def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> None:
+    with h5py.File(rooms_copy / FILE) as file:
+        chunk = file["images"].id.get_chunk_info(2)
+    with open(rooms_copy / FILE, "r+b") as file:
+        # h5py counts a chunk's place from the end of MATLAB's own 512 bytes
+        file.seek(chunk.byte_offset + demo_rooms.USER_BLOCK_BYTES + chunk.size // 2)
+        file.write(b"\xff" * 64)
+    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    collection.read("0002", 1)
+    with pytest.raises(Problem, match=r"images of 0003 is damaged .*download it again"):
+        collection.read("0003", 1)
+
+
+def test_another_number_of_classes_is_told(rooms_folder: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"task\.classes is 21, but .* has 13 or 40 classes, or 894 words"):
+        NyuV2(rooms_folder, classes=21, inputs="rgb")
+
+
+def test_download_looks_at_what_is_there_and_says_where_to_get_it(
+    rooms_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    download.run(rooms_folder, hq=False, only=[], kind="nyuv2")
+    assert re.search(r"16 pictures of 4 rooms, the official split\.$", capsys.readouterr().out.strip())
+    with pytest.raises(Problem, match=r"There is no .*nyu_depth_v2_labeled\.mat.*https://cs\.nyu\.edu/.*splits\.mat"):
+        download.run(tmp_path, hq=False, only=[], kind="nyuv2")
+    with pytest.raises(Problem, match=r"your own: there is nothing to fetch"):
+        download.run(tmp_path, hq=False, only=[], kind="folder")
+
+
+# --- the class tables ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word, of_40, of_13",
+    [
+        ("wall", "wall", "wall"), ("door", "door", "wall"), ("floor mat", "floor mat", "floor"),
+        ("refridgerator", "refridgerator", "furniture"), ("night stand", "night stand", "furniture"),
+        ("television", "television", "tv"), ("desk", "desk", "table"), ("blinds", "blinds", "window"),
+        ("curtain", "curtain", "window"), ("shower curtain", "shower curtain", "objects"),
+        ("books", "books", "books"), ("book", "otherprop", "objects"), ("person", "person", "objects"),
+        ("chimney", "otherstructure", "objects"), ("door  window  reflection", "otherstructure", "objects"),
+        ("garbage bin", "otherfurniture", "furniture"), ("coffee table", "otherfurniture", "furniture"),
+        ("bottle", "otherprop", "objects"), ("a word of tomorrow", "otherprop", "objects"),
+    ],
+)  # fmt: skip
+def test_words_have_the_classes_of_the_public_tables(word: str, of_40: str, of_13: str) -> None:
+    assert (nyuv2_classes.class_of_40(word), nyuv2_classes.class_of_13(word)) == (of_40, of_13)
+
+
+def test_the_tables_are_whole() -> None:
+    structure = nyuv2_classes.words_of(nyuv2_classes.STRUCTURE_WORDS)
+    furniture = nyuv2_classes.words_of(nyuv2_classes.FURNITURE_WORDS)
+    assert (len(structure), len(furniture)) == (68, 82) and not structure & furniture
+    assert not (structure | furniture) & set(nyuv2_classes.CLASSES_40)
+    assert len(set(nyuv2_classes.CLASSES_40)) == 40 and len(set(nyuv2_classes.CLASSES_13)) == 13
+    assert set(nyuv2_classes.CLASS_13_OF_40.values()) == set(nyuv2_classes.CLASSES_13)
+    assert sum(map(len, nyuv2_classes.UNITED.values())) == 24  # of the 40; the other 16 are objects
+
+
+# --- the drawing ------------------------------------------------------------------------------------
+
+
+def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    for name in (FILE, SPLITS):
+        assert (tmp_path / name).read_bytes() == (rooms_folder / name).read_bytes()
+    before = (tmp_path / FILE).stat().st_mtime_ns
+    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    assert (tmp_path / FILE).stat().st_mtime_ns == before
+    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+    assert (tmp_path / FILE).read_bytes() != (rooms_folder / FILE).read_bytes()
+
+
+def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path) -> None:
+    (tmp_path / FILE).write_bytes(b"the real one")
+    with pytest.raises(Problem, match="would be overwritten"):
+        demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
+    assert (tmp_path / FILE).read_bytes() == b"the real one"
+
+
+def test_a_box_in_front_hides_the_wall_at_its_own_depth() -> None:
+    room_m = np.array((4.0, 2.5, 5.0))
+    colours = {word: np.array(mean, float) for word, (mean, _) in rooms.COLOURS.items()}
+    low_m, high_m = np.array((1.5, 0.0, 3.0)), np.array((2.5, 2.5, 4.0))
+    boxes = [*rooms.sides(room_m, colours), rooms.Box("table", low_m, high_m, colours["table"])]
+    rays = rooms.rays_of(5, 9, yaw_rad=0.0, pitch_rad=0.0)
+    index, axis, depth_m = rooms.nearest(np.array((2.0, 1.25, 1.0)), rays, boxes)
+    assert (index[2, 4], axis[2, 4]) == (6, 2) and depth_m[2, 4] == pytest.approx(2.0)
+    # at the left edge a ray goes 4 pixels aside for 0.81 * 9 ahead: it meets the side wall, 2 m to the left
+    assert (boxes[index[2, 0]].word, axis[2, 0]) == ("wall", 0) and depth_m[2, 0] == pytest.approx(2 * 0.81 * 9 / 4)
+    assert np.isfinite(depth_m).all()
+
+
+def test_every_class_of_the_13_can_be_drawn() -> None:
+    assert {nyuv2_classes.class_of_13(word) for word in rooms.WORDS} == set(nyuv2_classes.CLASSES_13)
+
+
+def test_official_folds_need_no_more_than_the_split(rooms_folder: pathlib.Path) -> None:
+    names = [f"{number:04d}" for number in range(1, PICTURES + 1)]
+    folds = nyuv2.official_folds(rooms_folder / SPLITS, names)
+    assert list(folds) == names and set(folds.values()) == {nyuv2.TEST_FOLD, nyuv2.TRAINING_FOLD}
