@@ -23,7 +23,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     threads.py      work for several threads, its results in order
 
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
-        download  demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
+        download  demo_data  demo_rooms  shrink  folds  train  validate  threshold  blend  predict  check  score
         submit  leaderboard  reproduce
         cutout          any photos, for somebody who wants pictures and no score
         demo            runs most of the others, one after another, as commands
@@ -38,6 +38,8 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         dataset         the order of the pictures: a function of the seed alone
         stream          pictures to predict, in batches of one shape, at every scale that is wanted
         synthetic*      cars that nobody photographed, for the demo
+        nyuv2*          rooms with depth out of NYU Depth v2, one file; what its 894 words mean in 40 and 13 classes
+        rooms           rooms that nobody photographed, for a small file of the same structure
 
     model/          tensors -> logits
         unet            Ronneberger's U-Net, from scratch

@@ -81,7 +81,7 @@ def test_each_forked_process_opens_the_file_for_itself(rooms_folder: pathlib.Pat
     for _ in range(2):
         if not (child := os.fork()):
             same = all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))
-            os._exit(0 if same and collection.file_owner == os.getpid() else 1)
+            os._exit(0 if same and collection.handle[0] == os.getpid() else 1)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     assert all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))

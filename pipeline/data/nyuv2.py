@@ -64,8 +64,7 @@ class NyuV2:
         self.names = [name_of(index) for index in range(pictures)]
         self.room_of = dict(zip(self.names, map(room_of_scene, scenes)))
         self.classes, self.class_of_label = class_table(self.words, classes, self.path)
-        self.file: h5py.File | None = None
-        self.file_owner = -1  # the process that opened it
+        self.handle: tuple[int, h5py.File] | None = None  # the process that opened it, and the file
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """RGB, and with rgbd the depth from 0 near to 255 far: uint8 (rows, columns, channels) at 1/scale."""
@@ -102,12 +101,13 @@ class NyuV2:
 
     def array(self, dataset: str, name: str) -> NDArray:
         """That of one picture, as it is stored. Workers and threads may ask for one at any time."""
-        if self.file_owner != os.getpid():
-            if self.file is not None:  # of the process that this one was forked from; they would share its position
-                self.file.close()
-            self.file, self.file_owner = open_file(self.path), os.getpid()
+        handle = self.handle
+        if handle is None or handle[0] != os.getpid():
+            if handle is not None:  # of the process that this one was forked from: opened twice, they would share it
+                handle[1].close()
+            handle = self.handle = os.getpid(), open_file(self.path)
         try:
-            return self.file[dataset][int(name) - 1]
+            return handle[1][dataset][int(name) - 1]
         except OSError as error:
             raise Problem(f"{self.path}: {dataset} of {name} is damaged ({error}); download it again.") from None
 

@@ -207,7 +207,7 @@ def nearest(
     box_index, axis = np.zeros(rays.shape[:2], np.int64), np.zeros(rays.shape[:2], np.int64)
     per_axis = np.ascontiguousarray(np.moveaxis(1 / np.where(np.abs(rays) < 1e-9, np.float32(1e-9), rays), -1, 0))
     for i, box in enumerate(boxes):
-        a, b = (np.float32(corner_m - eye_m)[:, None, None] * per_axis for corner_m in (box.low_m, box.high_m))
+        a, b = ((corner_m - eye_m).astype(np.float32)[:, None, None] * per_axis for corner_m in (box.low_m, box.high_m))
         enter, leave = np.minimum(a, b), np.maximum(a, b).min(0)
         distance = enter.max(0)
         hit = (distance > 0) & (distance < leave) & (distance < best)
