@@ -96,6 +96,30 @@ def test_the_file_itself_may_be_named_too(rooms_folder: pathlib.Path) -> None:
     assert NyuV2(rooms_folder / FILE, classes=13, inputs="rgb").names == [f"{n:04d}" for n in range(1, PICTURES + 1)]
 
 
+def test_a_file_as_large_as_the_real_one_is_not_loaded(tmp_path: pathlib.Path) -> None:
+    """1,449 pictures of 640x480: 4.9 GB of zeros that take no room on the disk."""
+    pictures = 1449
+    with h5py.File(tmp_path / FILE, "w") as file:
+        file.create_dataset("images", (pictures, 3, 640, 480), "u1")
+        file.create_dataset("labels", (pictures, 640, 480), "u2")
+        file.create_dataset("depths", (pictures, 640, 480), "f4")
+        demo_rooms.add_texts(file, "names", [f"thing {number}" for number in range(894)])
+        demo_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(pictures)])
+    before = resident_bytes()
+    collection = NyuV2(tmp_path, classes=40, inputs="rgbd")
+    for name in collection.names[::60]:
+        assert collection.read(name, 1).shape == (480, 640, 4)
+        assert (collection.target(name, 2) == 255).all()  # label 0 everywhere: nothing is judged
+    assert resident_bytes() - before < 100e6
+    assert (len(collection.names), len(set(collection.room_of.values()))) == (1449, 483)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 # --- splits ---------------------------------------------------------------------------------------
 
 
