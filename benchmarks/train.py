@@ -31,7 +31,7 @@ from pipeline import carvana, config
 from pipeline.data import augment, competition
 from pipeline.data.dataset import Schedule, TrainingPictures, copied_ahead, training_loader
 from pipeline.inference.device import describe, loss_scaler, pick_device, precision, set_up
-from pipeline.model import optim
+from pipeline.model import losses, optim
 from pipeline.model.build import build
 from pipeline.model.ema import Ema
 from pipeline.progress import Stopwatch
@@ -64,9 +64,9 @@ class OurLoop:
         forward = cast(nn.Module, torch.compile(self.network)) if compile else self.network
         self.ema = Ema(self.network, 0.998)
         self.optimiser = optim.build("adamw", self.network, learning_rate=1e-3, weight_decay=0.01, momentum=0.9)
-        scaler, loss_weights = loss_scaler(device), config.Loss().model_dump()
+        scaler, loss_of = loss_scaler(device), losses.build(True, [], config.Loss().model_dump(), device)
         self.take_step = functools.partial(
-            one_step, forward, self.network, self.optimiser, scaler, 1.0, loss_weights, parts=1
+            one_step, forward, self.network, self.optimiser, scaler, 1.0, loss_of, parts=1
         )
         self.watch = Stopwatch(batch_size)
         schedule = Schedule(len(dataset), batch_size, epochs=1_000_000, seed=0)
@@ -75,7 +75,7 @@ class OurLoop:
 
     def step(self) -> None:
         image_NHWC, coverage_NHW = next(self.batches)
-        self.take_step(image_NHWC, coverage_NHW.float() / 255)
+        self.take_step(image_NHWC, coverage_NHW)
         self.ema.update(self.steps)
         self.steps += 1
 
@@ -271,11 +271,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def our_pictures(folder: pathlib.Path, scale: int) -> TrainingPictures:
-    pictures = competition.Pictures(folder, "train")
-    change = augment.build(**config.Augment().model_dump())
-    full_size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
-    masks = competition.open_masks(folder)
-    return TrainingPictures(pictures, masks, pictures.names, scale, change, 0, False, full_size)
+    cars = competition.Carvana(folder, hq=False)
+    return TrainingPictures(cars, cars.names, scale, augment.build(**config.Augment().model_dump()), 0, False)
 
 
 def reference_pictures(folder: pathlib.Path, scale: int) -> ReferencePictures:

@@ -37,6 +37,11 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] = 8  # processes that read and augment; 0: none but the trainer
     cache: bool = False  # keep decoded pictures in memory: 0.5 GB at 1/8, 2 GB at 1/4, of 3,400 pictures
 
+    @property
+    def channels(self) -> int:
+        """Of the pictures that a network sees."""
+        return 4 if self.inputs == "rgbd" else 3
+
 
 class Task(Section):
     """What a pixel is: object or not (binary), or one of several classes (multiclass)."""
@@ -103,7 +108,7 @@ class Model(Section):
 class Loss(Section):
     """Weights of the terms whose sum training makes small; a term of weight 0 is left out. See model/losses.py."""
 
-    bce: Weight = 1.0
+    bce: Weight = 1.0  # cross-entropy, for several classes too
     dice: Weight = 1.0
     jaccard: Weight = 0.0
     focal: Weight = 0.0
@@ -169,7 +174,7 @@ class Settings(Section):
         if kind == "carvana" and task != "binary":
             raise ValueError("task.kind is multiclass, but data.kind carvana is cars or not; set data.kind")
         if kind == "nyuv2" and task != "multiclass":
-            raise ValueError("data.kind nyuv2 has many classes; set task.kind multiclass and task.classes 13, 40 or 894")
+            raise ValueError("data.kind nyuv2 has classes: set task.kind multiclass and task.classes 13, 40 or 894")
         if self.data.inputs == "rgbd" and kind != "nyuv2":
             raise ValueError(f"data.inputs rgbd is for data.kind nyuv2, but it is {kind}; set it to rgb")
         if (self.data.height is None) != (self.data.width is None):
@@ -218,6 +223,20 @@ def for_later_stage(trained: Settings, overrides: list[str], where: str) -> Sett
         apply_override(tree, word)
     given = parse(tree, where)  # a misspelt word is an error here too
     return trained.model_copy(update={"data": given.data, "predict": given.predict})
+
+
+def check_binary(path: pathlib.Path, what: str, only_cars: bool = False) -> None:
+    """Problem when the run that left this `config.yaml` is none for `what`; one that left none is not judged.
+
+    what: as in "The stage threshold", which finds a cut, and several classes have none. only_cars: Kaggle's.
+    """
+    if not path.is_file():
+        return
+    settings = load(path)
+    if settings.task.kind != "binary":
+        raise Problem(f"{what} is for one object and its background, but {path.parent} was trained on several classes.")
+    if only_cars and settings.data.kind != "carvana":
+        raise Problem(f"{what} is for the competition's cars, but {path.parent} was trained on data.kind folder.")
 
 
 def dump(settings: Settings) -> str:

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import carvana
-from pipeline.data import augment, competition
-from pipeline.data.competition import Pictures
+from pipeline.data import augment
+from pipeline.data.competition import Carvana, Pictures
 from pipeline.data.dataset import (
     HeldOutPictures,
     Schedule,
@@ -31,17 +30,8 @@ U8 = NDArray[np.uint8]
 
 
 def training_pictures(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingPictures:
-    pictures = Pictures(folder, "train")
-    return TrainingPictures(
-        pictures,
-        competition.open_masks(folder),
-        pictures.names[:20],
-        8,
-        augment.build(**{**STILL, **PALE, **limits}),
-        seed,
-        cache,
-        full_size=(carvana.HEIGHT_PX, carvana.WIDTH_PX),
-    )
+    cars = Carvana(folder, hq=False)
+    return TrainingPictures(cars, cars.names[:20], 8, augment.build(**{**STILL, **PALE, **limits}), seed, cache)
 
 
 # --- which pictures make up which batch -----------------------------------------------------------
@@ -131,8 +121,8 @@ def test_the_cache_changes_nothing(demo_folder: pathlib.Path) -> None:
 def test_a_cached_picture_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = training_pictures(demo_folder, cache=True)
     first = dataset[0, 5]
-    monkeypatch.setattr(dataset.pictures, "read", None)
-    monkeypatch.setattr(dataset.masks, "read", None)
+    monkeypatch.setattr(dataset.collection, "read", None)
+    monkeypatch.setattr(dataset.collection, "target", None)
     np.testing.assert_array_equal(dataset[1, 5][0], first[0])
 
 

@@ -20,6 +20,7 @@ from pipeline.data.dataset import Schedule
 from pipeline.model import checkpoint
 from pipeline.model.batch_norm import SharedBatchNorm2d, share_batch_norm
 from pipeline.model.build import build
+from pipeline.model.losses import mask_loss
 from pipeline.model.unet import UNet
 from pipeline.parallel import processes
 from pipeline.problem import Problem
@@ -173,6 +174,10 @@ def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
     start = nn.Conv2d(3, 1, 3, padding=1)
     weights = dict(bce=1.0, dice=1.0, jaccard=0.0, focal=0.0, lovasz=0.0, edge_weight=0.0, edge_px=2)
     results = []
+
+    def loss_of(logits_NCHW: Tensor, share_NHW: Tensor) -> Tensor:
+        return mask_loss(logits_NCHW[:, 0].float(), share_NHW, **weights)
+
     for parts in (1, 2, 3, 6):
         network = copy.deepcopy(start)
 
@@ -180,7 +185,7 @@ def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
             return network(image_NHWC.permute(0, 3, 1, 2).float() / 255)
 
         optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-        step = partial(one_step, forward, network, optimiser, torch.amp.GradScaler("cpu", enabled=False), 1e9, weights)
+        step = partial(one_step, forward, network, optimiser, torch.amp.GradScaler("cpu", enabled=False), 1e9, loss_of)
         loss, gradient_norm = step(*pictures(6), parts=parts)
         results.append(torch.cat([loss[None], gradient_norm[None], network.weight.detach().flatten()]))
     for result in results[1:]:

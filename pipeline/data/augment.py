@@ -1,4 +1,4 @@
-"""Random changes of a training picture; what moves the picture moves its coverage alike."""
+"""Random changes of a training picture; what moves the picture moves its coverage, or its classes, alike."""
 import os
 import random
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.masks.confusion import ignored
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or it asks the network for its newest version on import
 
@@ -25,17 +27,19 @@ def build(
     contrast: float,
     hue_deg: float,
     saturation: float,
+    of_classes: bool = False,
 ) -> Augment:
-    """A function `(image, coverage, seed) -> (image, coverage)`; the limits are those of `config.Augment`.
+    """A function `(image, target, seed) -> (image, target)`; the limits are those of `config.Augment`.
 
-    image: RGB uint8 (H, W, 3); coverage: uint8 (H, W). The same seed gives the same change.
+    image: RGB uint8 (H, W, 3), or (H, W, 4) with depth, which moves along and keeps its values; target: coverage uint8
+    (H, W), or with `of_classes` class indices, which are never mixed. The same seed gives the same change.
     """
     transforms: list[A.BasicTransform] = []
     if flip:
         transforms.append(A.HorizontalFlip(p=flip))
     if shift or zoom or rotate_deg:
         transforms.append(
-            AffineOfBoth(
+            (AffineOfClasses if of_classes else AffineOfBoth)(
                 translate_percent=(-shift, shift),
                 scale=(1 - zoom, 1 + zoom),
                 keep_ratio=True,
@@ -56,14 +60,17 @@ def build(
                 hue_shift_limit=hue_deg / 2, sat_shift_limit=saturation * 255, val_shift_limit=0, p=1.0
             )
         )
-    compose = A.Compose(transforms)
+    compose = A.Compose(transforms, additional_targets={"depth": "mask"})
 
-    def augment(image, coverage, seed):
+    def augment(image, target, seed):
         # One stream for all: `set_random_seed` would give each change a stream of its own from the same seed,
         # and the hue would always follow the contrast.
         compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        changed = compose(image=image, mask=coverage)
-        return changed["image"], changed["mask"]
+        if image.shape[2] == 3:
+            changed = compose(image=image, mask=target)
+            return changed["image"], changed["mask"]
+        changed = compose(image=np.ascontiguousarray(image[..., :3]), mask=target, depth=image[..., 3].copy())
+        return cv2.insertChannel(changed["depth"], cv2.cvtColor(changed["image"], cv2.COLOR_RGB2RGBA), 3), changed["mask"]
 
     return augment
 
@@ -79,3 +86,20 @@ class AffineOfBoth(A.Affine):
         both = cv2.insertChannel(kwargs["mask"], cv2.cvtColor(kwargs["image"], cv2.COLOR_RGB2RGBA), 3)
         both = self.apply(both, **params)
         return {**kwargs, "image": cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), "mask": cv2.extractChannel(both, 3)}
+
+
+class AffineOfClasses(A.Affine):
+    """Moves a picture, its depth and its class map. What comes in from beyond the border is mirrored, and not judged."""
+
+    def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        indices = kwargs["mask"]
+        moved = cv2.warpAffine(
+            indices,
+            params["matrix"][:2],
+            indices.shape[::-1],
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=ignored(indices.dtype),
+        )
+        pictures = {key: self.apply(kwargs[key], **params) for key in ("image", "depth") if kwargs.get(key) is not None}
+        return {**kwargs, **pictures, "mask": moved}

@@ -7,7 +7,7 @@ interrupted. That is what makes a resumed run end with the same bits.
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,66 +16,65 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.data.augment import Augment
-from pipeline.data.competition import Masks, Pictures
+from pipeline.data.collection import Collection
 from pipeline.data.images import small_shape
+from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the picture)
 
 
 class TrainingPictures(Dataset):
-    """`[(epoch, index)]` -> image uint8 (H, W, 3) and coverage uint8 (H, W) at 1/scale, augmented.
+    """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
-    full_size: (height, width) of the pictures in the archive. With `cache`, each picture is decoded once
-    and kept in memory that forked workers share.
+    With `cache`, each picture is decoded once and kept in memory that forked workers share.
     """
 
     def __init__(
-        self,
-        pictures: Pictures,
-        masks: Masks,
-        names: list[str],
-        scale: int,
-        augment: Augment,
-        seed: int,
-        cache: bool,
-        full_size: tuple[int, int],
+        self, collection: Collection, names: list[str], scale: int, augment: Augment, seed: int, cache: bool
     ):
-        self.pictures, self.masks, self.names = pictures, masks, names
+        self.collection, self.names = collection, names
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
-            height, width = small_shape(*full_size, scale)
+            height, width = small_shape(collection.height, collection.width, scale)
             self.cache = (
-                shared_zeros((len(names), height, width, 3)),
-                shared_zeros((len(names), height, width)),
+                shared_zeros((len(names), height, width, collection.channels)),
+                shared_zeros((len(names), height, width), index_dtype(len(collection.classes))),
                 shared_zeros((len(names),)),
             )
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
         image, target = self.decode(index)
         return self.augment(image, target, seed_of(self.seed, epoch, index))
 
-    def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
         if self.cache is not None and self.cache[2][index]:
             return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
-        image = self.pictures.read(name, self.scale)
-        target = self.masks.coverage(name, self.scale)
+        image = self.collection.read(name, self.scale)
+        target = self.collection.target(name, self.scale)
         if self.cache is not None:
             self.cache[0][index], self.cache[1][index] = image, target
             self.cache[2][index] = 1  # last: a worker that sees it may read the two others
         return image, target
 
 
-class HeldOutPictures(Dataset):
-    """`[index]` -> image uint8 (H, W, 3) at 1/scale, as it is."""
+class Readable(Protocol):
+    """A `Collection`, or any other pictures without a truth."""
 
-    def __init__(self, pictures: Pictures, names: list[str], scale: int):
+    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
+        """uint8 (rows, columns, channels) at 1/scale."""
+
+
+class HeldOutPictures(Dataset):
+    """`[index]` -> image uint8 (H, W, channels) at 1/scale, as it is."""
+
+    def __init__(self, pictures: Readable, names: list[str], scale: int):
         self.pictures, self.names, self.scale = pictures, names, scale
 
     def __len__(self) -> int:
@@ -148,13 +147,13 @@ class Loader(DataLoader):
 
 
 def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> Loader:
-    """Yields images uint8 (N, H, W, 3) and coverages uint8 (N, H, W)."""
+    """Yields images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices."""
     options = worker_options(workers, pin_memory)
     return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
 
 
 def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> Loader:
-    """Yields images uint8 (N, H, W, 3), in order, the last batch as small as it must be."""
+    """Yields images uint8 (N, H, W, channels), in order, the last batch as small as it must be."""
     return Loader(dataset, batch_size=batch_size, collate_fn=stack, **worker_options(workers, pin_memory))
 
 
@@ -208,13 +207,14 @@ def stack(arrays: list[NDArray]) -> Tensor:
 
 
 def stack_pairs(pairs: list[tuple[NDArray, NDArray]]) -> tuple[Tensor, Tensor]:
-    images, coverages = zip(*pairs)
-    return stack(images), stack(coverages)
+    images, targets = zip(*pairs)
+    return stack(images), stack(targets)
 
 
-def shared_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A uint8 array that forked processes write to together.
+def shared_zeros(shape: tuple[int, ...], dtype: type[np.unsignedinteger] = np.uint8) -> NDArray:
+    """An array that forked processes write to together.
 
     An anonymous map and not /dev/shm, which containers limit to 64 MB. Pages cost memory once written.
     """
-    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
+    length_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, length_bytes), dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Any photo to one of the car alone, transparent where no car is."""
+"""Any photo to one of the car alone, transparent where no car is; or to its class map."""
 import math
 import pathlib
 
@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from pipeline.data.images import small_shape
 from pipeline.inference.predictor import Ensemble
+from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
 
 EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
@@ -34,16 +36,48 @@ def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     height, width = photo.shape[:2]
     share = np.zeros((height, width), np.float32)
-    cells = {scale: math.prod(small_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
-    side_px = {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}  # of a cell
-    for scale, side in side_px.items():
-        size = (max(1, round(width / side)), max(1, round(height / side)))
-        small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
+    side_px = sides_px(ensemble, height, width)
+    for scale, small in seen_at(side_px, photo).items():
         with torch.inference_mode():
-            small_share = ensemble.weighted_share(scale, torch.from_numpy(small)[None])[0].cpu().numpy()
+            small_share = ensemble.weighted_share(scale, small)[0].cpu().numpy()
         share += cv2.resize(small_share, (width, height), interpolation=cv2.INTER_CUBIC)
     alpha = opacity(share, min(side_px.values()))
     return np.dstack((np.where(alpha[..., None] > 0, photo, 0), alpha))
+
+
+def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
+    """The most probable class of each pixel of the photo, indices (height, width); seen as by `cut_out`."""
+    height, width = photo.shape[:2]
+    with torch.inference_mode():
+        shares = [
+            ensemble.weighted_share(scale, small)[0].cpu().numpy()
+            for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
+        ]
+    classes = len(shares[0])
+    best = np.full((height, width), -np.inf, np.float32)
+    found = np.zeros((height, width), index_dtype(classes))
+    for index in range(classes):
+        share = sum(cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
+        better = share > best
+        best[better], found[better] = share[better], index
+    return found
+
+
+def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
+    """Scale of a network -> side, in pixels of the photo, of the cells that it is to see."""
+    cells = {scale: math.prod(small_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
+    return {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}
+
+
+def seen_at(side_px: dict[int, float], photo: NDArray[np.uint8]) -> dict[int, Tensor]:
+    """The photo with cells of these sides, uint8 (1, rows, columns, 3) each."""
+    height, width = photo.shape[:2]
+    seen = {}
+    for scale, side in side_px.items():
+        size = (max(1, round(width / side)), max(1, round(height / side)))
+        small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
+        seen[scale] = torch.from_numpy(small)[None]
+    return seen
 
 
 def opacity(share: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:

@@ -1,14 +1,16 @@
 """Pictures through a predictor, and what is made of its predictions while it works on the next ones."""
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.masks import dice, on_device
+from pipeline.masks import confusion, dice, on_device
+from pipeline.problem import Problem
 
 Batch = TypeVar("Batch")
 Found = TypeVar("Found")
@@ -67,6 +69,74 @@ def histograms(
             return count(probability_NHW, masks, pool)
 
         return np.concatenate(list(one_behind(predictor, batches, finish)))
+
+
+def cut_scores(counts: NDArray[np.int32]) -> dict[str, float]:
+    """`dice`, the mean over pictures at the cut 0.5, and `dice_cut`, the best cut, of histograms (pictures, 2, 256)."""
+    scores = dice.dice_at_every_cut(counts)
+    return {
+        "dice": float(scores[:, dice.cut_from_share(0.5)].mean()),
+        "dice_cut": dice.cut_as_share(dice.best_cut(scores)),
+    }
+
+
+class Judged(NamedTuple):
+    """What is kept of class maps and their truth: enough for each picture's scores, and those of all."""
+
+    matrix: NDArray[np.int64]  # (classes, classes), the sum of the pictures' confusion matrices
+    hits: NDArray[np.int64]  # (pictures, classes) each, see `confusion.Counts`
+    in_truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+    @property
+    def of_pictures(self) -> confusion.Counts:
+        return confusion.Counts(self.hits, self.in_truth, self.predicted)
+
+
+def confusions(
+    predictor: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    names: list[str],
+    read_truth: Callable[[str], confusion.Indices],
+    classes: int,
+) -> Judged:
+    """What the confusion matrices of the pictures of `names` say; arguments as of `histograms`.
+
+    predictor: gives class maps. One matrix for each picture would take 2 GB for 654 pictures of 894 classes.
+    """
+    rest = iter(names)
+    total = np.zeros((classes, classes), np.int64)
+    with ThreadPoolExecutor() as pool:
+
+        def finish(image_NHWC: Tensor, index_NHW: Tensor) -> list[confusion.Counts]:
+            truths = pool.map(read_truth, [next(rest) for _ in image_NHWC])
+            matrices = pool.map(confusion.matrix, index_NHW.cpu().numpy(), truths, itertools.repeat(classes))
+            found = []
+            for matrix in matrices:
+                np.add(total, matrix, out=total)
+                found.append(confusion.counts(matrix))
+            return found
+
+        of_pictures = [counts for batch in one_behind(predictor, batches, finish) for counts in batch]
+    return Judged(total, *(np.stack(counts) for counts in zip(*of_pictures)))
+
+
+def together(parts: Sequence[Judged]) -> Judged:
+    """What several processes judged, as one."""
+    matrices, *counts = zip(*parts)
+    return Judged(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
+
+
+def class_scores(judged: Judged) -> dict[str, float]:
+    """`mean_iou`, `mean_dice` and `pixel_accuracy` of all pixels together; Problem when none of them has a class."""
+    counts = confusion.counts(judged.matrix)
+    if not counts.in_truth.any():
+        raise Problem("No pixel of the held-out pictures has a class, so that nothing can be judged; see their masks.")
+    return {
+        "mean_iou": float(confusion.mean_of_classes(confusion.iou(counts))),
+        "mean_dice": float(confusion.mean_of_classes(confusion.dice(counts))),
+        "pixel_accuracy": float(confusion.pixel_accuracy(counts)),
+    }
 
 
 def count(

@@ -6,6 +6,7 @@ import torch
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.images import small_shape
+from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.inference.predictor import Ensemble, Member
 from pipeline.inference.views import VIEWS
 from pipeline.model import checkpoint
@@ -19,7 +20,8 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
     state = checkpoint.load(path, keys=("settings", "network"))
     settings = config.parse(state["settings"], where=str(path))
     # Encoder weights were where training began; the checkpoint has what became of them.
-    network = build(**settings.model.model_copy(update={"encoder_weights": None}).model_dump())
+    model = settings.model.model_copy(update={"encoder_weights": None}).model_dump()
+    network = build(**model, channels=settings.data.channels, classes=settings.task.outputs)
     try:
         network.load_state_dict(state["network"])
     except RuntimeError as error:
@@ -48,6 +50,21 @@ def load_members(
     return members, trained
 
 
+def ensemble_of(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:
+    """What predicts probabilities of the object, or class maps."""
+    return (Ensemble if binary else ClassEnsemble)(members, height, width)
+
+
+def facts_of(path: pathlib.Path) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """Full size (height, width) of the pictures that trained a `best.pt`, and the names of their classes.
+
+    Checkpoints from before there were other pictures than cars say neither.
+    """
+    state = checkpoint.load(path, keys=("settings",))
+    height, width = state.get("full_size", (None, None))
+    return ((height, width) if height else None), tuple(state.get("classes", ()))
+
+
 def member_of(network: Segmenter, settings: Settings, weight: float) -> Member:
     if settings.predict.compile:
         network.compile()
@@ -62,7 +79,8 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
 
     def predict(pictures: int) -> None:
         shapes = {scale: small_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
-        black = {scale: torch.zeros((pictures, *shape, 3), dtype=torch.uint8) for scale, shape in shapes.items()}
+        cells = {scale: (pictures, *shape, ensemble.channels) for scale, shape in shapes.items()}
+        black = {scale: torch.zeros(shape, dtype=torch.uint8) for scale, shape in cells.items()}
         ensemble(black).cpu()
 
     if step_fits(predict, batch_size):

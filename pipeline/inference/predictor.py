@@ -25,7 +25,7 @@ ByScale = dict[int, Tensor]  # the same pictures, or what was found in them, at 
 class Member:
     """A network's part in the mean. All on one device; the weights of an ensemble's members sum to 1."""
 
-    network: nn.Module  # a `Segmenter` of one class
+    network: nn.Module  # a `Segmenter` of one class; of several in a `class_maps.ClassEnsemble`
     scale: int  # of the pictures that it sees
     views: tuple[View, ...]
     weight: float
@@ -50,6 +50,12 @@ class Ensemble:
     def scales(self) -> tuple[int, ...]:
         """At which its pictures are wanted: members that share one share the decoding."""
         return tuple(sorted({member.scale for member in self.members}))
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures that its networks see."""
+        mean = getattr(self.members[0].network, "mean", None)  # a `Segmenter` has it
+        return 3 if mean is None else mean.shape[1]
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:

@@ -17,6 +17,7 @@ from pipeline.problem import Problem
 # from scratch does not mind. https://docs.pytorch.org/vision/stable/models.html
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
+MEAN_DEPTH, STD_DEPTH = 127.5, 64.0  # of a fourth channel: any that are about right
 SMP_MULTIPLE = 32  # encoders of segmentation-models-pytorch halve five times
 
 
@@ -26,15 +27,16 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, multiple: int):
+    def __init__(self, network: nn.Module, multiple: int, channels: int = 3):
         super().__init__()
         self.network = network
         self.multiple = multiple
-        self.register_buffer("mean", torch.tensor(MEAN_RGB).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD_RGB).view(1, 3, 1, 1), persistent=False)
+        mean, std = (*MEAN_RGB, MEAN_DEPTH)[:channels], (*STD_RGB, STD_DEPTH)[:channels]
+        self.register_buffer("mean", torch.tensor(mean).view(1, channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, channels, 1, 1), persistent=False)
 
     def forward(self, image_NHWC: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> logits (N, classes, H, W).
+        """uint8 (N, H, W, channels) -> logits (N, classes, H, W).
 
         Seen as NCHW the bytes of an NHWC tensor lie in channels-last order, the one in which convolutions
         are fastest; nothing is copied for it.
@@ -52,22 +54,26 @@ def build(
     patch: int,
     encoder: str,
     encoder_weights: str | None,
+    channels: int = 3,
     classes: int = 1,
     checkpoint_activations: bool = False,
 ) -> Segmenter:
-    """The network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator."""
+    """The network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
+
+    channels: of the pictures, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
+    """
     if arch == "unet":
-        unet = UNet(3, classes, width, depth, patch, checkpoint_activations)
-        return Segmenter(unet, unet.multiple).to(memory_format=torch.channels_last)
+        unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
+        return Segmenter(unet, unet.multiple, channels).to(memory_format=torch.channels_last)
     if not arch.startswith("smp."):
         raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
     if checkpoint_activations:
         raise Problem(f"train.checkpoint_activations works for model.arch unet, but it is {arch}; set it to false.")
-    network = build_smp(arch.removeprefix("smp."), encoder, encoder_weights, classes)
-    return Segmenter(network, SMP_MULTIPLE).to(memory_format=torch.channels_last)
+    network = build_smp(arch.removeprefix("smp."), encoder, encoder_weights, channels, classes)
+    return Segmenter(network, SMP_MULTIPLE, channels).to(memory_format=torch.channels_last)
 
 
-def build_smp(name: str, encoder: str, encoder_weights: str | None, classes: int) -> nn.Module:
+def build_smp(name: str, encoder: str, encoder_weights: str | None, channels: int, classes: int) -> nn.Module:
     """A network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     import segmentation_models_pytorch as smp  # takes seconds, and only these networks need it
 
@@ -78,7 +84,7 @@ def build_smp(name: str, encoder: str, encoder_weights: str | None, classes: int
     is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
     fetched = None if is_file else encoder_weights
     try:
-        network = factory(encoder_name=encoder, encoder_weights=fetched, classes=classes)
+        network = factory(encoder_name=encoder, encoder_weights=fetched, in_channels=channels, classes=classes)
     except Exception as error:  # smp, timm and the hub's client have no common one
         if fetched is None or isinstance(error, KeyError):
             reason = " ".join(str(error).split())[:200]

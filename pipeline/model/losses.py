@@ -5,8 +5,29 @@ probability is that share. A mean over pictures, never over one pool of their pi
 competition's Dice is one, and a batch may be cut into parts, for several GPUs or a small memory, without
 a change of the loss.
 """
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+
+
+def build(binary: bool, class_weights: list[float], loss_weights: dict[str, Any], device: torch.device) -> LossOf:
+    """A function `(logits_NCHW, target_NHW) -> loss`, a scalar, of any float dtype and the bytes of a dataset.
+
+    binary: there is one map of logits, and the target is coverage, 0 to 255; else it is as `class_loss` says.
+    loss_weights: those of `mask_loss`, of which classes have the first two.
+    """
+    if binary:
+        return lambda logits_NCHW, coverage_NHW: mask_loss(
+            logits_NCHW[:, 0].float(), coverage_NHW.float() / 255, **loss_weights
+        )
+    bce, dice = loss_weights["bce"], loss_weights["dice"]
+    weights_C = torch.tensor(class_weights, device=device) if class_weights else None
+    return lambda logits_NCHW, index_NHW: class_loss(logits_NCHW.float(), index_NHW, bce, dice, weights_C)
 
 
 def mask_loss(
@@ -109,3 +130,51 @@ def lovasz_loss(logits_NHW: Tensor, share_NHW: Tensor) -> Tensor:
     from segmentation_models_pytorch.losses import LovaszLoss  # takes seconds, and only this term needs it
 
     return LovaszLoss("binary", per_image=True)(logits_NHW, (share_NHW >= 0.5).to(logits_NHW.dtype))
+
+
+def class_loss(logits_NCHW: Tensor, index_NHW: Tensor, ce: float, dice: float, weights_C: Tensor | None) -> Tensor:
+    """Cross-entropy and soft Dice of classes, weighted and added, a scalar; both are means over pictures.
+
+    logits_NCHW: float32; index_NHW: class indices, uint8 or uint16, whose largest value is not judged.
+    weights_C: what a pixel of each class counts in the cross-entropy, float32; without it 1.
+    """
+    judged_NHW = index_NHW != torch.iinfo(index_NHW.dtype).max
+    index_N1HW = index_NHW.long().where(judged_NHW, 0)[:, None]
+    log_probability_NCHW = logits_NCHW.log_softmax(1)
+    loss = logits_NCHW.new_zeros(())
+    if ce:
+        loss = loss + ce * class_cross_entropy(log_probability_NCHW, index_N1HW, judged_NHW, weights_C)
+    if dice:
+        loss = loss + dice * class_dice_loss(log_probability_NCHW.exp(), index_N1HW, judged_NHW)
+    return loss
+
+
+def class_cross_entropy(
+    log_probability_NCHW: Tensor, index_N1HW: Tensor, judged_NHW: Tensor, weights_C: Tensor | None
+) -> Tensor:
+    """-w log p of the true class, averaged over the judged pixels of each picture, then over pictures.
+
+    Written out, since torch's own has no deterministic kernel for maps on a GPU, and averages over the whole batch.
+    """
+    loss_NHW = -log_probability_NCHW.gather(1, index_N1HW)[:, 0] * judged_NHW
+    if weights_C is not None:
+        loss_NHW = loss_NHW * weights_C[index_N1HW[:, 0]]
+    return (loss_NHW.sum((1, 2)) / judged_NHW.sum((1, 2)).clamp(min=1)).mean()
+
+
+def class_dice_loss(probability_NCHW: Tensor, index_N1HW: Tensor, judged_NHW: Tensor) -> Tensor:
+    """`soft_dice_loss` of each class against the others, averaged over the classes in a picture, then over pictures.
+
+    A class that a picture does not show has no say there, as in smp's DiceLoss: with hundreds of classes the few that
+    a picture shows would hardly count. What it wrongly takes is missing from those that are shown.
+    """
+    classes = probability_NCHW.shape[1]
+    p_NCP = (probability_NCHW * judged_NHW[:, None]).flatten(2)
+    index_NP, judged_NP = index_N1HW.flatten(1), judged_NHW.flatten(1).to(p_NCP.dtype)
+    p_of_truth_NP = p_NCP.gather(1, index_NP[:, None])[:, 0]
+    nothing_NC = p_NCP.new_zeros(len(p_NCP), classes)
+    overlap_NC = nothing_NC.scatter_add(1, index_NP, p_of_truth_NP)
+    pixels_NC = nothing_NC.scatter_add(1, index_NP, judged_NP)
+    loss_NC = 1 - (2 * overlap_NC + 1) / (p_NCP.square().sum(2) + pixels_NC + 1)
+    is_there_NC = pixels_NC > 0
+    return ((loss_NC * is_there_NC).sum(1) / is_there_NC.sum(1).clamp(min=1)).mean()

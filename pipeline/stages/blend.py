@@ -34,6 +34,8 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
     folds = folds or sorted(set.intersection(*(set(run.trained_folds()) for run in runs)))
     if not folds:
         raise Problem(f"No fold is trained in all of {', '.join(str(run.folder) for run in runs)}; train one in each.")
+    for path in (run.fold(fold).config for run in runs for fold in folds):
+        config.check_binary(path, "A blend", only_cars=True)
     check_that_folds_agree(runs)
     tried = weightings(len(runs))
     tally = Tally(len(tried))

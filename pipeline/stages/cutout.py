@@ -1,17 +1,24 @@
-"""Stage `cutout`: photos of cars, of any size, in; for each a PNG of the car on a transparent background out."""
+"""Stage `cutout`: photos of any size in; for each a PNG of the car on a transparent background out.
+
+Of several classes the PNG is the class map, in colours: an index PNG with a palette.
+"""
 import pathlib
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import carvana
 from pipeline.files import replacing
-from pipeline.inference.cutout import cut_out, read_photo
+from pipeline.inference.cutout import class_map, cut_out, read_photo
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.load import load_members
-from pipeline.inference.predictor import Ensemble
+from pipeline.inference.load import ensemble_of, facts_of, load_members
+from pipeline.masks.palette import palette_image
 from pipeline.memory import out_of_memory_told
 from pipeline.paths import Run
 from pipeline.problem import Problem
+
+CLASSES_TOLD = 4  # the largest of a photo
 
 
 def run(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.Path], out: pathlib.Path) -> None:
@@ -26,13 +33,25 @@ def run(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.P
             raise Problem(f"{photo} would be overwritten by its own cut-out; choose another OUT=.")
     device = pick_device()
     paths = [run.fold(fold).best for fold in folds]
-    members, _ = load_members({path: 1 / len(paths) for path in paths}, overrides, device)
-    ensemble = Ensemble(members, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    members, (settings, *_) = load_members({path: 1 / len(paths) for path in paths}, overrides, device)
+    if settings.data.channels != 3:
+        raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but photos have no depth.")
+    full_size, classes = facts_of(paths[0])
+    binary = settings.task.kind == "binary"
+    ensemble = ensemble_of(members, binary, *(full_size or (carvana.HEIGHT_PX, carvana.WIDTH_PX)))
     print(f"{len(photos)} photos, {', '.join(map(str, paths))}, on {describe(device)}.")
     for photo, target in targets.items():
         pixels = read_photo(photo)
         with out_of_memory_told(lambda: f"The memory is too small for {photo}; make the photo smaller."):
-            cut = cut_out(ensemble, pixels)
+            found = cut_out(ensemble, pixels) if binary else class_map(ensemble, pixels)
         with replacing(target) as draft:
-            Image.fromarray(cut).save(draft, format="PNG")
-        print(f"{target}: {cut.shape[1]}x{cut.shape[0]}, the car covers {(cut[..., 3] >= 128).mean():.0%}.")
+            (Image.fromarray(found) if binary else palette_image(found, len(classes))).save(draft, format="PNG")
+        print(f"{target}: {found.shape[1]}x{found.shape[0]}, {covers(found, binary, classes)}.")
+
+
+def covers(found: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
+    """In words: how much of the photo is what."""
+    if binary:
+        return f"the object covers {(found[..., 3] >= 128).mean():.0%}"
+    shares = np.bincount(found.ravel(), minlength=len(classes)) / found.size
+    return ", ".join(f"{classes[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:CLASSES_TOLD])

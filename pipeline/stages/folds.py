@@ -1,20 +1,15 @@
-"""Stage `folds`: the competition folder in, `runs/RUN/folds.csv` out, one row a car: car_id, make, fold."""
+"""Stage `folds`: the pictures in, `runs/RUN/folds.csv` out: car_id, make, fold of each car, or image, group, fold."""
 import pathlib
 
 from pipeline.config import Settings
-from pipeline.data import competition, folds
+from pipeline.data.collection import open_collection
 from pipeline.files import write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 
 
 def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
-    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
-    masks = competition.open_masks(folder)
-    make_of_car = competition.read_makes(folder)
-    cars = competition.check_training_set(pictures, masks, make_of_car)
-
-    table = folds.assign({car: make_of_car[car] for car in cars}, settings.data.folds)
+    table = open_collection(settings.data, settings.task, folder).folds(settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
         if begun := sorted(run.folder.glob("fold*/last.pt")):
@@ -23,7 +18,8 @@ def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
                 "is trained on it; choose another RUN=, or delete that folder."
             )
         write_text(run.folds, text)
-    makes = table.groupby("fold")["make"].nunique()
+    cars, makes = ("cars", "makes") if table.columns[0] == "car_id" else ("pictures", "groups")
+    makes_per_fold = table.groupby("fold")[table.columns[1]].nunique()
     cars_per_fold = table.groupby("fold").size()
-    parts = [f"{cars_per_fold[fold]} cars of {makes[fold]} makes" for fold in cars_per_fold.index]
-    print(f"{run.folds}: {len(table)} cars in {len(parts)} folds ({', '.join(parts)}).")
+    parts = [f"{cars_per_fold[fold]} {cars} of {makes_per_fold[fold]} {makes}" for fold in cars_per_fold.index]
+    print(f"{run.folds}: {len(table)} {cars} in {len(parts)} folds ({', '.join(parts)}).")

@@ -46,6 +46,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
     """
     with processes() as everyone:
         with everyone.first_goes_ahead():
+            for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
+                config.check_binary(path, "A submission", only_cars=True)
             weight_of_path, cut = weights_and_cut(run, runs or [run], folds)
             members, trained = load_members(weight_of_path, overrides, everyone.device)
             each = [config.for_later_stage(one, overrides, str(path)) for path, one in zip(weight_of_path, trained)]

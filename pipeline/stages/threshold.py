@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.carvana import car_of
-from pipeline.data.folds import groups, read_folds
+from pipeline import config
+from pipeline.data.folds import groups, read_folds, unit_of
 from pipeline.files import sha256, write_json
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -18,9 +18,12 @@ from pipeline.problem import Problem
 
 
 def run(run: Run) -> None:
+    for fold in run.trained_folds():
+        config.check_binary(run.fold(fold).config, "A cut")
     names, histograms = read_oof(run)
-    group_of_car = groups(read_folds(run.folds))
-    group = np.array([group_of_car.get(car_of(name), "") for name in names])
+    table = read_folds(run.folds)
+    group_of_unit = groups(table)
+    group = np.array([group_of_unit.get(unit_of(name, table), "") for name in names])
 
     scores = dice.dice_at_every_cut(histograms)
     cut = dice.best_cut(scores)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline import carvana, config
+from pipeline import config
 from pipeline.config import Settings
-from pipeline.data import augment, competition, folds
+from pipeline.data import augment, folds
+from pipeline.data.collection import Collection, open_collection
 from pipeline.data.dataset import (
     HeldOutPictures,
     Schedule,
@@ -31,14 +32,14 @@ from pipeline.data.dataset import (
 )
 from pipeline.files import locked, write_text
 from pipeline.inference.device import autocast, describe, loss_scaler, no_kernel_told, set_up
-from pipeline.inference.evaluate import histograms
-from pipeline.inference.predictor import Predictor
-from pipeline.masks import dice
-from pipeline.model import checkpoint, optim
+from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, together
+from pipeline.inference.load import ensemble_of
+from pipeline.inference.predictor import Member
+from pipeline.inference.views import VIEWS
+from pipeline.model import checkpoint, losses, optim
 from pipeline.model.batch_norm import share_batch_norm
 from pipeline.model.build import build, count_parameters
 from pipeline.model.ema import Ema
-from pipeline.model.losses import mask_loss
 from pipeline.memory import (
     LARGEST_TRIED, found, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch, too_large,
 )  # fmt: skip
@@ -85,7 +86,9 @@ def train_fold(
     with everyone.first_goes_ahead():
         last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
         dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
-        fingerprint = fingerprint_of(dataset.names, held_out.names, held_out.pictures.stored_scale)
+        collection = dataset.collection
+        full_size = [collection.height, collection.width]
+        fingerprint = fingerprint_of(dataset.names, held_out.names, collection.stored_scale)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
@@ -94,7 +97,12 @@ def train_fold(
     # Network and optimiser
     torch.manual_seed(hyper.seed)
     model = settings.model.model_copy(update={"encoder_weights": None}) if last else settings.model
-    network: nn.Module = build(**model.model_dump(), checkpoint_activations=hyper.checkpoint_activations).to(device)
+    network: nn.Module = build(
+        **model.model_dump(),
+        channels=settings.data.channels,
+        classes=settings.task.outputs,
+        checkpoint_activations=hyper.checkpoint_activations,
+    ).to(device)
     if everyone.count > 1:
         network = share_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
@@ -109,14 +117,17 @@ def train_fold(
     if hyper.compile:
         network.compile()
     forward = everyone.wrap(network)
-    take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, settings.loss.model_dump())
+    binary = settings.task.kind == "binary"
+    loss_of = losses.build(binary, settings.task.class_weights, settings.loss.model_dump(), device)
+    take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, loss_of)
 
     # Where the run stands
     step: int = last.get("step", 0)
     loss_sum = torch.tensor(last.get("loss_sum", 0.0), dtype=torch.float64, device=device)
     spoilt_step = torch.tensor(-1, device=device)  # the first whose loss or gradient was no number
     log: list[dict[str, Any]] = last.get("log", [])
-    best_dice: float = last.get("best_dice", -1.0)
+    key_of_score, name_of_score = ("val_dice", "Dice") if binary else ("val_mean_iou", "mean IoU")
+    best_score: float = last.get("best_dice", -1.0)
     started = time.monotonic() - last.get("seconds", 0.0)
     schedule = Schedule(
         len(dataset), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
@@ -136,7 +147,7 @@ def train_fold(
             "scaler": scaler.state_dict(),
             "loss_sum": loss_sum.item(),
             "log": log,
-            "best_dice": best_dice,
+            "best_dice": best_score,
             "seconds": time.monotonic() - started,
             "epoch_watch": watch.readings(),
         }
@@ -151,11 +162,11 @@ def train_fold(
     def largest_batch() -> int:
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
         image, target = map(torch.from_numpy, dataset[0, 0])
-        image_NHWC, share_NHW = image.to(device)[None], target.to(device)[None].float() / 255
+        image_NHWC, target_NHW = image.to(device)[None], target.to(device)[None]
         network.train()
         with limited_to_free_memory(device):
             return largest_that_fits(
-                lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), share_NHW.repeat(n, 1, 1), parts=1),
+                lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), target_NHW.repeat(n, 1, 1), parts=1),
                 at_most=LARGEST_TRIED[device.type],
             )
 
@@ -170,7 +181,7 @@ def train_fold(
     if everyone.first:
         write_log(fold, log)  # a kill may have come between the checkpoint and its line
         if step == steps:
-            print(f"{fold.folder} is trained already: Dice {best_dice:.5f}. Another RUN= starts anew.")
+            print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
         return
     if everyone.first:
@@ -196,13 +207,13 @@ def train_fold(
         open_tensorboard(fold, step // steps_per_epoch + 1) if everyone.first else nullcontext() as tensorboard,
         progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
     ):
-        for image_NHWC, coverage_NHW in copied_ahead(watch.waiting_for(loader), device):
+        for image_NHWC, target_NHW in copied_ahead(watch.waiting_for(loader), device):
             learning_rate = optim.learning_rate_at(
                 step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
             )
             optim.set_learning_rate(optimiser, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, step, everyone.rank))  # of dropout, where a network has it
-            loss, gradient_norm = take_step(image_NHWC, coverage_NHW.float() / 255, parts=hyper.accumulate)
+            loss, gradient_norm = take_step(image_NHWC, target_NHW, parts=hyper.accumulate)
             ema.update(step)
             loss = everyone.mean(loss)
             loss_sum += loss
@@ -238,20 +249,22 @@ def train_fold(
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row["val_dice"], row["val_dice_cut"] = judge(ema, settings, held_out, dataset.masks, everyone)
+                row |= judge(ema, settings, held_out, collection, everyone)
             row["seconds"] = watch.seconds()
             log.append(row)
-            is_best = row["val_dice"] is not None and row["val_dice"] > best_dice
-            best_dice = row["val_dice"] if is_best else best_dice
+            score = row.get(key_of_score)
+            is_best = score is not None and score > best_score
+            best_score = score if is_best else best_score
             watch.restart()
             if everyone.first:
                 if is_best:
                     best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
+                    best |= {"full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
                 write_log(fold, log)
-                for key in ("train_loss", "val_dice", "images_per_s", "lr"):
-                    if tensorboard and row[key] is not None:
+                for key in ("train_loss", key_of_score, "images_per_s", "lr"):
+                    if tensorboard and row.get(key) is not None:
                         tensorboard.add_scalar(key, row[key], epoch)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
@@ -261,7 +274,8 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
+        judged = f"{name_of_score} {best_score:.5f} on held-out pictures at full size"
+        print(f"{fold.best}: {judged}, after {minutes:.1f} minutes.")
 
 
 def one_step(
@@ -270,21 +284,21 @@ def one_step(
     optimiser: Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float,
-    loss_weights: dict[str, Any],
+    loss_of: losses.LossOf,
     image_NHWC: Tensor,
-    share_NHW: Tensor,
+    target_NHW: Tensor,
     parts: int,
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimiser: the loss of the batch and the length of its gradient, not waited for.
 
     The batch goes through the network in `parts`, one after another, and the gradient is the mean of theirs.
     """
-    batch_loss = torch.zeros((), device=share_NHW.device)
-    for part, (image, share) in enumerate(zip(image_NHWC.chunk(parts), share_NHW.chunk(parts)), start=1):
+    batch_loss = torch.zeros((), device=target_NHW.device)
+    for part, (image, target) in enumerate(zip(image_NHWC.chunk(parts), target_NHW.chunk(parts)), start=1):
         with gradients_meet(forward, wanted=part == parts):
             with autocast(image.device):
                 logits_NCHW = forward(image)
-            loss = mask_loss(logits_NCHW[:, 0].float(), share, **loss_weights) / parts
+            loss = loss_of(logits_NCHW, target) / parts
             scaler.scale(loss).backward()
         batch_loss += loss.detach()
     scaler.unscale_(optimiser)
@@ -300,12 +314,10 @@ def open_pictures(
 ) -> tuple[TrainingPictures, HeldOutPictures]:
     """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
     hyper = settings.train
-    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
-    masks = competition.open_masks(folder)
-    competition.check_training_set(pictures, masks, competition.read_makes(folder))
-    training, held_out = folds.split(folds.read_folds(run.folds), fold_number, pictures.names)
-    if len(training) + len(held_out) != len(pictures.names):
-        raise Problem(f"{folder} has cars that {run.folds} does not know; run `make folds` under another RUN=.")
+    collection = open_collection(settings.data, settings.task, folder)
+    training, held_out = folds.split(folds.read_folds(run.folds), fold_number, collection.names)
+    if len(training) + len(held_out) != len(collection.names):
+        raise Problem(f"{folder} has pictures that {run.folds} does not know; run `make folds` under another RUN=.")
     if len(training) < hyper.batch_size or not held_out:
         raise Problem(
             f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
@@ -316,12 +328,11 @@ def open_pictures(
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({processes})."
         )
-    change = augment.build(**settings.augment.model_dump())
-    full_size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     scale, cache = settings.data.scale, settings.data.cache
     return (
-        TrainingPictures(pictures, masks, training, scale, change, hyper.seed, cache, full_size),
-        HeldOutPictures(pictures, held_out, scale),
+        TrainingPictures(collection, training, scale, change, hyper.seed, cache),
+        HeldOutPictures(collection, held_out, scale),
     )
 
 
@@ -345,21 +356,32 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
 
 
 def judge(
-    ema: Ema, settings: Settings, held_out: HeldOutPictures, masks: competition.Masks, everyone: Processes
-) -> tuple[float, float]:
-    """Mean Dice of the averaged weights at full size at the cut 0.5, without flips; and the best cut.
+    ema: Ema, settings: Settings, held_out: HeldOutPictures, collection: Collection, everyone: Processes
+) -> dict[str, float]:
+    """The averaged weights on the held-out pictures at full size, without flips, as keys of `log.jsonl`.
 
-    Each process judges its share of the pictures; all of them know the result.
+    Binary: mean Dice at the cut 0.5, and the best cut; else the scores of classes, of all pictures together. Each
+    process judges its share of the pictures; all of them know the result.
     """
-    mine = HeldOutPictures(held_out.pictures, held_out.names[everyone.rank :: everyone.count], settings.data.scale)
-    predictor = Predictor([ema.average], False, settings.data.scale, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    mine = HeldOutPictures(collection, held_out.names[everyone.rank :: everyone.count], settings.data.scale)
+    binary, scale = settings.task.kind == "binary", settings.data.scale
+    member = Member(ema.average, scale, VIEWS["none"], weight=1.0)
+    ensemble = ensemble_of([member], binary, collection.height, collection.width)
+
+    def predict(image_NHWC: Tensor) -> Tensor:
+        return ensemble({scale: image_NHWC})
+
     on_gpu = everyone.device.type == "cuda"
     loader = held_out_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
-    batches = progress(loader, "held-out makes", wanted=everyone.first)
-    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, settings.data.scale)):
-        counts = np.concatenate(everyone.gather(histograms(predictor, batches, mine.names, masks.read)))
-    scores = dice.dice_at_every_cut(counts)
-    return float(scores[:, dice.cut_from_share(0.5)].mean()), dice.cut_as_share(dice.best_cut(scores))
+    batches = progress(loader, "held-out pictures", wanted=everyone.first)
+    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
+        if binary:
+            counts = histograms(predict, batches, mine.names, collection.truth)
+            scores = cut_scores(np.concatenate(everyone.gather(counts)))
+        else:
+            judged = confusions(predict, batches, mine.names, collection.truth, settings.task.count)
+            scores = class_scores(together(everyone.gather(judged)))
+    return {f"val_{key}": score for key, score in scores.items()}
 
 
 def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
@@ -398,6 +420,8 @@ def open_tensorboard(fold: Fold, first_epoch: int):
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     judged = "" if row["val_dice"] is None else f"Dice {row['val_dice']:.5f} (best cut {row['val_dice_cut']:.3f}), "
+    if "val_mean_iou" in row:
+        judged = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {judged}{row['images_per_s']:.1f} images/s, "
         f"waited {row['waited_share']:.1%} for pictures, {row['seconds']:.0f} s"

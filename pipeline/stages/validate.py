@@ -1,21 +1,21 @@
 """Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` out.
 
-Kept per image is the histogram from which `threshold` and `report` know Dice at every cut.
+Kept per image is the histogram from which `threshold` and `report` know Dice at every cut; of several classes the
+confusion matrix of all images, and what the report needs of each.
 """
 import pathlib
 
 import numpy as np
+from torch import Tensor
 
-from pipeline import carvana, config
-from pipeline.data import competition
+from pipeline import config
+from pipeline.data.collection import open_collection
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import replacing, sha256
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import histograms
-from pipeline.inference.load import batch_that_fits, load_network, member_of
-from pipeline.inference.predictor import Ensemble
-from pipeline.masks.dice import cut_from_share, dice_at_every_cut
+from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms
+from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
 from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -36,24 +36,33 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     network, trained = load_network(checkpoint_path, device)
     settings = config.for_later_stage(trained, overrides, where=str(checkpoint_path))
     folder = pathlib.Path(settings.data.folder)
-    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
-    masks = competition.open_masks(folder)
-    competition.check_training_set(pictures, masks, competition.read_makes(folder))
-    _, names = split(read_folds(run.folds), fold, pictures.names)
+    collection = open_collection(settings.data, settings.task, folder)
+    _, names = split(read_folds(run.folds), fold, collection.names)
     if not names:
-        raise Problem(f"{folder} holds no picture of the cars of fold {fold} in {run.folds}; is it another folder?")
+        raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
 
-    ensemble = Ensemble([member_of(network, settings, weight=1.0)], carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    binary = settings.task.kind == "binary"
+    ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, collection.height, collection.width)
     batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
-    dataset = HeldOutPictures(pictures, names, settings.data.scale)
+    dataset = HeldOutPictures(collection, names, settings.data.scale)
     loader = held_out_loader(dataset, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
+
+    def predict(image_NHWC: Tensor) -> Tensor:
+        return ensemble({settings.data.scale: image_NHWC})
+
     with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
-        counts = histograms(lambda image: ensemble({settings.data.scale: image}), batches, names, masks.read)
+        if binary:
+            counts = histograms(predict, batches, names, collection.truth)
+            found, judged = {"histograms": counts}, f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
+        else:
+            confused = confusions(predict, batches, names, collection.truth, settings.task.count)
+            found = {**confused._asdict(), "classes": np.array(collection.classes)}
+            scores = class_scores(confused)
+            judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
-    dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
+        np.savez_compressed(file, names=np.array(names), **found, checkpoint=sha256(checkpoint_path))
     print(
-        f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, predict.tta {settings.predict.tta}, "
-        f"over {len(dice)} held-out images, in {run.oof(fold)}."
+        f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
+        f"in {run.oof(fold)}."
     )

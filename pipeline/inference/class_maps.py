@@ -1,0 +1,87 @@
+"""Networks of several classes and pictures to class maps at full size.
+
+As for one class, probabilities are averaged at the networks' own size, brought to full size, and decided there: the
+class with the highest mean wins, and an edge lies where two means meet, between the cells. One class at a time is
+enlarged, so that 894 of them take no more memory at full size than two.
+"""
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.images import enlarged
+from pipeline.inference.device import autocast
+from pipeline.inference.predictor import ByScale, Ensemble, enlarged_on_device
+from pipeline.masks.confusion import index_dtype
+from pipeline.threads import in_order
+
+
+class ClassEnsemble(Ensemble):
+    """`ensemble(image_of_scale)` -> class indices, uint8 (N, height, width) up to 255 classes, else int32.
+
+    image_of_scale: as of an `Ensemble`, uint8 (N, H, W, channels).
+    """
+
+    @torch.inference_mode()
+    def __call__(self, image_of_scale: ByScale) -> Tensor:
+        shares = self.weighted_shares(image_of_scale)
+        if self.device.type == "cuda":
+            return self.class_map_on_device(shares)
+        images = range(len(shares[self.scales[0]]))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: self.class_map(shares, image), images))))
+
+    def unrounded(self, image_of_scale: ByScale) -> Tensor:
+        raise NotImplementedError("the mean of several classes is not kept at full size")
+
+    def weighted_share(self, scale: int, image_NHWC: Tensor) -> Tensor:
+        """What the members at this scale add to the mean, float32 (N, classes, H, W) at the size of the pictures."""
+        image_NHWC = image_NHWC.to(self.device, non_blocking=True)
+        rows, columns = image_NHWC.shape[1:3]
+        total_NCHW: Tensor | None = None
+        for member in self.members:
+            if member.scale == scale:
+                for view in member.views:
+                    share_NCHW = shares(member.network, view.of(image_NHWC))
+                    undone = view.undone(share_NCHW.flatten(0, 1), rows, columns).unflatten(0, share_NCHW.shape[:2])
+                    part = undone * (member.weight / len(member.views))
+                    total_NCHW = part if total_NCHW is None else total_NCHW.add_(part)
+        assert total_NCHW is not None
+        return total_NCHW
+
+    def class_map(self, shares: ByScale, image: int) -> NDArray:
+        """Of one picture, array (height, width)."""
+        classes = shares[self.scales[0]].shape[1]
+        best = np.full((self.height, self.width), -np.inf, np.float32)
+        found = np.zeros((self.height, self.width), as_torch_has_it(classes))
+        for index in range(classes):
+            maps = (enlarged(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
+            share = sum(maps, start=next(maps))
+            better = share > best
+            best[better], found[better] = share[better], index
+        return found
+
+    def class_map_on_device(self, shares: ByScale) -> Tensor:
+        """Of a batch, tensor (N, height, width)."""
+        images, classes = shares[self.scales[0]].shape[:2]
+        size = (images, self.height, self.width)
+        best = torch.full(size, -torch.inf, device=self.device)
+        dtype = torch.uint8 if classes <= 255 else torch.int32
+        found = torch.zeros(size, dtype=dtype, device=self.device)
+        for index in range(classes):
+            maps = (enlarged_on_device(shares[s][:, index], s, self.height, self.width) for s in self.scales)
+            share = sum(maps, start=next(maps))
+            better = share > best
+            best, found = share.where(better, best), found.masked_fill(better, index)
+        return found
+
+
+def shares(network: nn.Module, image_NHWC: Tensor) -> Tensor:
+    """Probabilities float32 (N, classes, H, W) at the size of the pictures."""
+    with autocast(image_NHWC.device):
+        logits_NCHW = network(image_NHWC)
+    return logits_NCHW.float().softmax(1)
+
+
+def as_torch_has_it(classes: int) -> type[np.uint8] | type[np.int32]:
+    """torch computes little with uint16."""
+    return np.uint8 if index_dtype(classes) is np.uint8 else np.int32
