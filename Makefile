@@ -56,6 +56,8 @@ bench-kaggle: ## the speed of downloading and verifying, against a plain copy an
 	$(PY) -m benchmarks.kaggle
 bench-predict: ## the speed from test pictures to a submission, against the usual way (DATA RUN IMAGES)
 	$(PY) -m benchmarks.predict$(call given,--data,DATA)$(call given,--run,RUN)$(call given,--images,IMAGES)
+bench-rooms: ## what two minutes teach on drawn rooms, against one class everywhere
+	$(PY) -m benchmarks.rooms$(if $(SET), --set$(foreach word,$(SET), $(call quote,$(word))))
 
 ##@ House-keeping
 lint: ## flake8
@@ -154,7 +156,8 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data demo-rooms shrink folds train find-batch validate threshold blend predict cutout \
-	check submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
+	check submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle bench-rooms lint types \
+	unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \

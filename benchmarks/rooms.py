@@ -1,0 +1,100 @@
+"""`make bench-rooms`: two minutes of the CPU on drawn rooms, against a network that has learnt nothing.
+
+Draws a file of the structure of NYU Depth v2, trains configs/rooms.yaml on it as anybody would, and compares the mean
+IoU of the held-out rooms with that of the best constant prediction: the one class that scores most when it is
+predicted everywhere. The last line is one JSON object of the figures.
+"""
+import argparse
+import json
+import os
+import pathlib
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from pipeline import config
+from pipeline.data.collection import Collection, open_collection
+from pipeline.data.folds import read_folds, split
+from pipeline.masks import confusion
+from pipeline.paths import RUNS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs/rooms.yaml"
+FOLD = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", nargs="*", default=[], metavar="a.b=1", help="settings laid over the config's")
+    words = parser.parse_args().set
+    settings = config.load(CONFIG, words)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        work = pathlib.Path(name)
+        data, run = work / "rooms", work / RUNS / "rooms"
+        figures["draw_s"], _ = stage(work, "demo-rooms", "--data", str(data))
+        given = ["--config", str(CONFIG), "--data", str(data), "--run", "rooms", "--set", *words]
+        stage(work, "folds", *given)
+        figures["train_s"], figures["train_cpu_s"] = stage(work, "train", *given, "--fold", str(FOLD))
+        figures["validate_s"], _ = stage(work, "validate", *given)
+
+        last = json.loads((run / f"fold{FOLD}/log.jsonl").read_text().splitlines()[-1])
+        figures |= {key: last[key] for key in ("val_mean_iou", "val_pixel_accuracy", "images_per_s")}
+        collection = open_collection(settings.data, settings.task, data)
+        _, held_out = split(read_folds(run / "folds.csv"), FOLD, collection.names)
+        figures["constant_mean_iou"], best = best_constant(collection, held_out)
+        figures["read_ms"] = read_ms(collection, settings.data.scale)
+
+    print(f"\n{len(collection.names)} pictures of {collection.width}x{collection.height}, {len(held_out)} held out, "
+          f"{len(collection.classes)} classes, inputs {settings.data.inputs}")
+    print(f"  mean IoU at full size    {figures['val_mean_iou']:.3f}")
+    print(f"  of {collection.classes[best] + ' everywhere':22}{figures['constant_mean_iou']:.3f}")
+    print(f"  pixel accuracy           {figures['val_pixel_accuracy']:.3f}")
+    print(f"  training                 {figures['train_s']:.0f} s, {figures['train_cpu_s']:.0f} s of the processors")
+    print(f"  reading a picture        {figures['read_ms']:.1f} ms, its classes included")
+    print(json.dumps(figures))
+
+
+def stage(work: pathlib.Path, *words: str) -> tuple[float, float]:
+    """Seconds that a stage takes as a command in the folder `work`: on the clock, and of the processors."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "pipeline", *words]
+    done = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} failed")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def best_constant(collection: Collection, names: list[str]) -> tuple[float, int]:
+    """The highest mean IoU over these pictures of one class predicted everywhere, and that class."""
+    classes = len(collection.classes)
+    pixels = np.zeros(classes, np.int64)
+    for name in names:
+        truth = collection.truth(name)
+        pixels += np.bincount(truth[truth != confusion.ignored(truth.dtype)], minlength=classes)
+    scores = []
+    for index in range(classes):
+        matrix = np.zeros((classes, classes), np.int64)
+        matrix[:, index] = pixels
+        scores.append(float(confusion.mean_of_classes(confusion.iou(confusion.counts(matrix)))))
+    return max(scores), int(np.argmax(scores))
+
+
+def read_ms(collection: Collection, scale: int) -> float:
+    """Of a picture and its classes, in one process."""
+    names = collection.names[:100]
+    began = time.monotonic()
+    for name in names:
+        collection.read(name, scale)
+        collection.target(name, scale)
+    return (time.monotonic() - began) / len(names) * 1000
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Drawn rooms through the command line: the reader of NYU Depth v2, training, validation; learnt, not guessed."""
+import json
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.rooms import best_constant
+from pipeline import config
+from pipeline.__main__ import main
+from pipeline.data.collection import open_collection
+from pipeline.data.folds import read_folds, split
+from pipeline.masks import confusion
+from pipeline.stages import demo_rooms
+
+CONFIG = """
+data: {kind: nyuv2, folder: rooms, scale: 1, folds: 3, workers: 0, cache: true}
+task: {kind: multiclass, classes: 13}
+augment: {shift: 0.0, zoom: 0.0, rotate_deg: 0.0, hue_deg: 0.0, saturation: 0.0}
+model: {arch: unet, width: 16, depth: 3}
+train: {optimiser: muon, momentum: 0.95, epochs: 6, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9,
+        validate_every_epochs: 6}
+"""
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder with 48 tiny pictures of twelve rooms. One thread: a network this small is no work for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        pathlib.Path("tiny.yaml").write_text(CONFIG)
+        demo_rooms.run(pathlib.Path("rooms"), scenes=12, height=48, width=64, seed=0, splits=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+def stage(name: str, *words: str) -> int:
+    return main([name, "--config", "tiny.yaml", *words])
+
+
+@pytest.mark.parametrize("inputs", ["rgb", "rgbd"])
+def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
+    inputs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--run", inputs, "--set", f"data.inputs={inputs}")
+    assert stage("folds", *words) == 0
+    assert stage("train", "--fold", "0", *words) == 0
+    assert stage("validate", "--run", inputs) == 0
+
+    settings = config.load(pathlib.Path("tiny.yaml"), [f"data.inputs={inputs}"])
+    collection = open_collection(settings.data, settings.task, pathlib.Path("rooms"))
+    table = read_folds(pathlib.Path(f"runs/{inputs}/folds.csv"))
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    _, held_out = split(table, 0, collection.names)
+    constant, _ = best_constant(collection, held_out)
+    last = json.loads(pathlib.Path(f"runs/{inputs}/fold0/log.jsonl").read_text().splitlines()[-1])
+    assert last["val_mean_iou"] > 3 * constant > 0
+    assert last["val_pixel_accuracy"] > 0.6
+
+    kept = np.load(f"runs/{inputs}/oof/fold0.npz")
+    assert kept["names"].tolist() == held_out
+    for name, pixels in zip(held_out, kept["in_truth"]):
+        truth = collection.truth(name)
+        np.testing.assert_array_equal(pixels, np.bincount(truth[truth != confusion.ignored(truth.dtype)], minlength=13))
+    np.testing.assert_array_equal(kept["matrix"].sum(1), kept["in_truth"].sum(0))
+
+    capsys.readouterr()
+    assert stage("train", "--fold", "0", *words, "task.classes=40") == 1
+    assert "task.classes: 13 -> 40" in capsys.readouterr().err
+
+
+def test_all_words_as_classes_train_too() -> None:
+    tiny = ("data.scale=4", "data.folds=12", "model.width=4", "train.epochs=1", "train.batch_size=44")
+    words = ("--run", "words", "--set", "task.classes=894", *tiny)
+    assert stage("folds", *words) == 0
+    assert stage("train", "--fold", "0", *words) == 0
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["task.classes=21"], "task.classes is 21, but rooms/nyu_depth_v2_labeled.mat has 13 or 40 classes"),
+        (["task.kind=binary", "task.classes=[]"], "data.kind nyuv2 has classes: set task.kind multiclass"),
+        (["data.folder=elsewhere"], "There is no elsewhere/nyu_depth_v2_labeled.mat"),
+        (["data.folds=13"], "data.folds is 13, but the pictures have only 12 groups"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stage("folds", "--run", "wrong", "--set", *words) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_the_configs_of_the_data_set_are_whole() -> None:
+    for name in ("nyuv2", "rooms"):
+        settings = config.load(REPOSITORY / f"configs/{name}.yaml")
+        assert (settings.data.kind, settings.task.kind, settings.task.count) == ("nyuv2", "multiclass", 13)
