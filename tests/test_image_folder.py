@@ -1,0 +1,231 @@
+"""A plain folder of images and masks: read as it lies, and what may be wrong with it told in one sentence."""
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from plain_folder import CLASSES, COLOURS, draw
+
+from pipeline.config import Data, Settings, Task
+from pipeline.data.collection import open_collection
+from pipeline.data.image_folder import ImageFolder, nearest
+from pipeline.problem import Problem
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return draw(tmp_path_factory.mktemp("plain") / "mine", pictures=6)
+
+
+@pytest.fixture
+def folder(drawn: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy that a test may damage."""
+    return pathlib.Path(shutil.copytree(drawn, tmp_path / "mine"))
+
+
+def opened(folder: pathlib.Path, classes: tuple[str, ...] = CLASSES, size=SIZE, ignore_index: int = 255) -> ImageFolder:
+    return ImageFolder(folder, classes, ignore_index, *size)
+
+
+def write_mask(folder: pathlib.Path, name: str, values: np.ndarray) -> None:
+    Image.fromarray(values).save(folder / "masks" / f"{name}.png")
+
+
+def mask_shape(folder: pathlib.Path, name: str) -> tuple[int, int]:
+    with Image.open(folder / "masks" / f"{name}.png") as mask:
+        return mask.height, mask.width
+
+
+# --- as it should be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_pictures_of_unlike_sizes_come_on_one_grid_with_their_classes(drawn: pathlib.Path, scale: int) -> None:
+    mine = opened(drawn)
+    for name in mine.names:
+        image, target, truth = mine.read(name, scale), mine.target(name, scale), mine.truth(name)
+        assert image.shape == (64 // scale, 96 // scale, 3) and image.dtype == np.uint8
+        assert target.shape == image.shape[:2] and truth.shape == SIZE
+        assert set(np.unique(truth)) == {0, 1, 2, 255} and (truth[0] == 255).all()
+        if scale == 1:
+            judged = target != 255
+            colours = COLOURS[np.where(judged, target, 0)]
+            wrong = judged & (np.abs(image.astype(int) - colours).max(-1) > 60)
+            assert wrong.mean() < 0.03  # along the edges
+            np.testing.assert_array_equal(target, truth)
+
+
+def test_a_folder_without_a_size_has_that_of_its_first_image(folder: pathlib.Path) -> None:
+    mine = opened(folder, size=(None, None))
+    assert (mine.height, mine.width) == mask_shape(folder, "p00")
+    assert mine.read("p00", 1).shape[:2] == mask_shape(folder, "p00")
+    with pytest.raises(Problem, match=r"p01\.jpg is \d+x\d+, but the first image is .*set data.height and data.width"):
+        mine.read("p01", 1)
+
+
+def test_a_mask_is_moved_as_its_picture_is() -> None:
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert nearest(values, 4, 6).tolist() == np.repeat(np.repeat(values, 2, 0), 2, 1).tolist()
+    assert nearest(np.arange(9, dtype=np.uint8)[None], 1, 3).tolist() == [[1, 4, 7]]
+
+
+def test_palette_masks_are_read_by_their_index(folder: pathlib.Path) -> None:
+    values = np.zeros(mask_shape(folder, "p00"), np.uint8)
+    values[:, 50:] = 2
+    mask = Image.fromarray(values, mode="P")
+    mask.putpalette([255, 255, 255, 9, 9, 9, 80, 0, 80])
+    mask.save(folder / "masks" / "p00.png")
+    assert set(np.unique(opened(folder).truth("p00"))) == {0, 2}
+
+
+def test_the_ignore_index_is_the_datas_own(folder: pathlib.Path) -> None:
+    values = np.full(mask_shape(folder, "p00"), 9, np.uint8)
+    values[20:] = 1
+    write_mask(folder, "p00", values)
+    assert set(np.unique(opened(folder, ignore_index=9).truth("p00"))) == {1, 255}
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_a_binary_mask_may_be_0_and_1_or_0_and_255_and_its_target_is_coverage(folder: pathlib.Path, high: int) -> None:
+    shape = mask_shape(folder, "p00")
+    values = np.zeros(shape, np.uint8)
+    values[: shape[0] // 2 + 1, :41] = high
+    write_mask(folder, "p00", values)
+    mine = opened(folder, classes=(), size=shape)
+    assert mine.truth("p00").dtype == bool and (mine.truth("p00") == (values > 0)).all()
+    target = mine.target("p00", 8)
+    assert set(np.unique(target)) > {0, 255} and target[0, 5] == pytest.approx(255 / 8, abs=1)  # 1 column of 8
+
+
+def test_groups_are_never_on_both_sides_and_without_them_each_image_is_one(folder: pathlib.Path) -> None:
+    table = opened(folder).folds(2)
+    assert list(table.columns) == ["image", "group", "fold"] and len(table) == 6
+    assert (table.groupby("group")["fold"].nunique() == 1).all() and set(table["fold"]) == {0, 1}
+    (folder / "groups.csv").unlink()
+    assert len(opened(folder).folds(6)["fold"].unique()) == 6
+
+
+def test_a_config_opens_it(folder: pathlib.Path) -> None:
+    settings = Settings(
+        data=Data(kind="folder", height=64, width=96), task=Task(kind="multiclass", classes=list(CLASSES))
+    )
+    collection = open_collection(settings.data, settings.task, folder)
+    assert collection.classes == CLASSES and (collection.height, collection.width) == SIZE
+
+
+# --- what may be wrong ----------------------------------------------------------------------------
+
+
+def a_mask_is_missing(folder: pathlib.Path) -> str:
+    (folder / "masks" / "p02.png").unlink()
+    return r"masks lacks the masks of 1 images; the first is p02\.png"
+
+
+def an_image_is_missing(folder: pathlib.Path) -> str:
+    (folder / "images" / "p02.jpg").unlink()
+    return r"images lacks the images of 1 masks; the first is p02\."
+
+
+def there_are_no_masks(folder: pathlib.Path) -> str:
+    shutil.rmtree(folder / "masks")
+    return r"There is no folder .*masks; a plain folder has images/ and masks/"
+
+
+def images_is_empty(folder: pathlib.Path) -> str:
+    shutil.rmtree(folder / "images")
+    (folder / "images").mkdir()
+    return r"images holds no file that ends in \.jpg"
+
+
+def two_images_have_one_name(folder: pathlib.Path) -> str:
+    shutil.copy(folder / "images" / "p02.jpg", folder / "images" / "p02.png")
+    return r"p02\.jpg and .*p02\.png have the same name"
+
+
+def the_table_has_other_columns(folder: pathlib.Path) -> str:
+    (folder / "groups.csv").write_text("file,patient\np00.jpg,1\n")
+    return "must have the columns image,group"
+
+
+def the_table_lacks_an_image(folder: pathlib.Path) -> str:
+    lines = (folder / "groups.csv").read_text().splitlines()
+    (folder / "groups.csv").write_text("\n".join(lines[:-1]))
+    return r"groups\.csv and images/ do not name the same images: p05"
+
+
+def the_table_is_empty(folder: pathlib.Path) -> str:
+    (folder / "groups.csv").write_text("")
+    return "must have the columns image,group"
+
+
+def an_image_is_in_two_groups(folder: pathlib.Path) -> str:
+    with open(folder / "groups.csv", "a") as file:
+        file.write("p00,another\n")
+    return "has two lines for p00"
+
+
+def an_image_is_empty(folder: pathlib.Path) -> str:
+    (folder / "images" / "p00.jpg").write_bytes(b"")
+    return r"p00\.jpg is no whole JPEG or PNG picture"
+
+
+def an_image_is_cut_short(folder: pathlib.Path) -> str:
+    path = folder / "images" / "p00.jpg"
+    path.write_bytes(path.read_bytes()[:-400])
+    return r"p00\.jpg is no whole JPEG or PNG picture"
+
+
+def a_mask_is_cut_short(folder: pathlib.Path) -> str:
+    path = folder / "masks" / "p00.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return r"p00\.png is no whole JPEG or PNG picture"
+
+
+def a_mask_is_in_colour(folder: pathlib.Path) -> str:
+    write_mask(folder, "p00", np.zeros((*mask_shape(folder, "p00"), 3), np.uint8))
+    return r"p00\.png: the mask's colours are RGB, but it must be a grey or palette PNG"
+
+
+def a_mask_has_another_size(folder: pathlib.Path) -> str:
+    write_mask(folder, "p00", np.zeros((40, 50), np.uint8))
+    return r"p00\.png: the mask is 50x40, but its image \d+x\d+"
+
+
+def a_mask_has_a_value_beyond_the_classes(folder: pathlib.Path) -> str:
+    write_mask(folder, "p00", np.full(mask_shape(folder, "p00"), 3, np.uint8))
+    return r"p00\.png: the mask has the value 3, but task\.classes has 3, from 0 to 2"
+
+
+TROUBLE = [
+    a_mask_is_missing, an_image_is_missing, there_are_no_masks, images_is_empty, two_images_have_one_name,
+    the_table_has_other_columns, the_table_lacks_an_image, the_table_is_empty, an_image_is_in_two_groups,
+    an_image_is_empty, an_image_is_cut_short, a_mask_is_cut_short, a_mask_is_in_colour, a_mask_has_another_size,
+    a_mask_has_a_value_beyond_the_classes,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", TROUBLE, ids=lambda spoil: spoil.__name__)
+def test_what_is_wrong_is_told_in_one_sentence(folder: pathlib.Path, spoil) -> None:
+    expected = spoil(folder)
+    with pytest.raises(Problem, match=expected) as caught:
+        mine = opened(folder)
+        mine.read("p00", 1), mine.target("p00", 2)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_a_binary_mask_of_other_values_is_a_problem(folder: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"p00\.png: the mask has the values 0, 1, 2, 255, but a binary one has 0 and 1"):
+        opened(folder, classes=()).truth("p00")
+
+
+def test_an_ignore_index_that_is_a_class_is_a_problem(folder: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"task\.ignore_index is 1, which is the class disc"):
+        opened(folder, ignore_index=1)
+
+
+def test_more_folds_than_groups_are_a_problem(folder: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"data\.folds is 3, but the pictures have only 2 groups"):
+        opened(folder).folds(3)
