@@ -43,11 +43,11 @@ def stage(name: str, *words: str) -> int:
     return main([name, "--config", "tiny.yaml", *words])
 
 
-@pytest.mark.parametrize("inputs", ["rgb", "rgbd"])
+@pytest.mark.parametrize("inputs, workers", [("rgb", 0), ("rgbd", 2)])
 def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
-    inputs: str, capsys: pytest.CaptureFixture[str]
+    inputs: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--run", inputs, "--set", f"data.inputs={inputs}")
+    words = ("--run", inputs, "--set", f"data.inputs={inputs}", f"data.workers={workers}")
     assert stage("folds", *words) == 0
     assert stage("train", "--fold", "0", *words) == 0
     assert stage("validate", "--run", inputs) == 0
