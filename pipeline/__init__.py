@@ -31,7 +31,9 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     data/           bytes -> tensors
         archive         files out of Kaggle's zips, read where they lie
         images          JPEG -> pixels, mask -> coverage -> full size: one grid for all of them
-        competition     the folder's pictures, masks and tables, checked at the door
+        collection      all that the engine knows of its pictures: a name for each, a size, what is true of it
+        competition     Kaggle's folder: pictures, masks and tables, checked at the door
+        image_folder    anybody's own: images, masks, and a table of groups
         verify          is a downloaded file whole: every checksum, every picture; also while it arrives
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
@@ -52,11 +54,13 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         load            checkpoint -> network
         views           test-time augmentation: a picture seen in several ways
         predictor       mean over runs, folds and views, then full size, then one rounding
+        class_maps      the same mean of several classes, then the largest
         evaluate        what is made of predictions while the next ones are under way
         blend           what each of several runs should weigh
         cutout          a photo with a transparent background
 
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs)
+    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs),
+                    confusion (scores of classes), palette (colours for them)
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
         packing  parts  gzip by several threads; what a kill leaves behind of a prediction

@@ -126,6 +126,47 @@ def test_a_loss_that_cannot_be_meant_is_a_problem(file: pathlib.Path, words: lis
         config.load(file, words)
 
 
+CLASSES = ["task.kind=multiclass", "task.classes=[a,b,c]", "data.kind=folder"]
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["task.kind=multiclass"], "task: multiclass needs classes: at least two names"),
+        (["task.kind=multiclass", "task.classes=[a]"], "task: multiclass needs classes: at least two names"),
+        (["task.classes=[a,b]"], "task: classes and class_weights are for task.kind multiclass, but it is binary"),
+        (["task.class_weights=[1,2]"], "task: classes and class_weights are for task.kind multiclass"),
+        ([*CLASSES, "task.classes=[a,b,a]"], "task: two classes have the same name"),
+        ([*CLASSES, "task.classes=[a,b,'']"], "task: two classes have the same name, or one has none"),
+        ([*CLASSES, "task.class_weights=[1,2]"], "task: there are 2 class_weights for 3 classes"),
+        ([*CLASSES, "task.class_weights=[0,0,0]"], "task: class_weights are all 0"),
+        ([*CLASSES, "data.kind=carvana"], "task.kind is multiclass, but data.kind carvana is cars or not"),
+        ([*CLASSES, "loss.lovasz=1"], "loss.lovasz is for task.kind binary"),
+        ([*CLASSES, "loss.edge_weight=1"], "loss.edge_weight is for task.kind binary"),
+        (["data.kind=nyuv2"], "data.kind nyuv2 has classes: set task.kind multiclass"),
+        (["data.inputs=rgbd"], "data.inputs rgbd is for data.kind nyuv2, but it is carvana"),
+        ([*CLASSES, "data.height=480"], "data.height and data.width go together"),
+        (["data.height=480", "data.width=640"], "data.height and data.width are for data.kind folder"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_sentence(file: pathlib.Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(sentence)}([^.]|\.\w)*\.$"):
+        config.load(file, words)
+
+
+def test_a_network_has_an_output_for_each_class_or_one_for_an_object(file: pathlib.Path) -> None:
+    assert config.load(file).task.outputs == 1
+    named, counted = (config.load(file, [*CLASSES, *words]).task for words in ([], ["task.classes=40"]))
+    assert (named.outputs, named.count, named.names) == (3, 3, ("a", "b", "c"))
+    assert (counted.outputs, counted.count, counted.names[-1]) == (40, 40, "39")
+
+
+def test_settings_from_before_there_were_classes_are_of_one_object(file: pathlib.Path) -> None:
+    tree = config.load(file).model_dump()
+    del tree["task"], tree["data"]["kind"], tree["data"]["height"], tree["data"]["inputs"]
+    assert config.parse(tree, "last.pt") == config.load(file)
+
+
 @pytest.mark.parametrize("term", ["bce", "dice", "jaccard", "focal", "lovasz"])
 def test_any_one_term_is_a_loss(file: pathlib.Path, term: str) -> None:
     loss = config.load(file, ["loss.bce=0", "loss.dice=0", f"loss.{term}=0.5"]).loss

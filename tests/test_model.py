@@ -111,10 +111,21 @@ def test_an_encoder_of_smp_is_one_key_away_and_any_size_fits() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_network_of_every_config_can_be_built(path: pathlib.Path) -> None:
-    model = config.load(path).model.model_copy(update={"encoder_weights": None})
+    settings = config.load(path)
+    model = settings.model.model_copy(update={"encoder_weights": None})
+    channels, outputs = settings.data.channels, settings.task.outputs
     with torch.device("meta"):  # shapes without numbers
-        network = build(**model.model_dump())
-        assert network(torch.zeros(1, 320, 480, 3, dtype=torch.uint8)).shape == (1, 1, 320, 480)
+        network = build(**model.model_dump(), channels=channels, classes=outputs)
+        assert network(torch.zeros(1, 320, 480, channels, dtype=torch.uint8)).shape == (1, outputs, 320, 480)
+
+
+@pytest.mark.parametrize("arch, patch", [("unet", 1), ("unet", 2), ("smp.Unet", 1)])
+def test_any_network_takes_depth_and_has_an_output_for_each_class(arch: str, patch: int) -> None:
+    image = torch.cat([pictures(33, 50), pictures(33, 50)[..., :1]], dim=3)
+    with torch.inference_mode():
+        deep = network(arch=arch, patch=patch, channels=4, classes=5)
+        logits, shallow = deep(image), deep(image // torch.tensor([1, 1, 1, 2], dtype=torch.uint8))
+    assert logits.shape == (1, 5, 33, 50) and (logits != shallow).any()
 
 
 @pytest.mark.parametrize(

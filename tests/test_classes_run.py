@@ -1,0 +1,249 @@
+"""Whole runs on plain folders of drawn pictures: several classes and one, stopped and continued, and README's steps."""
+import json
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from plain_folder import CLASSES, draw
+
+from pipeline.__main__ import main
+from pipeline.masks import confusion
+from pipeline.masks.palette import palette
+from pipeline.model import checkpoint
+from pipeline.model.ema import Ema
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+CONFIG = """
+data: {kind: folder, folder: mine, height: 64, width: 96, scale: 1, folds: 2, workers: 0, cache: true}
+model: {width: 8, depth: 2}
+train: {epochs: 6, batch_size: 2, learning_rate: 1e-2, ema_decay: 0.9}
+"""
+SEVERAL = CONFIG + "task: {kind: multiclass, classes: [ground, disc, square], class_weights: [1, 2, 2]}\n"
+ONE = CONFIG.replace("folder: mine", "folder: discs")
+STEPS = 18  # of 6 pictures, 2 a step, 6 times
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        draw(pathlib.Path("mine"))
+        draw(pathlib.Path("discs"), binary=True)
+        pathlib.Path("several.yaml").write_text(SEVERAL)
+        pathlib.Path("one.yaml").write_text(ONE)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def several() -> pathlib.Path:
+    return whole_run("several")
+
+
+@pytest.fixture(scope="module")
+def one() -> pathlib.Path:
+    return whole_run("one")
+
+
+def whole_run(name: str) -> pathlib.Path:
+    """`runs/NAME` with fold 0 trained and validated."""
+    for stage in ("folds", "train", "validate"):
+        assert main([stage, "--config", f"{name}.yaml", "--fold", "0"]) == 0
+    return pathlib.Path("runs") / name
+
+
+def read_log(run: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "fold0" / "log.jsonl").read_text().splitlines()]
+
+
+def only_line(capsys: pytest.CaptureFixture) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+# --- several classes ------------------------------------------------------------------------------
+
+
+def test_folds_csv_has_one_row_a_picture_and_cuts_no_group(several: pathlib.Path) -> None:
+    header, *lines = (several / "folds.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    assert header == "image,group,fold" and len(rows) == 12
+    assert len({(group, fold) for _, group, fold in rows}) == len({group for _, group, _ in rows}) == 4
+
+
+def test_the_log_has_the_scores_of_classes_and_the_contracts_keys(several: pathlib.Path) -> None:
+    rows = read_log(several)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert {"epoch", "train_loss", "images_per_s", "lr", "seconds"} < set(row)
+        assert row["val_dice"] is None and row["val_dice_cut"] is None
+        assert 0 <= row["val_mean_iou"] <= row["val_mean_dice"] <= 1
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
+
+
+def test_the_network_is_far_from_one_class_everywhere_and_the_best_epoch_is_kept(several: pathlib.Path) -> None:
+    ious = [row["val_mean_iou"] for row in read_log(several)]
+    assert max(ious) > 0.55  # of the ground alone: 0.3
+    best = checkpoint.load(several / "fold0" / "best.pt", ("log", "classes", "full_size"))
+    assert best["log"][-1]["val_mean_iou"] == max(ious)
+    assert (best["classes"], best["full_size"]) == (list(CLASSES), [64, 96])
+
+
+def test_validation_keeps_what_the_report_needs_and_finds_what_training_saw(several: pathlib.Path) -> None:
+    words = ("--config", "several.yaml", "--fold", "0", "--set", "predict.tta=none", "predict.batch_size=4")
+    assert main(["validate", *words]) == 0
+    with np.load(several / "oof" / "fold0.npz") as file:
+        kept = dict(file)
+    assert kept["classes"].tolist() == list(CLASSES) and len(kept["names"]) == 6
+    of_pictures = confusion.Counts(*(kept[key] for key in confusion.Counts._fields))
+    total = confusion.counts(kept["matrix"])
+    for of_picture, of_all in zip(of_pictures, total):
+        np.testing.assert_array_equal(of_picture.sum(0), of_all)
+    mean_iou = confusion.mean_of_classes(confusion.iou(total))
+    assert mean_iou == pytest.approx(max(row["val_mean_iou"] for row in read_log(several)), abs=1e-4)
+    assert total.in_truth.sum() < 6 * 64 * 96  # the margins are not judged
+
+
+def test_a_class_that_no_picture_shows_is_left_out_of_the_mean(several: pathlib.Path) -> None:
+    words = ["--config", "several.yaml", "--run", "four", "--set", "task.classes=[a,b,c,d]", "task.class_weights=[]"]
+    assert main(["folds", *words]) == 0 and main(["train", *words]) == 0
+    best = max(row["val_mean_iou"] for row in read_log(pathlib.Path("runs/four")))
+    assert best > 0.55  # a fourth score of 0 would leave 0.5 or so
+
+
+def test_stopped_and_continued_it_ends_with_the_same_bits(
+    several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    update = Ema.update
+
+    def update_and_interrupt(self: Ema, step: int) -> None:
+        update(self, step)
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    words = ["--config", "several.yaml", "--run", "new"]
+    assert main(["folds", *words]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Ema, "update", update_and_interrupt)
+        assert main(["train", *words]) == 1
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert f"Stopped after step 8 of {STEPS}" in only_line(capsys)
+    assert main(["train", *words, "--set", "data.cache=false", "data.workers=1"]) == 0
+    for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average")}.items():
+        whole, parts = (checkpoint.load(run / "fold0" / name, keys) for run in (several, pathlib.Path("runs/new")))
+        for key in keys:
+            assert all(torch.equal(whole[key][part], parts[key][part]) for part in whole[key])
+    timeless = ("train_loss", "val_mean_iou", "val_pixel_accuracy", "lr")
+    logs = [[[row[key] for key in timeless] for row in read_log(run)] for run in (several, pathlib.Path("runs/new"))]
+    assert logs[0] == logs[1]
+
+
+def test_other_classes_are_another_run(several: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", "--config", "several.yaml", "--set", "task.class_weights=[1,1,1]"]) == 1
+    assert "task.class_weights: [1.0, 2.0, 2.0] -> [1.0, 1.0, 1.0]" in only_line(capsys)
+
+
+def test_the_largest_batch_is_found(several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("pipeline.stages.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
+    assert main(["train", "--config", "several.yaml", "--find-batch"]) == 0
+    assert capsys.readouterr().out.startswith("3 pictures at once")
+
+
+def test_two_processes_judge_as_one(several: pathlib.Path) -> None:
+    for run, words in {"alone": [], "two": ["--gpus", "2"]}.items():
+        assert main(["folds", "--config", "several.yaml", "--run", run]) == 0
+        command = [sys.executable, "-m", "pipeline", "train", "--config", "several.yaml", "--run", run, *words]
+        environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", "HOME": "."}
+        words = ["--set", "train.epochs=1", "task.class_weights=[]"]
+        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    alone, two = (read_log(pathlib.Path("runs") / run)[0] for run in ("alone", "two"))
+    for key in ("train_loss", "val_mean_iou", "val_pixel_accuracy"):
+        assert two[key] == pytest.approx(alone[key], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "stage, words, sentence",
+    [
+        ("threshold", [], "A cut is for one object and its background, but runs/several/fold0"),
+        ("predict", [], "A submission is for one object and its background, but runs/several/fold0"),
+        ("blend", ["--runs", "several", "again"], "A blend is for one object and its background"),
+    ],
+)
+def test_what_ends_at_kaggle_is_not_for_several_classes(
+    several: pathlib.Path, capsys: pytest.CaptureFixture, stage: str, words: list[str], sentence: str
+) -> None:
+    if words:
+        pathlib.Path("runs/again").symlink_to("several")
+    assert main([stage, "--config", "several.yaml", *words]) == 1
+    assert sentence in only_line(capsys)
+
+
+# --- one object -----------------------------------------------------------------------------------
+
+
+def test_one_object_has_a_dice_a_cut_and_a_transparent_background(
+    one: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = read_log(one)
+    assert max(row["val_dice"] for row in rows) > 0.7 and "val_mean_iou" not in rows[-1]
+    assert main(["threshold", "--config", "one.yaml"]) == 0
+    found = json.loads((one / "threshold.json").read_text())
+    assert found["images"] == 6 and found["oof_dice_cross_fitted"] <= found["oof_dice"]
+    assert main(["cutout", "--config", "one.yaml", "--out", "cut", "discs/images/p00.jpg"]) == 0
+    with Image.open("cut/p00.png") as cut, Image.open("discs/images/p00.jpg") as photo:
+        assert cut.mode == "RGBA" and cut.size == photo.size
+    capsys.readouterr()
+    assert main(["predict", "--config", "one.yaml"]) == 1
+    assert "A submission is for the competition's cars" in only_line(capsys)
+
+
+# --- README ---------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Each make line as make would run it; of the config only classes, size and cost are changed, as the text says."""
+    section = (REPOSITORY / "README.md").read_text().split("\n## Your own data in five minutes\n")[1].split("\n## ")[0]
+    lines = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
+    copy, *makes = [shlex.split(line, comments=True) for line in lines]
+    assert copy[0] == "cp" and len(makes) == 3 and all(words[0] == "make" for words in makes)
+
+    monkeypatch.chdir(tmp_path)
+    folder = draw(tmp_path / "data" / "mine", pictures=15)
+    (tmp_path / "photo.jpg").write_bytes((folder / "images" / "p00.jpg").read_bytes())
+    tree = yaml.safe_load((REPOSITORY / copy[1]).read_text())
+    tree["data"] |= {"height": 64, "width": 96, "workers": 0}
+    tree["task"]["classes"] = list(CLASSES)
+    tree["model"] |= {"width": 8, "depth": 2}
+    tree["train"] |= {"epochs": 8, "batch_size": 4, "learning_rate": 1e-2}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / copy[2]).write_text(yaml.safe_dump(tree))
+    for words in makes:
+        done = subprocess.run(
+            [*words, "-n", "PY=py"], cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            python, *rest = shlex.split(line)
+            assert [python, *rest[:2]] == ["py", "-m", "pipeline"]
+            assert main(rest[2:]) == 0
+    assert read_log(tmp_path / "runs/mine")[-1]["val_mean_iou"] > 0.4
+    with Image.open("out/photo.png") as classes:
+        assert classes.mode == "P" and set(np.unique(np.asarray(classes))) <= {0, 1, 2}
+        assert classes.getpalette()[:9] == palette(3).ravel().tolist()
