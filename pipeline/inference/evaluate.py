@@ -80,7 +80,7 @@ def cut_scores(counts: NDArray[np.int32]) -> dict[str, float]:
     }
 
 
-class Judged(NamedTuple):
+class Confusions(NamedTuple):
     """What is kept of class maps and their truth: enough for each picture's scores, and those of all."""
 
     matrix: NDArray[np.int64]  # (classes, classes), the sum of the pictures' confusion matrices
@@ -99,7 +99,7 @@ def confusions(
     names: list[str],
     read_truth: Callable[[str], confusion.Indices],
     classes: int,
-) -> Judged:
+) -> Confusions:
     """What the confusion matrices of the pictures of `names` say; arguments as of `histograms`.
 
     predictor: gives class maps. One matrix for each picture would take 2 GB for 654 pictures of 894 classes.
@@ -118,16 +118,18 @@ def confusions(
             return found
 
         of_pictures = [counts for batch in one_behind(predictor, batches, finish) for counts in batch]
-    return Judged(total, *(np.stack(counts) for counts in zip(*of_pictures)))
+    # A process of many may have had no picture to judge.
+    hits, in_truth, predicted = zip(*of_pictures) if of_pictures else ([], [], [])
+    return Confusions(total, *(np.array(each, np.int64).reshape(-1, classes) for each in (hits, in_truth, predicted)))
 
 
-def together(parts: Sequence[Judged]) -> Judged:
+def together(parts: Sequence[Confusions]) -> Confusions:
     """What several processes judged, as one."""
     matrices, *counts = zip(*parts)
-    return Judged(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
+    return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
 
 
-def class_scores(judged: Judged) -> dict[str, float]:
+def class_scores(judged: Confusions) -> dict[str, float]:
     """`mean_iou`, `mean_dice` and `pixel_accuracy` of all pixels together; Problem when none of them has a class."""
     counts = confusion.counts(judged.matrix)
     if not counts.in_truth.any():
