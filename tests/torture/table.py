@@ -1,5 +1,4 @@
 """One row a thing that was tried, the table of them for people, and the figures of it all as one JSON object."""
-import collections
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,14 +36,12 @@ def text_of(rows: Iterable[Row]) -> str:
 
 def figures_of(rows: Iterable[Row]) -> dict[str, int]:
     """`{"kills": 100, "kills_survived": 100, "bad_inputs": 60, "bad_inputs_ok": 60, ...}`."""
-    tried = collections.Counter()
-    well = collections.Counter()
+    figures: dict[str, int] = {}
     for row in rows:
-        tried[row.kind] += 1
-        well[row.kind] += row.ok
-    return {
-        key: count for kind in tried for key, count in ((kind, tried[kind]), (f"{kind}_{GOOD_WORD.get(kind, 'ok')}", well[kind]))
-    }
+        good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
+        figures[row.kind] = figures.get(row.kind, 0) + 1
+        figures[good] = figures.get(good, 0) + row.ok
+    return figures
 
 
 def print_table(rows: list[Row]) -> None:
