@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.data.archive import DAMAGE, FileSet, find_table
+from pipeline.data.archive import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
 from pipeline.masks import rle
 from pipeline.problem import Problem
@@ -150,16 +150,25 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
+                check_member(archive.getinfo(name), LARGEST_TABLE_BYTES)
                 data = archive.read(name)
+        elif path.stat().st_size > LARGEST_TABLE_BYTES:
+            raise Problem(f"{path} has {path.stat().st_size:,} bytes, more than any table of this competition.")
         else:
             data = path.read_bytes()
         table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except KeyError:
         raise Problem(f"{path} has no member {name}; download it again.") from None
-    except DAMAGE as error:
+    except (*DAMAGE, OverflowError) as error:
         raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much in front for names of rows
+        raise Problem(f"{path} has rows with more fields than its first line, {','.join(table.columns)[:80]}.")
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
+    if len(table) == 0:
+        raise Problem(f"{path} has no row below its first line; download it again.")
+    if (short := table[list(columns)].isna().any(axis=1)).any():
+        raise Problem(f"{path}, line {int(short.argmax()) + 2}: there are fewer fields than in the first line.")
     if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
         raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
     return table
