@@ -3,7 +3,7 @@ import pathlib
 
 from pipeline.config import Settings
 from pipeline.data import competition, folds
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 
@@ -22,7 +22,8 @@ def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
                 f"{run.folds} would change for {folder} and data.folds {settings.data.folds}, but {begun[0].parent} "
                 "is trained on it; choose another RUN=, or delete that folder."
             )
-        write_text(run.folds, text)
+        with locked(run.lock("folds"), f"{run.folds} is being written by another process; wait until it is done."):
+            write_text(run.folds, text)
     makes = table.groupby("fold")["make"].nunique()
     cars_per_fold = table.groupby("fold").size()
     parts = [f"{cars_per_fold[fold]} cars of {makes[fold]} makes" for fold in cars_per_fold.index]

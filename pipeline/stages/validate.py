@@ -10,7 +10,7 @@ from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
-from pipeline.files import replacing, sha256
+from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.load import batch_that_fits, load_network, member_of
@@ -48,10 +48,12 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     dataset = HeldOutPictures(pictures, names, settings.data.scale)
     loader = held_out_loader(dataset, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
-        counts = histograms(lambda image: ensemble({settings.data.scale: image}), batches, names, masks.read)
-    with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
+    busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
+    with locked(run.lock(f"validate.fold{fold}"), busy):
+        with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+            counts = histograms(lambda image: ensemble({settings.data.scale: image}), batches, names, masks.read)
+        with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
+            np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
     print(
         f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, predict.tta {settings.predict.tta}, "
