@@ -1,6 +1,8 @@
 """The one exception that a user is meant to see."""
 import os
 
+LONGEST_SENTENCE = 1000  # letters; what is wrong stands at its ends
+
 
 class Problem(Exception):
     """Bad input or a broken surrounding, told in one sentence: what is wrong, where, and what to do.
@@ -16,4 +18,6 @@ def sentence_of(error: Problem | OSError) -> str:
     if isinstance(error, OSError):  # that no stage has expected: a folder that may not be read, a broken disk
         name = "A file" if error.filename is None else os.fsdecode(error.filename)
         text = f"{name} cannot be used: {error.strerror or error}; look at the disk, and at who may read and write."
+    if len(text) > LONGEST_SENTENCE:
+        text = f"{text[: LONGEST_SENTENCE // 2]} ... {text[-LONGEST_SENTENCE // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

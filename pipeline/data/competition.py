@@ -3,8 +3,8 @@
 What can be known without decoding a picture is known here, before hours of training: each training car
 has its 16 views, each picture its mask, each car its metadata.
 """
+import csv
 import io
-import json
 import pathlib
 import zipfile
 
@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from pipeline import carvana
 from pipeline.data.archive import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
+from pipeline.files import read_json
 from pipeline.masks import rle
 from pipeline.problem import Problem
+
+
+LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask has 12 million
 
 
 class Pictures:
@@ -128,7 +132,7 @@ def stored_scale(folder: pathlib.Path) -> int:
     if not marker.is_file():
         return 1
     try:
-        scale = json.loads(marker.read_text())["scale"]
+        scale = read_json(marker)["scale"]
     except (ValueError, KeyError, TypeError, OSError):
         scale = None
     if scale not in (2, 4, 8):
@@ -156,19 +160,31 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
             raise Problem(f"{path} has {path.stat().st_size:,} bytes, more than any table of this competition.")
         else:
             data = path.read_bytes()
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = rows_of(data, path)
     except KeyError:
         raise Problem(f"{path} has no member {name}; download it again.") from None
-    except (*DAMAGE, OverflowError) as error:
-        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much in front for names of rows
-        raise Problem(f"{path} has rows with more fields than its first line, {','.join(table.columns)[:80]}.")
+    except (*DAMAGE, csv.Error) as error:
+        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())[:200]}).") from None
+    table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
     if len(table) == 0:
         raise Problem(f"{path} has no row below its first line; download it again.")
-    if (short := table[list(columns)].isna().any(axis=1)).any():
-        raise Problem(f"{path}, line {int(short.argmax()) + 2}: there are fewer fields than in the first line.")
     if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
         raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
     return table
+
+
+def rows_of(data: bytes, path: pathlib.Path) -> list[list[str]]:
+    """The fields of a table's lines, blank ones left out. Problem names a line with more or fewer than the first."""
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
+    rows: list[list[str]] = []
+    for row in filter(None, reader):
+        if rows and len(row) != len(rows[0]):
+            said = f"{len(row)} fields, but the first line has {len(rows[0])}"
+            raise Problem(f"{path}, line {reader.line_num}: {said}; download it again.")
+        rows.append(row)
+    if not rows:
+        raise Problem(f"{path} is empty; download it again.")
+    return rows
