@@ -18,6 +18,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     paths.py        every path that a stage reads or writes
     problem.py      the one exception that a user is meant to see
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
+    curves.py                           what TensorBoard shows of a run
     git.py  substage.py                 which code this is; a stage as a command of its own
     parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
     threads.py      work for several threads, its results in order

@@ -9,7 +9,7 @@ import sys
 
 from pipeline import config
 from pipeline.paths import LEDGER, Run
-from pipeline.problem import Problem
+from pipeline.problem import Problem, sentence_of
 
 DEFAULT_CONFIG = "configs/unet_640.yaml"
 DEFAULT_DATA = "data/carvana"
@@ -21,10 +21,10 @@ def main(words: list[str] | None = None) -> int:
     args.words = sys.argv[1:] if words is None else words
     try:
         args.command(args)
-    except Problem as problem:
+    except (Problem, OSError) as problem:
         if args.debug:
             raise
-        print(f"{args.stage}: {problem}", file=sys.stderr)
+        print(f"{args.stage}: {sentence_of(problem)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{args.stage}: interrupted; the same command goes on or begins again.", file=sys.stderr)

@@ -9,6 +9,7 @@ import difflib
 import json
 import pathlib
 import re
+import reprlib
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -19,6 +20,10 @@ from pipeline.problem import Problem
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+LARGEST_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second
+# What PyYAML raises for a text that it cannot read, and for one that it can whose values make no sense: a 13th month,
+# a number of 5,000 digits, an empty !!int, brackets in brackets in brackets.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Section(BaseModel):
@@ -132,7 +137,7 @@ class Loss(Section):
 
 
 class Train(Section):
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Count = 5
     batch_size: Count = 8
     accumulate: Count = 1  # parts of a batch that go through the network one after another
@@ -189,14 +194,16 @@ class Settings(Section):
 def load(path: pathlib.Path, overrides: list[str] = []) -> Settings:
     """Settings of a YAML file with `a.b=1` words laid over it."""
     try:
-        tree = yaml.load(path.read_text(), Loader=Yaml)
+        if path.stat().st_size > LARGEST_BYTES:
+            raise Problem(f"The config {path} has {path.stat().st_size:,} bytes; is it another file?")
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)
     except FileNotFoundError:
         at_hand = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.yaml"))))
         raise Problem(f"There is no config {path}; the ones at hand are {at_hand or 'in configs/'}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Problem(f"The config {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise Problem(f"The config {path} is not YAML: {' '.join(str(error).split())}.") from None
+    except NOT_YAML as error:
+        raise Problem(f"The config {path} is not YAML: {' '.join(str(error).split())[:200]}.") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise Problem(f"The config {path} holds {type(tree).__name__}, but it must hold sections such as `train:`.")
@@ -280,21 +287,23 @@ def apply_override(tree: dict[str, Any], word: str) -> None:
         raise Problem(f"The setting {word!r} must look like section.key=value, as in train.epochs=3.")
     section, key, value = match.groups()
     if not isinstance(tree.setdefault(section, {}), dict):
-        raise Problem(f"The section {section} holds {tree[section]!r}, so that {word!r} cannot be set in it.")
+        held = reprlib.repr(tree[section])[:60]
+        raise Problem(f"The section {section} holds {held}, so that {word!r} cannot be set in it.")
     try:
         tree[section][key] = yaml.load(value, Loader=Yaml)
-    except yaml.YAMLError:
-        raise Problem(f"The value of the setting {word!r} is not YAML; quote it.") from None
+    except NOT_YAML:
+        raise Problem(f"The value of the setting {word[:60]!r} is not YAML; quote it.") from None
 
 
 def explain(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as one sentence."""
     first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
+    key = ".".join(map(str, first["loc"]))[:60]
     if first["type"] == "value_error":  # a sentence of our own, about several keys of a section
         return f"{key}: {first['ctx']['error']}." if key else f"{first['ctx']['error']}."
     if first["type"] != "extra_forbidden":
-        return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+        found = reprlib.repr(first["input"])[:60]  # a value of a value of a value may be endless
+        return f"{key or 'the whole'} is {found}: {first['msg'][0].lower()}{first['msg'][1:]}."
     *parents, unknown = first["loc"]
     section: type[BaseModel] = Settings
     for name in parents:
@@ -304,7 +313,15 @@ def explain(error: ValidationError) -> str:
 
 
 class Yaml(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does and PyYAML does not."""
+    """SafeLoader that reads 1e-3 as a number and allows a key once, as YAML 1.2 does and PyYAML does not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value[:40]!r} stands in line {key.start_mark.line + 1} once more")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 Yaml.add_implicit_resolver(

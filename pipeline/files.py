@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from pipeline.problem import Problem
 
@@ -40,12 +40,20 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """What a JSON file holds. OSError when it cannot be read, ValueError when it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("brackets in brackets in brackets") from None
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
     """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
+        file = open(path, "a")  # "w" would touch a file that is there
     except OSError as error:
         raise Problem(f"{path} could not be written: {error.strerror or error}.") from None
     with file:
@@ -55,7 +63,23 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
             raise Problem(busy) from None
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise Problem(busy)  # its last holder has removed it meanwhile, and somebody may hold a new one
-        yield
+        held.append(file)
+        try:
+            yield
+        finally:
+            held.remove(file)
+
+
+held: list[IO[str]] = []  # the locks of this process
+
+
+def let_go() -> None:
+    """In a forked worker: it outlives a killed owner by seconds, in which nobody could start again."""
+    for file in held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=let_go)
 
 
 def length_bytes(path: pathlib.Path) -> int:

@@ -61,7 +61,8 @@ class Run:
 
     def trained_folds(self) -> list[int]:
         """Numbers of the folds that have a `best.pt`, in order."""
-        return sorted(int(path.parent.name[4:]) for path in self.folder.glob("fold[0-9]*/best.pt"))
+        found = [path.parent.name.removeprefix("fold") for path in self.folder.glob("fold[0-9]*/best.pt")]
+        return sorted(int(number) for number in found if number.isdecimal())  # and not of a copy such as fold0.bak
 
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
@@ -69,6 +70,9 @@ class Run:
     @property
     def threshold(self) -> pathlib.Path:
         return self.folder / "threshold.json"
+
+    def lock(self, stage: str) -> pathlib.Path:
+        return self.folder / f".{stage}.lock"  # held while that stage writes
 
     @property
     def blend(self) -> pathlib.Path:
@@ -89,3 +93,7 @@ class Run:
     @property
     def parts(self) -> pathlib.Path:
         return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted
+
+    @property
+    def submission_lock(self) -> pathlib.Path:
+        return SUBMISSIONS / f".{self.name}.lock"  # held while it is

@@ -122,7 +122,7 @@ def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.Captu
     assert main(["reproduce", "1", "--go"]) == 0
     assert f"came out with the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
     assert SUBMISSION.read_bytes() == before
-    assert sorted(path.name for path in SUBMISSION.parent.iterdir()) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
+    assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
 
 
 def predicting(data: bytes) -> Callable[..., None]:

@@ -20,11 +20,22 @@ from pipeline.problem import Problem
 # What zipfile raises on damage: RuntimeError for an encrypted member, its child NotImplementedError for
 # an unknown compression or version, the others for bytes that make no sense.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
+LARGEST_PICTURE_BYTES = 2**26  # unpacked; Kaggle's largest have 0.5 MB
+LARGEST_TABLE_BYTES = 2**29  # of a table that is read whole; the run lengths of Kaggle's 5,088 masks have 40 MB
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of the others a few bytes may unpack to gigabytes at once
 
 
 def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
     return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+
+
+def check_member(info: zipfile.ZipInfo, largest_bytes: int) -> None:
+    """From the archive's directory, before anything is unpacked: BadZipFile for what would flood the memory."""
+    if info.compress_type not in METHODS:
+        raise zipfile.BadZipFile(f"it is packed by method {info.compress_type}, and neither stored nor deflated")
+    if info.file_size > largest_bytes:
+        raise zipfile.BadZipFile(f"it would unpack to {info.file_size:,} bytes, more than {largest_bytes:,}")
 
 
 class FileSet:
@@ -60,7 +71,12 @@ class FileSet:
         """Name of a file -> its path inside the archive; other members are none of our business."""
         members: dict[str, str] = {}
         for info in self.open_archive().infolist():
-            file_name = info.filename.rpartition("/")[2]
+            *folders, file_name = info.filename.split("/")
+            if ".." in folders or "" in folders[:1]:
+                raise Problem(
+                    f"{self.archive_path} has a member {info.filename[:80]!r}, whose place is outside of the folder "
+                    "that it is unpacked to; download it again, from Kaggle."
+                )
             if pattern.fullmatch(file_name):
                 if file_name in members:
                     raise Problem(f"{self.archive_path} holds {file_name} twice; download it again.")
@@ -88,7 +104,9 @@ class FileSet:
         try:
             if name in self.loose:
                 return self.loose[name].read_bytes()
-            return self.open_archive().read(self.members[name])
+            info = self.open_archive().getinfo(self.members[name])
+            check_member(info, LARGEST_PICTURE_BYTES)
+            return self.archive.read(info)
         except KeyError:
             raise Problem(f"{self.archive_path} holds no {name}.") from None
         except DAMAGE as error:

@@ -3,8 +3,8 @@
 What can be known without decoding a picture is known here, before hours of training: each training car
 has its 16 views, each picture its mask, each car its metadata.
 """
+import csv
 import io
-import json
 import pathlib
 import zipfile
 
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 
 from pipeline import carvana
 from pipeline.data import folds
-from pipeline.data.archive import DAMAGE, FileSet, find_table
+from pipeline.data.archive import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
+from pipeline.files import read_json
 from pipeline.masks import rle
 from pipeline.problem import Problem
+
+
+LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask has 12 million
 
 
 class Pictures:
@@ -156,7 +160,7 @@ def stored_scale(folder: pathlib.Path) -> int:
     if not marker.is_file():
         return 1
     try:
-        scale = json.loads(marker.read_text())["scale"]
+        scale = read_json(marker)["scale"]
     except (ValueError, KeyError, TypeError, OSError):
         scale = None
     if scale not in (2, 4, 8):
@@ -178,16 +182,37 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
+                check_member(archive.getinfo(name), LARGEST_TABLE_BYTES)
                 data = archive.read(name)
+        elif path.stat().st_size > LARGEST_TABLE_BYTES:
+            raise Problem(f"{path} has {path.stat().st_size:,} bytes, more than any table of this competition.")
         else:
             data = path.read_bytes()
-        table = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = rows_of(data, path)
     except KeyError:
         raise Problem(f"{path} has no member {name}; download it again.") from None
-    except DAMAGE as error:
-        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
+    except (*DAMAGE, csv.Error) as error:
+        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())[:200]}).") from None
+    table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
+    if len(table) == 0:
+        raise Problem(f"{path} has no row below its first line; download it again.")
     if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
         raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
     return table
+
+
+def rows_of(data: bytes, path: pathlib.Path) -> list[list[str]]:
+    """The fields of a table's lines, blank ones left out. Problem names a line with more or fewer than the first."""
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
+    rows: list[list[str]] = []
+    for row in filter(None, reader):
+        if rows and len(row) != len(rows[0]):
+            said = f"{len(row)} fields, but the first line has {len(rows[0])}"
+            raise Problem(f"{path}, line {reader.line_num}: {said}; download it again.")
+        rows.append(row)
+    if not rows:
+        raise Problem(f"{path} is empty; download it again.")
+    return rows

@@ -4,6 +4,7 @@ The whole of training is one sequence of batches that is a function of the seed 
 up step 1,234, and how each is changed, never depends on the number of workers or on where a run was
 interrupted. That is what makes a resumed run end with the same bits.
 """
+import contextlib
 import mmap
 import os
 from collections.abc import Iterable, Iterator
@@ -133,15 +134,18 @@ class Loader(DataLoader):
     """A DataLoader whose workers tell their problems in one sentence, and whose death has a name."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
+            yield from batches
         except Problem as problem:  # from a worker it comes wrapped in the worker's traceback
             raise Problem(str(problem).rpartition("Problem: ")[2].strip()) from problem
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            with contextlib.suppress(RuntimeError, AttributeError):  # which says once more that a worker has died
+                batches._shutdown_workers()  # type: ignore[attr-defined]
             raise Problem(
-                f"A process that reads pictures died ({str(error).splitlines()[0]}); "
+                f"A process that reads pictures died ({(str(error) or type(error).__name__).splitlines()[0]}); "
                 "if memory or /dev/shm is short, set data.workers lower, or to 0."
             ) from error
 

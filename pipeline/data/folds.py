@@ -61,10 +61,17 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     try:
         text = dict.fromkeys(("car_id", "make", "image", "group"), str)
         table = pd.read_csv(path, dtype={**text, "fold": int}, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise Problem(f"{path} is damaged ({error}); delete it and run `make folds`.") from None
+    except (ValueError, OverflowError, OSError) as error:
+        raise Problem(f"{path} is damaged ({' '.join(str(error).split())[:120]}); delete it and run `make folds`.") from None
     if list(table.columns) not in HEADERS:
         raise Problem(f"{path} must have the columns car_id,make,fold; delete it and run `make folds`.")
+    if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
+        raise Problem(f"{path} has rows of more or fewer fields than three; delete it and run `make folds`.")
+    if len(table) == 0 or sorted(set(table["fold"])) != list(range(table["fold"].max() + 1)):
+        raise Problem(f"{path} must have folds from 0 up, none of them empty; delete it and run `make folds`.")
+    unit = table.columns[0]
+    if (twice := table[unit].duplicated()).any():
+        raise Problem(f"{path} has {unit} {table[unit][twice.argmax()][:40]} twice; delete it and run `make folds`.")
     return table
 
 

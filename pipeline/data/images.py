@@ -8,6 +8,7 @@ decoding and shrinking, which is several times as fast. Resizing 1918 columns to
 would drift by up to half a cell against it.
 """
 import io
+import warnings
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ JPEG_READ_FLAG = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 JPEG_END = b"\xff\xd9"
+# Pillow warns of large pictures when it has read no more than their header; here their size is checked then.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 cv2.setNumThreads(1)  # the work is spread over processes; threads in each would fight for the same cores
 
 
@@ -50,7 +53,9 @@ def check_jpeg(data: bytes, height: int, width: int, where: str) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as header:
             size, mode = header.size, header.mode
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise Problem(f"{where}: the picture is too large to be read; it must be {width}x{height}.") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise Problem(f"{where}: the file is not a JPEG picture.") from None
     if size != (width, height):
         raise Problem(f"{where}: the picture is {size[0]}x{size[1]}, but it must be {width}x{height}.")

@@ -24,7 +24,7 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
     network = build(**model, channels=settings.data.channels, classes=settings.task.outputs)
     try:
         network.load_state_dict(state["network"])
-    except RuntimeError as error:
+    except Exception as error:  # the values of a strange file may raise anything
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
     return network.to(device).eval(), settings

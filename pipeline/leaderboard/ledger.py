@@ -47,6 +47,8 @@ class Row(Origin):
     def check_status(self) -> "Row":
         if self.status == "complete" and self.ref is None:
             raise ValueError("a complete submission has a ref")
+        if not self.message.split():
+            raise ValueError("a message ends with a tag")
         return self
 
     @property

@@ -8,13 +8,15 @@
 Where a part begins does not depend on who writes it or when, so that the joined file has the same bytes after any
 number of kills, and with any number of processes that share the parts out.
 """
+import contextlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.leaderboard import writer
 from pipeline.leaderboard.writer import Row
 from pipeline.problem import Problem
@@ -36,7 +38,9 @@ class Parts:
         if found == state:
             return f"{self.done()} of {len(self.numbers)} parts are there already: going on in {self.folder}."
         lost = self.done()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
+        if self.done():
+            raise Problem(f"The parts of another prediction in {self.folder} cannot be removed; remove that folder.")
         write_json(self.state_path, state)
         if not lost:
             return ""
@@ -45,7 +49,7 @@ class Parts:
 
     def read_state(self) -> State | None:
         try:
-            return json.loads(self.state_path.read_text())
+            return read_json(self.state_path)
         except (OSError, ValueError):
             return None
 
@@ -69,19 +73,33 @@ class Parts:
 
     def note_unreadable(self, problems: dict[str, str]) -> None:
         """Remember what was wrong with pictures; before their part is there, so that a kill forgets none of them."""
-        if problems:
+        if not problems:
+            return
+        lines = "".join(json.dumps(pair) + "\n" for pair in problems.items())
+        try:
             with open(self.unreadable_path, "a") as file:
-                file.writelines(json.dumps(pair) + "\n" for pair in problems.items())
+                file.write("\n" + lines)  # a kill may have cut the line above
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Problem(f"{self.unreadable_path} could not be written: {error.strerror or error}.") from None
 
     def unreadable(self) -> dict[str, str]:
         """Name of each such picture -> what was wrong with it."""
         if not self.unreadable_path.exists():
             return {}
-        return dict(json.loads(line) for line in self.unreadable_path.read_text().splitlines())
+        found: dict[str, str] = {}
+        for line in self.unreadable_path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # cut by a kill: its part was not written, so that it came again
+                found |= [json.loads(line)]
+        return found
 
     def join(self, path: pathlib.Path, header: tuple[str, str]) -> None:
-        """All parts to the submission; then they are gone."""
+        """All parts to the submission; they stay until `remove`, so that nothing is predicted twice."""
         if missing := self.missing():
             raise Problem(f"The parts {missing[:5]} of {self.folder} are gone; run `make predict` again.")
         writer.join(map(self.path, self.numbers), path, header)
-        shutil.rmtree(self.folder)
+
+    def remove(self) -> None:
+        """As far as that is possible."""
+        shutil.rmtree(self.folder, ignore_errors=True)

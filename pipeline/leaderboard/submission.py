@@ -8,10 +8,11 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.data.archive import DAMAGE
+from pipeline.data.archive import DAMAGE, check_member
 from pipeline.problem import Problem
 
 LONGEST_FIELD = 32 * 2**20  # characters; a chequered mask of 1918x1280 pixels has 12 million
+LARGEST_BYTES = 2**40  # of a table, which is read line by line
 
 
 def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
@@ -22,7 +23,7 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
     csv.field_size_limit(LONGEST_FIELD)
     try:
         with open_text(path) as text:
-            reader = csv.reader(text, strict=True)
+            reader = csv.reader(lines_of(text), strict=True)
             found = next(reader, None)
             if found != list(header):
                 shown = "nothing" if found is None else repr(",".join(found)[:60])
@@ -32,10 +33,23 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
                     where = f"{path}, line {reader.line_num}"
                     raise Problem(f"{where}: {len(row)} fields, but there must be {len(header)}.")
                 yield reader.line_num, row
+    except UnicodeDecodeError as error:
+        raise Problem(
+            f"{path}, near line {reader.line_num + 1}: a byte {error.object[error.start]:#x} is no plain letter; "
+            "save it as ASCII, without a byte-order mark."
+        ) from None
     except FileNotFoundError:
         raise Problem(f"There is no {path}; make it with `make predict`, or name another file.") from None
     except (*DAMAGE, csv.Error) as error:
         raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
+
+
+def lines_of(text: IO[str]) -> Iterator[str]:
+    """The lines; csv.Error for one that never ends, as in a packed file of nothing but zeros, before it is all read."""
+    while line := text.readline(2 * LONGEST_FIELD):
+        if len(line) == 2 * LONGEST_FIELD:
+            raise csv.Error(f"a line has more than {len(line):,} characters")
+        yield line
 
 
 @contextlib.contextmanager
@@ -47,7 +61,8 @@ def open_text(path: pathlib.Path) -> Iterator[IO[str]]:
         with zipfile.ZipFile(path) as archive:
             if len(archive.namelist()) != 1:
                 raise Problem(f"{path} holds {len(archive.namelist())} files, but it must hold the one CSV.")
-            with archive.open(archive.namelist()[0]) as member:
+            check_member(archive.infolist()[0], LARGEST_BYTES)
+            with archive.open(archive.infolist()[0]) as member:
                 yield io.TextIOWrapper(member, encoding="ascii", newline="")
     else:
         with open(path, encoding="ascii", newline="") as text:

@@ -72,7 +72,9 @@ def parse(text: str, pixels: int) -> NDArray[np.int64]:
     if numbers.size % 2:
         raise ValueError(f"{numbers.size} numbers, but runs are pairs of start and length")
     if numbers.size and not 1 <= numbers.min() <= numbers.max() <= pixels:
-        wrong = next(word for word in text.split() if not 1 <= int(word) <= pixels)
+        longest = len(str(pixels))  # Python makes no number of a text of more than 4,300 digits
+        words = (word.lstrip("0") for word in text.split())
+        wrong = next(word or "0" for word in words if len(word) > longest or not 1 <= int(word or "0") <= pixels)
         raise ValueError(f"the number {wrong[:20]}, but starts and lengths lie between 1 and {pixels}")
     starts, lengths = numbers[0::2], numbers[1::2]
     begins = starts - 1

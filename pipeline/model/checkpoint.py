@@ -7,6 +7,7 @@ wrong numbers but runs nothing.
 import os
 import pathlib
 import shutil
+import warnings
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None
     """Replace the checkpoint in one step; the one that was there stays as `keep_as`."""
     with replacing(path) as draft:
         with open(draft, "wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # on a full disk torch says "unexpected pos 53120 vs 53016"
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
         if keep_as is not None and path.exists():
             with replacing(keep_as) as second_name:
                 second_name.unlink(missing_ok=True)  # of a save that was killed
@@ -32,7 +36,8 @@ def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None
 def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """The state that `save` wrote, on the CPU. Raises Problem unless it is whole and has all `keys`."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of files that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Problem(f"There is no checkpoint {path}; train this fold first.") from None
     except Exception as error:  # the bytes of a damaged file may raise anything

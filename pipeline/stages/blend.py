@@ -12,7 +12,7 @@ from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.folds import groups, read_folds, split
 from pipeline.data.stream import PicturesAtScales, stream
-from pipeline.files import sha256, write_json
+from pipeline.files import locked, sha256, write_json
 from pipeline.inference.blend import Tally, blended_histograms, weightings
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.load import load_members
@@ -39,8 +39,9 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
     check_that_folds_agree(runs)
     tried = weightings(len(runs))
     tally = Tally(len(tried))
-    for fold in folds:
-        tally_fold(tally, tried, runs, fold, overrides)
+    with locked(joint.lock("blend"), f"{joint.blend} is being made by another process; wait until it is done."):
+        for fold in folds:
+            tally_fold(tally, tried, runs, fold, overrides)
 
     single = (tried == 1).any(axis=1)
     best, best_single = tally.best(among=np.ones(len(tried), bool)), tally.best(among=single)

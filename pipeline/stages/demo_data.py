@@ -10,14 +10,15 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
+import threading
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 
 from pipeline import carvana
 from pipeline.data import synthetic
-from pipeline.files import replacing, write_json
+from pipeline.files import locked, read_json, replacing, write_json
 from pipeline.masks import rle
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -85,14 +86,17 @@ def run(
         return
 
     train, test = invent_cars(cars, test_cars, seed)
-    write_json(folder / ABOUT, {**settings, "complete": False})
     pictures = (cars + test_cars) * carvana.VIEWS
-    with contextlib.closing(drawn_views([*train, *test], workers or os.cpu_count() or 1)) as drawn:
+    with (
+        locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."),
+        contextlib.closing(drawn_views([*train, *test], workers or os.cpu_count() or 1)) as drawn,
+    ):
+        write_json(folder / ABOUT, {**settings, "complete": False})
         views = iter(progress(drawn, "demo-data", total=pictures))
         write_train(folder, views, cars * carvana.VIEWS)
         write_test(folder, views, public_images(test, seed))
-    write_metadata(folder, [*train, *test])
-    write_json(folder / ABOUT, {**settings, "complete": True})
+        write_metadata(folder, [*train, *test])
+        write_json(folder / ABOUT, {**settings, "complete": True})
 
     size_mb = sum((folder / name).stat().st_size for name in FILES) / 1e6
     print(f"wrote {folder} ({what}): {pictures} pictures, {size_mb:.0f} MB")
@@ -110,7 +114,7 @@ def holds_demo(folder: pathlib.Path, settings: dict[str, int]) -> bool:
                 )
         return False
     try:
-        found = json.loads(about.read_text())
+        found = read_json(about)
     except ValueError:
         return False  # damaged: draw again
     whole = all((folder / name).is_file() for name in FILES)
@@ -160,12 +164,23 @@ def public_images(test: list[DemoCar], seed: int) -> set[str]:
 def drawn_views(cars: list[DemoCar], workers: int) -> Generator[View, None, None]:
     """All views, car by car in the order given, drawn by several processes."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, set_up_worker) as pool:
         try:
             for views in pool.map(draw_car, cars):
                 yield from views
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def set_up_worker() -> None:
+    """One thread for each, and none that outlives us: a pool whose owner is killed would wait for work for ever."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def draw_car(car: DemoCar) -> list[View]:

@@ -3,7 +3,7 @@ import pathlib
 
 from pipeline.config import Settings
 from pipeline.data.collection import open_collection
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 
@@ -17,7 +17,8 @@ def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
                 f"{run.folds} would change for {folder} and data.folds {settings.data.folds}, but {begun[0].parent} "
                 "is trained on it; choose another RUN=, or delete that folder."
             )
-        write_text(run.folds, text)
+        with locked(run.lock("folds"), f"{run.folds} is being written by another process; wait until it is done."):
+            write_text(run.folds, text)
     cars, makes = ("cars", "makes") if table.columns[0] == "car_id" else ("pictures", "groups")
     makes_per_fold = table.groupby("fold")[table.columns[1]].nunique()
     cars_per_fold = table.groupby("fold").size()

@@ -4,10 +4,12 @@ Each picture's probability is the mean over runs, folds and views; no probabilit
 about in parts, so that a start after a kill goes on where it was, and several processes share the work; its bytes
 are the same in any case.
 """
+import contextlib
 import hashlib
 import itertools
-import json
+import math
 import pathlib
+import reprlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ from pipeline import carvana, config, git
 from pipeline.config import Settings
 from pipeline.data import competition
 from pipeline.data.stream import Batch, PicturesAtScales, stream
-from pipeline.files import sha256
+from pipeline.files import locked, read_json, sha256
 from pipeline.inference.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
 from pipeline.inference.load import batch_that_fits, load_members
@@ -44,7 +46,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
 
     forgive: a picture that cannot be read gets an empty row, and is told at the end, instead of ending the stage.
     """
-    with processes() as everyone:
+    with processes() as everyone, contextlib.ExitStack() as until_done:
         with everyone.first_goes_ahead():
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
@@ -58,6 +60,9 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
         asked = settings.predict.batch_size
         batch_size = min(everyone.gather(batch_that_fits(ensemble, asked)))
         with everyone.first_goes_ahead():
+            if everyone.first:
+                busy = f"{run.submission} is being predicted by another process; wait until it is done."
+                until_done.enter_context(locked(run.submission_lock, busy))
             found = parts.open({
                 "checkpoints": {str(path): [sha256(path), weight] for path, weight in weight_of_path.items()},
                 "cut": cut,
@@ -97,6 +102,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(parts.unreadable().items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
             origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
+            parts.remove()
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
 
@@ -167,28 +173,32 @@ def read_cut(path: pathlib.Path) -> int:
 def read_share_of_cut(path: pathlib.Path) -> float:
     """The same as a probability, as it stands there."""
     try:
-        share = json.loads(path.read_text())["cut"]
+        found = read_json(path)
+        share, judged = found["cut"], [found.get("oof_dice"), found.get("oof_dice_cross_fitted")]
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make threshold` first.") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
         raise Problem(f"{path} is damaged; delete it and run `make threshold`.") from None
-    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise Problem(f"{path}: the cut is {share!r}, but it must lie between 0 and 1.")
+    for name, value in {"cut": share, "Dice": judged[0] or 0, "cross-fitted Dice": judged[1] or 0}.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise Problem(f"{path}: the {name} is {reprlib.repr(value)}, but it must lie between 0 and 1.")
     return share
 
 
 def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
     """Run's name -> its weight, of a `blend.json`; they sum to 1 to the last digit, as those in the file may not."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         weights = {str(name): float(weight) for name, weight in found["weights"].items()}
         hashes = dict(found["checkpoints"])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise Problem(f"{path} is damaged; delete it and run `make blend`.") from None
+    if not all(map(math.isfinite, weights.values())):
+        raise Problem(f"{path} is damaged; delete it and run `make blend`.")
     if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
         raise Problem(f"{path} weighs the runs {', '.join(weights)}; choose another RUN=, or run `make blend` again.")
     for checkpoint, digest in hashes.items():
-        if sha256(pathlib.Path(checkpoint)) != digest:
+        if not pathlib.Path(checkpoint).is_file() or sha256(pathlib.Path(checkpoint)) != digest:
             raise Problem(f"{path} was found with another {checkpoint}; run `make blend` again.")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
@@ -227,7 +237,7 @@ def origin_of(
 ) -> dict[str, Any]:
     """What the submission is made of, noted before the work begins. trained: the settings of each checkpoint."""
     source = runs[0].threshold if len(runs) == 1 else joint.blend
-    found = json.loads(source.read_text()) if source.is_file() else {}
+    found = read_json(source) if source.is_file() else {}
     nearest, words = config.nearest(trained[0]) if all(other == trained[0] for other in trained) else ("", [])
     return {
         "runs": [run.name for run in runs],

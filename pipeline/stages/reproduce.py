@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from pipeline import git
-from pipeline.files import sha256
+from pipeline.files import read_json, sha256
 from pipeline.leaderboard import ledger
 from pipeline.leaderboard.ledger import Row
 from pipeline.paths import Run
@@ -89,6 +89,8 @@ def kept(path: pathlib.Path) -> Iterator[None]:
     """Put what stands at `path` under another name while it is made anew; keep both when they differ."""
     before = path.with_name(f"before.{path.name}")
     if path.exists():
+        while before.exists():  # of a start that was killed
+            before = before.with_name(f"before.{before.name}")
         path.replace(before)
     try:
         yield
@@ -130,7 +132,7 @@ def check_weights(row: Row, number: int) -> None:
 
 def check_cut(row: Row, run: Run) -> None:
     try:
-        cut = json.loads(run.threshold.read_text())["cut"]
+        cut = read_json(run.threshold)["cut"]
     except (OSError, ValueError, KeyError, TypeError):
         raise Problem(f"There is no cut in {run.threshold}; it was {row.cut}: run `make validate threshold`.") from None
     if cut != row.cut:

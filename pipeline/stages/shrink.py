@@ -16,12 +16,13 @@ from pipeline import carvana
 from pipeline.data import competition
 from pipeline.data.archive import find_table
 from pipeline.data.competition import Pictures
-from pipeline.files import replacing, write_json
+from pipeline.files import locked, replacing, write_json
 from pipeline.masks import rle
 from pipeline.problem import Problem
 from pipeline.progress import progress
 
 TABLES = ("metadata.csv", "train_masks.csv", "sample_submission.csv", "solution.csv")
+LEFT_BY_A_KILL = (".lock", ".shrink.json.draft")  # before shrink.json is there
 
 
 def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> None:
@@ -35,19 +36,20 @@ def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> No
     if about.is_file() and about.read_text() == json.dumps(marker, indent=2) + "\n":
         print(f"{out} is there already, at 1/{scale}.")
         return
-    if not about.is_file() and out.is_dir() and any(out.iterdir()):
+    if not about.is_file() and out.is_dir() and any(path.name not in LEFT_BY_A_KILL for path in out.iterdir()):
         raise Problem(f"{out} holds other files; name a new or empty folder with OUT=.")
-    write_json(about, marker | {"whole": False})  # so that a copy that was cut off is begun again
-    for name in ("train", "test"):
-        pack(Pictures(folder, name), out / f"{name}.zip", scale, quality)
-    for name in TABLES:
-        table = find_table(folder, name)
-        if table is not None:
-            with replacing(out / table.name) as draft:
-                shutil.copyfile(table, draft)
-    if find_table(folder, "train_masks.csv") is None:
-        write_masks(competition.GifMasks(folder), out / "train_masks.csv")
-    write_json(about, marker)
+    with locked(out / ".lock", f"{out} is being made by another process; wait until it is done."):
+        write_json(about, marker | {"whole": False})  # so that a copy that was cut off is begun again
+        for name in ("train", "test"):
+            pack(Pictures(folder, name), out / f"{name}.zip", scale, quality)
+        for name in TABLES:
+            table = find_table(folder, name)
+            if table is not None:
+                with replacing(out / table.name) as draft:
+                    shutil.copyfile(table, draft)
+        if find_table(folder, "train_masks.csv") is None:
+            write_masks(competition.GifMasks(folder), out / "train_masks.csv")
+        write_json(about, marker)
     size_mb = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: {folder} at 1/{scale}, {size_mb:.0f} MB.")
 

@@ -4,14 +4,13 @@ The cut is the one with the best mean Dice over all held-out images. A cut that 
 the same images flatters itself, so its cross-fitted Dice is told too: each make is judged at the cut
 that is best on all other makes.
 """
-import zipfile
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
+from pipeline.data.archive import DAMAGE
 from pipeline.data.folds import groups, read_folds, unit_of
-from pipeline.files import sha256, write_json
+from pipeline.files import locked, sha256, write_json
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -33,7 +32,8 @@ def run(run: Run) -> None:
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
     }
-    write_json(run.threshold, result)
+    with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
+        write_json(run.threshold, result)
     print(
         f"{run.threshold}: cut {result['cut']:.3f}, Dice {result['oof_dice']:.5f}, "
         f"cross-fitted {result['oof_dice_cross_fitted']:.5f}, over {len(names)} images."
@@ -61,11 +61,15 @@ def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
         path = run.oof(fold)
         try:
             with np.load(path, allow_pickle=False) as file:
-                names += file["names"].tolist()
-                histograms.append(file["histograms"])
-                checkpoint = str(file["checkpoint"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise Problem(f"{path} is damaged ({error}); run `make validate` again.") from None
+                names_of_fold, counts, checkpoint = file["names"], file["histograms"], str(file["checkpoint"])
+        except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
+        shape = (len(names_of_fold) if names_of_fold.ndim else 0, 2, dice.CUTS)
+        if names_of_fold.dtype.kind != "U" or counts.dtype.kind != "i" or counts.shape != shape or not shape[0]:
+            raise Problem(f"{path} does not hold histograms (images, 2, {dice.CUTS}); run `make validate` again.")
         if checkpoint != sha256(run.fold(fold).best):
             raise Problem(f"{path} was predicted by another {run.fold(fold).best}; run `make validate` again.")
+        names += names_of_fold.tolist()
+        histograms.append(counts)
     return names, np.concatenate(histograms)

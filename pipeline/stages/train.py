@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from pipeline import config
 from pipeline.config import Settings
+from pipeline.curves import Curves
 from pipeline.data import augment, folds
 from pipeline.data.collection import Collection, open_collection
 from pipeline.data.dataset import (
@@ -58,6 +59,7 @@ FREE_KEYS = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
 )
+TIMED_KEYS = ("images_per_s", "waited_share", "seconds")  # best.pt has none: the same training, the same bytes
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
 NAMES_TOLD = 8  # pictures of a batch that an error lists
 
@@ -179,13 +181,15 @@ def train_fold(
         print(f"{found(largest_batch(), settings.data.scale, describe(device))}.")
         return
     if everyone.first:
-        write_log(fold, log)  # a kill may have come between the checkpoint and its line
+        with the_only_trainer(fold):
+            write_log(fold, log)  # a kill may have come between the checkpoint and its line
+            if step < steps:
+                write_text(fold.config, config.dump(settings))
         if step == steps:
             print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
         return
     if everyone.first:
-        write_text(fold.config, config.dump(settings))
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
             f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out, {describe(device)}"
@@ -199,12 +203,10 @@ def train_fold(
     saved_at = read_at = time.monotonic()
     network.train()
     with (
-        locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
-        if everyone.first
-        else nullcontext(),
+        the_only_trainer(fold) if everyone.first else nullcontext(),
         StopSignals() as stop,
         out_of_memory_told(advice),
-        open_tensorboard(fold, step // steps_per_epoch + 1) if everyone.first else nullcontext() as tensorboard,
+        Curves(fold.tensorboard, step // steps_per_epoch + 1) if everyone.first else nullcontext() as curves,
         progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
     ):
         for image_NHWC, target_NHW in copied_ahead(watch.waiting_for(loader), device):
@@ -258,14 +260,14 @@ def train_fold(
             watch.restart()
             if everyone.first:
                 if is_best:
-                    best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": log}
+                    timeless_log = [{key: row[key] for key in row if key not in TIMED_KEYS} for row in log]
+                    best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": timeless_log}
                     best |= {"full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
                 write_log(fold, log)
-                for key in ("train_loss", key_of_score, "images_per_s", "lr"):
-                    if tensorboard and row.get(key) is not None:
-                        tensorboard.add_scalar(key, row[key], epoch)
+                if curves:
+                    curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
             saved_at = read_at = time.monotonic()
@@ -384,6 +386,10 @@ def judge(
     return {f"val_{key}": score for key, score in scores.items()}
 
 
+def the_only_trainer(fold: Fold) -> AbstractContextManager[None]:
+    return locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
+
+
 def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
     """The state of `last.pt`, or an empty one; Problem when other settings trained it."""
     if not fold.last.exists():
@@ -409,13 +415,6 @@ def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in log)
     if log and (not fold.log.exists() or fold.log.read_text() != text):
         write_text(fold.log, text)
-
-
-def open_tensorboard(fold: Fold, first_epoch: int):
-    """A SummaryWriter whose points from `first_epoch` on replace those of an interrupted start."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(fold.tensorboard), purge_step=first_epoch)
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:

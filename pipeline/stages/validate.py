@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.data.collection import open_collection
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
-from pipeline.files import replacing, sha256
+from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms
 from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
@@ -51,17 +51,19 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     def predict(image_NHWC: Tensor) -> Tensor:
         return ensemble({settings.data.scale: image_NHWC})
 
-    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
-        if binary:
-            counts = histograms(predict, batches, names, collection.truth)
-            found, judged = {"histograms": counts}, f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
-        else:
-            confused = confusions(predict, batches, names, collection.truth, settings.task.count)
-            found = {**confused._asdict(), "classes": np.array(collection.classes)}
-            scores = class_scores(confused)
-            judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
-    with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), **found, checkpoint=sha256(checkpoint_path))
+    busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
+    with locked(run.lock(f"validate.fold{fold}"), busy):
+        with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+            if binary:
+                counts = histograms(predict, batches, names, collection.truth)
+                found, judged = {"histograms": counts}, f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
+            else:
+                confused = confusions(predict, batches, names, collection.truth, settings.task.count)
+                found = {**confused._asdict(), "classes": np.array(collection.classes)}
+                scores = class_scores(confused)
+                judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
+        with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
+            np.savez_compressed(file, names=np.array(names), **found, checkpoint=sha256(checkpoint_path))
     print(
         f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
         f"in {run.oof(fold)}."

@@ -1,0 +1,247 @@
+"""Whatever comes in at a door: what a plain reader finds, or a Problem. Of run lengths: tests/test_rle.py."""
+import csv
+import gzip
+import io
+import re
+import zipfile
+import zlib
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline import carvana, config
+from pipeline.data.archive import FileSet
+from pipeline.data.competition import read_table
+from pipeline.leaderboard import ledger
+from pipeline.leaderboard.check import PIXELS, check
+from pipeline.leaderboard.submission import read_rows
+from pipeline.masks import rle
+from pipeline.problem import LONGEST_SENTENCE, Problem, sentence_of
+
+NAMES = [carvana.image_name("0123456789ab", view) for view in carvana.VIEW_NUMBERS[:3]]
+ANY_FILE = re.compile(r"[a-z]{1,3}\.jpg")
+FILE_NAMES = st.from_regex(ANY_FILE, fullmatch=True)
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def packed(files: list[tuple[str, bytes]], method: int) -> bytearray:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in files:
+            archive.writestr(zipfile.ZipInfo(f"test/{name}"), content, method)
+    return bytearray(data.getvalue())
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(FILE_NAMES, st.binary(max_size=90), min_size=1, max_size=4),
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
+)
+def test_what_is_packed_is_read(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], method: int
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "test.zip").write_bytes(packed(list(files.items()), method))
+    found = FileSet(folder, "test", ANY_FILE)
+    assert {name: found.read(name) for name in found.names} == files
+
+
+@settings(max_examples=150)
+@given(
+    st.dictionaries(FILE_NAMES, st.binary(max_size=60), min_size=1, max_size=3),
+    st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    st.integers(0, 400),
+)
+def test_a_spoilt_archive_gives_files_of_the_right_checksum_or_a_problem(
+    tmp_path_factory: pytest.TempPathFactory,
+    files: dict[str, bytes],
+    method: int,
+    changes: list[tuple[int, int]],
+    length: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("spoilt")
+    data = packed(list(files.items()), method)
+    for place, value in changes:
+        data[-1 - place % len(data)] = value  # mostly the directory, which stands at the end
+    (folder / "test.zip").write_bytes(data if length % 2 else data[length:])
+    try:
+        found = FileSet(folder, "test", ANY_FILE)
+        for name in found.names:
+            read = found.read(name)
+            assert zlib.crc32(read) == found.open_archive().getinfo(found.members[name]).CRC
+    except Problem as problem:
+        assert str(folder / "test.zip") in str(problem)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5, unique_by=lambda row: row[0]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.booleans(),
+)
+def test_a_table_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], end: str, quoting: int, marked: bool
+) -> None:
+    folder, text = tmp_path_factory.mktemp("table"), io.StringIO()
+    csv.writer(text, lineterminator=end, quoting=quoting).writerows([("id", "make"), *rows])
+    (folder / "metadata.csv").write_bytes((b"\xef\xbb\xbf" if marked else b"") + text.getvalue().encode())
+    table = read_table(folder, "metadata.csv", ("id", "make"))
+    assert list(zip(table["id"], table["make"])) == rows
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=60) | st.text('ab,"\n\r;\0\ufeffé', max_size=30).map(str.encode))
+def test_any_bytes_are_a_table_or_a_problem(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "metadata.csv").write_bytes(data)
+    try:
+        assert len(read_table(folder, "metadata.csv", ("a",)))
+    except Problem as problem:
+        assert "metadata.csv" in str(problem)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+SECTIONS = st.sampled_from(sorted(config.Settings.model_fields)) | st.text(max_size=4)
+KEYS = st.sampled_from(["epochs", "folder", "scale", "arch", "seed", "bce", "flip", "tta"]) | st.text(max_size=4)
+
+
+@given(st.dictionaries(SECTIONS, st.dictionaries(KEYS, VALUES, max_size=2) | VALUES, max_size=3))
+def test_any_tree_is_settings_that_come_back_or_a_problem(tree: dict) -> None:
+    try:
+        found = config.parse(tree, where="here")
+    except Problem as problem:
+        assert str(problem).startswith("In here: ")
+        return
+    assert config.parse(yaml.load(config.dump(found), config.Yaml), where="there") == found
+
+
+@settings(max_examples=200)
+@given(st.text("abtrainepochs:{}[],&*!<>|-'\"#%@` \n\t0129.e~?", max_size=40) | st.text(max_size=20))
+def test_any_text_is_a_config_or_a_problem(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("config") / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        config.load(path, ["train.epochs=2"])
+    except Problem as problem:
+        assert len(sentence_of(problem).splitlines()) == 1
+
+
+@given(st.text(max_size=20))
+def test_any_word_is_a_setting_or_a_problem(word: str) -> None:
+    tree: dict = {}
+    try:
+        config.apply_override(tree, f"train.epochs={word}")
+    except Problem:
+        return
+    assert list(tree["train"]) == ["epochs"]
+
+
+# --- submissions ----------------------------------------------------------------------------------
+
+BOUNDS = st.lists(st.integers(0, PIXELS), min_size=2, max_size=8, unique=True).filter(lambda b: len(b) % 2 == 0)
+MASKS = st.tuples(BOUNDS, st.sampled_from([sorted, sorted, sorted, list])).map(
+    lambda chosen: " ".join(f"{a + 1} {b - a}" for a, b in zip(*[iter(chosen[1](chosen[0]))] * 2))
+)
+
+
+def plain_share(rows: list[tuple[str, str]]) -> float | None:
+    """By sets of pixels; None where a mask is none."""
+    covered = 0
+    for _, text in rows:
+        if "-" in text:
+            return None
+        numbers = [int(word) for word in text.split()]
+        runs = [range(start, start + length) for start, length in zip(numbers[::2], numbers[1::2])]
+        ends = [0, *(run.stop - 1 for run in runs)]
+        if any(not run or run.start <= end for run, end in zip(runs, ends)) or ends[-1] > PIXELS or not runs:
+            return None
+        covered += sum(map(len, runs))
+    share = covered / PIXELS / len(rows)
+    return share if 0.105 <= share <= 0.42 else None
+
+
+@settings(max_examples=150)
+@given(
+    st.tuples(MASKS, MASKS, MASKS),
+    st.sampled_from([".csv", ".csv.gz", ".csv.zip"]),
+    st.sampled_from([NAMES, NAMES, NAMES, NAMES[::-1]]),
+)
+@example(("1 500000", "9 400000 600000 3", "1918 900000"), ".csv.gz", NAMES)
+def test_a_submission_passes_when_a_plain_reader_finds_nothing_wrong(
+    tmp_path_factory: pytest.TempPathFactory, masks: tuple[str, ...], ending: str, order: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("submission") / f"s{ending}"
+    rows = list(zip(order, masks))
+    data = "".join(f"{name},{mask}\n" for name, mask in [carvana.SUBMISSION_HEADER, *rows]).encode()
+    if ending == ".csv.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("s.csv", data)
+    else:
+        path.write_bytes(gzip.compress(data) if ending == ".csv.gz" else data)
+    expected = plain_share(rows) if order == NAMES else None
+    try:
+        assert check(path, NAMES) == pytest.approx(expected)
+    except Problem as problem:
+        assert expected is None and str(path) in str(problem)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=80), st.sampled_from([".csv", ".csv.gz", ".csv.zip"]))
+def test_any_bytes_are_rows_or_a_problem(tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str) -> None:
+    path = tmp_path_factory.mktemp("submission") / f"s{ending}"
+    path.write_bytes(b"img,rle_mask\n" + data if ending == ".csv" else data)
+    try:
+        assert all(len(row) == 2 for _, row in read_rows(path, carvana.SUBMISSION_HEADER))
+    except Problem as problem:
+        assert str(path) in str(problem)
+
+
+@pytest.mark.parametrize("digits", ["0" * 9000 + "1", "9" * 9000])
+def test_numbers_that_python_refuses_to_read_are_still_told(digits: str) -> None:
+    if digits.endswith("1"):
+        assert rle.parse(f"{digits} 1", 9).tolist() == [[0, 1]]
+    else:
+        with pytest.raises(ValueError, match="the number 99999999999999999999,"):
+            rle.parse(f"{digits} 1", 9)
+
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=150)
+@given(st.lists(st.sampled_from(["0", "1.5", "nan", "a=b", "'", "yes", "2017-01-01T00:00:00Z", "é"]), max_size=21))
+def test_any_cells_are_a_row_or_a_problem_that_names_the_line(cells: list[str]) -> None:
+    with pytest.raises(Problem, match="^here: "):
+        ledger.parse(cells, "here")  # none of these is a sha256
+
+
+# --- sentences ------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_a_sentence_is_one_line_whatever_it_quotes(text: str) -> None:
+    said = sentence_of(Problem(text))
+    assert len(said.splitlines()) <= 1 and said.isprintable()
+    assert said == text or not text.isprintable() or len(text) > LONGEST_SENTENCE
+
+
+def test_a_broken_surrounding_is_a_sentence_that_names_the_file() -> None:
+    said = sentence_of(PermissionError(13, "Permission denied", "runs/a\nb"))
+    assert said.startswith(r"runs/a\nb cannot be used: Permission denied; ")

@@ -1,0 +1,422 @@
+"""Cases of `inputs`: archives, pictures, masks and tables of a competition folder."""
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from pipeline import carvana
+from pipeline.data import competition
+from tests.torture.inputs import FOLDS, PREDICT, TRAIN, Case, Place, bad, good
+
+Spoil = Callable[[Place], None]
+
+
+def cases() -> list[Case]:
+    return [*archives(), *pictures(), *masks(), *tables()]
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def archives() -> Iterator[Case]:
+    for tenth in range(10):
+        yield bad(f"test.zip, {tenth}/10 of it", PREDICT, cut("demo/test.zip", tenth), r"test\.zip is not a whole zip")
+    for name, words in {"train.zip": FOLDS, "metadata.csv.zip": FOLDS, "sample_submission.csv.zip": PREDICT}.items():
+        yield bad(f"{name}, half of it", words, cut(f"demo/{name}", 5), rf"{name}")
+    yield bad(
+        "test.zip is a web page", PREDICT, put("demo/test.zip", "<html>Accept the rules</html>"), r"test\.zip is not"
+    )
+    yield bad("test.zip is a folder", PREDICT, folder_in_its_place, r"neither test\.zip nor a folder test/")
+    yield bad("test.zip has no picture", PREDICT, put("demo/test.zip", zip_of({"a.txt": b""})), r"test\.zip.* no file")
+    for place in ("../", "/", "test/../../"):
+        what = f"a member of test.zip lies at {place}"
+        yield bad(what, PREDICT, renamed(lambda name, place=place: place + name), r"test\.zip has a member '")
+    yield bad("a member has a backslash for a slash", PREDICT, renamed(lambda n: f"..\\{n}"), r"test\.zip.* no file")
+    yield bad("a member's name is no UTF-8", PREDICT, name_is_no_utf8, r"test\.zip is not a whole zip")
+    yield bad("a member is there twice", PREDICT, twice, r"test\.zip holds \w+_01\.jpg twice")
+    yield bad("a member is encrypted", PREDICT, flags(1), r"test\.zip, member test/\w+_01\.jpg.*encrypted")
+    yield bad("a member is packed by bzip2", PREDICT, packed(zipfile.ZIP_BZIP2), r"test\.zip, member .*method 12")
+    yield bad("a member is packed by LZMA", PREDICT, packed(zipfile.ZIP_LZMA), r"test\.zip, member .*method 14")
+    yield bad(
+        "a member unpacks to 70 MB", PREDICT, first_is(bytes(70 * 10**6)), r"test\.zip, member .*unpack to 70,000,000"
+    )
+    yield bad(
+        "a member says that it has 4 GB", PREDICT, size_in_directory(2**32 - 2), r"member .*unpack to 4,294,967,294"
+    )
+    yield bad("a member is empty", PREDICT, first_is(b""), r"test\.zip, member .* not a JPEG")
+    yield bad("a bit of a member is wrong", PREDICT, flipped_bit, r"test\.zip, member test/\w+_01\.jpg.*CRC")
+    yield bad("a view is missing", FOLDS, without_a_view, r"train\.zip: car \w+ has no view 01")
+    yield bad("no test.zip", PREDICT, lambda place: place.demo("test.zip").unlink(), r"neither test\.zip")
+    yield bad("shrink.json is cut", PREDICT, put("demo/shrink.json", '{"scale": '), r"shrink\.json is damaged")
+    yield bad(
+        "shrink.json is a scale of 3", PREDICT, put("demo/shrink.json", '{"scale": 3}'), r"shrink\.json is damaged"
+    )
+    yield bad("shrink.json is deep", PREDICT, put("demo/shrink.json", "[" * 10**5), r"shrink\.json is damaged")
+
+    yield good("test.zip is zip64", PREDICT, zip64, same_pixels)
+    yield good("test.zip says that it is one of several disks", PREDICT, several_disks, same_pixels)
+    yield good("test.zip is deflated", PREDICT, packed(zipfile.ZIP_DEFLATED), same_pixels)
+    yield good("test.zip has a comment, and bytes in front", PREDICT, comment_and_front, same_pixels)
+    yield good("test.zip has members of strange names", PREDICT, strange_names, same_pixels)
+    yield good("pictures lie loose", PREDICT, unpacked, same_pixels)
+
+
+def cut(name: str, tenth: int) -> Spoil:
+    return lambda place: place.change(name, lambda data: data[: len(data) * tenth // 10])
+
+
+def put(name: str, data: bytes | str) -> Spoil:
+    return lambda place: place.put(name, data)
+
+
+def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, carvana.ARCHIVE_DATE), data, method)
+    return packed.getvalue()
+
+
+def folder_in_its_place(place: Place) -> None:
+    place.demo("test.zip").unlink()
+    place.demo("test.zip").mkdir()
+
+
+def renamed(name_of: Callable[[str], str]) -> Spoil:
+    """Every member, by its file name."""
+    return lambda place: place.put(
+        "demo/test.zip", zip_of({name_of(name.rpartition("/")[2]): d for name, d in place.members("test.zip").items()})
+    )
+
+
+def name_is_no_utf8(place: Place) -> None:
+    data = zip_of(place.members("test.zip") | {"\u00e9.txt": b""})
+    place.put("demo/test.zip", data.replace(b"\xc3\xa9", b"\xff\xff"))
+
+
+def twice(place: Place) -> None:
+    members = place.members("test.zip")
+    first = min(members)
+    place.put("demo/test.zip", zip_of(members | {f"again/{first}": members[first]}))
+
+
+def in_directory(change: Callable[[bytearray, int], None]) -> Spoil:
+    """Change the entry of the first member in the archive's directory, which begins at a place in its bytes."""
+
+    def spoil(place: Place) -> None:
+        data = bytearray(zip_of(dict(sorted(place.members("test.zip").items()))))
+        change(data, data.index(b"PK\1\2"))
+        place.put("demo/test.zip", bytes(data))
+
+    return spoil
+
+
+def flags(bits: int) -> Spoil:
+    def change(data: bytearray, entry: int) -> None:
+        data[6] |= bits
+        data[entry + 8] |= bits
+
+    return in_directory(change)
+
+
+def size_in_directory(size: int) -> Spoil:
+    return in_directory(lambda data, entry: struct.pack_into("<I", data, entry + 24, size))
+
+
+def several_disks(place: Place) -> None:
+    place.change("demo/test.zip", lambda data: data[:-18] + struct.pack("<HH", 1, 1) + data[-14:])
+
+
+def packed(method: int) -> Spoil:
+    return lambda place: place.put("demo/test.zip", zip_of(place.members("test.zip"), method))
+
+
+def first_is(data: bytes) -> Spoil:
+    def spoil(place: Place) -> None:
+        members = place.members("test.zip")
+        place.put("demo/test.zip", zip_of(members | {min(members): data}, zipfile.ZIP_DEFLATED))
+
+    return spoil
+
+
+def flipped_bit(place: Place) -> None:
+    _, picture = place.first_picture()
+    there = picture[5000:5050]
+    place.change("demo/test.zip", lambda data: data.replace(there, bytes([there[0] ^ 1]) + there[1:]))
+
+
+def without_a_view(place: Place) -> None:
+    members = place.members("train.zip")
+    place.put("demo/train.zip", zip_of({name: data for name, data in members.items() if name != min(members)}))
+
+
+def zip64(place: Place) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, picture in place.members("test.zip").items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(picture)
+    place.put("demo/test.zip", data.getvalue())
+
+
+def comment_and_front(place: Place) -> None:
+    data = zip_of(place.members("test.zip"))
+    place.put("demo/test.zip", b"#!/bin/sh\n" + data[:-2] + struct.pack("<H", 3) + b"abc")
+
+
+def strange_names(place: Place) -> None:
+    more = {"\u0007.jpg": b"", "__MACOSX/._a.jpg": b"", "a\nb.jpg": b"", "Thumbs.db": b"", "folder/": b""}
+    place.put("demo/test.zip", zip_of(place.members("test.zip") | more))
+
+
+def unpacked(place: Place) -> None:
+    for name, data in place.members("test.zip").items():
+        place.put(f"demo/{name}", data)
+    place.demo("test.zip").unlink()
+
+
+def same_pixels(place: Place) -> bool:
+    """All test pictures are those of the competition that was drawn."""
+    drawn = competition.Pictures(place.demo("train_masks.zip").resolve().parent, "test")
+    here = competition.Pictures(place.demo(""), "test")
+    first = here.names[0]
+    return here.names == drawn.names and np.array_equal(here.read(first, 8), drawn.read(first, 8))
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def pictures() -> Iterator[Case]:
+    here = r"\w+_01\.jpg: the "
+    for tenth in range(10):
+        yield bad(
+            f"a picture, {tenth}/10 of it", PREDICT, loose(lambda d, t=tenth: d[: len(d) * t // 10]), r"\w+_01\.jpg: "
+        )
+    yield bad("a picture is text", PREDICT, loose(lambda data: b"no picture"), here + "file is not a JPEG")
+    yield bad("a picture is a PNG", PREDICT, saved("RGB", format="PNG"), here + "file is not a JPEG")
+    yield bad("a picture is a PNG of 16 bits", PREDICT, saved("I;16", format="PNG"), here + "file is not a JPEG")
+    yield bad("a picture is a GIF", PREDICT, saved("P", format="GIF"), here + "file is not a JPEG")
+    yield bad("a picture is grey", PREDICT, saved("L", format="JPEG"), here + "picture's colours are L")
+    yield bad("a picture is CMYK", PREDICT, saved("CMYK", format="JPEG"), here + "picture's colours are CMYK")
+    yield bad("a JPEG of 12 bits", PREDICT, loose(in_frame(4, b"\x0c")), r"\w+_01\.jpg: ")
+    yield bad("a JPEG of 16 bits", PREDICT, loose(in_frame(4, b"\x10")), r"\w+_01\.jpg: ")
+    yield bad(
+        "a picture is a column too small", PREDICT, saved("RGB", (1917, 1280), format="JPEG"), here + "picture is 1917x"
+    )
+    yield bad(
+        "a picture lies on its side", PREDICT, saved("RGB", (1280, 1918), format="JPEG"), here + "picture is 1280x1918"
+    )
+    yield bad(
+        "a picture of 65500x65500", PREDICT, loose(in_frame(5, struct.pack(">HH", 65500, 65500))), here + "picture is"
+    )
+    yield bad(
+        "a picture of 12000x10000", PREDICT, loose(in_frame(5, struct.pack(">HH", 10000, 12000))),
+        here + "picture is 12000",
+    )
+    yield bad(
+        "a picture without its tables", PREDICT, loose(lambda data: data[:2] + data[-40000:]), r"\w+_01\.jpg: the "
+    )
+    yield bad("a training picture is cut", TRAIN, cut_training_pictures, r"train\.zip, member .*cut short")
+    words = (*TRAIN, "--set", "data.workers=2")
+    yield bad(
+        "a training picture is cut, read by a worker", words, cut_training_pictures, r"train\.zip, member .*cut short"
+    )
+    photo = ("cutout", "photo.jpg", "--out", "out")
+    yield bad("a photo is text", photo, put("photo.jpg", "no picture"), r"photo\.jpg is no picture")
+    yield bad("a photo of 65500x65500", photo, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is no picture")
+
+    yield good("a picture is turned by EXIF", PREDICT, loose(turned), same_pixels)
+    yield good("a JPEG with a comment and zeros behind", PREDICT, loose(commented), same_pixels)
+    yield good(
+        "a progressive JPEG", PREDICT, saved("RGB", format="JPEG", progressive=True, quality=95), nearly_the_same
+    )
+
+
+def loose(change: Callable[[bytes], bytes]) -> Spoil:
+    """The first test picture, changed, beside the archive."""
+
+    def spoil(place: Place) -> None:
+        name, data = place.first_picture()
+        place.put(f"demo/{name}", change(data))
+
+    return spoil
+
+
+def saved(mode: str, size: tuple[int, int] | None = None, **options: object) -> Spoil:
+    def change(data: bytes) -> bytes:
+        picture = Image.open(io.BytesIO(data))
+        picture = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)
+        (picture.resize(size) if size else picture).save(file := io.BytesIO(), **options)
+        return file.getvalue()
+
+    return loose(change)
+
+
+def in_frame(offset: int, new: bytes) -> Callable[[bytes], bytes]:
+    """Change the frame header of a JPEG: 4 is its bits a sample, 5 its height and width."""
+
+    def change(data: bytes) -> bytes:
+        at = data.index(b"\xff\xc0") + offset
+        return data[:at] + new + data[at + len(new) :]
+
+    return change
+
+
+def bomb(place: Place) -> bytes:
+    return in_frame(5, struct.pack(">HH", 65500, 65500))(place.first_picture()[1])
+
+
+def cut_training_pictures(place: Place) -> None:
+    members = {name: data[: len(data) // 2] for name, data in place.members("train.zip").items()}
+    place.put("demo/train.zip", zip_of(members))
+
+
+def turned(data: bytes) -> bytes:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + data[2:]
+
+
+def commented(data: bytes) -> bytes:
+    return data[:2] + b"\xff\xfe\0\x07hello" + data[2:] + bytes(9)
+
+
+def nearly_the_same(place: Place) -> bool:
+    drawn = competition.Pictures(place.demo("train_masks.zip").resolve().parent, "test")
+    here, name = competition.Pictures(place.demo(""), "test"), drawn.names[0]
+    return bool(np.abs(here.read(name, 8).astype(int) - drawn.read(name, 8)).mean() < 2)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def masks() -> Iterator[Case]:
+    here = r"train_masks\.zip, member train_masks/\w+_mask\.gif: the mask "
+    yield bad("masks are cut", TRAIN, gifs(lambda data: data[: len(data) // 2]), here + "is not a whole GIF")
+    yield bad("masks are text", TRAIN, gifs(lambda data: b"no mask"), here + "is not a whole GIF")
+    yield bad("masks are PNGs", TRAIN, gifs(lambda data: as_gif(data, 1, format="PNG")), here + "is not a whole GIF")
+    yield bad(
+        "masks go up to 255", TRAIN, gifs(lambda data: as_gif(data, 255, format="GIF")), here + "has values up to 255"
+    )
+    yield bad(
+        "masks are small", TRAIN, gifs(lambda data: as_gif(data, 1, (959, 640), format="GIF")), here + "is 959x640"
+    )
+    words = {"a letter": "1 x", "an odd count": "1 2 3", "too far": "2455040 2", "over one another": "1 5 3 1"}
+    for what, runs in words.items():
+        yield bad(f"run lengths: {what}", TRAIN, run_lengths(runs), r"train_masks\.csv, row \w+_\d\d\.jpg: ")
+    yield bad(
+        "run lengths of 10^7 letters", TRAIN, run_lengths("1 " + "9" * 10**7, rows=1),
+        r"train_masks\.csv.* lacks 63 masks",
+    )
+
+
+def gifs(change: Callable[[bytes], bytes]) -> Spoil:
+    def spoil(place: Place) -> None:
+        members = place.members("train_masks.zip")
+        changed = change(min(members.items())[1])
+        place.put("demo/train_masks.zip", zip_of(dict.fromkeys(members, changed)))
+        place.demo("train_masks.csv.zip").unlink()
+
+    return spoil
+
+
+def as_gif(data: bytes, value: int, size: tuple[int, int] | None = None, **options: object) -> bytes:
+    mask = (np.asarray(Image.open(io.BytesIO(data))) > 0).astype(np.uint8) * value
+    picture = Image.fromarray(mask)
+    (picture.resize(size) if size else picture).save(file := io.BytesIO(), optimize=False, **options)
+    return file.getvalue()
+
+
+def run_lengths(text: str, rows: int | None = None) -> Spoil:
+    def spoil(place: Place) -> None:
+        names = [name.rpartition("/")[2] for name in place.members("train.zip")][:rows]
+        place.put("demo/train_masks.csv", "img,rle_mask\n" + "".join(f"{name},{text}\n" for name in names))
+
+    return spoil
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def tables() -> Iterator[Case]:
+    name = r"metadata\.csv"
+    yield bad("metadata is empty", FOLDS, put("demo/metadata.csv", ""), name)
+    yield bad("metadata has a header alone", FOLDS, put("demo/metadata.csv", "id,make\n"), name + " has no row")
+    yield bad("metadata has semicolons", FOLDS, metadata(lambda t: t.replace(b",", b";")), name + " has no column id")
+    yield bad(
+        "metadata has no makes", FOLDS, metadata(lambda t: t.replace(b"make", b"brand")), name + " has no column make"
+    )
+    yield bad(
+        "metadata took ids for numbers", FOLDS, metadata(lambda t: t.replace(b"331659860e11", b"3.3165986e+19")),
+        "331659860e11",
+    )
+    yield bad(
+        "metadata has a car twice", FOLDS, metadata(lambda t: t + t.splitlines(True)[1]), name + " has two rows for id"
+    )
+    yield bad(
+        "a row of metadata is short", FOLDS, metadata(lambda t: t + b"0123456789ab\n"),
+        name + ", line 7: 1 fields",
+    )
+    yield bad(
+        "a row of metadata is long", FOLDS, metadata(lambda t: t + b"x,1,2,3,4,5,6,7\n"), name + ", line 7: 8 fields"
+    )
+    yield bad("all rows of metadata are long", FOLDS, metadata(longer), name + ", line 2: 7 fields")
+    yield bad("a quote of metadata is not closed", FOLDS, metadata(lambda t: t + b'0123,"'), name)
+    yield bad("metadata is UTF-16", FOLDS, metadata(lambda t: t.decode().encode("utf-16")), name)
+    yield bad("metadata is Latin-1", FOLDS, metadata(lambda t: t + "0,,é\n".encode("latin-1")), name)
+    yield bad("metadata is zeros", FOLDS, put("demo/metadata.csv", bytes(10**6)), name)
+    other = zip_of({"other.csv": b"id,make\n"})
+    yield bad(
+        "metadata.csv.zip holds another table", FOLDS, put("demo/metadata.csv.zip", other),
+        name + r"\.zip has no member",
+    )
+    yield bad(
+        "metadata.csv.zip unpacks to 2 GB", FOLDS, put("demo/metadata.csv.zip", claims(2**31)),
+        name + r"\.zip.*unpack to",
+    )
+    yield bad("no metadata", FOLDS, lambda place: place.demo("metadata.csv.zip").unlink(), r"neither metadata\.csv nor")
+    sample = r"sample_submission\.csv"
+    yield bad(
+        "the sample submission is a header alone", PREDICT, put("demo/sample_submission.csv", "img,rle_mask\n"), sample
+    )
+    unknown = "img,rle_mask\n0123456789ab_01.jpg,1 1\n"
+    yield bad(
+        "the sample submission has others", PREDICT, put("demo/sample_submission.csv", unknown), "0123456789ab_01"
+    )
+
+    yield good("metadata has a byte-order mark", FOLDS, metadata(lambda t: b"\xef\xbb\xbf" + t), same_makes)
+    yield good("metadata has CRLF", FOLDS, metadata(lambda t: t.replace(b"\n", b"\r\n")), same_makes)
+    yield good("metadata is quoted", FOLDS, metadata(quoted), same_makes)
+    yield good("metadata has columns more, one of 10^7 letters", FOLDS, metadata(wider), same_makes)
+
+
+def metadata(change: Callable[[bytes], bytes]) -> Spoil:
+    """The table, changed and loose: it wins over the archive."""
+    return lambda place: place.put("demo/metadata.csv", change(place.members("metadata.csv.zip")["metadata.csv"]))
+
+
+def longer(table: bytes) -> bytes:
+    header, *rows = table.splitlines()
+    return b"\n".join([header, *(b"x," + row for row in rows)])
+
+
+def quoted(table: bytes) -> bytes:
+    return b"\n".join(b",".join(b'"' + cell + b'"' for cell in row.split(b",")) for row in table.splitlines())
+
+
+def wider(table: bytes) -> bytes:
+    header, *rows = table.splitlines()
+    return b"\n".join([header + b",note", *(row + b"," + b"x" * (10**7 if row is rows[0] else 1) for row in rows)])
+
+
+def claims(size: int) -> bytes:
+    data = bytearray(zip_of({"metadata.csv": b"id,make\n"}))
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, size)
+    return bytes(data)
+
+
+def same_makes(place: Place) -> bool:
+    drawn = competition.read_makes(place.demo("train_masks.zip").resolve().parent)
+    return competition.read_makes(place.demo("")) == drawn

@@ -1,0 +1,369 @@
+"""Disks that are full or may not be written, workers that die, second starts, clocks and configs that change.
+
+A stage must then say so in one sentence and leave with 1, or not be harmed at all; and when the trouble is over, the
+same command must end as if there had been none.
+"""
+import ctypes
+import errno
+import os
+import pathlib
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+from pipeline.data import dataset, stream
+from pipeline.model.ema import Ema
+from tests.torture import warm
+from tests.torture.place import STAGES, Places, Stage, contents, prepare, words_of
+from tests.torture.table import Row
+from tests.torture.warm import Ended, Plan
+
+FULL, READ_ONLY = errno.ENOSPC, errno.EROFS
+STAGE = {stage.name: stage for stage in STAGES}
+PAGE_BYTES = 4096
+ONE_WORKER = ("--set", "data.workers=1")
+CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC_PRIVATE = 0x20000, 1, 32, 4096, 16384 | 1 << 18
+
+
+def rows(places: Places, most: int) -> Iterator[Row]:
+    """most: steps towards the disk of a stage at which to refuse, evenly among all of them."""
+    for stage in places.stages:
+        yield from refused(places, stage, most)
+        yield full_within_a_write(places, stage)
+        yield second_start(places, stage)
+        yield on_a_small_disk(places, stage)
+        yield on_a_read_only_disk(places, stage)
+    for name in {"train", "validate", "predict"} & {stage.name for stage in places.stages}:
+        yield worker_dies(places, STAGE[name])
+        yield worker_without_memory(places, STAGE[name])
+        yield little_shared_memory(places, STAGE[name])
+    if STAGE["train"] in places.stages:
+        yield clock_jumps_back(places)
+        yield config_is_edited(places)
+        yield killed_with_a_worker(places)
+    if STAGE["predict"] in places.stages:
+        yield parts_that_cannot_be_removed(places)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def refused(places: Places, stage: Stage, most: int) -> Iterator[Row]:
+    """Each step towards the disk in turn is refused, as by a disk that is full, and that and all later ones, as
+    by one that may not be written."""
+    steps = places.steps[stage.name]
+    for number in sorted({round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(min(most, len(steps)))}):
+        for error, for_good in ((FULL, False), (READ_ONLY, True)):
+            what = f"step {number + 1} of {len(steps)}{' and all later' if for_good else ''}, {steps[number]}"
+            plan = Plan(fail_at=number, errno=error, for_good=for_good)
+            yield tried(places, stage, f"{errno.errorcode[error]} at {what}", plan)
+
+
+def full_within_a_write(places: Places, stage: Stage) -> Row:
+    return tried(places, stage, "files end in the middle of a write, at 40 bytes", Plan(file_bytes=40))
+
+
+def tried(places: Places, stage: Stage, what: str, plan: Plan) -> Row:
+    with places.copy(stage) as place, places.kaggle() as kaggle:
+        ended = places.run(place, stage, plan, kaggle)
+        return judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+
+
+def judged(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib.Path, kaggle=None) -> Row:
+    """The row of a disturbed start; the place is then left alone and compared."""
+    problem = ended.complaint(stage.name) if ended.code else ""
+    if not ended.code:  # not harmed: then it must have ended well
+        problem = places.difference(place, stage)
+    last = places.run(place, stage, kaggle=kaggle)
+    problem = problem or (f"then exit code {last.code}: {last.err[-600:]}" if last.code else "")
+    problem = problem or places.difference(place, stage)
+    if kaggle and kaggle.submissions() != 1:
+        problem += f" Kaggle has it {kaggle.submissions()} times."
+    return Row("faults", f"{stage.name}: {what}", problem, ended.err.strip() if ended.code == 1 else "", ended.seconds)
+
+
+def in_a_mount(place: pathlib.Path, options: str, flags: int = 0) -> None:
+    """In a child: a file system of its own in the place of a folder. OSError where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def check(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    check(libc.unshare(CLONE_NEWNS))
+    check(libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None))
+    where = bytes(place)
+    if options:
+        check(libc.mount(b"tmpfs", where, b"tmpfs", flags, options.encode()))
+    else:
+        check(libc.mount(where, where, None, MS_BIND, None))
+        check(libc.mount(b"none", where, None, MS_BIND | MS_REMOUNT | MS_RDONLY, None))
+
+
+def may_mount(folder: pathlib.Path) -> bool:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            in_a_mount(folder, "size=1m")
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def on_a_small_disk(places: Places, stage: Stage) -> Row:
+    """A real one, with room for half of what the stage writes; it grows afterwards, and the stage goes on."""
+    what = "a real disk with room for half"
+    if not may_mount(places.folder):
+        return not_here(stage, what)
+    with places.copy(stage) as place, places.kaggle() as kaggle:
+        room = (pages_bytes(place) + pages_bytes(places.after(stage))) // 2
+
+        def mounted() -> None:
+            original = place.with_name(f"{place.name}.original")
+            os.rename(place, original)
+            place.mkdir()
+            in_a_mount(place, f"size={room}")
+            shutil.copytree(original, place, dirs_exist_ok=True)
+            os.chdir(place)
+            prepare(stage, kaggle if stage.at_kaggle else None)
+
+        def saved() -> None:
+            """What was left there, for the start after it."""
+            shutil.copytree(place, place.with_name(f"{place.name}.left"))
+
+        ended = warm.run(place, words_of(stage), Plan(), mounted, saved)
+        shutil.rmtree(place.with_name(f"{place.name}.original"))
+        left = place.with_name(f"{place.name}.left")
+        if not left.exists():
+            return Row("faults", f"{stage.name}: {what}", f"it ended with {ended.code}: {ended.err[-600:]}")
+        shutil.rmtree(place)
+        left.rename(place)
+        return judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+
+
+def pages_bytes(folder: pathlib.Path) -> int:
+    """What the files of a folder take of a tmpfs, which counts in pages."""
+    sizes = (path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes)
+
+
+def on_a_read_only_disk(places: Places, stage: Stage) -> Row:
+    what = "a real disk that may only be read"
+    if not may_mount(places.folder):
+        return not_here(stage, what)
+    with places.copy(stage) as place, places.kaggle() as kaggle:
+
+        def mounted() -> None:
+            in_a_mount(place, "")
+            os.chdir(place)
+            prepare(stage, kaggle if stage.at_kaggle else None)
+
+        ended = warm.run(place, words_of(stage), Plan(), mounted)
+        row = judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        return row if ended.code == 1 else Row("faults", row.what, "it wrote where nothing can be written")
+
+
+def not_here(stage: Stage, what: str) -> Row:
+    return Row("not_here", f"{stage.name}: {what}", said="this user may not mount; the faults at each step stand for it")
+
+
+# --- two at once ----------------------------------------------------------------------------------
+
+def second_start(places: Places, stage: Stage) -> Row:
+    """The first one is stopped (SIGSTOP) while it holds the lock; the second must say so and leave the files alone."""
+    with places.copy(stage) as place, places.kaggle() as kaggle:
+        first = warm.start(place, words_of(stage), Plan(stop_at_lock=True), lambda: prepare(stage, kaggle))
+        os.waitpid(first.pid, os.WUNTRACED)
+        before = contents(place)
+        second = places.run(place, stage, kaggle=kaggle)
+        problem = second.complaint(stage.name) or ("" if contents(place) == before else "it changed files of the first")
+        if "another" not in second.err.lower():
+            problem = problem or f"it did not say that another is at work: {second.err}"
+        os.kill(first.pid, signal.SIGCONT)
+        ended = first.wait()
+        problem = problem or (f"the first ended with {ended.code}: {ended.err[-300:]}" if ended.code else "")
+        problem = problem or places.difference(place, stage)
+        if stage.at_kaggle and kaggle.submissions() != 1:
+            problem += f" Kaggle has it {kaggle.submissions()} times."
+    return Row("faults", f"{stage.name}: started twice at once", problem, second.err.strip(), second.seconds)
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], None], *words: str) -> Row:
+    """A stage with a process that reads pictures, to which something happens; then without."""
+    with places.copy(stage) as place:
+
+        def prepared() -> None:
+            prepare(stage, None)
+            worker()
+
+        ended = warm.run(place, [*words_of(stage), *ONE_WORKER, *words], Plan(), prepared)
+        row = judged(places, stage, what, ended, place)
+        return row if ended.code == 1 else Row("faults", row.what, f"it went on, with exit code {ended.code}")
+
+
+def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
+    """To happen in a worker when it is asked for its third batch of pictures or so."""
+
+    def patch() -> None:
+        for kind in (dataset.TrainingPictures, dataset.HeldOutPictures, stream.PicturesAtScales):
+            kind.__getitem__ = disturbed(kind.__getitem__)  # type: ignore[method-assign]
+
+    def disturbed(read: Callable) -> Callable:
+        asked: list[object] = []
+
+        def read_or_not(self: object, item: object) -> object:
+            asked.append(item)
+            if len(asked) == 6:
+                do()
+            return read(self, item)
+
+        return read_or_not
+
+    return patch
+
+
+def worker_dies(places: Places, stage: Stage) -> Row:
+    patch = in_each_read(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return with_workers(places, stage, "the worker that reads is killed", patch)
+
+
+def worker_without_memory(places: Places, stage: Stage) -> Row:
+    """As Python tells it; what the system does about it, a kill, is the row above."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    return with_workers(places, stage, "the worker that reads has no more memory", in_each_read(fail))
+
+
+def little_shared_memory(places: Places, stage: Stage) -> Row:
+    """16 MB, and batches that need more."""
+    what = "/dev/shm of 16 MB"
+    if not may_mount(places.folder):
+        return not_here(stage, what)
+
+    with places.copy(stage) as place:
+
+        def prepared() -> None:
+            prepare(stage, None)
+            in_a_mount(pathlib.Path("/dev/shm"), "size=16m")
+            pathlib.Path("/dev/shm/others").write_bytes(bytes(15_700_000))  # what other programs have there
+
+        ended = warm.run(place, [*words_of(stage), *ONE_WORKER], Plan(), prepared)
+        row = judged(places, stage, what + ", nearly full", ended, place)
+        return row if ended.code == 1 else Row("faults", row.what, f"it went on, with exit code {ended.code}")
+
+
+def killed_with_a_worker(places: Places) -> Row:
+    """A worker outlives its killed trainer by seconds; the same command must not have to wait for that."""
+    stage = STAGE["train"]
+    with places.copy(stage) as place:
+        after_the_third_step = kill_at_step(3)
+        words = [*words_of(stage), *ONE_WORKER]
+        first = warm.run(place, words, Plan(), lambda: (prepare(stage, None), after_the_third_step()))
+        at_once = warm.run(place, words, Plan(), lambda: prepare(stage, None))
+        problem = "" if first.died else "it was not killed"
+        problem = problem or (f"then exit code {at_once.code}: {at_once.err[-300:]}" if at_once.code else "")
+        problem = problem or places.difference(place, stage).replace("other bytes: ", "other bytes (with a worker): ")
+    # The settings that lie in the checkpoints tell of the worker; nothing else may.
+    allowed = {"runs/tiny/fold0/best.pt", "runs/tiny/fold0/config.yaml", "runs/tiny/fold0/last.previous.pt"}
+    if set(problem.removeprefix("other bytes (with a worker): ").split(", ")) <= allowed | {"runs/tiny/fold0/last.pt"}:
+        problem = ""
+    return Row("faults", "train: killed, and started again before its worker has noticed", problem)
+
+
+def kill_at_step(number: int) -> Callable[[], None]:
+    """Patches training so that it is killed in this step, counted from 0."""
+
+    def patch() -> None:
+        update = Ema.update
+
+        def update_and_die(self: Ema, step: int) -> None:
+            update(self, step)
+            if step == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Ema.update = update_and_die  # type: ignore[method-assign]
+
+    return patch
+
+
+# --- clocks, settings, parts ----------------------------------------------------------------------
+
+
+def clock_jumps_back(places: Places) -> Row:
+    """By a day, in the middle of training."""
+    stage = STAGE["train"]
+    with places.copy(stage) as place:
+
+        def prepared() -> None:
+            prepare(stage, None)
+            real, began = time.time, time.time()
+            time.time = lambda: real() if real() < began + 1 else real() - 86_400
+
+        ended = warm.run(place, words_of(stage), Plan(), prepared)
+        problem = f"exit code {ended.code}: {ended.err[-300:]}" if ended.code else places.difference(place, stage)
+    return Row("faults", "train: the clock jumps back by a day", problem, seconds=ended.seconds)
+
+
+def config_is_edited(places: Places) -> Row:
+    """In the middle of a run that is killed later: refused by name, and with the old config it goes on."""
+    stage = STAGE["train"]
+    with places.copy(stage) as place:
+        yaml = place / "tiny.yaml"
+        before = yaml.read_text()
+
+        def edited() -> None:
+            prepare(stage, None)
+            update = Ema.update
+
+            def update_and_edit(self: Ema, step: int) -> None:
+                update(self, step)
+                if step == 2:
+                    yaml.write_text(before.replace("learning_rate: 1e-2", "learning_rate: 2e-2"))
+                if step == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Ema.update = update_and_edit  # type: ignore[method-assign]
+
+        first = warm.run(place, words_of(stage), Plan(), edited)
+        refused_start = places.run(place, stage)
+        problem = "" if first.died else "it was not killed"
+        problem = problem or refused_start.complaint("train")
+        if "train.learning_rate" not in refused_start.err:
+            problem = problem or f"it did not name what changed: {refused_start.err}"
+        yaml.write_text(before)
+        last = places.run(place, stage)
+        problem = problem or (f"then exit code {last.code}: {last.err[-300:]}" if last.code else "")
+        problem = problem or places.difference(place, stage)
+    return Row("faults", "train: its config is edited in the middle", problem, refused_start.err.strip())
+
+
+def parts_that_cannot_be_removed(places: Places) -> Row:
+    """Parts of another cut that stay there must never get into a submission."""
+    stage = STAGE["predict"]
+    with places.copy(stage) as place:
+        threshold = place / "runs/tiny/threshold.json"
+        cut = threshold.read_text()
+        threshold.write_text('{"cut": 0.9}')
+        dying = Plan(die_at=places.steps["predict"].index("open submissions/.tiny.parts/.00002.csv.gz.draft"))
+        first = places.run(place, stage, dying)
+        threshold.write_text(cut)
+
+        def nothing_goes() -> None:
+            prepare(stage, None)
+            os.unlink = os.remove = refuse  # type: ignore[assignment]
+
+        second = warm.run(place, words_of(stage), Plan(), nothing_goes)
+        problem = "" if first.died else "it was not killed"
+        row = judged(places, stage, "parts of another cut cannot be removed", second, place)
+    return Row("faults", row.what, problem or row.problem, row.said)
+
+
+def refuse(path: object, *, dir_fd: int | None = None) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)

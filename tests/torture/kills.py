@@ -1,0 +1,57 @@
+"""kill -9, at every step towards the disk, in the middle of writes, and at random moments; then the same command again.
+
+What it must end with is what the undisturbed stage ended with, to the byte (see place.py for the times left aside).
+"""
+import random
+import time
+from collections.abc import Iterator
+
+from tests.torture.place import Places, Stage
+from tests.torture.table import Row
+from tests.torture.warm import Plan
+
+IN_A_ROW = 3  # kills at random moments, before a start is left alone
+
+
+def rows(places: Places, rng: random.Random, most: int, at_random: int) -> Iterator[Row]:
+    """most: steps of a stage before which to die, evenly among all of them; at_random: other deaths of each stage."""
+    for stage in places.stages:
+        count = len(places.steps[stage.name])
+        for number in sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))}):
+            what = f"before step {number + 1} of {count}, {places.steps[stage.name][number]}"
+            yield from killed(places, stage, [(what, Plan(die_at=number))])
+        for _ in range(-(-at_random // IN_A_ROW)):
+            moments = [rng.uniform(0, places.seconds[stage.name]) for _ in range(IN_A_ROW)]
+            plans = [(f"after {moment:.2f} s", Plan(die_after_s=moment)) for moment in moments]
+            yield from killed(places, stage, plans)
+        for _ in range(-(-at_random // 3)):
+            size = int(longest_write(places, stage) * rng.random())
+            plan = Plan(file_bytes=size, die_of_it=True)
+            yield from killed(places, stage, [(f"in a write, after {size} bytes of the file", plan)])
+
+
+def longest_write(places: Places, stage: Stage) -> int:
+    """Size of the largest file that a stage makes."""
+    before, after = places.before(stage), places.after(stage)
+    sizes = [path.stat().st_size for path in after.rglob("*") if not (before / path.relative_to(after)).exists()]
+    return max(sizes, default=1)
+
+
+def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Iterator[Row]:
+    """One place, killed by these plans one after another, and then left alone: a row for each that came to pass."""
+    began = time.monotonic()
+    with places.copy(stage) as place, places.kaggle() as kaggle:
+        came_to_pass = []
+        for what, plan in plans:
+            ended = places.run(place, stage, plan, kaggle)
+            if ended.died:
+                came_to_pass.append(what)
+            elif ended.code:
+                came_to_pass.append(f"{what} (not killed, but failed: {ended.err[-300:]})")
+        last = places.run(place, stage, kaggle=kaggle)
+        problem = f"exit code {last.code}: {last.err[-600:]}" if last.code else places.difference(place, stage)
+        if stage.at_kaggle and kaggle.submissions() != 1:
+            problem += f" Kaggle has it {kaggle.submissions()} times."
+    seconds = (time.monotonic() - began) / max(1, len(came_to_pass))
+    for what in came_to_pass:
+        yield Row("kills", f"{stage.name}: killed {what}", problem, seconds=seconds)

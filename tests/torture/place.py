@@ -1,0 +1,224 @@
+"""The places where stages are tried: a tiny competition, every stage's own before and after, and what must be alike.
+
+Two ends of a run are alike when every file has the same bytes, but for times: of a clock or of how fast it went.
+
+    log.jsonl                       without images_per_s, waited_share, seconds
+    last.pt last.previous.pt        value by value, without seconds, epoch_watch and the same three of each row of log
+    ledger.csv                      without time
+    tb/                             left out: TensorBoard stamps each point with the clock
+    .lock                           left out: empty files
+"""
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import carvana
+from pipeline.__main__ import build_parser
+from pipeline.leaderboard.stand_in import StandIn
+from pipeline.leaderboard.submission import read_rows
+from tests.torture import warm
+from tests.torture.warm import Ended, Plan
+
+TIMES = ("images_per_s", "waited_share", "seconds")  # of a row of the log
+TIMES_OF_LAST = ("seconds", "epoch_watch")
+CONFIG = """\
+data: {scale: 8, folds: 2, workers: 0, cache: true}
+model: {width: 8, depth: 2, patch: 2}
+train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, checkpoint_steps: 3}
+predict: {tta: none, batch_size: 2, rows_per_part: 4}
+"""
+CARS, TEST_CARS = 2, 1
+MINE = "mine.csv.gz"
+COMMANDS = build_parser()._subparsers._group_actions[0].choices  # argparse has no public way to list them
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    words: tuple[str, ...] = ()
+    before: Callable[[], Any] | None = None
+    at_kaggle: bool = False
+
+
+STAGES = (
+    Stage("demo-data", ("--cars", str(CARS), "--test-cars", str(TEST_CARS)), warm.draw_from_memory),
+    Stage("shrink", ("--out", "half", "--scale", "8")),
+    Stage("folds"),
+    Stage("train"),
+    Stage("validate"),
+    Stage("threshold"),
+    Stage("predict"),
+    Stage("submit", (MINE,), at_kaggle=True),
+    Stage("report"),
+)
+STAGES = tuple(stage for stage in STAGES if stage.name in COMMANDS)  # without those that this checkout has not
+
+
+class Places:
+    """The folder of all places: `before/STAGE` and `after/STAGE`, made by undisturbed stages."""
+
+    def __init__(self, folder: pathlib.Path, only: tuple[str, ...] = ()):
+        self.folder, self.numbers = folder.resolve(), iter(range(10**9))
+        self.steps: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = {}
+        self.stages = [stage for stage in STAGES if not only or stage.name in only]
+        warm.be_ready()
+        warm.draw_once(CARS, TEST_CARS)
+        place = self.folder / "first"
+        (place / "configs").mkdir(parents=True)
+        (place / "home").mkdir()
+        (place / "tiny.yaml").write_text(CONFIG)
+        for stage in STAGES:
+            shutil.copytree(place, self.before(stage))
+            with self.kaggle() if stage.at_kaggle else contextlib.nullcontext() as kaggle:
+                ended = self.run(place, stage, kaggle=kaggle)
+            if ended.code:
+                raise AssertionError(f"{stage.name} fails undisturbed: {ended.err}")
+            self.steps[stage.name], self.seconds[stage.name] = ended.steps, ended.seconds
+            shutil.copytree(place, self.after(stage))
+            if stage.name == "demo-data":
+                hand_in_the_solution(place)
+
+    def before(self, stage: Stage) -> pathlib.Path:
+        return self.folder / "before" / stage.name
+
+    def after(self, stage: Stage) -> pathlib.Path:
+        return self.folder / "after" / stage.name
+
+    @contextlib.contextmanager
+    def copy(self, stage: Stage) -> Iterator[pathlib.Path]:
+        """A place as it was before the stage, to be disturbed."""
+        place = self.folder / f"try{next(self.numbers)}"
+        shutil.copytree(self.before(stage), place)
+        yield place
+        shutil.rmtree(place)
+
+    def run(self, place: pathlib.Path, stage: Stage, plan: Plan = Plan(), kaggle: "Kaggle | None" = None) -> Ended:
+        return warm.run(place, words_of(stage), plan, lambda: prepare(stage, kaggle))
+
+    @contextlib.contextmanager
+    def kaggle(self) -> Iterator["Kaggle"]:
+        inbox = self.folder / f"inbox{next(self.numbers)}"
+        inbox.mkdir()
+        with Kaggle(self.folder / "after" / "demo-data" / "demo", inbox) as server:
+            yield server
+
+    def difference(self, place: pathlib.Path, stage: Stage) -> str:
+        """In what a place differs from the one that was left undisturbed; "" when in nothing but times."""
+        return difference(contents(place), contents(self.after(stage)))
+
+
+def words_of(stage: Stage) -> list[str]:
+    return [stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+
+
+def prepare(stage: Stage, kaggle: "Kaggle | None") -> None:
+    os.environ["HOME"] = os.path.abspath("home")
+    if kaggle:
+        os.environ.update(kaggle.environment)
+    if stage.before:
+        stage.before()
+
+
+def hand_in_the_solution(place: pathlib.Path) -> None:
+    """A submission that is sure to be scored, as the tiny network's own may not be."""
+    rows = [row[:2] for _, row in read_rows(place / "demo/solution.csv", carvana.SOLUTION_HEADER)]
+    lines = [",".join(row) + "\n" for row in [list(carvana.SUBMISSION_HEADER), *rows]]
+    (place / MINE).write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+
+
+# --- what must be alike ---------------------------------------------------------------------------
+
+
+def contents(place: pathlib.Path) -> dict[str, str]:
+    """Each file of a place -> a digest of what it says, times aside."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        name = str(path.relative_to(place))
+        if path.is_file() and not path.name.endswith("lock") and "tb" not in path.parts and not name.startswith("home"):
+            found[name] = hashlib.sha256(timeless(path)).hexdigest()
+    return found
+
+
+def timeless(path: pathlib.Path) -> bytes:
+    match path.name:
+        case "log.jsonl":
+            return repr([without_times(json.loads(line)) for line in path.read_text().splitlines()]).encode()
+        case "last.pt" | "last.previous.pt":
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = {key: value for key, value in state.items() if key not in TIMES_OF_LAST}
+            return plain(state | {"log": [without_times(row) for row in state["log"]]})
+        case "ledger.csv":
+            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+            return repr([{key: cell for key, cell in row.items() if key != "time"} for row in rows]).encode()
+    return path.read_bytes()
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def plain(value: Any) -> bytes:
+    """Nested values as bytes that are equal when the values are, to the last bit of each tensor."""
+    if isinstance(value, torch.Tensor):
+        return repr((value.dtype, value.shape)).encode() + value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return b"{" + b",".join(plain(key) + b":" + plain(item) for key, item in value.items()) + b"}"
+    if isinstance(value, (list, tuple)):
+        return b"[" + b",".join(map(plain, value)) + b"]"
+    return repr(value).encode()
+
+
+def difference(found: dict[str, str], expected: dict[str, str]) -> str:
+    missing, more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    other = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
+    said = {"missing": missing, "too many": more, "other bytes": other}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names)
+
+
+# --- Kaggle ---------------------------------------------------------------------------------------
+
+
+class Kaggle:
+    """The stand-in in a process of its own: threads of a server and forks do not go together."""
+
+    def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.pipe.close()
+            with StandIn(folder, inbox) as server:
+                theirs.send(server.environment())
+                with contextlib.suppress(EOFError):
+                    while True:
+                        theirs.recv()
+                        theirs.send(len(server.submissions))
+            os._exit(0)
+        theirs.close()
+        self.environment: dict[str, str] = self.pipe.recv()
+
+    def submissions(self) -> int:
+        """How many it was handed in."""
+        self.pipe.send("how many?")
+        return int(self.pipe.recv())
+
+    def __enter__(self) -> "Kaggle":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.pipe.close()

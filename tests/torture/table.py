@@ -1,0 +1,50 @@
+"""One row a thing that was tried, the table of them for people, and the figures of it all as one JSON object."""
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was done to the pipeline, and whether it bore it."""
+
+    kind: str  # it is counted under, a plural: "kills", "faults", "bad_inputs", "good_inputs"
+    what: str  # was tried, as in "train: killed at step 3" or "test.zip: cut after 3/10"
+    problem: str = ""  # what was wrong with how the pipeline took it; "" when nothing was
+    said: str = ""  # by the pipeline, its one sentence
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+
+GOOD_WORD = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
+
+
+def text_of(rows: Iterable[Row]) -> str:
+    """The table: a line a row, and below a row that is not well what was wrong."""
+    lines = []
+    for row in rows:
+        lines.append(f"{'ok ' if row.ok else 'BAD'} {row.kind:<12} {row.seconds:6.2f} s  {row.what}")
+        if row.said:
+            lines.append(f"{'':28}{row.said}")
+        if row.problem:
+            lines.append(f"{'':28}WRONG: {row.problem}")
+    return "\n".join(lines)
+
+
+def figures_of(rows: Iterable[Row]) -> dict[str, int]:
+    """`{"kills": 100, "kills_survived": 100, "bad_inputs": 60, "bad_inputs_ok": 60, ...}`."""
+    figures: dict[str, int] = {}
+    for row in rows:
+        good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
+        figures[row.kind] = figures.get(row.kind, 0) + 1
+        figures[good] = figures.get(good, 0) + row.ok
+    return figures
+
+
+def print_table(rows: list[Row]) -> None:
+    """For people, and as its last line for programs."""
+    print(text_of(rows))
+    print(json.dumps(figures_of(rows)))

@@ -1,0 +1,250 @@
+"""Stages as children of a process that has imported all they need: a start costs a fork, not two seconds.
+
+A child may carry a `Plan`: to die, or to be refused, at its n-th step towards the disk, or in the middle of a write.
+Steps are what changes the file system: opening a file to write, forcing it onto the disk, renaming, linking, removing,
+making a folder; the interpreter's own audit events tell of them, whoever asks. To die before each of them, and never
+after, misses nothing: after one is before the next.
+"""
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import torch
+
+from pipeline import git
+from pipeline.__main__ import main
+from pipeline.leaderboard import kaggle, patience
+from pipeline.stages import demo_data, folds, predict, shrink, submit, threshold, train, validate
+
+STAGES_AT_HAND = (demo_data, folds, predict, shrink, submit, threshold, train, validate)  # imported before any fork
+CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
+LONGEST_S = 120.0
+Todo = Callable[[], Any] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What befalls a child; nothing without arguments."""
+
+    die_at: int | None = None  # killed before this step, counted from 0
+    fail_at: int | None = None  # this step is refused with `errno` ...
+    for_good: bool = False  # ... and so are all that follow
+    errno: int = 0
+    die_after_s: float | None = None  # killed from outside
+    file_bytes: int | None = None  # no file may grow beyond: the write stops there ...
+    die_of_it: bool = False  # ... and the process dies of it, else the rest of the write is refused (EFBIG)
+    stop_at_lock: bool = False  # stopped (SIGSTOP) as soon as it holds a lock
+
+
+@dataclass
+class Ended:
+    """How a child ended."""
+
+    code: int  # exit code, or minus the signal
+    seconds: float
+    out: str
+    err: str
+    steps: list[str] = field(default_factory=list)  # towards the disk, of a child that ended by itself
+
+    @property
+    def died(self) -> bool:
+        return self.code < 0
+
+    def complaint(self, stage: str) -> str:
+        """What is wrong with how a refusal was told: it must be exit code 1 and one sentence; "" when it was."""
+        lines = self.err.splitlines()
+        if self.code != 1 or len(lines) != 1 or not lines[0].startswith(f"{stage}: "):
+            return f"exit code {self.code}, and said: {self.err[-600:] or 'nothing'}"
+        return ""
+
+
+def be_ready() -> None:
+    """Once in the parent: no threads, which a fork would lose."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def run(
+    folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
+) -> Ended:
+    """`python -m pipeline WORDS` in a folder. before, after: called in the child."""
+    return start(folder, words, plan, before, after).wait(plan.die_after_s)
+
+
+def start(
+    folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
+) -> "Child":
+    ours, theirs = zip(os.pipe(), os.pipe(), os.pipe())  # what it says, what it complains of, its steps
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            code = child(folder, words, plan, before, theirs)
+            if after:
+                after()
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    for pipe in theirs:
+        os.close(pipe)
+    return Child(pid, ours, time.monotonic())
+
+
+@dataclass
+class Child:
+    """One that was started and not yet waited for."""
+
+    pid: int
+    pipes: tuple[int, ...]
+    began: float
+
+    def wait(self, die_after_s: float | None = None) -> Ended:
+        """Its end; it is killed after that time, or when it hangs."""
+        limit_s = LONGEST_S if die_after_s is None else die_after_s
+        while True:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            seconds = time.monotonic() - self.began
+            if found:
+                break
+            if seconds >= limit_s:
+                os.kill(self.pid, signal.SIGKILL)
+                _, status = os.waitpid(self.pid, 0)
+                break
+            time.sleep(min(0.002, max(0.0, limit_s - seconds)))
+        out, err, steps = map(drained, self.pipes)
+        return Ended(os.waitstatus_to_exitcode(status), seconds, out, err, json.loads(steps or "[]"))
+
+
+def drained(pipe: int) -> str:
+    """What is in a pipe now; its workers may hold the other end for seconds yet."""
+    os.set_blocking(pipe, False)
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(pipe, 2**20):
+            found += piece
+    os.close(pipe)
+    return found.decode(errors="replace")
+
+
+def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipes: tuple[int, ...]) -> int:
+    for number, pipe in enumerate(pipes[:2], start=1):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2**20)
+        os.dup2(pipe, number)
+    # Pipes and no files, to which a limit of their size would apply as well.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    os.chdir(folder)
+    git.commit, git.is_clean = lambda: "", lambda: False  # a checkout in which somebody works tells now this, now that
+    have_little_patience()
+    if before:
+        before()
+    if plan.file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if plan.die_of_it else signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_bytes, resource.RLIM_INFINITY))
+    if plan.stop_at_lock:
+        stop_at_first_lock()
+    steps: list[str] = []
+    watch(folder, plan, steps)
+    code = main(words)
+    watching.clear()
+    fcntl.fcntl(pipes[2], fcntl.F_SETPIPE_SZ, 2**20)
+    os.write(pipes[2], json.dumps(steps).encode())
+    return code
+
+
+def stop_at_first_lock() -> None:
+    flock = fcntl.flock
+
+    def lock_and_stop(file: Any, operation: int) -> None:
+        flock(file, operation)
+        fcntl.flock = flock
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    fcntl.flock = lock_and_stop
+
+
+def have_little_patience() -> None:
+    """With the stand-in for Kaggle, as in tests/test_submit.py."""
+    patience.FIRST_PAUSE_S, patience.ANSWER_S, kaggle.LOOK_PAUSE_S = 0.01, 5.0, 0.01
+    submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.LOOK_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
+
+
+# --- steps towards the disk -----------------------------------------------------------------------
+
+watching: list[bool] = []  # while it holds something, in a child
+
+
+def watch(folder: pathlib.Path, plan: Plan, steps: list[str]) -> None:
+    """Note each step within the folder, and let the plan have its way; for good, as audit hooks cannot be removed."""
+    inside, fsync = f"{folder}{os.sep}", os.fsync
+
+    def step(what: str, path: Any) -> None:
+        if not watching:
+            return
+        number = len(steps)
+        steps.append(f"{what} {os.fspath(path)}".replace(inside, ""))
+        if number == plan.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if plan.fail_at is not None and (number == plan.fail_at or plan.for_good and number > plan.fail_at):
+            raise OSError(plan.errno, os.strerror(plan.errno), path)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = args
+            writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+            if isinstance(path, (str, bytes, os.PathLike)) and flags & writes and is_inside(path):
+                step("open", os.fsdecode(path))
+        elif event in CHANGES:
+            path = args[CHANGES[event]]
+            if args[-1] not in (-1, None) or is_inside(path):  # a number of a folder: rmtree within the folder
+                step(event, os.fsdecode(path))
+
+    def is_inside(path: Any) -> bool:
+        return os.path.abspath(os.fsdecode(path)).startswith(inside)
+
+    def watched_fsync(file: int) -> None:
+        step("fsync", os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    os.fsync = watched_fsync  # type: ignore[assignment]
+    sys.addaudithook(hook)
+    watching.append(True)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+drawn: dict[str, list[demo_data.View]] = {}  # by car id
+
+
+def draw_once(cars: int, test_cars: int) -> None:
+    """In the parent, so that children who draw have it done already: it is the writing that is tried."""
+    for car in sum(demo_data.invent_cars(cars, test_cars, seed=0), []):
+        drawn[car.car_id] = demo_data.draw_car(car)
+
+
+def draw_from_memory() -> None:
+    """`before` of a child."""
+    def views(cars: list[demo_data.DemoCar], workers: int) -> Iterator[demo_data.View]:
+        return (view for car in cars for view in drawn[car.car_id])
+
+    demo_data.drawn_views = views  # type: ignore[assignment]
