@@ -66,6 +66,9 @@ class Run:
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
+    def oof_probabilities(self, fold: int) -> pathlib.Path:
+        return self.folder / "oof" / f"fold{fold}.zip"  # on the network's grid, for the report
+
     @property
     def threshold(self) -> pathlib.Path:
         return self.folder / "threshold.json"

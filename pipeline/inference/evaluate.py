@@ -8,24 +8,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.inference.kept import png
 from pipeline.masks import dice, on_device
 
 Batch = TypeVar("Batch")
+Predicted = TypeVar("Predicted", Tensor, tuple[Tensor, Tensor])  # all on one device
 Found = TypeVar("Found")
 
 
 def one_behind(
-    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], finish: Callable[[Batch, Tensor], Found]
+    predict: Callable[[Batch], Predicted], batches: Iterable[Batch], finish: Callable[[Batch, Predicted], Found]
 ) -> Iterator[Found]:
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
     predict: only tells a GPU what to do; finish: brings what is wanted of it to the CPU. A GPU has the next batch
     to work on, on its main stream, before this one is waited for, on another.
     """
-    ahead: tuple[Batch, Tensor, torch.cuda.Event] | None = None
+    ahead: tuple[Batch, Predicted, torch.cuda.Event] | None = None
     for batch in batches:
         predicted = predict(batch)
-        if predicted.device.type != "cuda":
+        if tensors(predicted)[0].device.type != "cuda":
             yield finish(batch, predicted)
             continue
         done = torch.cuda.Event()
@@ -38,15 +40,20 @@ def one_behind(
 
 
 def finished_on_a_stream_of_its_own(
-    batch: Batch, predicted: Tensor, done: torch.cuda.Event, finish: Callable[[Batch, Tensor], Found]
+    batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Found]
 ) -> Found:
-    side = torch.cuda.Stream(predicted.device)
+    side = torch.cuda.Stream(tensors(predicted)[0].device)
     with torch.cuda.stream(side):
         side.wait_event(done)
-        predicted.record_stream(side)  # its memory is in use until this stream is done, too
+        for tensor in tensors(predicted):
+            tensor.record_stream(side)  # its memory is in use until this stream is done, too
         found = finish(batch, predicted)
         side.synchronize()
     return found
+
+
+def tensors(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (predicted,) if isinstance(predicted, Tensor) else predicted
 
 
 def histograms(
@@ -65,6 +72,32 @@ def histograms(
         def finish(image_NHWC: Tensor, probability_NHW: Tensor) -> NDArray[np.int32]:
             masks = pool.map(read_mask, [next(rest) for _ in image_NHWC])
             return count(probability_NHW, masks, pool)
+
+        return np.concatenate(list(one_behind(predictor, batches, finish)))
+
+
+def histograms_keeping(
+    predictor: Callable[[Tensor], tuple[Tensor, Tensor]],
+    batches: Iterable[Tensor],
+    names: list[str],
+    read_mask: Callable[[str], NDArray[np.bool_]],
+    keep: Callable[[str, bytes], None],
+) -> NDArray[np.int32]:
+    """`histograms`, and `keep(name, png)` for each picture, in order.
+
+    predictor: uint8 (N, H, W, 3) -> two times its probabilities in uint8, at full size and on the grid of the PNG.
+    """
+    rest = iter(names)
+    with ThreadPoolExecutor() as pool:
+
+        def finish(image_NHWC: Tensor, predicted: tuple[Tensor, Tensor]) -> NDArray[np.int32]:
+            full_size_NHW, grid_NHW = predicted
+            its_names = [next(rest) for _ in image_NHWC]
+            pngs = pool.map(png, grid_NHW.cpu().numpy())
+            counts = count(full_size_NHW, pool.map(read_mask, its_names), pool)
+            for name, data in zip(its_names, pngs):
+                keep(name, data)
+            return counts
 
         return np.concatenate(list(one_behind(predictor, batches, finish)))
 

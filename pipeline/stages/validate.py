@@ -1,6 +1,8 @@
-"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` out.
+"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` and `.zip` out.
 
-Kept per image is the histogram from which `threshold` and `report` know Dice at every cut.
+Kept per image are the histogram from which `threshold` and `report` know Dice at every cut, and for `report` the
+probabilities on the network's grid. The histograms come last and name the zip by its hash: a kill between the two
+leaves a zip that no histograms name.
 """
 import pathlib
 
@@ -12,7 +14,8 @@ from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import replacing, sha256
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import histograms
+from pipeline.inference.evaluate import histograms_keeping
+from pipeline.inference.kept import keeping
 from pipeline.inference.load import batch_that_fits, load_network, member_of
 from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_from_share, dice_at_every_cut
@@ -48,10 +51,12 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     dataset = HeldOutPictures(pictures, names, settings.data.scale)
     loader = held_out_loader(dataset, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
-        counts = histograms(lambda image: ensemble({settings.data.scale: image}), batches, names, masks.read)
+    kept_path = run.oof_probabilities(fold)
+    with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        counts = histograms_keeping(ensemble.with_grid, batches, names, masks.read, keep)
+    hashes = {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), histograms=counts, checkpoint=sha256(checkpoint_path))
+        np.savez_compressed(file, names=np.array(names), histograms=counts, **hashes)
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
     print(
         f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, predict.tta {settings.predict.tta}, "
