@@ -1,4 +1,5 @@
-"""Predictions that are kept for looking at: mean probabilities on the network's own grid, 8-bit PNGs in one zip.
+"""What is kept of the predictions of a fold: histograms of each picture in `.npz`, and for looking at, in `.zip`,
+mean probabilities on the network's own grid, as 8-bit PNGs.
 
 A mask at full size needs no more: `data.images.enlarged` brings the grid there as it did when the picture was judged.
 On 16 real pictures at 1/4, rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its
@@ -8,13 +9,14 @@ import contextlib
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.archive import DAMAGE
-from pipeline.files import replacing
+from pipeline.files import replacing, sha256
 from pipeline.problem import Problem
 
 # Of the strategies of zlib the fastest one that there is makes the smallest files of these, of wide flat areas.
@@ -24,6 +26,28 @@ PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMW
 def png(probability_u8: NDArray[np.uint8]) -> bytes:
     """A grey PNG of a uint8 array (rows, columns)."""
     return cv2.imencode(".png", probability_u8, PNG_OPTIONS)[1].tobytes()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The `.npz` of a fold. The hashes name the network that predicted, and the zip that belongs to it, if one does."""
+
+    names: list[str]
+    histograms: NDArray[np.int32]  # (images, 2, 256), see masks.dice
+    checkpoint: str
+    probabilities: str
+
+
+def read_judged(path: pathlib.Path) -> Judged:
+    """Problem when the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            probabilities = str(file["probabilities"]) if "probabilities" in file else ""
+            return Judged(file["names"].tolist(), file["histograms"], str(file["checkpoint"]), probabilities)
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}; run `make validate` first.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Problem(f"{path} is damaged ({error}); run `make validate` again.") from None
 
 
 @contextlib.contextmanager
@@ -36,6 +60,14 @@ def keeping(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
 def png_name(image_name: str) -> str:
     """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01.png"`."""
     return f"{pathlib.PurePath(image_name).stem}.png"
+
+
+def open_kept(judged: Judged, path: pathlib.Path) -> "Kept":
+    """The zip that belongs to those histograms; Problem when it is missing, damaged, or another."""
+    kept = Kept(path)
+    if judged.probabilities != sha256(path):
+        raise Problem(f"{path} does not belong to the histograms beside it; run `make validate` again.")
+    return kept
 
 
 class Kept:

@@ -4,14 +4,13 @@ The cut is the one with the best mean Dice over all held-out images. A cut that 
 the same images flatters itself, so its cross-fitted Dice is told too: each make is judged at the cut
 that is best on all other makes.
 """
-import zipfile
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.carvana import car_of
 from pipeline.data.folds import groups, read_folds
 from pipeline.files import sha256, write_json
+from pipeline.inference.kept import read_judged
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -55,14 +54,9 @@ def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
     names: list[str] = []
     histograms = []
     for fold in folds:
-        path = run.oof(fold)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names += file["names"].tolist()
-                histograms.append(file["histograms"])
-                checkpoint = str(file["checkpoint"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise Problem(f"{path} is damaged ({error}); run `make validate` again.") from None
-        if checkpoint != sha256(run.fold(fold).best):
-            raise Problem(f"{path} was predicted by another {run.fold(fold).best}; run `make validate` again.")
+        judged = read_judged(run.oof(fold))
+        if judged.checkpoint != sha256(run.fold(fold).best):
+            raise Problem(f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again.")
+        names += judged.names
+        histograms.append(judged.histograms)
     return names, np.concatenate(histograms)
