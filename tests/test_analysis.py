@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from pipeline.analysis import suspects
 from pipeline.analysis.errors import DISTANCES_PX, errors_of, largest_piece_px, worst_spot
 from pipeline.analysis.pieces import piece_sizes_px
+from pipeline.analysis.suspects import scores, suspect_of, suspects_table
 from pipeline.analysis.table import COLUMNS, counts_table, mask_of, with_groups, with_places
 from pipeline.data.images import coverage
 from pipeline.masks import dice, rle
@@ -124,3 +126,72 @@ def test_without_kept_probabilities_the_counts_remain() -> None:
     found = with_groups(with_places(counts, lambda name: square(10, 10, 40), None), 0, {})
     assert found["dice"].tolist() == [0.95] and found["false_object_px"].tolist() == [80]
     assert found["worst_row"].isna().all() and isinstance(found, pd.DataFrame)
+
+
+# --- suspects ---------------------------------------------------------------------------------------
+
+SHAPE = (120, 200)
+TRUE = square(30, 50, 60, SHAPE)
+
+
+def sure_of(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, 250, 5).astype(np.uint8)
+
+
+def with_hole(mask: np.ndarray, top: int = 40, left: int = 70, side: int = 20) -> np.ndarray:
+    return mask & ~square(top, left, side, SHAPE)
+
+
+def test_a_hole_that_all_runs_are_sure_is_none_is_found_and_put_right() -> None:
+    found = suspect_of(with_hole(TRUE), [sure_of(TRUE), sure_of(TRUE)])
+    assert found is not None and found.box == (40, 70, 60, 90)
+    assert 340 < found.px <= 400  # but for the corners, which are not thick
+    assert found.share == pytest.approx(found.px * 250 / 255 / (3600 - 400))
+    np.testing.assert_array_equal(rle.decode(found.rle_mask, *SHAPE), TRUE)
+
+
+def test_a_piece_too_much_is_found_too() -> None:
+    found = suspect_of(TRUE | square(5, 150, 20, SHAPE), [sure_of(TRUE)])
+    assert found is not None and found.box == (5, 150, 25, 170)
+    np.testing.assert_array_equal(rle.decode(found.rle_mask, *SHAPE), TRUE)
+
+
+@pytest.mark.parametrize("mask, runs", [
+    (TRUE, [sure_of(TRUE)]),  # nothing wrong
+    (with_hole(TRUE), [sure_of(TRUE), sure_of(with_hole(TRUE))]),  # another run agrees with the mask
+    (with_hole(TRUE), [np.where(TRUE, 200, 5).astype(np.uint8)]),  # not sure
+    (TRUE | square(30, 110, 8, SHAPE), [sure_of(TRUE)]),  # not as thick as the opening
+    (cv2.dilate(TRUE.view(np.uint8), np.ones((9, 9), np.uint8)).view(bool), [sure_of(TRUE)]),  # 4 px all around
+])  # fmt: skip
+def test_what_one_run_doubts_or_what_is_thin_is_no_suspect(mask: np.ndarray, runs: list[np.ndarray]) -> None:
+    assert suspect_of(mask, runs) is None
+
+
+def test_an_empty_mask_of_a_picture_with_an_object_is_put_right() -> None:
+    found = suspect_of(np.zeros(SHAPE, bool), [sure_of(TRUE)])
+    assert found is not None
+    np.testing.assert_array_equal(rle.decode(found.rle_mask, *SHAPE), TRUE)
+
+
+def test_a_slip_in_one_view_comes_before_what_is_wrong_from_all_sides() -> None:
+    names = [f"00000000000{car}_{view:02d}.jpg" for car in "ab" for view in range(1, 17)]
+    masks = {name: with_hole(TRUE, side=27 if name == names[16] else 25) if "b_" in name else TRUE for name in names}
+    masks[names[15]] = with_hole(TRUE)
+    found = suspects_table(names, masks.__getitem__, lambda name: [sure_of(TRUE)])
+    assert tuple(found.columns) == suspects.COLUMNS
+    assert found["img"].tolist() == ["00000000000a_16.jpg", "00000000000b_01.jpg"]
+    assert (found["score"] <= found["share"]).all() and found["score"].is_monotonic_decreasing
+    expected = suspect_of(masks[names[15]], [sure_of(TRUE)])
+    row = found[found["img"] == names[15]].iloc[0]
+    assert expected and (row["score"], row["px"], row["rle_mask"]) == (
+        pytest.approx(expected.share, abs=1e-6), expected.px, expected.rle_mask
+    )  # fmt: skip
+
+
+def test_the_views_beside_a_picture_are_those_on_the_turntable() -> None:
+    share_of_name = {f"00000000000a_{view:02d}.jpg": 0.0 for view in range(1, 17)}
+    share_of_name |= {"00000000000a_01.jpg": 0.5, "00000000000a_16.jpg": 0.3, "00000000000a_15.jpg": 0.2}
+    found = scores(share_of_name)
+    assert found["00000000000a_01.jpg"] == pytest.approx(0.3)  # 16 and 15 lie beside it, 15 the second worst
+    assert found["00000000000a_16.jpg"] == pytest.approx(0.1) and found["00000000000a_02.jpg"] == pytest.approx(-0.3)
+    assert scores({"00000000000a_01.jpg": 0.5}) == {"00000000000a_01.jpg": 0.5}  # alone
