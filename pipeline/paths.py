@@ -78,6 +78,18 @@ class Run:
         return self.folder / "blend.json"  # of several runs, `Run("a+b")`: what weighs how much
 
     @property
+    def report(self) -> pathlib.Path:
+        return self.folder / "report"  # the page and its tables
+
+    @property
+    def report_page(self) -> pathlib.Path:
+        return self.report / "index.html"
+
+    @property
+    def compare_page(self) -> pathlib.Path:
+        return self.folder / "compare" / "index.html"  # of two runs, `Run("a+b")`
+
+    @property
     def submission(self) -> pathlib.Path:
         return SUBMISSIONS / f"{self.name}.csv.gz"
 

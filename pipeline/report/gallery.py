@@ -113,3 +113,9 @@ def png(classes: NDArray[np.uint8], palette: tuple[tuple[int, ...], ...]) -> str
     file = io.BytesIO()
     image.save(file, format="PNG", transparency=bytes(colour[3] for colour in palette), optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnail(photo: NDArray[np.uint8], width_px: int = 160) -> str:
+    """A data URL of a photo, as small as it is shown on the ring of views."""
+    small = cv2.resize(photo, small_size(photo.shape, width_px), interpolation=cv2.INTER_AREA)
+    return jpeg(small, 70)
