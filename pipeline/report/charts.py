@@ -98,10 +98,8 @@ def ring(lost_by_view: Sequence[float]) -> str:
             axes.text(angle, inner + height + 0.065, f"{value:.1f}", ha="center", va="center", fontsize=11)
         axes.set_ylim(0, outer)
         axes.set_axis_off()
-        return svg_of(
-            figure, "ring",
-            f"Lost Dice in thousandths by view, 1 is the front: {', '.join(f'{v + 1}: {x:.1f}' for v, x in enumerate(values))}",
-        )  # fmt: skip
+        told = ", ".join(f"{view}: {value:.1f}" for view, value in enumerate(values, start=1))
+        return svg_of(figure, "ring", f"Lost Dice in thousandths by view, 1 is the front: {told}")
 
 
 def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64]]) -> str:
@@ -144,9 +142,7 @@ def shares(name: str, parts: Mapping[str, float], colours: Sequence[str], label:
         return svg_of(figure, name, f"{label}: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()))
 
 
-def area_by_view(
-    train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]
-) -> str:
+def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]) -> str:
     """Share of the picture that the object covers: a band for the training masks, dots for the test predictions."""
     views = sorted(train)
     with drawing("area", WIDTH, HEIGHT) as figure:

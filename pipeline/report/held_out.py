@@ -1,8 +1,9 @@
-"""What a run left behind of its held-out pictures, opened for looking: table, masks, probabilities, photos.
+"""What a run left of its held-out pictures, opened for looking: table, masks, probabilities, photos.
 
 What is missing or damaged is told in `gaps`, a sentence each, and the rest is shown: a report of half a run is better
 than none.
 """
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,27 +13,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline import config
 from pipeline.analysis import table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
+from pipeline.config import Settings
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import enlarged
+from pipeline.files import sha256
 from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
+from pipeline.masks.dice import cut_from_share
+from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import gallery
 
 
-@dataclass(frozen=True)
-class FoldFiles:
-    """Where a fold's results lie, and at which scale its network saw pictures."""
-
-    histograms: pathlib.Path
-    probabilities: pathlib.Path
-    scale: int
-
-
 @dataclass
 class HeldOut:
-    """`open_held_out` makes it. truth, prediction, probability and photo may be called by several threads at once."""
+    """`open_run` makes it. truth, prediction, probability and photo may be called by several threads at once."""
 
     cut: int  # 0 to 255
     judged: dict[int, Judged] = field(default_factory=dict)  # fold -> its histograms
@@ -75,6 +72,14 @@ class HeldOut:
             rows.append(table.with_groups(places, fold, dict(make_of_car)))
         return pd.concat(rows, ignore_index=True)
 
+    def counts(self, make_of_car: Mapping[str, str]) -> pd.DataFrame:
+        """The same without reading a picture: what is known from the histograms alone."""
+        rows = []
+        for fold, judged in self.judged.items():
+            counts = table.counts_table(judged.names, judged.histograms, self.cut)
+            rows.append(table.with_groups(table.with_places(counts, self.truth, None), fold, dict(make_of_car)))
+        return pd.concat(rows, ignore_index=True)
+
     def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
         assert self.pictures is not None, "only pictures in `shown` have one"
         return gallery.card(
@@ -82,29 +87,49 @@ class HeldOut:
         )
 
 
-def open_held_out(files: Mapping[int, FoldFiles], folder: pathlib.Path, set_name: str, cut: int) -> HeldOut:
-    """files: of each trained fold; folder: the competition's, set_name: of its pictures, `train` or `train_hq`."""
-    found = HeldOut(cut)
-    for fold, its in files.items():
+def open_run(run: Run, overrides: list[str]) -> HeldOut:
+    """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
+    found = HeldOut(cut_of(run))
+    data = Settings().data
+    for fold in run.trained_folds():
+        data = settings_of(run, fold, overrides).data
         try:
-            found.judged[fold] = read_judged(its.histograms)
+            found.judged[fold] = judged = read_judged(run.oof(fold))
+            if judged.checkpoint != sha256(run.fold(fold).best):
+                found.gaps.append(f"{run.oof(fold)} was predicted by an older network; run `make validate` again.")
         except Problem as problem:
-            found.gaps.append(f"Fold {fold} has no Dice of each picture. {problem}")
+            found.gaps.append(f"Fold {fold} has no Dice of its pictures. {problem}")
             continue
-        found.scale_of[fold] = its.scale
-        found.fold_of |= dict.fromkeys(found.judged[fold].names, fold)
+        found.scale_of[fold] = data.scale
+        found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
-            found.kept[fold] = open_kept(found.judged[fold], its.probabilities)
+            found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
+    folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
     try:
         found.pictures = Pictures(folder, set_name)
         found.masks = open_masks(folder)
     except Problem as problem:
         found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
     if found.kept and not found.shown and found.masks is not None:
-        found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name their folder with DATA=.")
+        found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
     return found
+
+
+def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
+    path = run.fold(fold).config
+    return config.for_later_stage(config.load(path), overrides, where=str(path))
+
+
+def cut_of(run: Run) -> int:
+    """The cut of `threshold.json` as the smallest 8-bit value that counts as object, 0.5 where there is none."""
+    if not run.threshold.is_file():
+        return cut_from_share(0.5)
+    try:
+        return cut_from_share(float(json.loads(run.threshold.read_text())["cut"]))
+    except (ValueError, KeyError, TypeError, OSError):
+        raise Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.") from None
 
 
 def photos(pictures: Pictures, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -34,8 +34,8 @@ def shown_make(make: str) -> str:
 def where_it_is_lost(images: pd.DataFrame) -> list[Panel]:
     """Panels over all pictures: spread, distance from the edge, which way wrong, each make."""
     panels = [Panel(
-        "Most pictures are good, a few are not",
-        f"The worst twentieth of the pictures loses {lost_by_worst(images['dice']):.0%} of all lost Dice.",
+        "How good each picture is",
+        f"The worst twentieth of the pictures has {lost_by_worst(images['dice']):.0%} of all lost Dice.",
         charts.spread(images["dice"].to_numpy()),
     )]  # fmt: skip
     placed = images.dropna(subset=["errors_1_px"])

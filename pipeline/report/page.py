@@ -1,9 +1,10 @@
 """The page: a template, its style and its script, put together into one file that needs no other."""
 import pathlib
+import re
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.report import palette
 
@@ -18,7 +19,7 @@ def render(template: str, **context: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"dice": dice, "thousands": thousands, "signed": signed, "chart": Markup}
+    environment.filters |= {"dice": dice, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
     return environment.get_template(template).render(
         style=Markup((PARTS / "style.css").read_text()),
         script=Markup((PARTS / "page.js").read_text()),
@@ -28,6 +29,11 @@ def render(template: str, **context: Any) -> str:
         added=palette.ADDED,
         **context,
     )
+
+
+def code(sentence: str) -> Markup:
+    """A sentence of a Problem, with what stands in `backticks` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
 def dice(value: float | None) -> str:

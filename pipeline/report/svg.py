@@ -60,6 +60,8 @@ def style(name: str) -> dict:
         "ytick.major.size": 0,
         "xtick.minor.size": 0,
         "ytick.minor.size": 0,
+        "xtick.major.pad": 7,
+        "ytick.major.pad": 6,
         "lines.linewidth": 1.75,
         "lines.solid_capstyle": "round",
         "legend.frameon": False,

@@ -23,7 +23,7 @@ from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
 from pipeline.report import charts, choice, gallery, overview, page
-from pipeline.report.held_out import FoldFiles, HeldOut, open_held_out, photos
+from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
 from pipeline.threads import in_order
 
 SUSPECTS_SHOWN, TEST_SHOWN, ODD_SHOWN = 24, 16, 12
@@ -36,8 +36,9 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
     logs = read_logs(run)
     if not logs:
         raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
-    settings, folder = settings_of(run, min(logs), overrides)
-    found, cut_known = open_run(run, overrides)
+    settings = settings_of(run, min(logs), overrides)
+    folder = pathlib.Path(settings.data.folder)
+    found, cut_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
     if found.judged and not cut_known:
         gaps.append("The cut is 0.5, for want of a better one; run `make threshold`.")
@@ -68,31 +69,6 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
     for sentence in gaps:
         print(sentence)
     print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
-
-
-def open_run(run: Run, overrides: list[str]) -> tuple[HeldOut, bool]:
-    """What a run left of its held-out pictures, and whether its cut has been found."""
-    numbers = run.trained_folds()
-    settings_of_fold = {fold: settings_of(run, fold, overrides)[0] for fold in numbers}
-    files = {
-        fold: FoldFiles(run.oof(fold), run.oof_probabilities(fold), settings.data.scale)
-        for fold, settings in settings_of_fold.items()
-    }
-    cut, known = 0.5, run.threshold.is_file()
-    if known:
-        try:
-            cut = float(json.loads(run.threshold.read_text())["cut"])
-        except (ValueError, KeyError, TypeError, OSError):
-            raise Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.") from None
-    data = settings_of_fold[numbers[0]].data if numbers else Settings().data
-    set_name = "train_hq" if data.hq else "train"
-    return open_held_out(files, pathlib.Path(data.folder), set_name, dice.cut_from_share(cut)), known
-
-
-def settings_of(run: Run, fold: int, overrides: list[str]) -> tuple[Settings, pathlib.Path]:
-    path = run.fold(fold).config
-    settings = config.for_later_stage(config.load(path), overrides, where=str(path))
-    return settings, pathlib.Path(settings.data.folder)
 
 
 def read_logs(run: Run) -> dict[int, list[dict[str, Any]]]:
@@ -206,9 +182,9 @@ def suspects_of(
     """Write `suspects.csv`, and cards of its first; None when there is nothing to ask."""
     if not found.shown:
         return None
-    everyone = [found, *(open_run(other, overrides)[0] for other in others if other != run)]
-    names = [name for name in found.shown if all(name in set_of for set_of in (set(one.shown) for one in everyone))] \
-        if len(everyone) > 1 else found.shown
+    everyone = [found, *(open_run(other, overrides) for other in others if other != run)]
+    in_all = set.intersection(*(set(one.shown) for one in everyone))
+    names = [name for name in found.shown if name in in_all]
     table = suspects.suspects_table(
         names, found.truth, lambda name: [one.probability(name) for one in everyone],
         lambda things: progress(things, "suspects", total=len(names)),
