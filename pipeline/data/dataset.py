@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.data.augment import Augment
-from pipeline.data.competition import Masks, Pictures
+from pipeline.data.competition import CsvMasks, Masks, Pictures
 from pipeline.data.images import small_shape
 from pipeline.problem import Problem
 
@@ -26,8 +26,8 @@ Draw = tuple[int, int]  # (epoch, index of the picture)
 class TrainingPictures(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, 3) and coverage uint8 (H, W) at 1/scale, augmented.
 
-    full_size: (height, width) of the pictures in the archive. With `cache`, each picture is decoded once
-    and kept in memory that forked workers share.
+    full_size: (height, width) of the pictures in the archive; relabelled: masks that win over `masks`. With
+    `cache`, each picture is decoded once and kept in memory that forked workers share.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class TrainingPictures(Dataset):
         seed: int,
         cache: bool,
         full_size: tuple[int, int],
+        relabelled: CsvMasks | None = None,
     ):
-        self.pictures, self.masks, self.names = pictures, masks, names
+        self.pictures, self.masks, self.names, self.relabelled = pictures, masks, names, relabelled
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
@@ -65,7 +66,8 @@ class TrainingPictures(Dataset):
             return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
         image = self.pictures.read(name, self.scale)
-        target = self.masks.coverage(name, self.scale)
+        righted = self.relabelled if self.relabelled and name in self.relabelled.text_of else None
+        target = (righted or self.masks).coverage(name, self.scale)
         if self.cache is not None:
             self.cache[0][index], self.cache[1][index] = image, target
             self.cache[2][index] = 1  # last: a worker that sees it may read the two others

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from pipeline import carvana, config
 from pipeline.config import Settings
-from pipeline.data import augment, competition, folds
+from pipeline.data import augment, competition, folds, suspects
 from pipeline.data.dataset import (
     HeldOutPictures,
     Schedule,
@@ -33,6 +33,7 @@ from pipeline.files import locked, write_text
 from pipeline.inference.device import autocast, describe, loss_scaler, no_kernel_told, set_up
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.preview import show_pictures
 from pipeline.masks import dice
 from pipeline.model import checkpoint, optim
 from pipeline.model.batch_norm import share_batch_norm
@@ -85,9 +86,10 @@ def train_fold(
     with everyone.first_goes_ahead():
         last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
         dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
-        fingerprint = fingerprint_of(dataset.names, held_out.names, held_out.pictures.stored_scale)
+        other_masks = suspects.fingerprint(dataset.relabelled)
+        fingerprint = fingerprint_of(dataset.names, held_out.names, held_out.pictures.stored_scale, other_masks)
         if last and last["fingerprint"] != fingerprint:
-            raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
+            raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
         raise everyone.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
 
@@ -253,6 +255,8 @@ def train_fold(
                 for key in ("train_loss", "val_dice", "images_per_s", "lr"):
                     if tensorboard and row[key] is not None:
                         tensorboard.add_scalar(key, row[key], epoch)
+                if tensorboard:
+                    show_pictures(tensorboard, epoch, ema.average, held_out, dataset.masks.coverage, device)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
             saved_at = read_at = time.monotonic()
@@ -261,7 +265,11 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        print(f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size, after {minutes:.1f} minutes.")
+        cut = max(log, key=lambda row: row["val_dice"] or -1.0)["val_dice_cut"]
+        print(
+            f"{fold.best}: Dice {best_dice:.5f} on held-out makes at full size (best cut {cut:.3f}), after "
+            f"{minutes:.1f} minutes; `make validate threshold report RUN={run.name}` shows where it is wrong."
+        )
 
 
 def one_step(
@@ -306,6 +314,7 @@ def open_pictures(
     training, held_out = folds.split(folds.read_folds(run.folds), fold_number, pictures.names)
     if len(training) + len(held_out) != len(pictures.names):
         raise Problem(f"{folder} has cars that {run.folds} does not know; run `make folds` under another RUN=.")
+    training = suspects.without(training, settings.data.exclude)
     if len(training) < hyper.batch_size or not held_out:
         raise Problem(
             f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
@@ -316,18 +325,19 @@ def open_pictures(
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({processes})."
         )
+    other_masks = suspects.relabelled(training, settings.data.relabel)
     change = augment.build(**settings.augment.model_dump())
     full_size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
     scale, cache = settings.data.scale, settings.data.cache
     return (
-        TrainingPictures(pictures, masks, training, scale, change, hyper.seed, cache, full_size),
+        TrainingPictures(pictures, masks, training, scale, change, hyper.seed, cache, full_size, other_masks),
         HeldOutPictures(pictures, held_out, scale),
     )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
-    """Tells one set of pictures, and one copy of it, from another."""
-    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}"])
+def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int, other_masks: str) -> str:
+    """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
+    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}", *other_masks.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
