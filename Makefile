@@ -42,6 +42,10 @@ submission: ## validate, threshold, predict and check, for a trained run
 	$(call stage,check)
 
 ##@ Looking closer
+report: ## a page that shows where a run is wrong: runs/RUN/report/index.html (RUNS)
+	$(call stage,report,$(runs_flag))
+compare: ## a page that shows where one of two runs is better (RUNS)
+	$(call stage,compare,$(runs_flag))
 cutout: ## cut the car out of photos: PNGs with a transparent background (PHOTO OUT)
 	$(call stage,cutout,$(foreach photo,$(PHOTO), $(call quote,$(photo)))$(call given,--out,OUT))
 score: ## grade a submission against a solution.csv (FILE SOLUTION)
@@ -70,6 +74,14 @@ lock: ## make requirements.lock again from the ranges in setup.cfg (UPGRADE)
 	$(PY) -m pip install -qq --disable-pip-version-check uv
 	$(PY) -m uv pip compile setup.cfg --output-file requirements.lock $(if $(UPGRADE),--upgrade) --quiet --all-extras \
 		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+browser: ## install Chromium and its driver, in which tests open the report (Debian, Ubuntu)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && fc-list | grep -q Inter || \
+		{ test -x "$$(command -v apt-get)" || { echo >&2 "There is no apt-get here; install Chromium and its" \
+		"chromedriver in this system's own way."; exit 1; }; as=; test $$(id -u) = 0 || as=sudo; \
+		test -z "$$as" || command -v sudo >/dev/null || { echo >&2 "To install Chromium one must be root" \
+		"or have sudo; as root: apt-get install chromium chromium-driver fonts-inter"; exit 1; }; \
+		$$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium chromium-driver \
+		fonts-inter fontconfig >/dev/null; }
 clean: ## remove caches; data, runs and submissions stay
 	rm -rf .mypy_cache .pytest_cache .hypothesis *.egg-info
 	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
@@ -97,7 +109,8 @@ clean: ## remove caches; data, runs and submissions stay
 ## SCENES=48                demo-rooms: rooms, of four pictures each
 ## SPLITS=1                 demo-rooms: a splits.mat, too, with the first half of the rooms to train on
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
-## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
+## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=; compare: two;
+##                          report: more runs that must accuse a mask before it is a suspect
 ## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
 ## PHOTO="a.jpg b.jpg"      cutout: of any size
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller
@@ -156,12 +169,12 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data demo-rooms shrink folds train find-batch validate threshold blend predict cutout \
-	check submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle bench-rooms lint types \
-	unit lock
+	check submit submission score leaderboard reproduce report compare bench-train bench-predict bench-kaggle bench-rooms \
+	lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
 		/^[a-z-]+:.*## / {printf "  %-15s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-.PHONY: $(run_python) test help clean force
+.PHONY: $(run_python) test help browser clean force
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages named in one command follow one another

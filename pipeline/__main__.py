@@ -147,6 +147,19 @@ def reproduce(args: argparse.Namespace) -> None:
     stage.run(pathlib.Path(args.ledger), args.row, args.data, args.go)
 
 
+def report(args: argparse.Namespace) -> None:
+    from pipeline.stages import report as stage
+
+    run = Run(args.run or pathlib.Path(args.config).stem)
+    stage.run(run, overrides_of(args), runs_of(args))
+
+
+def compare(args: argparse.Namespace) -> None:
+    from pipeline.stages import compare as stage
+
+    stage.run(run_of(args), runs_of(args), overrides_of(args))
+
+
 def demo(args: argparse.Namespace) -> None:
     from pipeline.stages import demo as stage
 
@@ -303,6 +316,12 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("row", type=int, metavar="ROW", help="its number, as leaderboard shows it")
     stage.add_argument("--go", action="store_true", help="predict it again, and compare the bytes")
     add_ledger(stage)
+    stage = add("report", report, "a page that shows where a run is wrong")
+    stage.add_argument(
+        "--runs", type=run_name, nargs="+", default=[], metavar="NAME", help="more runs that must accuse a mask too"
+    )
+    stage = add("compare", compare, "a page that shows where one of two runs is better")
+    stage.add_argument("--runs", type=run_name, nargs="+", required=True, metavar="NAME", help="two of them")
     return parser
 
 

@@ -43,3 +43,8 @@ def mask_name(image_name: str) -> str:
 def car_of(image_name: str) -> str:
     """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc"`: the group that no split may cut."""
     return image_name[:12]
+
+
+def view_of(image_name: str) -> int:
+    """`"00087a6bd4dc_01.jpg"` -> 1."""
+    return int(image_name[13:15])

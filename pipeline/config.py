@@ -41,6 +41,8 @@ class Data(Section):
     folds: Annotated[int, Field(ge=2)] = 5
     workers: Annotated[int, Field(ge=0)] = 8  # processes that read and augment; 0: none but the trainer
     cache: bool = False  # keep decoded pictures in memory: 0.5 GB at 1/8, 2 GB at 1/4, of 3,400 pictures
+    exclude: str | None = None  # a table such as runs/RUN/report/suspects.csv: training leaves its pictures out
+    relabel: str | None = None  # such a table: training takes its masks instead of the competition's
 
     @property
     def channels(self) -> int:

@@ -7,6 +7,9 @@ import pathlib
 import socket
 import time
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -34,6 +37,13 @@ class Curves:
         """One point for each value that there is."""
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
         self.write(Event(step=step, summary=Summary(value=points)))
+
+    def show(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
+        """An RGB picture, uint8 (rows, columns, 3)."""
+        png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+        rows, columns = picture.shape[:2]
+        image = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=png)
+        self.write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -67,6 +67,9 @@ class Run:
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
+    def oof_probabilities(self, fold: int) -> pathlib.Path:
+        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
+
     @property
     def threshold(self) -> pathlib.Path:
         return self.folder / "threshold.json"
@@ -77,6 +80,18 @@ class Run:
     @property
     def blend(self) -> pathlib.Path:
         return self.folder / "blend.json"  # of several runs, `Run("a+b")`: what weighs how much
+
+    @property
+    def report(self) -> pathlib.Path:
+        return self.folder / "report"  # the page and its tables
+
+    @property
+    def report_page(self) -> pathlib.Path:
+        return self.report / "index.html"
+
+    @property
+    def compare_page(self) -> pathlib.Path:
+        return self.folder / "compare" / "index.html"  # of two runs, `Run("a+b")`
 
     @property
     def submission(self) -> pathlib.Path:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.data.augment import Augment
 from pipeline.data.collection import Collection
+from pipeline.data.competition import CsvMasks
 from pipeline.data.images import small_shape
 from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
@@ -28,13 +29,21 @@ Draw = tuple[int, int]  # (epoch, index of the picture)
 class TrainingPictures(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
-    With `cache`, each picture is decoded once and kept in memory that forked workers share.
+    relabelled: masks that win over the collection's. With `cache`, each picture is decoded once and kept in memory
+    that forked workers share.
     """
 
     def __init__(
-        self, collection: Collection, names: list[str], scale: int, augment: Augment, seed: int, cache: bool
+        self,
+        collection: Collection,
+        names: list[str],
+        scale: int,
+        augment: Augment,
+        seed: int,
+        cache: bool,
+        relabelled: CsvMasks | None = None,
     ):
-        self.collection, self.names = collection, names
+        self.collection, self.names, self.relabelled = collection, names, relabelled
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
@@ -58,7 +67,10 @@ class TrainingPictures(Dataset):
             return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
         image = self.collection.read(name, self.scale)
-        target = self.collection.target(name, self.scale)
+        if self.relabelled is not None and name in self.relabelled.text_of:
+            target = self.relabelled.coverage(name, self.scale)
+        else:
+            target = self.collection.target(name, self.scale)
         if self.cache is not None:
             self.cache[0][index], self.cache[1][index] = image, target
             self.cache[2][index] = 1  # last: a worker that sees it may read the two others

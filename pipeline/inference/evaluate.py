@@ -9,25 +9,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.inference.kept import png
 from pipeline.masks import confusion, dice, on_device
 from pipeline.problem import Problem
 
 Batch = TypeVar("Batch")
+Predicted = TypeVar("Predicted", Tensor, tuple[Tensor, Tensor])  # all on one device
 Found = TypeVar("Found")
 
 
 def one_behind(
-    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], finish: Callable[[Batch, Tensor], Found]
+    predict: Callable[[Batch], Predicted], batches: Iterable[Batch], finish: Callable[[Batch, Predicted], Found]
 ) -> Iterator[Found]:
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
     predict: only tells a GPU what to do; finish: brings what is wanted of it to the CPU. A GPU has the next batch
     to work on, on its main stream, before this one is waited for, on another.
     """
-    ahead: tuple[Batch, Tensor, torch.cuda.Event] | None = None
+    ahead: tuple[Batch, Predicted, torch.cuda.Event] | None = None
     for batch in batches:
         predicted = predict(batch)
-        if predicted.device.type != "cuda":
+        if tensors(predicted)[0].device.type != "cuda":
             yield finish(batch, predicted)
             continue
         done = torch.cuda.Event()
@@ -40,15 +42,20 @@ def one_behind(
 
 
 def finished_on_a_stream_of_its_own(
-    batch: Batch, predicted: Tensor, done: torch.cuda.Event, finish: Callable[[Batch, Tensor], Found]
+    batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Found]
 ) -> Found:
-    side = torch.cuda.Stream(predicted.device)
+    side = torch.cuda.Stream(tensors(predicted)[0].device)
     with torch.cuda.stream(side):
         side.wait_event(done)
-        predicted.record_stream(side)  # its memory is in use until this stream is done, too
+        for tensor in tensors(predicted):
+            tensor.record_stream(side)  # its memory is in use until this stream is done, too
         found = finish(batch, predicted)
         side.synchronize()
     return found
+
+
+def tensors(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (predicted,) if isinstance(predicted, Tensor) else predicted
 
 
 def histograms(
@@ -99,18 +106,24 @@ def confusions(
     names: list[str],
     read_truth: Callable[[str], confusion.Indices],
     classes: int,
+    keep: Callable[[str, bytes], None] | None = None,
 ) -> Confusions:
     """What the confusion matrices of the pictures of `names` say; arguments as of `histograms`.
 
-    predictor: gives class maps. One matrix for each picture would take 2 GB for 654 pictures of 894 classes.
+    predictor: gives class maps; `keep(name, png)`, where there is one, gets each, in order. One matrix for each
+    picture would take 2 GB for 654 pictures of 894 classes.
     """
     rest = iter(names)
     total = np.zeros((classes, classes), np.int64)
     with ThreadPoolExecutor() as pool:
 
         def finish(image_NHWC: Tensor, index_NHW: Tensor) -> list[confusion.Counts]:
-            truths = pool.map(read_truth, [next(rest) for _ in image_NHWC])
-            matrices = pool.map(confusion.matrix, index_NHW.cpu().numpy(), truths, itertools.repeat(classes))
+            its_names = [next(rest) for _ in image_NHWC]
+            maps = index_NHW.cpu().numpy().astype(confusion.index_dtype(classes), copy=False)
+            matrices = pool.map(confusion.matrix, maps, pool.map(read_truth, its_names), itertools.repeat(classes))
+            if keep is not None:
+                for name, data in zip(its_names, pool.map(png, maps)):
+                    keep(name, data)
             found = []
             for matrix in matrices:
                 np.add(total, matrix, out=total)
@@ -139,6 +152,32 @@ def class_scores(judged: Confusions) -> dict[str, float]:
         "mean_dice": float(confusion.mean_of_classes(confusion.dice(counts))),
         "pixel_accuracy": float(confusion.pixel_accuracy(counts)),
     }
+
+
+def histograms_keeping(
+    predictor: Callable[[Tensor], tuple[Tensor, Tensor]],
+    batches: Iterable[Tensor],
+    names: list[str],
+    read_mask: Callable[[str], NDArray[np.bool_]],
+    keep: Callable[[str, bytes], None],
+) -> NDArray[np.int32]:
+    """`histograms`, and `keep(name, png)` for each picture, in order.
+
+    predictor: uint8 (N, H, W, 3) -> two times its probabilities in uint8, at full size and on the grid of the PNG.
+    """
+    rest = iter(names)
+    with ThreadPoolExecutor() as pool:
+
+        def finish(image_NHWC: Tensor, predicted: tuple[Tensor, Tensor]) -> NDArray[np.int32]:
+            full_size_NHW, grid_NHW = predicted
+            its_names = [next(rest) for _ in image_NHWC]
+            pngs = pool.map(png, grid_NHW.cpu().numpy())
+            counts = count(full_size_NHW, pool.map(read_mask, its_names), pool)
+            for name, data in zip(its_names, pngs):
+                keep(name, data)
+            return counts
+
+        return np.concatenate(list(one_behind(predictor, batches, finish)))
 
 
 def count(

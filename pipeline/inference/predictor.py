@@ -59,7 +59,16 @@ class Ensemble:
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:
-        shares = self.weighted_shares(image_of_scale)
+        return self.rounded(self.weighted_shares(image_of_scale))
+
+    @torch.inference_mode()
+    def with_grid(self, image_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Where all members see one scale: the same, and the mean before it is enlarged, uint8 (N, H, W)."""
+        shares = self.weighted_shares({scale: image_NHWC for scale in self.scales})
+        (share_NHW,) = shares.values()
+        return self.rounded(shares), to_bytes_on_device(share_NHW)
+
+    def rounded(self, shares: ByScale) -> Tensor:
         if self.device.type == "cuda":
             return to_bytes_on_device(self.full_size_on_device(shares))
         images = range(len(shares[self.scales[0]]))
@@ -128,5 +137,5 @@ def enlarged_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -
 
 
 def to_bytes_on_device(share_NHW: Tensor) -> Tensor:
-    """`data.images.to_bytes` for a batch on a GPU."""
+    """`data.images.to_bytes` for a batch on any device."""
     return (share_NHW.clamp(0, 1) * 255).round().to(torch.uint8)

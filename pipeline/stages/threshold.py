@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
-from pipeline.data.archive import DAMAGE
 from pipeline.data.folds import groups, read_folds, unit_of
 from pipeline.files import locked, sha256, write_json
+from pipeline.inference.kept import read_judged
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -58,18 +58,9 @@ def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
     names: list[str] = []
     histograms = []
     for fold in folds:
-        path = run.oof(fold)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names_of_fold, counts, checkpoint = file["names"], file["histograms"], str(file["checkpoint"])
-        except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
-        shape = (len(names_of_fold) if names_of_fold.ndim else 0, 2, dice.CUTS)
-        if names_of_fold.dtype.kind != "U" or counts.dtype.kind != "i" or counts.shape != shape or not shape[0]:
-            raise Problem(f"{path} does not hold histograms (images, 2, {dice.CUTS}); run `make validate` again.")
-        if checkpoint != sha256(run.fold(fold).best):
-            raise Problem(f"{path} was predicted by another {run.fold(fold).best}; run `make validate` again.")
-        names += names_of_fold.tolist()
-        histograms.append(counts)
+        judged = read_judged(run.oof(fold))
+        if judged.checkpoint != sha256(run.fold(fold).best):
+            raise Problem(f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again.")
+        names += judged.names
+        histograms.append(judged.histograms)
     return names, np.concatenate(histograms)

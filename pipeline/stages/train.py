@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.curves import Curves
-from pipeline.data import augment, folds
+from pipeline.data import augment, folds, suspects
 from pipeline.data.collection import Collection, open_collection
 from pipeline.data.dataset import (
     HeldOutPictures,
@@ -36,6 +36,7 @@ from pipeline.inference.device import autocast, describe, loss_scaler, no_kernel
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, together
 from pipeline.inference.load import ensemble_of
 from pipeline.inference.predictor import Member
+from pipeline.inference.preview import pictures_to_show
 from pipeline.inference.views import VIEWS
 from pipeline.model import checkpoint, losses, optim
 from pipeline.model.batch_norm import share_batch_norm
@@ -90,9 +91,10 @@ def train_fold(
         dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
         collection = dataset.collection
         full_size = [collection.height, collection.width]
-        fingerprint = fingerprint_of(dataset.names, held_out.names, collection.stored_scale)
+        other_masks = suspects.fingerprint(dataset.relabelled)
+        fingerprint = fingerprint_of(dataset.names, held_out.names, collection.stored_scale, other_masks)
         if last and last["fingerprint"] != fingerprint:
-            raise Problem(f"{fold.folder} was begun with other pictures than those of {folder}; choose another RUN=.")
+            raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
         raise everyone.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
 
@@ -268,6 +270,8 @@ def train_fold(
                 write_log(fold, log)
                 if curves:
                     curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
+                    for name, picture in pictures_to_show(ema.average, held_out, collection, device):
+                        curves.show(epoch, name, picture)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
             saved_at = read_at = time.monotonic()
@@ -276,8 +280,13 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        judged = f"{name_of_score} {best_score:.5f} on held-out pictures at full size"
-        print(f"{fold.best}: {judged}, after {minutes:.1f} minutes.")
+        best = max(log, key=lambda row: row.get(key_of_score) or -1.0)
+        cut = f" (best cut {best['val_dice_cut']:.3f})" if binary else ""
+        next_stages = "validate threshold report" if binary else "validate report"
+        print(
+            f"{fold.best}: {name_of_score} {best_score:.5f} on held-out pictures at full size{cut}, after "
+            f"{minutes:.1f} minutes; `make {next_stages} RUN={run.name}` shows where it is wrong."
+        )
 
 
 def one_step(
@@ -320,6 +329,7 @@ def open_pictures(
     training, held_out = folds.split(folds.read_folds(run.folds), fold_number, collection.names)
     if len(training) + len(held_out) != len(collection.names):
         raise Problem(f"{folder} has pictures that {run.folds} does not know; run `make folds` under another RUN=.")
+    training = suspects.without(training, settings.data.exclude)
     if len(training) < hyper.batch_size or not held_out:
         raise Problem(
             f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
@@ -330,17 +340,18 @@ def open_pictures(
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({processes})."
         )
+    other_masks = suspects.relabelled(training, settings.data.relabel)
     change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     scale, cache = settings.data.scale, settings.data.cache
     return (
-        TrainingPictures(collection, training, scale, change, hyper.seed, cache),
+        TrainingPictures(collection, training, scale, change, hyper.seed, cache, other_masks),
         HeldOutPictures(collection, held_out, scale),
     )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int) -> str:
-    """Tells one set of pictures, and one copy of it, from another."""
-    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}"])
+def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int, other_masks: str) -> str:
+    """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
+    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}", *other_masks.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
-"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` out.
+"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` and `.zip` out.
 
-Kept per image is the histogram from which `threshold` and `report` know Dice at every cut; of several classes the
-confusion matrix of all images, and what the report needs of each.
+Kept per image is the histogram from which `threshold` and `report` know Dice at every cut, or of several classes what
+its confusion matrix says; and for `report` the prediction itself: probabilities on the network's grid, or the class
+map. The `.npz` comes last and names the zip by its hash: a kill between the two leaves a zip that nothing names.
 """
 import pathlib
 
@@ -14,7 +15,8 @@ from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms
+from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms_keeping
+from pipeline.inference.kept import keeping
 from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
 from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
@@ -53,17 +55,19 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
 
     busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
     with locked(run.lock(f"validate.fold{fold}"), busy):
-        with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        kept_path = run.oof_probabilities(fold)
+        with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
-                counts = histograms(predict, batches, names, collection.truth)
+                counts = histograms_keeping(ensemble.with_grid, batches, names, collection.truth, keep)
                 found, judged = {"histograms": counts}, f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
-                confused = confusions(predict, batches, names, collection.truth, settings.task.count)
+                confused = confusions(predict, batches, names, collection.truth, settings.task.count, keep)
                 found = {**confused._asdict(), "classes": np.array(collection.classes)}
                 scores = class_scores(confused)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
+        hashes = {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, names=np.array(names), **found, checkpoint=sha256(checkpoint_path))
+            np.savez_compressed(file, names=np.array(names), **found, **hashes)
     print(
         f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
         f"in {run.oof(fold)}."

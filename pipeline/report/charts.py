@@ -1,0 +1,201 @@
+"""The report's charts: plain numbers in, SVG text out.
+
+Each is 360 units wide, about the width of a telephone, so that its letters are never smaller than drawn; a wide page
+sets several side by side.
+"""
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from pipeline.report.svg import colour, drawing, series, svg_of
+
+WIDTH, HEIGHT = 360, 230
+MARGINS = {"left": 0.15, "right": 0.97, "top": 0.93, "bottom": 0.19}
+ROW_UNITS = 18  # of a chart with one row a group
+
+
+def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, log: bool) -> str:
+    """Lines over epochs. lines: what each is -> (epochs, values); one value alone is a dot."""
+    with drawing(name, WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        for number, (line, (epochs, values)) in enumerate(lines.items()):
+            axes.plot(epochs, values, color=series(number), marker="o", markersize=3.5, label=line)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        if len(lines) > 1:
+            axes.legend(fontsize=10, handlelength=1.2, ncols=min(3, len(lines)), loc="best", columnspacing=1)
+        last = ", ".join(f"{line} {values[-1]:.4g}" for line, (_, values) in lines.items())
+        return svg_of(figure, name, f"{label} by epoch; at the end {last}")
+
+
+def cut_curve(shares: NDArray[np.float64], dice: NDArray[np.float64], chosen: float) -> str:
+    """Mean Dice against the cut, near its best. shares, dice: float64 (cuts,); chosen: the cut of the run."""
+    at = int(np.abs(shares - chosen).argmin())
+    drop = max(2e-4, 1.5 * (dice[at] - dice[np.abs(shares - chosen) < 0.25].min()))
+    with drawing("cut", WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
+        axes.plot(shares, dice, color=colour("accent"))
+        axes.set_ylim(dice.max() - drop, dice.max() + drop / 8)
+        axes.axvline(chosen, color=colour("soft"), linewidth=1, linestyle=(0, (3, 3)))
+        axes.plot([shares[at]], [dice[at]], "o", color=colour("accent"), markersize=7)
+        axes.annotate(
+            f"{chosen:.3f}", (chosen, dice.max() - drop), (5, 6), textcoords="offset points", color=colour("ink")
+        )
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("cut")
+        axes.set_ylabel("mean Dice")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        return svg_of(figure, "cut", f"Mean Dice against the cut; it is {dice[at]:.5f} at the chosen {chosen:.3f}")
+
+
+def spread(dice: NDArray[np.float64]) -> str:
+    """How many pictures lose how much Dice, on a logarithmic axis."""
+    lost = np.maximum(1 - dice, 1e-4)
+    with drawing("spread", WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        bins = np.geomspace(lost.min() * 0.95, max(lost.max() * 1.05, lost.min() * 2), 36)
+        axes.hist(lost, bins=bins, color=colour("accent"), linewidth=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:g}"))
+        axes.invert_xaxis()
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("Dice")
+        axes.set_ylabel("pictures")
+        return svg_of(figure, "spread", f"Pictures by Dice, from {dice.min():.4f} to {dice.max():.4f}")
+
+
+def ring(lost_by_view: Sequence[float]) -> str:
+    """Mean lost Dice of each view, as a bar in the direction from which it was taken: view 1 is the front, at the top.
+
+    The numbers run against the clock, as the camera goes round a car that is seen from above.
+    """
+    values = np.array(lost_by_view) * 1000
+    angles = 2 * np.pi * np.arange(len(values)) / len(values)
+    with drawing("ring", WIDTH, WIDTH) as figure:
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="polar")
+        axes.set_theta_zero_location("N")
+        axes.set_theta_direction(1)  # against the clock
+        inner, outer = 0.42, 1.0
+        top = float(np.nanmax(values)) or 1.0
+        worst = int(np.nanargmax(values))
+        heights = (outer - inner) * values / top * 0.86
+        colours = [colour("missed") if view == worst else colour("accent") for view in range(len(values))]
+        axes.bar(angles, heights, 0.72 * 2 * np.pi / len(values), inner, color=colours, linewidth=0)
+        for angle, height, value in zip(angles, heights, values):
+            axes.text(angle, inner + height + 0.065, f"{value:.1f}", ha="center", va="center", fontsize=11)
+        axes.set_ylim(0, outer)
+        axes.set_axis_off()
+        told = ", ".join(f"{view}: {value:.1f}" for view, value in enumerate(values, start=1))
+        return svg_of(figure, "ring", f"Lost Dice in thousandths by view, 1 is the front: {told}")
+
+
+def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64]]) -> str:
+    """A row a group, in the given order: each picture (or car) a faint dot, their mean a strong one."""
+    means = [float(values.mean()) for values in dice_of_group.values()]
+    everything = np.concatenate(list(dice_of_group.values()))
+    low, high = float(np.quantile(everything, 0.01)), float(everything.max())
+    units = ROW_UNITS * len(means) + 52
+    with drawing(name, WIDTH, units) as figure:
+        axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
+        for row, values in enumerate(dice_of_group.values()):
+            shown = np.maximum(values, low)
+            axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.45)
+        axes.plot(means, range(len(means)), "o", color=colour("accent"), markersize=6.5)
+        axes.set_yticks(range(len(means)), list(dice_of_group), color=colour("ink"))
+        axes.set_ylim(len(means) - 0.5, -0.5)
+        axes.set_xlim(low - (high - low) * 0.03, high + (high - low) * 0.03)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(label)
+        told = ", ".join(f"{group} {mean:.4f}" for group, mean in zip(dice_of_group, means))
+        return svg_of(figure, name, f"{label} by group: {told}")
+
+
+def shares(name: str, parts: Mapping[str, float], colours: Sequence[str], label: str) -> str:
+    """A bar a part, with what it is of the whole. parts: 0 to 1; colours: names of the page's variables."""
+    units = 34 * len(parts) + 12
+    with drawing(name, WIDTH, units) as figure:
+        axes = figure.add_axes((0.34, 0.02, 0.52, 0.96))
+        axes.barh(range(len(parts)), list(parts.values()), 0.62, color=[colour(c) for c in colours], linewidth=0)
+        for row, part in enumerate(parts.values()):
+            axes.text(part + 0.015, row, f"{part:.0%}", va="center", fontsize=12)
+        axes.set_yticks(range(len(parts)), list(parts), color=colour("ink"))
+        axes.set_xlim(0, max(parts.values()) or 1)
+        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        return svg_of(figure, name, f"{label}: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()))
+
+
+def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]) -> str:
+    """Share of the picture that the object covers: a band for the training masks, dots for the test predictions."""
+    views = sorted(train)
+    with drawing("area", WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        band = np.array([np.quantile(train[view], (0.05, 0.5, 0.95)) for view in views]) * 100
+        axes.fill_between(views, band[:, 0], band[:, 2], color=colour("faint"), alpha=0.25, linewidth=0)
+        axes.plot(views, band[:, 1], color=colour("soft"), linewidth=1.5)
+        found = sorted(set(test) & set(views))
+        middle = [np.quantile(test[view], (0.05, 0.5, 0.95)) * 100 for view in found]
+        axes.vlines(found, [m[0] for m in middle], [m[2] for m in middle], color=colour("accent"), linewidth=1.5)
+        axes.plot(found, [m[1] for m in middle], "o", color=colour("accent"), markersize=5)
+        axes.set_xticks(views[::3] if len(views) > 8 else views)
+        axes.set_xlabel("view")
+        axes.set_ylabel("% of the picture")
+        axes.set_ylim(bottom=0)
+        text = ", ".join(f"{view}: {np.median(train[view]):.1%} and {np.median(test[view]):.1%}" for view in found)
+        return svg_of(figure, "area", f"Median area of training masks and test predictions by view; {text}")
+
+
+def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
+    """A row a group: (mean difference, low, high end of its interval), around a line at 0."""
+    values = np.array(list(rows.values())) * 1000
+    units = ROW_UNITS * len(rows) + 52
+    with drawing(name, WIDTH, units) as figure:
+        axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
+        places = range(len(rows))
+        axes.axvline(0, color=colour("soft"), linewidth=1)
+        tints = [colour("faint") if low <= 0 <= high else colour("accent" if mean > 0 else "missed")
+                 for mean, low, high in values]  # fmt: skip
+        axes.hlines(places, values[:, 1], values[:, 2], color=tints, linewidth=2)
+        axes.scatter(values[:, 0], places, color=tints, s=34, zorder=3)
+        axes.set_yticks(places, list(rows), color=colour("ink"))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(label)
+        return svg_of(figure, name, f"{label}: " + ", ".join(f"{k} {v[0] * 1000:+.2f}" for k, v in rows.items()))
+
+
+def against(name: str, one: NDArray[np.float64], other: NDArray[np.float64], labels: tuple[str, str]) -> str:
+    """Lost Dice of each picture in two runs, on logarithmic axes; on the diagonal they are equal."""
+    lost = [np.maximum(1 - values, 1e-4) for values in (one, other)]
+    ends = min(map(np.min, lost)) * 0.9, max(map(np.max, lost)) * 1.1
+    with drawing(name, WIDTH, 330) as figure:
+        axes: Axes = figure.add_axes((0.17, 0.14, 0.79, 0.82))
+        axes.plot(ends, ends, color=colour("soft"), linewidth=1)
+        axes.plot(*lost, ".", color=colour("accent"), markersize=4, alpha=0.45, rasterized=len(one) > 2000)
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel(f"lost Dice of {labels[0]}")
+        axes.set_ylabel(f"of {labels[1]}")
+        return svg_of(figure, name, f"Lost Dice of {len(one)} pictures in {labels[0]} and in {labels[1]}")

@@ -1,0 +1,31 @@
+"""Which pictures a gallery shows: worst, middle and random ones, and what its filters offer."""
+import numpy as np
+import pandas as pd
+
+WORST, MEDIAN, RANDOM = 120, 60, 120  # 300 pictures make a page of some 20 MB
+
+
+def chosen(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, random: int = RANDOM) -> pd.DataFrame:
+    """Rows of the table of pictures with `tags`, the worst first; a picture may have several tags.
+
+    The random ones are drawn from all pictures, the same ones each time.
+    """
+    by_dice = images.sort_values(["dice", "img"], ignore_index=True)
+    count = len(by_dice)
+    middle = max(0, (count - median) // 2)
+    drawn = np.random.default_rng(0).permutation(count)[:random]
+    places = {
+        "worst": range(min(worst, count)),
+        "median": range(middle, min(count, middle + median)),
+        "random": drawn,
+    }
+    tags: list[list[str]] = [[] for _ in range(count)]
+    for tag, its in places.items():
+        for place in its:
+            tags[place].append(tag)
+    return by_dice.assign(tags=tags)[[bool(its) for its in tags]].reset_index(drop=True)
+
+
+def tag_counts(rows: pd.DataFrame) -> dict[str, int]:
+    """How many of the chosen have each tag."""
+    return {tag: sum(tag in tags for tags in rows["tags"]) for tag in ("worst", "median", "random")}

@@ -1,0 +1,141 @@
+"""What a run left of its held-out pictures, opened for looking: table, masks, probabilities, photos.
+
+What is missing or damaged is told in `gaps`, a sentence each, and the rest is shown: a report of half a run is better
+than none.
+"""
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline import config
+from pipeline.analysis import table
+from pipeline.carvana import HEIGHT_PX, WIDTH_PX
+from pipeline.config import Settings
+from pipeline.data.competition import Masks, Pictures, open_masks
+from pipeline.data.images import enlarged
+from pipeline.files import sha256
+from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
+from pipeline.masks.dice import cut_from_share
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.report import gallery
+
+
+@dataclass
+class HeldOut:
+    """`open_run` makes it. truth, prediction, probability and photo may be called by several threads at once."""
+
+    cut: int  # 0 to 255
+    judged: dict[int, Judged] = field(default_factory=dict)  # fold -> its histograms
+    kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
+    scale_of: dict[int, int] = field(default_factory=dict)
+    fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
+    pictures: Pictures | None = None
+    masks: Masks | None = None
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[str]:
+        """Names of the pictures of which prediction, mask and photo are at hand."""
+        if self.masks is None or self.pictures is None:
+            return []
+        there = set(self.masks.names) & set(self.pictures.names)
+        return [name for name, fold in self.fold_of.items() if fold in self.kept and name in there]
+
+    def truth(self, name: str) -> NDArray[np.bool_]:
+        """bool (height, width)."""
+        assert self.masks is not None, "only pictures in `shown` have one"
+        return self.masks.read(name)
+
+    def probability(self, name: str) -> NDArray[np.uint8]:
+        """0 to 255, uint8 (height, width)."""
+        fold = self.fold_of[name]
+        return table.probability_of(self.kept[fold].read(name), self.scale_of[fold], HEIGHT_PX, WIDTH_PX)
+
+    def prediction(self, name: str) -> NDArray[np.bool_]:
+        """bool (height, width)."""
+        return self.probability(name) >= self.cut
+
+    def table(self, make_of_car: Mapping[str, str], count: Callable[[Iterator], Iterator]) -> pd.DataFrame:
+        """One row a picture with the columns `analysis.table.COLUMNS`. count: sees each picture's result come."""
+        shown, rows = set(self.shown), []
+        for fold, judged in self.judged.items():
+            counts = table.counts_table(judged.names, judged.histograms, self.cut)
+            whole = all(name in shown for name in judged.names)
+            places = table.with_places(counts, self.truth, self.prediction if whole else None, count)
+            rows.append(table.with_groups(places, fold, dict(make_of_car)))
+        return pd.concat(rows, ignore_index=True)
+
+    def counts(self, make_of_car: Mapping[str, str]) -> pd.DataFrame:
+        """The same without reading a picture: what is known from the histograms alone."""
+        rows = []
+        for fold, judged in self.judged.items():
+            counts = table.counts_table(judged.names, judged.histograms, self.cut)
+            rows.append(table.with_groups(table.with_places(counts, self.truth, None), fold, dict(make_of_car)))
+        return pd.concat(rows, ignore_index=True)
+
+    def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
+        assert self.pictures is not None, "only pictures in `shown` have one"
+        return gallery.card(
+            name, *photos(self.pictures, name), self.truth(name), self.prediction(name), spot, facts, tags
+        )
+
+
+def open_run(run: Run, overrides: list[str]) -> HeldOut:
+    """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
+    found = HeldOut(cut_of(run))
+    data = Settings().data
+    for fold in run.trained_folds():
+        data = settings_of(run, fold, overrides).data
+        try:
+            found.judged[fold] = judged = read_judged(run.oof(fold))
+            if judged.checkpoint != sha256(run.fold(fold).best):
+                found.gaps.append(f"{run.oof(fold)} was predicted by an older network; run `make validate` again.")
+        except Problem as problem:
+            found.gaps.append(f"Fold {fold} has no Dice of its pictures. {problem}")
+            continue
+        found.scale_of[fold] = data.scale
+        found.fold_of |= dict.fromkeys(judged.names, fold)
+        try:
+            found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
+        except Problem as problem:
+            found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
+    folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
+    try:
+        found.pictures = Pictures(folder, set_name)
+        found.masks = open_masks(folder)
+    except Problem as problem:
+        found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
+    if found.kept and not found.shown and found.masks is not None:
+        found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
+    return found
+
+
+def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
+    path = run.fold(fold).config
+    return config.for_later_stage(config.load(path), overrides, where=str(path))
+
+
+def cut_of(run: Run) -> int:
+    """The cut of `threshold.json` as the smallest 8-bit value that counts as object, 0.5 where there is none."""
+    if not run.threshold.is_file():
+        return cut_from_share(0.5)
+    try:
+        return cut_from_share(float(json.loads(run.threshold.read_text())["cut"]))
+    except (ValueError, KeyError, TypeError, OSError):
+        raise Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.") from None
+
+
+def photos(pictures: Pictures, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A photo small, at a quarter or less, and at full size; of a light copy the second is as sharp as that is."""
+    small = pictures.read(name, max(4, pictures.stored_scale))
+    large = pictures.read(name, pictures.stored_scale)
+    if pictures.stored_scale > 1:
+        large = enlarged(large, pictures.stored_scale, HEIGHT_PX, WIDTH_PX)
+    return small, large

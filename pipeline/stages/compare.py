@@ -1,0 +1,109 @@
+"""Stage `compare`: two runs in; `runs/A+B/compare/index.html` out: the difference of their Dice, and where one wins."""
+from typing import Any
+
+import pandas as pd
+
+from pipeline.analysis import errors, paired
+from pipeline.data import folds
+from pipeline.files import write_text
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.progress import progress
+from pipeline.report import charts, gallery, overview, page
+from pipeline.report.held_out import HeldOut, open_run
+from pipeline.threads import in_order
+
+SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of those that it lost most on
+
+
+def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
+    if len(runs) != 2:
+        raise Problem(f'Two runs can be compared, not {len(runs)}; name two, as in RUNS="a b".')
+    both = [open_run(run, overrides) for run in runs]
+    tables = [table_of(run, found) for run, found in zip(runs, both)]
+    pairs = paired.paired(*tables)
+    if not len(pairs):
+        raise Problem(f"No picture was judged in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
+    difference = paired.difference_of(pairs)
+    names = [run.name for run in runs]
+    text = page.render(
+        "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
+        difference=difference, verdict=verdict(difference, *names), facts=facts_of(difference, pairs, *names),
+        kicker=[f"{len(pairs)} pictures of {difference.cars} cars, judged in both"], panels=panels_of(pairs, *names),
+        gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
+        footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
+    )  # fmt: skip
+    write_text(joint.compare_page, text)
+    print(
+        f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, 95 % between "
+        f"{difference.low:+.5f} and {difference.high:+.5f}, over {len(pairs)} pictures of {difference.cars} cars."
+    )
+
+
+def table_of(run: Run, found: HeldOut) -> pd.DataFrame:
+    """One row a picture, from the histograms alone."""
+    if not found.judged:
+        raise Problem(f"{run.folder} has no Dice of each picture; run `make validate threshold` for it first.")
+    make_of_car = dict(folds.read_folds(run.folds)[["car_id", "make"]].itertuples(index=False))
+    return found.counts(make_of_car)
+
+
+def verdict(difference: paired.Difference, a: str, b: str) -> str:
+    """One line about the mean difference, no firmer than its interval."""
+    if difference.is_sure:
+        return f"{b} is {'better' if difference.mean > 0 else 'worse'} than {a}"
+    return f"no sure difference between {b} and {a}"
+
+
+def facts_of(difference: paired.Difference, pairs: pd.DataFrame, a: str, b: str) -> list[tuple[str, str, str]]:
+    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}"
+    return [
+        ("95 % interval", interval, "of the mean, over cars" if difference.cars > 1 else "needs two cars"),
+        (f"Dice of {a}", page.dice(pairs["dice_a"].mean()), ""),
+        (f"Dice of {b}", page.dice(pairs["dice_b"].mean()), ""),
+        (f"{b} wins", f"{difference.wins / difference.images:.0%}", f"on {difference.wins} of {difference.images}"),
+    ]
+
+
+def panels_of(pairs: pd.DataFrame, a: str, b: str) -> list[overview.Panel]:
+    label = f"Dice of {b} minus {a}, × 1000"
+    by_view = paired.difference_by(pairs, "view").sort_values("view")
+    by_make = paired.difference_by(pairs, "make")
+    scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b))
+    views = {f"view {row.view}": (row.mean, row.low, row.high) for row in by_view.itertuples()}
+    makes = {overview.shown_make(row.make): (row.mean, row.low, row.high) for row in by_make.itertuples()}
+    return [
+        overview.Panel("By make", "", charts.differences("by-make", label, makes)),
+        overview.Panel("By view", "", charts.differences("by-view", label, views)),
+        overview.Panel("Each picture", f"Below the line {b} is better.", scatter),
+    ]
+
+
+def gallery_of(pairs: pd.DataFrame, both: list[HeldOut]) -> dict[str, Any]:
+    """Pairs of cards, a's and b's, around the place where the two predictions differ most."""
+    shown = set(both[0].shown) & set(both[1].shown)
+    rows = pairs[pairs["img"].isin(shown)]
+    if len(rows) > SHOWN:
+        rows = pd.concat((rows.head(SHOWN // 2), rows.tail(SHOWN // 2)))
+
+    def cards(row: Any) -> list[gallery.Card]:
+        row_px, column_px, _ = errors.worst_spot(
+            both[0].prediction(row.img) ^ both[1].prediction(row.img), errors.WORST_WINDOW_PX
+        )
+        facts = {
+            "make": row.make, "view": row.view, "difference": row.difference,
+            "right": f"{overview.shown_make(row.make)}, view {row.view}",
+        }  # fmt: skip
+        better = ("b",) if row.difference > 0 else ("a",) if row.difference < 0 else ()
+        return [
+            found.card(row.img, (row_px, column_px), facts | {"dice": dice}, better)
+            for found, dice in zip(both, (row.dice_a, row.dice_b))
+        ]
+
+    return {
+        "cards": list(progress(in_order(cards, rows.itertuples()), "gallery", total=len(rows))),
+        "choices": {
+            "make": [(make, overview.shown_make(make)) for make in sorted(set(rows["make"]))],
+            "view": [(view, str(view)) for view in sorted(set(rows["view"]))],
+        },
+    }

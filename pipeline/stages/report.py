@@ -1,0 +1,284 @@
+"""Stage `report`: everything under `runs/RUN/` in; `runs/RUN/report/index.html` out, one page that needs no other file.
+
+Beside it are the tables behind it: `images.csv`, one row a held-out picture, and `suspects.csv`, the masks that may be
+wrong. What a run has not yet is said on the page and left out.
+"""
+import json
+import pathlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import carvana, config, git
+from pipeline.analysis import drift, suspects
+from pipeline.config import Settings
+from pipeline.data import competition, folds
+from pipeline.files import write_text
+from pipeline.leaderboard.submission import read_rows
+from pipeline.masks import dice, rle
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.progress import progress
+from pipeline.report import charts, choice, gallery, overview, page
+from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
+from pipeline.threads import in_order
+
+SUSPECTS_SHOWN, TEST_SHOWN, ODD_SHOWN = 24, 16, 12
+SIZE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+
+def run(run: Run, overrides: list[str], others: list[Run]) -> None:
+    """others: more runs that must accuse a mask too before it is a suspect."""
+    started = time.monotonic()
+    logs = read_logs(run)
+    if not logs:
+        raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
+    settings = settings_of(run, min(logs), overrides)
+    folder = pathlib.Path(settings.data.folder)
+    found, cut_known = open_run(run, overrides), run.threshold.is_file()
+    gaps = list(found.gaps)
+    if found.judged and not cut_known:
+        gaps.append("The cut is 0.5, for want of a better one; run `make threshold`.")
+    if not found.judged:
+        gaps.append("No held-out picture has been judged; run `make validate threshold`.")
+
+    images = pd.DataFrame()
+    if found.judged:
+        make_of_car = dict(folds.read_folds(run.folds)[["car_id", "make"]].itertuples(index=False))
+        images = found.table(make_of_car, lambda things: progress(things, "errors", total=len(found.fold_of)))
+        write_table(images, run.report / "images.csv")
+    print(f"{len(images)} held-out pictures are analysed after {time.monotonic() - started:.0f} s.")
+    context = (
+        head(run, settings, found, images, logs, cut_known)
+        | where(images, found)
+        | gallery_of(images, found)
+        | {"suspects": suspects_of(run, found, images, others, overrides)}
+        | {"curves": overview.curve_panels(logs), "cut_chart": cut_chart(found)}
+        | {"submission": submission_of(run, folder, settings, gaps)}
+    )
+    anchors = {
+        "where": ("Where Dice is lost", context["panels"]), "gallery": ("Pictures", context["cards"]),
+        "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
+        "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
+    }  # fmt: skip
+    sections = [(anchor, text) for anchor, (text, there) in anchors.items() if there]
+    write_text(run.report_page, page.render("report.html.j2", sections=sections, gaps=gaps, **context))
+    for sentence in gaps:
+        print(sentence)
+    print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
+
+
+def read_logs(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """Fold -> the rows of its log, of each fold that was begun."""
+    logs = {}
+    for path in sorted(run.folder.glob("fold[0-9]*/log.jsonl")):
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+        except (ValueError, OSError) as error:
+            raise Problem(f"{path} is damaged ({error}); `make train` writes it again.") from None
+        if rows:
+            logs[int(path.parent.name.removeprefix("fold"))] = rows
+    return logs
+
+
+def head(
+    run: Run, settings: Settings, found: HeldOut, images: pd.DataFrame, logs: dict[int, list[dict]], cut_known: bool
+) -> dict[str, Any]:
+    """The first screen, the folds and the settings."""
+    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
+    rows = []
+    for fold, log in sorted(logs.items()):
+        its = images[images["fold"] == fold]["dice"] if len(images) else pd.Series(dtype=float)
+        rows.append({
+            "fold": fold, "images": len(its) or "–", "dice": its.mean() if len(its) else None,
+            "worst": its.min() if len(its) else None, "epochs": f"{len(log)} of {settings.train.epochs}",
+            "time": duration(seconds[fold]),
+        })  # fmt: skip
+    of_folds = [row["dice"] for row in rows if row["dice"] is not None]
+    best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
+    headline = float(images["dice"].mean()) if len(images) else best
+    label = "Dice of pictures of makes that no network saw" if len(images) else "Dice at the end of training"
+    threshold = json.loads(run.threshold.read_text()) if cut_known else {}
+    spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
+    facts = [
+        ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), "the cut chosen on other makes"),
+        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", "of the probability"),
+        ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
+        ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
+        ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
+    ]
+    commit = git.commit()[:10]
+    last = next(iter(logs.values()))[-1]
+    kicker = [
+        f"{settings.model.arch}, {settings.data.scale and f'pictures at 1/{settings.data.scale}'}",
+        f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
+        f"code {commit}{'' if git.is_clean() else ', changed since'}" if commit else "",
+    ]
+    return {
+        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": [word for word in kicker if word],
+        "headline": headline, "headline_label": label, "facts": facts, "fold_rows": rows, "images": len(images),
+        "settings": config.changes(Settings(), settings),
+        "footer": f"Made by make report RUN={run.name}. Tables: images.csv and suspects.csv beside this page.",
+    }  # fmt: skip
+
+
+def where(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
+    """Charts of where Dice is lost, and the ring of views around a car of middling Dice."""
+    if not len(images):
+        return {"panels": [], "ring": None, "makes": None}
+    lost = overview.lost_by_view(images, carvana.VIEWS)
+    shown = set(found.shown)
+    of_cars = images[images["img"].isin(shown)].groupby("car")["dice"].mean().sort_values()
+    car = of_cars.index[len(of_cars) // 2] if len(of_cars) else None
+    views = []
+    for view, (left, top) in enumerate(overview.places_on_ring(carvana.VIEWS), start=1):
+        name = carvana.image_name(car, f"{view:02d}") if car else ""
+        photo = gallery.thumbnail(found.pictures.read(name, 8)) if found.pictures and name in shown else ""
+        views.append({"view": view, "left": left, "top": top, "photo": photo, "worst": lost[view - 1] == max(lost)})
+    return {
+        "panels": overview.where_it_is_lost(images), "makes": overview.by_make(images),
+        "ring": {"svg": charts.ring(lost), "views": views},
+    }  # fmt: skip
+
+
+def gallery_of(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
+    """Cards of the worst, middle and random pictures, and what the filters offer."""
+    shown = set(found.shown)
+    if not shown:
+        return {"cards": [], "counts": {}, "choices": {}}
+    rows = choice.chosen(images[images["img"].isin(shown)].dropna(subset=["worst_row"]))
+    cards = in_order(lambda row: found.card(row.img, spot_of(row), facts_of(row), tuple(row.tags)), rows.itertuples())
+    return {
+        "cards": list(progress(cards, "gallery", total=len(rows))),
+        "counts": choice.tag_counts(rows),
+        "choices": {
+            "make": [(make, overview.shown_make(make)) for make in sorted(set(rows["make"]))],
+            "view": [(view, str(view)) for view in sorted(set(rows["view"]))],
+            "fold": [(fold, str(fold)) for fold in sorted(set(rows["fold"]))],
+        },
+    }
+
+
+def spot_of(row: Any) -> tuple[int, int]:
+    return int(row.worst_row), int(row.worst_column)
+
+
+def facts_of(row: Any) -> dict[str, Any]:
+    """What a card says of a row of the table of pictures."""
+    return {
+        "make": row.make, "view": row.view, "fold": row.fold, "dice": f"{row.dice:.6f}",
+        "title": f"{row.dice:.5f}", "right": f"{overview.shown_make(row.make)}, view {row.view}",
+        "below": f"missed {page.thousands(row.false_background_px)} px, added {page.thousands(row.false_object_px)} px, "
+        f"{row.img}",
+    }  # fmt: skip
+
+
+def suspects_of(
+    run: Run, found: HeldOut, images: pd.DataFrame, others: list[Run], overrides: list[str]
+) -> dict[str, Any] | None:
+    """Write `suspects.csv`, and cards of its first; None when there is nothing to ask."""
+    if not found.shown:
+        return None
+    everyone = [found, *(open_run(other, overrides) for other in others if other != run)]
+    in_all = set.intersection(*(set(one.shown) for one in everyone))
+    names = [name for name in found.shown if name in in_all]
+    table = suspects.suspects_table(
+        names, found.truth, lambda name: [one.probability(name) for one in everyone],
+        lambda things: progress(things, "suspects", total=len(names)),
+    )  # fmt: skip
+    path = run.report / "suspects.csv"
+    write_table(table, path)
+    row_of = {row.img: row for row in images.itertuples()}
+
+    def card(row: Any) -> gallery.Card:
+        facts = {
+            "title": f"{row_of[row.img].dice:.5f}", "right": overview.shown_make(row_of[row.img].make),
+            "below": f"{page.thousands(row.px)} px in one place, score {row.score:.4f}, {row.img}",
+        }  # fmt: skip
+        return found.card(row.img, ((row.top + row.bottom) // 2, (row.left + row.right) // 2), facts, ("suspect",))
+
+    who = "the networks" if len(everyone) == 1 else f"the networks of {len(everyone)} runs"
+    cards = list(in_order(card, table.head(SUSPECTS_SHOWN).itertuples()))
+    return {"count": len(table), "file": str(path), "cards": cards, "who": who}
+
+
+def cut_chart(found: HeldOut) -> overview.Panel | None:
+    if not found.judged:
+        return None
+    scores = np.concatenate([dice.dice_at_every_cut(judged.histograms) for judged in found.judged.values()])
+    cuts = np.array([dice.cut_as_share(cut) for cut in range(dice.CUTS)])
+    chart = charts.cut_curve(cuts, scores.mean(axis=0), dice.cut_as_share(found.cut))
+    return overview.Panel("Dice at every cut", "Mean over the held-out pictures, the cut of this run marked.", chart)
+
+
+def submission_of(run: Run, folder: pathlib.Path, settings: Settings, gaps: list[str]) -> dict[str, Any] | None:
+    """The submission's masks against those of training; a sentence in `gaps` when one of the two is not there."""
+    if not run.submission.is_file():
+        gaps.append(f"There is no submission {run.submission}; make it with `make predict`.")
+        return None
+    try:
+        masks = competition.open_masks(folder)
+        known = progress(((name, runs_of(masks, name)) for name in masks.names), "masks", total=len(masks.names))
+        training = drift.shapes_table(known, *SIZE)
+        test = drift.shapes_table(progress(drift.submission_masks(run.submission), "submission"), *SIZE)
+        pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
+        odd = drift.odd_masks(test, training)
+        names = sample(test["img"], odd["img"], set(pictures.names))
+        cards = list(test_cards(run.submission, pictures, names, dict(zip(odd["img"], odd["why"]))))
+    except Problem as problem:
+        gaps.append(f"The submission is not shown. {problem}")
+        return None
+    by_view = drift.drift_by_view(test, training)
+    pixels = carvana.WIDTH_PX * carvana.HEIGHT_PX
+    areas = [
+        {int(view): part["area_px"].to_numpy() / pixels for view, part in table.groupby("view")}
+        for table in (training, test)
+    ]
+    text = "Band: 5 to 95 % of the training masks of a view. Dots: median of the predictions, lines 5 to 95 %."
+    return {
+        "text": f"{page.thousands(len(test))} test pictures; the area that differs most from training is that of view "
+        f"{int(by_view.loc[by_view['ks'].idxmax(), 'view'])} (Kolmogorov-Smirnov distance {by_view['ks'].max():.2f}).",
+        "panels": [overview.Panel("Area by view", text, charts.area_by_view(*areas))],
+        "odd": odd.head(ODD_SHOWN).to_dict("records"), "more_odd": max(0, len(odd) - ODD_SHOWN), "cards": cards,
+    }  # fmt: skip
+
+
+def sample(names: pd.Series, odd: pd.Series, there: set[str]) -> list[str]:
+    """Up to half of them odd ones, the others drawn from all, the same ones each time."""
+    first = [name for name in odd if name in there][: TEST_SHOWN // 2]
+    drawn = np.random.default_rng(0).permutation([name for name in names if name in there]).tolist()
+    return list(dict.fromkeys([*first, *drawn]))[:TEST_SHOWN]
+
+
+def test_cards(
+    submission: pathlib.Path, pictures: competition.Pictures, names: Iterable[str], why: dict[str, str]
+) -> Iterator[gallery.Card]:
+    """Cards of predictions whose truth nobody knows."""
+    wanted = set(names)
+    text_of = {name: text for _, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER) if name in wanted}
+    for name in names:
+        mask = rle.decode(text_of[name], *SIZE)
+        rows, columns = np.nonzero(mask[::4, ::4])
+        spot = (4 * int(rows.min()), 4 * int(np.median(columns))) if len(rows) else (SIZE[0] // 2, SIZE[1] // 2)
+        facts = {
+            "title": f"{mask.mean():.1%}", "right": f"view {carvana.view_of(name)}",
+            "below": f"{why[name]}, {name}" if name in why else name,
+        }  # fmt: skip
+        yield gallery.card(name, *photos(pictures, name), None, mask, spot, facts, ("test",))
+
+
+def runs_of(masks: competition.Masks, name: str) -> np.ndarray:
+    """Bounds of the runs of a training mask, as `rle.parse` gives them."""
+    return masks.runs(name) if isinstance(masks, competition.CsvMasks) else rle.bounds(masks.read(name))
+
+
+def write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
+    write_text(path, table.to_csv(index=False))
+
+
+def duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
