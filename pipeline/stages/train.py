@@ -256,15 +256,15 @@ def train_fold(
                 row |= judge(ema, settings, held_out, collection, everyone)
             row["seconds"] = watch.seconds()
             log.append(row)
-            score = row.get(key_of_score)
-            is_best = score is not None and score > best_score
-            best_score = score if is_best else best_score
+            score = row.get(key_of_score) or -1.0
+            is_best = score > best_score
+            best_score = max(score, best_score)
             watch.restart()
             if everyone.first:
                 if is_best:
                     timeless_log = [{key: row[key] for key in row if key not in TIMED_KEYS} for row in log]
-                    best = {"settings": settings.model_dump(), "network": ema.average.state_dict(), "log": timeless_log}
-                    best |= {"full_size": full_size, "classes": list(collection.classes)}
+                    best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
+                    best |= {"log": timeless_log, "full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
                 write_log(fold, log)
@@ -280,8 +280,8 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        best = max(log, key=lambda row: row.get(key_of_score) or -1.0)
-        cut = f" (best cut {best['val_dice_cut']:.3f})" if binary else ""
+        best_row = max(log, key=lambda row: row.get(key_of_score) or -1.0)
+        cut = f" (best cut {best_row['val_dice_cut']:.3f})" if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
             f"{fold.best}: {name_of_score} {best_score:.5f} on held-out pictures at full size{cut}, after "

@@ -5,6 +5,7 @@ its confusion matrix says; and for `report` the prediction itself: probabilities
 map. The `.npz` comes last and names the zip by its hash: a kill between the two leaves a zip that nothing names.
 """
 import pathlib
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -59,15 +60,16 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
                 counts = histograms_keeping(ensemble.with_grid, batches, names, collection.truth, keep)
-                found, judged = {"histograms": counts}, f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
+                found: dict[str, Any] = {"histograms": counts}
+                judged = f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
                 confused = confusions(predict, batches, names, collection.truth, settings.task.count, keep)
                 found = {**confused._asdict(), "classes": np.array(collection.classes)}
                 scores = class_scores(confused)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
-        hashes = {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
+        found |= {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, names=np.array(names), **found, **hashes)
+            np.savez_compressed(file, allow_pickle=False, names=np.array(names), **found)
     print(
         f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
         f"in {run.oof(fold)}."
