@@ -467,7 +467,7 @@ def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
         if step == STEPS_PER_EPOCH:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: (next(dice_of_epochs), 0.5))
+    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: {"val_dice": next(dice_of_epochs), "val_dice_cut": 0.5})
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", interrupt_after_the_first_epoch)
         assert pipeline("train", "--run", "new") == 1
