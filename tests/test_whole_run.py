@@ -460,14 +460,14 @@ def test_a_batch_that_cannot_be_shared_out_is_a_problem(
 def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, dice_of_epochs = Ema.update, iter((0.9, 0.8, 0.7))
+    update, judgements = Ema.update, iter([{"val_dice": score, "val_dice_cut": 0.5} for score in (0.9, 0.8, 0.7)])
 
     def interrupt_after_the_first_epoch(self: Ema, step: int) -> None:
         update(self, step)
         if step == STEPS_PER_EPOCH:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: (next(dice_of_epochs), 0.5))
+    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: next(judgements))
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", interrupt_after_the_first_epoch)
         assert pipeline("train", "--run", "new") == 1

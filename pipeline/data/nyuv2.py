@@ -88,7 +88,7 @@ class NyuV2:
         return self.class_of_label[labels]
 
     def folds(self, count: int) -> pd.DataFrame:
-        """Columns image, group (the room) and fold: the official split where it is there, else whole rooms by chance.
+        """Columns image, group (the room) and fold: the official split where it is there, else `count` folds of rooms.
 
         Of the official split fold 0 holds out the test pictures, so that FOLD=0 is trained on the training pictures.
         """
