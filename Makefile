@@ -55,6 +55,12 @@ bench-kaggle: ## the speed of downloading and verifying, against a plain copy an
 bench-predict: ## the speed from test pictures to a submission, against the usual way (DATA RUN IMAGES)
 	$(PY) -m benchmarks.predict$(call given,--data,DATA)$(call given,--run,RUN)$(call given,--images,IMAGES)
 
+torture: ## kills, full disks, bad files: a table of what every stage bore (ROOMS SEED SHORT)
+	$(PY) -m tests.torture$(foreach room,$(ROOMS), $(call quote,$(room)))$(call given,--seed,SEED)$(call \
+		switch,--short,SHORT)
+soak: ## predict 100,064 pictures, watched for memory and files that are not given back (IMAGES)
+	$(PY) -m tests.torture.soak$(call given,,IMAGES)
+
 ##@ House-keeping
 lint: ## flake8
 	$(PY) -m flake8 pipeline benchmarks tests docs
@@ -89,7 +95,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## OFFLINE=1                demo: without the server that stands in for Kaggle
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
-## SEED=0                   demo, demo-data: another number draws other cars
+## SEED=0                   demo, demo-data: another number draws other cars; torture: other moments
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
 ## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
 ## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
@@ -100,7 +106,9 @@ clean: ## remove caches; data, runs and submissions stay
 ## DETERMINISTIC=1          train: the same bits each time, on a GPU too, if slower
 ## STEPS=5                  bench-train: timed steps of each loop
 ## BATCH=2                  bench-train: pictures a step
-## IMAGES=800               bench-predict: pictures to predict; with a GPU without it 20,000
+## IMAGES=800               bench-predict, soak: pictures to predict; with a GPU without it 20,000
+## ROOMS="kills faults"     torture: of kills, faults and inputs; without it all
+## SHORT=1                  torture: a few of each
 ## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
 ## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
 ## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
@@ -150,7 +158,8 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data shrink folds train find-batch validate threshold blend predict cutout check \
-	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
+	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle torture soak lint types \
+	unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
