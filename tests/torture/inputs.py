@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import importlib
 import io
+import multiprocessing
 import os
 import pathlib
 import random
@@ -175,6 +176,8 @@ def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | Non
         place = copy_place(first, folder / f"case{number}")
         case.spoil(place)
         yield try_case(place, case)
+        for worker in multiprocessing.active_children():  # of a stage that stopped: a process of its own would end them
+            worker.terminate()
         shutil.rmtree(place.folder)
 
 
