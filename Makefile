@@ -60,6 +60,9 @@ torture: ## kills, full disks, bad files: a table of what every stage bore (ROOM
 		switch,--short,SHORT)
 soak: ## predict 100,064 pictures, watched for memory and files that are not given back (IMAGES)
 	$(PY) -m tests.torture.soak$(call given,,IMAGES)
+fuzz: ## bytes that nobody thought of into the decoder, the checker and the readers of files (SECONDS)
+	$(PY) -m pip install -qq --disable-pip-version-check atheris==3.0.0
+	$(PY) -m tests.torture.fuzz $(or $(SECONDS),600)
 
 ##@ House-keeping
 lint: ## flake8
@@ -109,6 +112,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## IMAGES=800               bench-predict, soak: pictures to predict; with a GPU without it 20,000
 ## ROOMS="kills faults"     torture: of kills, faults and inputs; without it all
 ## SHORT=1                  torture: a few of each
+## SECONDS=60               fuzz: for each of them; without it 600
 ## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
 ## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
 ## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
@@ -158,7 +162,7 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data shrink folds train find-batch validate threshold blend predict cutout check \
-	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle torture soak lint types \
+	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle torture soak fuzz lint types \
 	unit lock
 $(run_python): $(venv)
 help:
