@@ -188,6 +188,7 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
     ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")
+    head = git.commit()
     shutil.rmtree("runs/lost")
     submission.unlink()
 
@@ -197,7 +198,7 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
     done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert (sha256(best), submission.read_bytes()) == (weights, rows)
-    in_git("checkout", "-q", "-")  # to the ledger that has the row
+    in_git("checkout", "-q", head)  # whose ledger has the row
     assert main(["reproduce", "2", "--go", "--data", str(demo_folder)]) == 0
     assert f"came out with the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
 
