@@ -63,6 +63,15 @@ bench-predict: ## the speed from test pictures to a submission, against the usua
 bench-rooms: ## what two minutes teach on drawn rooms, against one class everywhere
 	$(PY) -m benchmarks.rooms$(if $(SET), --set$(foreach word,$(SET), $(call quote,$(word))))
 
+torture: ## kills, full disks, bad files: a table of what every stage bore (ROOMS SEED SHORT)
+	$(PY) -m tests.torture$(foreach room,$(ROOMS), $(call quote,$(room)))$(call given,--seed,SEED)$(call \
+		switch,--short,SHORT)
+soak: ## predict 100,064 pictures, watched for memory and files that are not given back (IMAGES)
+	$(PY) -m tests.torture.soak$(call given,,IMAGES)
+fuzz: ## bytes that nobody thought of into the decoder, the checker and the readers of files (SECONDS)
+	$(PY) -m pip install -qq --disable-pip-version-check atheris==3.0.0
+	$(PY) -m tests.torture.fuzz $(or $(SECONDS),600)
+
 ##@ House-keeping
 lint: ## flake8
 	$(PY) -m flake8 pipeline benchmarks tests docs
@@ -105,7 +114,7 @@ clean: ## remove caches; data, runs and submissions stay
 ## OFFLINE=1                demo: without the server that stands in for Kaggle
 ## CARS=32                  demo, demo-data: cars to train on
 ## TEST_CARS=8              demo, demo-data: cars to predict
-## SEED=0                   demo, demo-data, demo-rooms: another number draws other cars, or rooms
+## SEED=0                   demo, demo-data, demo-rooms: another number draws others; torture: other moments
 ## SCENES=48                demo-rooms: rooms, of four pictures each
 ## SPLITS=1                 demo-rooms: a splits.mat, too, with the first half of the rooms to train on
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
@@ -119,7 +128,10 @@ clean: ## remove caches; data, runs and submissions stay
 ## DETERMINISTIC=1          train: the same bits each time, on a GPU too, if slower
 ## STEPS=5                  bench-train: timed steps of each loop
 ## BATCH=2                  bench-train: pictures a step
-## IMAGES=800               bench-predict: pictures to predict; with a GPU without it 20,000
+## IMAGES=800               bench-predict, soak: pictures to predict; with a GPU without it 20,000
+## ROOMS="kills faults"     torture: of kills, faults and inputs; without it all
+## SHORT=1                  torture: a few of each
+## SECONDS=60               fuzz: for each of them; without it 600
 ## UPGRADE=1                lock: the newest versions in range; without it only what setup.cfg asks for
 ## PYTHON=python3.12        makes .venv; without it the first of python3.13, 3.12, 3.11 and python3 that can
 ## PY=python3               runs everything, with the packages that it has; without it .venv, set up if need be
@@ -169,8 +181,8 @@ endif
 	@echo $(lock_hash) > $@
 
 run_python := demo download demo-data demo-rooms shrink folds train find-batch validate threshold blend predict cutout \
-	check submit submission score leaderboard reproduce report compare bench-train bench-predict bench-kaggle bench-rooms \
-	lint types unit lock
+	check submit submission score leaderboard reproduce report compare bench-train bench-predict bench-kaggle bench-report \
+	bench-rooms torture soak fuzz lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \

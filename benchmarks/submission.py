@@ -26,7 +26,7 @@ SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
     names = test_names(ROWS)
     path = folder / "submission.csv.gz"
-    masks = cycled(np.load(masks_path))
+    masks = cycled(np.load(masks_path, allow_pickle=False))
     write_s = seconds_of(lambda: writer.write(path, carvana.SUBMISSION_HEADER, zip(names, masks)))
     write_peak_mb = peak_mb()
     check_s = seconds_of(lambda: check(path, names))

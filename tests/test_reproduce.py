@@ -175,6 +175,34 @@ def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: p
     assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
 
 
+def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
+    checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By the commands that a row prints and nothing else; then --go takes the new weights for the row's own."""
+    words = ("--config", "configs/tiny.yaml", "--run", "lost", "--data", str(demo_folder))
+    trained = ("--set", "train.epochs=1", "train.learning_rate=1e-2", "predict.batch_size=4", "predict.tta=none")
+    for stage in ("folds", "train", "validate", "threshold", "predict"):
+        assert main([stage, *words, "--fold", "1", *trained]) == 0
+    best, submission = pathlib.Path("runs/lost/fold1/best.pt"), pathlib.Path("submissions/lost.csv.gz")
+    about, weights, rows = origin.find(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
+    ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
+    in_git("add", ".")
+    in_git("commit", "-qm", "the ledger, and nothing else")
+    head = git.commit()
+    shutil.rmtree("runs/lost")
+    submission.unlink()
+
+    script = checkout_output("reproduce", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
+    assert "make train CONFIG=configs/tiny.yaml RUN=lost FOLD=1" in script
+    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert (sha256(best), submission.read_bytes()) == (weights, rows)
+    in_git("checkout", "-q", head)  # whose ledger has the row
+    assert main(["reproduce", "2", "--go", "--data", str(demo_folder)]) == 0
+    assert f"came out with the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.augment import Augment
 from pipeline.data.collection import Collection
@@ -219,7 +219,17 @@ def seed_of(*numbers: int) -> int:
 
 
 def stack(arrays: list[NDArray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
+    return to_hand_on(np.stack(arrays))
+
+
+def to_hand_on(array: NDArray) -> Tensor:
+    """As a tensor, in a worker one in shared memory already.
+
+    Left to the thread that sends it, a full /dev/shm is an error that reaches nobody, and the batch is waited for
+    without end.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor if get_worker_info() is None else tensor.share_memory_()
 
 
 def stack_pairs(pairs: list[tuple[NDArray, NDArray]]) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,12 @@ tuned for one shape meets no other), and can go on beyond a picture that cannot 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.data.competition import Pictures
-from pipeline.data.dataset import Loader, worker_options
+from pipeline.data.dataset import Loader, to_hand_on, worker_options
 from pipeline.data.images import small_shape
 from pipeline.problem import Problem
 
@@ -70,6 +69,6 @@ def filled_batch(pictures: list[Picture], batch_size: int) -> Batch:
         filled = np.zeros((batch_size, *first.shape), np.uint8)
         for place, picture in enumerate(pictures):
             filled[place] = picture.image_of_scale[scale]
-        images[scale] = torch.from_numpy(filled)
+        images[scale] = to_hand_on(filled)
     problems = {picture.name: picture.problem for picture in pictures if picture.problem}
     return Batch([picture.name for picture in pictures], images, problems)

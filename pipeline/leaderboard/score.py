@@ -27,19 +27,19 @@ def score(submission: pathlib.Path, solution: pathlib.Path) -> Score:
         if usage not in (*dice, "Ignored"):
             raise Problem(f"{solution}, line {line}: the Usage {usage[:20]!r} must be Public, Private or Ignored.")
         if name in truth:
-            raise Problem(f"{solution}, line {line}: the image {name[:40]!r} stands there twice.")
+            raise Problem(f"{solution}, line {line}: the image {name[:40]} stands there twice.")
         truth[name] = (text, usage)
     seen = set()
     for line, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER):
         if name in seen:
-            raise Problem(f"{submission}, line {line}: the image {name[:40]!r} stands there twice.")
+            raise Problem(f"{submission}, line {line}: the image {name[:40]} stands there twice.")
         seen.add(name)
         true_text, usage = truth.get(name, ("", "Ignored"))
         if usage in dice:
             prediction = runs_of(text, f"{submission}, line {line}")
             dice[usage].append(rle.dice_score(prediction, runs_of(true_text, f"{solution}, image {name}")))
     if missing := [name for name, (_, usage) in truth.items() if usage in dice and name not in seen]:
-        raise Problem(f"{submission} lacks {len(missing)} images of {solution}, the first is {missing[0][:40]!r}.")
+        raise Problem(f"{submission} lacks {len(missing)} images of {solution}, the first is {missing[0][:40]}.")
     if not any(dice.values()):
         raise Problem(f"{solution} has no image whose Usage is Public or Private; there is nothing to score.")
     public, private = (sum(d) / len(d) if d else None for d in dice.values())

@@ -21,6 +21,7 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
     Raises Problem when the file is missing, cut or no such table, or a row has another number of fields.
     """
     csv.field_size_limit(LONGEST_FIELD)
+    line = 0  # that was read last
     try:
         with open_text(path) as text:
             reader = csv.reader(lines_of(text), strict=True)
@@ -29,13 +30,14 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
                 shown = "nothing" if found is None else repr(",".join(found)[:60])
                 raise Problem(f"{path}, line 1: the header must be {','.join(header)}, not {shown}.")
             for row in reader:
+                line = reader.line_num
                 if len(row) != len(header):
                     where = f"{path}, line {reader.line_num}"
                     raise Problem(f"{where}: {len(row)} fields, but there must be {len(header)}.")
                 yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise Problem(
-            f"{path}, near line {reader.line_num + 1}: a byte {error.object[error.start]:#x} is no plain letter; "
+            f"{path}, near line {line + 1}: a byte {error.object[error.start]:#x} is no plain letter; "
             "save it as ASCII, without a byte-order mark."
         ) from None
     except FileNotFoundError:

@@ -68,7 +68,10 @@ STAGES = tuple(stage for stage in STAGES if stage.name in COMMANDS)  # without t
 
 
 class Places:
-    """The folder of all places: `before/STAGE` and `after/STAGE`, made by undisturbed stages."""
+    """The folder of all places: `before/STAGE` and `after/STAGE`, made by undisturbed stages.
+
+    only: the stages to be disturbed, in their order; what comes after the last of them is not made.
+    """
 
     def __init__(self, folder: pathlib.Path, only: tuple[str, ...] = ()):
         self.folder, self.numbers = folder.resolve(), iter(range(10**9))
@@ -91,6 +94,8 @@ class Places:
             shutil.copytree(place, self.after(stage))
             if stage.name == "demo-data":
                 hand_in_the_solution(place)
+            if only and stage.name == only[-1]:
+                break
 
     def before(self, stage: Stage) -> pathlib.Path:
         return self.folder / "before" / stage.name

@@ -1,0 +1,144 @@
+"""A few of the kills and faults of `make torture`, on the same tiny competition; and that the harness can fail."""
+import os
+import pathlib
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.files import held, locked
+from pipeline.leaderboard.parts import Parts
+from pipeline.problem import Problem
+from pipeline.stages import reproduce
+from tests.torture import faults, kills, place, warm
+from tests.torture.place import STAGES, Places
+from tests.torture.table import Row
+from tests.torture.warm import Plan
+
+QUICK = ("demo-data", "folds", "threshold", "predict")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    """In which all stages were run, undisturbed, and these are then disturbed."""
+    threads = torch.get_num_threads()
+    yield Places(tmp_path_factory.mktemp("torture") / "places", only=QUICK)
+    torch.set_num_threads(threads)
+
+
+def assert_all_well(rows: list[Row], at_least: int) -> None:
+    assert [f"{row.what}: {row.problem}" for row in rows if not row.ok] == []
+    assert len(rows) >= at_least
+
+
+def test_every_stage_that_is_killed_ends_as_if_it_had_not_been(places: Places) -> None:
+    assert_all_well(list(kills.rows(places, random.Random(0), most=2, at_random=0)), at_least=len(QUICK) * 2)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_second_start_says_so_and_leaves(places: Places, name: str) -> None:
+    row = faults.second_start(places, faults.STAGE[name])
+    assert row.ok and "another process" in row.said, row.problem
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) -> None:
+    row = faults.full_within_a_write(places, faults.STAGE[name])
+    assert row.ok and "File too large" in row.said, row.problem
+
+
+def test_parts_of_another_cut_never_get_into_a_submission(places: Places) -> None:
+    row = faults.parts_that_cannot_be_removed(places)
+    assert row.ok and "cannot be removed" in row.said, row.problem
+
+
+def test_training_twice_gives_the_same_bytes_from_the_checkpoint_to_the_csv(places: Places) -> None:
+    first = places.folder / "after" / "predict"
+    with places.copy(faults.STAGE["train"]) as again:
+        for stage in STAGES[STAGES.index(faults.STAGE["train"]) :][:4]:
+            assert places.run(again, stage).code == 0
+        for name in ("runs/tiny/fold0/best.pt", "runs/tiny/oof/fold0.npz", "submissions/tiny.csv.gz"):
+            assert (again / name).read_bytes() == (first / name).read_bytes(), name
+        assert place.difference(place.contents(again), place.contents(first)) == ""
+
+
+# --- the harness can fail -------------------------------------------------------------------------
+
+
+def test_a_stage_that_loses_something_is_found_out(places: Places) -> None:
+    stage = faults.STAGE["predict"]
+    with places.copy(stage) as here:
+        ended = places.run(here, stage)
+        assert ended.code == 0 and ended.steps and places.difference(here, stage) == ""
+        (here / "submissions/tiny.json").write_text("{}")
+        (here / "submissions/tiny.csv.gz").unlink()
+        (here / "submissions/.x.draft").touch()
+        assert places.difference(here, stage) == (
+            "missing: submissions/tiny.csv.gz; too many: submissions/.x.draft; other bytes: submissions/tiny.json"
+        )
+
+
+def test_a_traceback_is_no_sentence() -> None:
+    assert warm.Ended(1, 0.0, "", "folds: Something is wrong.\n").complaint("folds") == ""
+    for code, err in ((1, "Traceback\nfolds: x\n"), (1, ""), (0, "folds: x\n"), (70, "folds: x\n"), (1, "train: x\n")):
+        assert warm.Ended(code, 0.0, "", err).complaint("folds")
+
+
+def test_a_plan_kills_before_its_step(places: Places) -> None:
+    stage = faults.STAGE["folds"]
+    with places.copy(stage) as here:
+        renaming = places.steps["folds"].index("os.rename runs/tiny/folds.csv")
+        assert places.run(here, stage, Plan(die_at=renaming)).code == -9
+        assert (here / "runs/tiny/.folds.csv.draft").exists() and not (here / "runs/tiny/folds.csv").exists()
+
+
+# --- what was found this way ----------------------------------------------------------------------
+
+
+def test_a_worker_holds_no_lock_of_its_killed_owner(tmp_path: pathlib.Path) -> None:
+    script = (
+        "import os, pathlib, time\nfrom pipeline.files import locked\n"
+        f"with locked(pathlib.Path({str(tmp_path / 'lock')!r}), 'busy'):\n"
+        "    if os.fork() == 0:\n        print('ready', flush=True)\n        time.sleep(20)\n        os._exit(0)\n"
+        "    time.sleep(0.2)\n    os.kill(os.getpid(), 9)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, process_group=0)
+    assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
+    assert owner.wait() == -9
+    with locked(tmp_path / "lock", "busy"):
+        assert len(held) == 1
+    assert held == []
+    os.killpg(owner.pid, 9)  # an error, were the worker gone already and nothing shown
+
+
+def test_a_line_that_a_kill_has_cut_is_no_trouble(tmp_path: pathlib.Path) -> None:
+    parts = Parts(tmp_path, ["a", "b"], 1)
+    parts.note_unreadable({"a": "damaged"})
+    with open(parts.unreadable_path, "a") as file:
+        file.write('\n["b", "dama')
+    assert parts.unreadable() == {"a": "damaged"}
+    parts.note_unreadable({"b": "damaged too"})
+    assert parts.unreadable() == {"a": "damaged", "b": "damaged too"}
+
+
+def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(tmp_path, ["a", "b"], 1)
+    parts.path(0).touch()
+    monkeypatch.setattr("shutil.rmtree", lambda *given, **more: None)
+    with pytest.raises(Problem, match="cannot be removed"):
+        parts.open({"cut": 0.5})
+
+
+def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(b"mine, and newer")
+    cut_off = reproduce.kept(path)
+    cut_off.__enter__()
+    path.write_bytes(b"predicted again")  # and killed before it is compared
+    with reproduce.kept(path):
+        path.write_bytes(b"predicted again")
+    assert path.read_bytes() == b"predicted again"
+    assert (tmp_path / "before.x.csv.gz").read_bytes() == b"mine, and newer"
