@@ -58,6 +58,8 @@ bench-kaggle: ## the speed of downloading and verifying, against a plain copy an
 	$(PY) -m benchmarks.kaggle
 bench-predict: ## the speed from test pictures to a submission, against the usual way (DATA RUN IMAGES)
 	$(PY) -m benchmarks.predict$(call given,--data,DATA)$(call given,--run,RUN)$(call given,--images,IMAGES)
+bench-report: ## the time that the report of 5,088 held-out pictures takes (DATA)
+	$(PY) -m benchmarks.report$(call given,--data,DATA)
 
 ##@ House-keeping
 lint: ## flake8
@@ -164,7 +166,7 @@ endif
 
 run_python := demo download demo-data shrink folds train find-batch validate threshold blend predict cutout check \
 	report compare \
-	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle lint types unit lock
+	submit submission score leaderboard reproduce bench-train bench-predict bench-kaggle bench-report lint types unit lock
 $(run_python): $(venv)
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n$(bold)%s$(plain)\n", substr($$0, 5)} /^## / {print "  " substr($$0, 4)} \
