@@ -14,6 +14,7 @@ from pipeline.report.svg import colour, drawing, series, svg_of
 
 WIDTH, HEIGHT = 360, 230
 MARGINS = {"left": 0.15, "right": 0.97, "top": 0.93, "bottom": 0.19}
+RING_UNITS = 270  # smaller, since the page sets it within a ring of photos
 ROW_UNITS = 18  # of a chart with one row a group
 
 
@@ -30,6 +31,8 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(known := {value for _, values in lines.values() for value in values}) == 1:
+            axes.set_ylim(min(known) * 0.995, max(known) * 1.005)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -84,18 +87,18 @@ def ring(lost_by_view: Sequence[float]) -> str:
     """
     values = np.array(lost_by_view) * 1000
     angles = 2 * np.pi * np.arange(len(values)) / len(values)
-    with drawing("ring", WIDTH, WIDTH) as figure:
+    with drawing("ring", RING_UNITS, RING_UNITS) as figure:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="polar")
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(1)  # against the clock
         inner, outer = 0.42, 1.0
         top = float(np.nanmax(values)) or 1.0
         worst = int(np.nanargmax(values))
-        heights = (outer - inner) * values / top * 0.86
+        heights = (outer - inner) * values / top * 0.82
         colours = [colour("missed") if view == worst else colour("accent") for view in range(len(values))]
         axes.bar(angles, heights, 0.72 * 2 * np.pi / len(values), inner, color=colours, linewidth=0)
         for angle, height, value in zip(angles, heights, values):
-            axes.text(angle, inner + height + 0.065, f"{value:.1f}", ha="center", va="center", fontsize=11)
+            axes.text(angle, inner + height + 0.085, f"{value:.1f}", ha="center", va="center", fontsize=11)
         axes.set_ylim(0, outer)
         axes.set_axis_off()
         told = ", ".join(f"{view}: {value:.1f}" for view, value in enumerate(values, start=1))

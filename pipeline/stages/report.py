@@ -119,7 +119,8 @@ def head(
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": [word for word in kicker if word],
-        "headline": headline, "headline_label": label, "facts": facts, "fold_rows": rows, "images": len(images),
+        "headline": headline, "headline_label": label, "facts": [fact for fact in facts if fact[1] != "–"],
+        "fold_rows": rows, "images": len(images),
         "settings": config.changes(Settings(), settings),
         "footer": f"Made by make report RUN={run.name}. Tables: images.csv and suspects.csv beside this page.",
     }  # fmt: skip
@@ -171,7 +172,7 @@ def facts_of(row: Any) -> dict[str, Any]:
     return {
         "make": row.make, "view": row.view, "fold": row.fold, "dice": f"{row.dice:.6f}",
         "title": f"{row.dice:.5f}", "right": f"{overview.shown_make(row.make)}, view {row.view}",
-        "below": f"missed {page.thousands(row.false_background_px)} px, added {page.thousands(row.false_object_px)} px, "
+        "below": f"missed {page.thousands(row.false_background_px)}, added {page.thousands(row.false_object_px)} px, "
         f"{row.img}",
     }  # fmt: skip
 
