@@ -36,6 +36,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
+        suspects        masks that may be wrong, left out of training or put right
         stream          pictures to predict, in batches of one shape, at every scale that is wanted
         synthetic*      cars that nobody photographed, for the demo
 
@@ -52,9 +53,16 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         predictor       mean over runs, folds and views, then full size, then one rounding
         evaluate        what is made of predictions while the next ones are under way
         blend           what each of several runs should weigh
+        kept            what is kept of held-out predictions: histograms, and probabilities to look at
+        preview         a few held-out pictures, for TensorBoard
         cutout          a photo with a transparent background
 
     masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs)
+    analysis/       what is looked at: tables in which a person finds where a run is wrong
+        errors  table   one picture: how much, how far from the edge, where worst; then all of them
+        suspects        masks that confident networks of all runs speak against
+        drift  pieces   test masks against those of training; the connected pieces of run lengths
+        paired          two runs on the same pictures, with an interval of confidence over cars
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
         packing  parts  gzip by several threads; what a kill leaves behind of a prediction
