@@ -25,6 +25,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
         download  demo_data  shrink  folds  train  validate  threshold  blend  predict  check  score
         submit  leaderboard  reproduce
+        report  compare where a run is wrong; where one of two is better
         cutout          any photos, for somebody who wants pictures and no score
         demo            runs most of the others, one after another, as commands
 
@@ -63,6 +64,13 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         suspects        masks that confident networks of all runs speak against
         drift  pieces   test masks against those of training; the connected pieces of run lengths
         paired          two runs on the same pictures, with an interval of confidence over cars
+    report/         how that is shown, in one HTML file
+        palette         the colours, light and dark, told apart by everybody
+        svg  charts     matplotlib's figures as SVG in those colours
+        overview        tables -> charts: where Dice is lost
+        held_out        what a run left behind of its held-out pictures
+        choice  gallery which pictures, and each as a photo with masks and errors to lay over it
+        page            jinja2, and in parts/ the templates, style and script
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
         packing  parts  gzip by several threads; what a kill leaves behind of a prediction

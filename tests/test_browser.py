@@ -13,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.paths import Run
 from pipeline.stages import compare, report
@@ -62,7 +63,10 @@ def open_page(
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
+    browser.get("about:blank")  # a page that is asked for again must not be taken for the one that is still there
     browser.get(address)
+    WebDriverWait(browser, 30).until(lambda it: it.find_elements(By.CSS_SELECTOR, "footer + script"))
+    WebDriverWait(browser, 30).until(lambda it: it.execute_script("return document.readyState") == "complete")
 
 
 def visible_cards(browser: webdriver.Chrome, section: str = "gallery") -> list[dict[str, str]]:
