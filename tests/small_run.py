@@ -34,7 +34,8 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
         rows = [
             {"epoch": epoch, "train_loss": 0.1 / epoch, "val_dice": 0.98 + 0.005 * epoch, "val_dice_cut": 0.5,
-             "images_per_s": 40.0 + fold, "waited_share": 0.01, "lr": 0.001 / epoch, "seconds": 60.0}
+             "images_per_s": 40.0 + fold, "waited_share": 0.01, "lr": 0.001 / epoch, "seconds": 60.0,
+             "device": "CPU, bfloat16, 2 threads", "commit": "0123456789abcdef"}
             for epoch in (1, 2)
         ]  # fmt: skip
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))

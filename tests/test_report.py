@@ -138,6 +138,7 @@ def test_a_report_is_one_file_with_its_tables(place: pathlib.Path, demo_folder: 
     assert len(images) == 64 and images["dice"].between(0.9, 1).all()
     assert f"{images['dice'].mean():.5f}" in text
     assert text.count('<article class="card"') >= 64
+    assert "trained by commit 0123456789<" in text and "on CPU, bfloat16, 2 threads" in text
     assert "empty" in text  # the first row of the submission
     assert list(pd.read_csv(run.report / "suspects.csv").columns)[0] == "img"
     per_card = len(text) / text.count('<article class="card"')

@@ -115,7 +115,7 @@ def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64
         axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
         for row, values in enumerate(dice_of_group.values()):
             shown = np.maximum(values, low)
-            axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.45)
+            axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.8)
         axes.plot(means, range(len(means)), "o", color=colour("accent"), markersize=6.5)
         axes.set_yticks(range(len(means)), list(dice_of_group), color=colour("ink"))
         axes.set_ylim(len(means) - 0.5, -0.5)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import carvana, config, git
+from pipeline import carvana, config
 from pipeline.analysis import drift, suspects
 from pipeline.config import Settings
 from pipeline.data import competition, folds
@@ -110,12 +110,12 @@ def head(
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
     ]
-    commit = git.commit()[:10]
-    last = next(iter(logs.values()))[-1]
+    last = logs[max(logs)][-1]
+    commit = last.get("commit", "")[:10]  # of what trained it; runs from before it was noted have none
     kicker = [
-        f"{settings.model.arch}, {settings.data.scale and f'pictures at 1/{settings.data.scale}'}",
+        f"{settings.model.arch}, pictures at 1/{settings.data.scale}",
         f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
-        f"code {commit}{'' if git.is_clean() else ', changed since'}" if commit else "",
+        f"trained by commit {commit}" if commit else "",
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": [word for word in kicker if word],

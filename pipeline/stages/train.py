@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline import carvana, config
+from pipeline import carvana, config, git
 from pipeline.config import Settings
 from pipeline.data import augment, competition, folds, suspects
 from pipeline.data.dataset import (
@@ -241,7 +241,7 @@ def train_fold(
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row["val_dice"], row["val_dice_cut"] = judge(ema, settings, held_out, dataset.masks, everyone)
-            row["seconds"] = watch.seconds()
+            row |= {"seconds": watch.seconds(), "device": describe(device), "commit": git.commit()}
             log.append(row)
             is_best = row["val_dice"] is not None and row["val_dice"] > best_dice
             best_dice = row["val_dice"] if is_best else best_dice
