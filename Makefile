@@ -105,8 +105,8 @@ clean: ## remove caches; data, runs and submissions stay
 ## TEST_CARS=8              demo, demo-data: cars to predict
 ## SEED=0                   demo, demo-data: another number draws other cars
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
-## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=; compare: two;
-##                          report: more runs that must accuse a mask before it is a suspect
+## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
+##                          compare: two; report: more that must accuse a mask before it is a suspect
 ## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
 ## PHOTO="a.jpg b.jpg"      cutout: of any size
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller

@@ -21,7 +21,7 @@ ROW_UNITS = 18  # of a chart with one row a group
 def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, log: bool) -> str:
     """Lines over epochs. lines: what each is -> (epochs, values); one value alone is a dot."""
     with drawing(name, WIDTH, HEIGHT) as figure:
-        axes = figure.subplots(gridspec_kw=MARGINS)
+        axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
         for number, (line, (epochs, values)) in enumerate(lines.items()):
             axes.plot(epochs, values, color=series(number), marker="o", markersize=3.5, label=line)
         if log:
@@ -166,15 +166,18 @@ def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, ND
 
 
 def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """A row a group: (mean difference, low, high end of its interval), around a line at 0."""
+    """A row a group: (mean difference, low, high end of its interval), around a line at 0.
+
+    Grey is what holds 0, or has no interval (NaN).
+    """
     values = np.array(list(rows.values())) * 1000
     units = ROW_UNITS * len(rows) + 52
     with drawing(name, WIDTH, units) as figure:
         axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
         places = range(len(rows))
         axes.axvline(0, color=colour("soft"), linewidth=1)
-        tints = [colour("faint") if low <= 0 <= high else colour("accent" if mean > 0 else "missed")
-                 for mean, low, high in values]  # fmt: skip
+        tints = [colour("accent") if low > 0 else colour("missed") if high < 0 else colour("faint")
+                 for _, low, high in values]  # fmt: skip
         axes.hlines(places, values[:, 1], values[:, 2], color=tints, linewidth=2)
         axes.scatter(values[:, 0], places, color=tints, s=34, zorder=3)
         axes.set_yticks(places, list(rows), color=colour("ink"))

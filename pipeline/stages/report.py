@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import carvana, config
-from pipeline.analysis import drift, suspects
+from pipeline.analysis import drift, errors, suspects
 from pipeline.config import Settings
 from pipeline.data import competition, folds
 from pipeline.files import write_text
@@ -257,18 +257,17 @@ def sample(names: pd.Series, odd: pd.Series, there: set[str]) -> list[str]:
 def test_cards(
     submission: pathlib.Path, pictures: competition.Pictures, names: Iterable[str], why: dict[str, str]
 ) -> Iterator[gallery.Card]:
-    """Cards of predictions whose truth nobody knows."""
+    """Cards of predictions whose truth nobody knows, with the place where their edge is longest."""
     wanted = set(names)
     text_of = {name: text for _, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER) if name in wanted}
     for name in names:
         mask = rle.decode(text_of[name], *SIZE)
-        rows, columns = np.nonzero(mask[::4, ::4])
-        spot = (4 * int(rows.min()), 4 * int(np.median(columns))) if len(rows) else (SIZE[0] // 2, SIZE[1] // 2)
+        row, column, _ = errors.worst_spot(gallery.edge_of(mask), errors.WORST_WINDOW_PX)
         facts = {
             "title": f"{mask.mean():.1%}", "right": f"view {carvana.view_of(name)}",
             "below": f"{why[name]}, {name}" if name in why else name,
         }  # fmt: skip
-        yield gallery.card(name, *photos(pictures, name), None, mask, spot, facts, ("test",))
+        yield gallery.card(name, *photos(pictures, name), None, mask, (row, column), facts, ("test",))
 
 
 def runs_of(masks: competition.Masks, name: str) -> np.ndarray:
