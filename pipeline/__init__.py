@@ -26,6 +26,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
         download  demo_data  demo_rooms  shrink  folds  train  validate  threshold  blend  predict  check  score
         submit  leaderboard  reproduce
+        report  compare where a run is wrong; where one of two is better
         cutout          any photos, for somebody who wants pictures and no score
         demo            runs most of the others, one after another, as commands
 
@@ -39,6 +40,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         folds           which car is held out when; no make on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
+        suspects        masks that may be wrong, left out of training or put right
         stream          pictures to predict, in batches of one shape, at every scale that is wanted
         synthetic*      cars that nobody photographed, for the demo
         nyuv2*          rooms with depth out of NYU Depth v2, one file; what its 894 words mean in 40 and 13 classes
@@ -58,10 +60,24 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         class_maps      the same mean of several classes, then the largest
         evaluate        what is made of predictions while the next ones are under way
         blend           what each of several runs should weigh
+        kept            what is kept of held-out predictions: histograms, and probabilities to look at
+        preview         a few held-out pictures, for TensorBoard
         cutout          a photo with a transparent background
 
     masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs),
                     confusion (scores of classes), palette (colours for them)
+    analysis/       what is looked at: tables in which a person finds where a run is wrong
+        errors  table   one picture: how much, how far from the edge, where worst; then all of them
+        suspects        masks that confident networks of all runs speak against
+        drift  pieces   test masks against those of training; the connected pieces of run lengths
+        paired          two runs on the same pictures, with an interval of confidence over cars
+    report/         how that is shown, in one HTML file
+        palette         the colours, light and dark, told apart by everybody
+        svg  charts     matplotlib's figures as SVG in those colours
+        overview        tables -> charts: where Dice is lost
+        held_out        what a run left behind of its held-out pictures
+        choice  gallery which pictures, and each as a photo with masks and errors to lay over it
+        page            jinja2, and in parts/ the templates, style and script
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score
         packing  parts  gzip by several threads; what a kill leaves behind of a prediction

@@ -14,13 +14,14 @@ from pipeline.report.svg import colour, drawing, series, svg_of
 
 WIDTH, HEIGHT = 360, 230
 MARGINS = {"left": 0.15, "right": 0.97, "top": 0.93, "bottom": 0.19}
+RING_UNITS = 270  # smaller, since the page sets it within a ring of photos
 ROW_UNITS = 18  # of a chart with one row a group
 
 
 def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, log: bool) -> str:
     """Lines over epochs. lines: what each is -> (epochs, values); one value alone is a dot."""
     with drawing(name, WIDTH, HEIGHT) as figure:
-        axes = figure.subplots(gridspec_kw=MARGINS)
+        axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
         for number, (line, (epochs, values)) in enumerate(lines.items()):
             axes.plot(epochs, values, color=series(number), marker="o", markersize=3.5, label=line)
         if log:
@@ -30,6 +31,8 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(known := {value for _, values in lines.values() for value in values}) == 1:
+            axes.set_ylim(min(known) * 0.995, max(known) * 1.005)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -84,18 +87,18 @@ def ring(lost_by_view: Sequence[float]) -> str:
     """
     values = np.array(lost_by_view) * 1000
     angles = 2 * np.pi * np.arange(len(values)) / len(values)
-    with drawing("ring", WIDTH, WIDTH) as figure:
+    with drawing("ring", RING_UNITS, RING_UNITS) as figure:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="polar")
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(1)  # against the clock
         inner, outer = 0.42, 1.0
         top = float(np.nanmax(values)) or 1.0
         worst = int(np.nanargmax(values))
-        heights = (outer - inner) * values / top * 0.86
+        heights = (outer - inner) * values / top * 0.82
         colours = [colour("missed") if view == worst else colour("accent") for view in range(len(values))]
         axes.bar(angles, heights, 0.72 * 2 * np.pi / len(values), inner, color=colours, linewidth=0)
         for angle, height, value in zip(angles, heights, values):
-            axes.text(angle, inner + height + 0.065, f"{value:.1f}", ha="center", va="center", fontsize=11)
+            axes.text(angle, inner + height + 0.085, f"{value:.1f}", ha="center", va="center", fontsize=11)
         axes.set_ylim(0, outer)
         axes.set_axis_off()
         told = ", ".join(f"{view}: {value:.1f}" for view, value in enumerate(values, start=1))
@@ -112,7 +115,7 @@ def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64
         axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
         for row, values in enumerate(dice_of_group.values()):
             shown = np.maximum(values, low)
-            axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.45)
+            axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.8)
         axes.plot(means, range(len(means)), "o", color=colour("accent"), markersize=6.5)
         axes.set_yticks(range(len(means)), list(dice_of_group), color=colour("ink"))
         axes.set_ylim(len(means) - 0.5, -0.5)
@@ -163,15 +166,18 @@ def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, ND
 
 
 def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """A row a group: (mean difference, low, high end of its interval), around a line at 0."""
+    """A row a group: (mean difference, low, high end of its interval), around a line at 0.
+
+    Grey is what holds 0, or has no interval (NaN).
+    """
     values = np.array(list(rows.values())) * 1000
     units = ROW_UNITS * len(rows) + 52
     with drawing(name, WIDTH, units) as figure:
         axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
         places = range(len(rows))
         axes.axvline(0, color=colour("soft"), linewidth=1)
-        tints = [colour("faint") if low <= 0 <= high else colour("accent" if mean > 0 else "missed")
-                 for mean, low, high in values]  # fmt: skip
+        tints = [colour("accent") if low > 0 else colour("missed") if high < 0 else colour("faint")
+                 for _, low, high in values]  # fmt: skip
         axes.hlines(places, values[:, 1], values[:, 2], color=tints, linewidth=2)
         axes.scatter(values[:, 0], places, color=tints, s=34, zorder=3)
         axes.set_yticks(places, list(rows), color=colour("ink"))

@@ -74,6 +74,11 @@ def errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np
     return ((truth & ~predicted) * MISSED_CLASS + (predicted & ~truth) * ADDED_CLASS).astype(np.uint8)
 
 
+def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask that touch its background."""
+    return mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
 def small_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The errors on the small grid: a cell is wrong when at least an eighth of its pixels are, in the way most are."""
     missed, added = (cover(wrong) for wrong in (truth & ~predicted, predicted & ~truth))

@@ -102,7 +102,7 @@ def curve_panels(logs: Mapping[int, Sequence[dict]]) -> list[Panel]:
     panels = []
     for key, title, label, log in (
         ("train_loss", "Loss", "training loss", True),
-        ("val_dice", "Dice", "Dice of held-out makes", False),
+        ("val_dice", "Dice", "held-out Dice", False),
         ("lr", "Learning rate", "at the epoch's end", False),
         ("images_per_s", "Speed", "images/s in training", False),
     ):

@@ -11,9 +11,9 @@ LIGHT = {
     "soft": "#5b616b",  # text of second rank
     "line": "#dddad3",  # between cards and rows
     "grid": "#eceae5",  # in charts
-    "faint": "#8b9099",  # dots and lines that are many
+    "faint": "#81868f",  # dots and lines that are many
     "accent": "#0072b2",  # Okabe and Ito's blue
-    "missed": "#c44e00",  # their vermilion, a little darker so that text can be in it
+    "missed": "#b94900",  # their vermilion, a little darker so that text can be in it
     "added": "#0072b2",
 }
 DARK = {
@@ -32,7 +32,7 @@ DARK = {
 MISSED, ADDED = (213, 94, 0), (0, 114, 178)
 CAR = (0, 158, 115)  # their bluish green
 # A line for each fold or run: their colours, as the two sets can carry them.
-SERIES_LIGHT = ("#0072b2", "#c44e00", "#00785a", "#a8508a", "#8a6d00", "#3b7ea6")
+SERIES_LIGHT = ("#0072b2", "#b94900", "#00785a", "#a8508a", "#8a6d00", "#3b7ea6")
 SERIES_DARK = ("#56b4e9", "#ff8a3d", "#2fc79d", "#e08dc0", "#e0b000", "#9ad2f5")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import carvana, config, git
-from pipeline.analysis import drift, suspects
+from pipeline import carvana, config
+from pipeline.analysis import drift, errors, suspects
 from pipeline.config import Settings
 from pipeline.data import competition, folds
 from pipeline.files import write_text
@@ -110,16 +110,17 @@ def head(
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
     ]
-    commit = git.commit()[:10]
-    last = next(iter(logs.values()))[-1]
+    last = logs[max(logs)][-1]
+    commit = last.get("commit", "")[:10]  # of what trained it; runs from before it was noted have none
     kicker = [
-        f"{settings.model.arch}, {settings.data.scale and f'pictures at 1/{settings.data.scale}'}",
+        f"{settings.model.arch}, pictures at 1/{settings.data.scale}",
         f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
-        f"code {commit}{'' if git.is_clean() else ', changed since'}" if commit else "",
+        f"trained by commit {commit}" if commit else "",
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": [word for word in kicker if word],
-        "headline": headline, "headline_label": label, "facts": facts, "fold_rows": rows, "images": len(images),
+        "headline": headline, "headline_label": label, "facts": [fact for fact in facts if fact[1] != "–"],
+        "fold_rows": rows, "images": len(images),
         "settings": config.changes(Settings(), settings),
         "footer": f"Made by make report RUN={run.name}. Tables: images.csv and suspects.csv beside this page.",
     }  # fmt: skip
@@ -171,7 +172,7 @@ def facts_of(row: Any) -> dict[str, Any]:
     return {
         "make": row.make, "view": row.view, "fold": row.fold, "dice": f"{row.dice:.6f}",
         "title": f"{row.dice:.5f}", "right": f"{overview.shown_make(row.make)}, view {row.view}",
-        "below": f"missed {page.thousands(row.false_background_px)} px, added {page.thousands(row.false_object_px)} px, "
+        "below": f"missed {page.thousands(row.false_background_px)}, added {page.thousands(row.false_object_px)} px, "
         f"{row.img}",
     }  # fmt: skip
 
@@ -256,18 +257,17 @@ def sample(names: pd.Series, odd: pd.Series, there: set[str]) -> list[str]:
 def test_cards(
     submission: pathlib.Path, pictures: competition.Pictures, names: Iterable[str], why: dict[str, str]
 ) -> Iterator[gallery.Card]:
-    """Cards of predictions whose truth nobody knows."""
+    """Cards of predictions whose truth nobody knows, with the place where their edge is longest."""
     wanted = set(names)
     text_of = {name: text for _, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER) if name in wanted}
     for name in names:
         mask = rle.decode(text_of[name], *SIZE)
-        rows, columns = np.nonzero(mask[::4, ::4])
-        spot = (4 * int(rows.min()), 4 * int(np.median(columns))) if len(rows) else (SIZE[0] // 2, SIZE[1] // 2)
+        row, column, _ = errors.worst_spot(gallery.edge_of(mask), errors.WORST_WINDOW_PX)
         facts = {
             "title": f"{mask.mean():.1%}", "right": f"view {carvana.view_of(name)}",
             "below": f"{why[name]}, {name}" if name in why else name,
         }  # fmt: skip
-        yield gallery.card(name, *photos(pictures, name), None, mask, spot, facts, ("test",))
+        yield gallery.card(name, *photos(pictures, name), None, mask, (row, column), facts, ("test",))
 
 
 def runs_of(masks: competition.Masks, name: str) -> np.ndarray:

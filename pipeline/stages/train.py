@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline import config
+from pipeline import config, git
 from pipeline.config import Settings
 from pipeline.curves import Curves
 from pipeline.data import augment, folds, suspects
@@ -60,7 +60,8 @@ FREE_KEYS = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
 )
-TIMED_KEYS = ("images_per_s", "waited_share", "seconds")  # best.pt has none: the same training, the same bytes
+# Of an epoch what tells of the circumstances: best.pt has none of it, so that the same training gives the same bytes.
+CIRCUMSTANCES = ("images_per_s", "waited_share", "seconds", "device", "commit")
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
 NAMES_TOLD = 8  # pictures of a batch that an error lists
 
@@ -254,7 +255,7 @@ def train_fold(
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row |= judge(ema, settings, held_out, collection, everyone)
-            row["seconds"] = watch.seconds()
+            row |= {"seconds": watch.seconds(), "device": describe(device), "commit": git.commit()}
             log.append(row)
             score = row.get(key_of_score) or -1.0
             is_best = score > best_score
@@ -262,9 +263,9 @@ def train_fold(
             watch.restart()
             if everyone.first:
                 if is_best:
-                    timeless_log = [{key: row[key] for key in row if key not in TIMED_KEYS} for row in log]
+                    its_log = [{key: row[key] for key in row if key not in CIRCUMSTANCES} for row in log]
                     best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-                    best |= {"log": timeless_log, "full_size": full_size, "classes": list(collection.classes)}
+                    best |= {"log": its_log, "full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
                 write_log(fold, log)

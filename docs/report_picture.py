@@ -1,0 +1,53 @@
+"""The README's picture of the report, after `make demo` and `make report CONFIG=configs/demo.yaml`.
+
+It wants the Chromium of `make browser`. Three pieces of the page are set side by side.
+"""
+import base64
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "runs/demo/report/index.html"
+WIDTH_PX, HEIGHT_PX = 1400, 920
+PIECES = (("light", "body", -10), ("dark", ".turntable", -105), ("light", "#gallery", 0))
+
+
+def main() -> None:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(word)
+    browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        first, ring, gallery = (shot(browser, *piece) for piece in PIECES)
+    finally:
+        browser.quit()
+    path = ROOT / "docs/report.png"
+    picture = cv2.resize(np.vstack((first, ring, gallery)), None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(path), picture)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+def shot(browser: webdriver.Chrome, scheme: str, selector: str, offset_px: int) -> np.ndarray:
+    """What the window shows when the element is at its top, BGR."""
+    size = {"width": WIDTH_PX, "height": HEIGHT_PX, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.get(PAGE.as_uri())
+    browser.execute_script(
+        "document.documentElement.style.scrollBehavior = 'auto'; window.scrollTo(0, scrollY + arguments[1] + "
+        "document.querySelector(arguments[0]).getBoundingClientRect().top)", selector, offset_px,
+    )  # fmt: skip
+    data = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"])
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A run that nobody trained, for tests of the report: masks of the demo, moved and blurred, are its predictions."""
+import gzip
+import json
+import pathlib
+
+import cv2
+import numpy as np
+
+from pipeline import carvana, config
+from pipeline.analysis.table import probability_of
+from pipeline.data import competition, folds
+from pipeline.files import sha256, write_json, write_text
+from pipeline.inference.kept import keeping, png
+from pipeline.masks import dice, rle
+from pipeline.paths import Run
+
+SCALE = 8
+
+
+def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
+    """`runs/NAME/` as two trained and judged folds would leave it; each prediction lies a little beside its mask."""
+    run = Run(name)
+    cars = sorted({carvana.car_of(picture) for picture in competition.Pictures(folder, "train").names})
+    makes = competition.read_makes(folder)
+    table = folds.assign({car: makes[car] for car in cars}, folds=2)
+    write_text(run.folds, table.to_csv(index=False))
+    words = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
+    settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", words)
+    masks = competition.open_masks(folder)
+    for fold in (0, 1):
+        held_out = table[table["fold"] == fold]["car_id"]
+        names = [carvana.image_name(car, view) for car in held_out for view in carvana.VIEW_NUMBERS]
+        write_text(run.fold(fold).config, config.dump(settings))
+        write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
+        rows = [
+            {"epoch": epoch, "train_loss": 0.1 / epoch, "val_dice": 0.98 + 0.005 * epoch, "val_dice_cut": 0.5,
+             "images_per_s": 40.0 + fold, "waited_share": 0.01, "lr": 0.001 / epoch, "seconds": 60.0,
+             "device": "CPU, bfloat16, 2 threads", "commit": "0123456789abcdef"}
+            for epoch in (1, 2)
+        ]  # fmt: skip
+        write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
+        histograms = []
+        with keeping(run.oof_probabilities(fold)) as keep:
+            for number, picture in enumerate(names):
+                share = predicted(masks.coverage(picture, SCALE), shift_cells * (1 + number % 5) / 5)
+                keep(picture, png(share))
+                full = probability_of(share, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+                histograms.append(dice.histogram(full, masks.read(picture)))
+        with open(run.oof(fold), "wb") as file:
+            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
+            np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
+    write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
+    return run
+
+
+def predicted(share_u8: np.ndarray, shift_cells: float) -> np.ndarray:
+    """A coverage, moved to the right and blurred, as uint8 of the same shape."""
+    move = np.array([[1, 0, shift_cells], [0, 1, 0]], np.float32)
+    return cv2.GaussianBlur(cv2.warpAffine(share_u8, move, share_u8.shape[::-1]), (3, 3), 0)
+
+
+def submit(run: Run, folder: pathlib.Path) -> None:
+    """A submission with one mask for every test picture, but an empty one for the first."""
+    names = competition.Pictures(folder, "test").names
+    mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), bool)
+    mask[400:1000, 500:1400] = True
+    lines = [f"{name},{rle.encode(mask) if number else ''}\n" for number, name in enumerate(names)]
+    run.submission.parent.mkdir(exist_ok=True)
+    with gzip.open(run.submission, "wt") as file:
+        file.write(",".join(carvana.SUBMISSION_HEADER) + "\n" + "".join(lines))

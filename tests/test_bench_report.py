@@ -1,0 +1,38 @@
+"""`make bench-report`: what it pretends is a run like others, with suspects where it put them."""
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+from benchmarks import suspects as planted
+from pipeline.data import competition
+
+
+def test_the_figures_are_those_of_a_whole_report(
+    demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(report, "FOLDS", 2)
+    monkeypatch.setattr(report, "DISTINCT_CARS", 1)
+    monkeypatch.setattr(report, "WRONG_SHARE", 0.05)
+    monkeypatch.setattr(sys, "argv", ["report", "--data", str(demo_folder), "--cars", "2"])
+    report.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("32 pictures of real cars") and "32 held-out pictures are analysed" in "\n".join(lines)
+    figures = json.loads(lines[-1])
+    assert figures["seconds_5088"] is None and figures["pictures"] == 32  # the time of all was not measured
+    assert figures["suspects"] == round(0.05 * 32) and figures["page_mb"] > 0.1
+
+
+def test_planted_masks_are_wrong_and_the_others_are_not(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    copy = tmp_path / "planted"
+    planted.plant(demo_folder, copy, share=0.1, seed=0)
+    kind_of = json.loads((copy / "planted.json").read_text())
+    right, wrong = competition.open_masks(demo_folder), competition.open_masks(copy)
+    assert sorted(one["kind"] for one in kind_of.values()) == sorted(planted.KINDS * 2)
+    for name in right.names:
+        differ = np.count_nonzero(right.read(name) ^ wrong.read(name))
+        assert differ == kind_of.get(name, {"px": 0})["px"] and (differ > 500) == (name in kind_of)
+    assert competition.Pictures(copy, "train").names == right.names

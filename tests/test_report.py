@@ -1,0 +1,200 @@
+"""The report's parts by known answers, and its page as text; `test_browser.py` opens it in a browser."""
+import base64
+import io
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_run
+from PIL import Image
+
+from pipeline.paths import Run
+from pipeline.problem import Problem
+from pipeline.report import charts, choice, gallery, overview, page, palette
+from pipeline.stages import compare, report
+
+GROUNDS = ("page", "card")
+# Viénot, Brettel and Mollon 1999, for linear RGB: what a person without long- or middle-wave cones sees.
+BLIND = {
+    "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+}
+
+
+@pytest.fixture(scope="module")
+def place(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A folder with the runs `one` and, worse, `two`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("runs"))
+        small_run.make("one", demo_folder, shift_cells=0.4)
+        small_run.make("two", demo_folder, shift_cells=0.8)
+        yield pathlib.Path.cwd()
+
+
+@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
+def test_text_and_lines_have_the_contrast_that_wcag_asks_for(colours: dict[str, str]) -> None:
+    for ground in GROUNDS:
+        for text in ("ink", "soft", "accent", "missed", "added"):
+            assert palette.contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        assert palette.contrast(colours["faint"], colours[ground]) >= 3
+
+
+@pytest.mark.parametrize("colours, series", [
+    (palette.LIGHT, palette.SERIES_LIGHT), (palette.DARK, palette.SERIES_DARK),
+], ids=["light", "dark"])  # fmt: skip
+def test_every_line_of_a_chart_stands_out_from_its_card(colours: dict[str, str], series: tuple[str, ...]) -> None:
+    assert min(palette.contrast(line, colours["card"]) for line in series) >= 3
+
+
+def test_the_contrast_of_black_on_white_is_21() -> None:
+    assert palette.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert palette.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("blind", BLIND)
+def test_missed_and_added_differ_for_the_colour_blind(blind: str) -> None:
+    pairs = [(palette.LIGHT["missed"], palette.LIGHT["added"]), (palette.DARK["missed"], palette.DARK["added"])]
+    pairs.append(("#%02x%02x%02x" % palette.MISSED, "#%02x%02x%02x" % palette.ADDED))
+    for one, other in pairs:
+        seen = [np.array(BLIND[blind]) @ linear(colour) for colour in (one, other)]
+        assert np.abs(seen[0] - seen[1]).max() > 0.25
+
+
+def linear(colour: str) -> np.ndarray:
+    return np.array([palette.linear(int(colour[at : at + 2], 16) / 255) for at in (1, 3, 5)])
+
+
+def test_a_chart_has_text_the_colours_of_the_page_and_ids_of_its_own() -> None:
+    lines = {"fold 0": ([1, 2], [0.5, 0.25])}
+    one, other = (charts.curves(name, lines, "loss", log=True) for name in ("one", "other"))
+    assert "var(--series0)" in one and "epoch</text>" in one and "font-family" not in one
+    assert not re.search(r"#0102\w\w", one)
+    assert 'aria-label="loss by epoch; at the end fold 0 0.25"' in one
+    ids = [set(re.findall(r'id="([^"]+)"', chart)) for chart in (one, other)]
+    assert ids[0] and not ids[0] & ids[1]
+    assert charts.curves("one", lines, "loss", log=True) == one  # the same each time
+
+
+def test_errors_are_missed_or_added() -> None:
+    truth, predicted = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
+    assert gallery.errors(truth, predicted).tolist() == [[0, gallery.MISSED_CLASS, gallery.ADDED_CLASS, 0]]
+
+
+def test_a_layer_is_a_png_of_its_palette() -> None:
+    image = image_of(gallery.png(np.array([[0, 1, 2]], np.uint8), gallery.ERROR_PALETTE)).convert("RGBA")
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0, 0), (*palette.MISSED, 255), (*palette.ADDED, 255)]
+
+
+def image_of(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+
+@pytest.mark.parametrize("spot, starts", [((0, 0), (0, 0)), ((50, 50), (46, 44)), ((99, 99), (92, 88))])
+def test_a_window_lies_inside_the_picture(spot: tuple[int, int], starts: tuple[int, int]) -> None:
+    rows, columns = gallery.window_around(spot, (8, 12), (100, 100))
+    assert (rows.start, columns.start) == starts
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (8, 12)
+
+
+def test_a_wrong_pixel_costs_more_in_a_small_picture() -> None:
+    images = pd.DataFrame({"truth_px": [90, 900], "predicted_px": [10, 100], "a_px": [3, 0], "b_px": [0, 10]})
+    assert overview.lost_share(images, ["a_px", "b_px"]).tolist() == pytest.approx([0.75, 0.25])
+    assert overview.lost_share(images * 0, ["a_px", "b_px"]).tolist() == [0, 0]
+
+
+def test_the_worst_the_middle_and_random_ones_are_chosen() -> None:
+    images = pd.DataFrame({"img": list("abcdefghij"), "dice": np.linspace(0.99, 0.9, 10)})
+    rows = choice.chosen(images, worst=2, median=2, random=1)
+    tags = dict(zip(rows["img"], rows["tags"]))
+    assert [name for name in tags if "worst" in tags[name]] == ["j", "i"]
+    assert [name for name in tags if "median" in tags[name]] == ["f", "e"]
+    assert choice.tag_counts(rows) == {"worst": 2, "median": 2, "random": 1}
+    assert choice.tag_counts(choice.chosen(images)) == {"worst": 10, "median": 10, "random": 10}
+
+
+def test_view_1_is_at_the_top_and_the_numbers_run_against_the_clock() -> None:
+    places = overview.places_on_ring(16)
+    assert places[0] == (50, 7) and places[4] == (7, 50) and places[8] == (50, 93)
+
+
+def test_what_a_page_says_is_escaped_but_commands_are_code() -> None:
+    assert page.code("run `make <x>` & wait") == "run <code>make &lt;x&gt;</code> &amp; wait"
+    assert page.thousands(1234567) == "1\u202f234\u202f567"
+    assert page.signed(-0.00012) == "−0.00012"
+
+
+def test_a_report_is_one_file_with_its_tables(place: pathlib.Path, demo_folder: pathlib.Path) -> None:
+    run = Run("one")
+    small_run.submit(run, demo_folder)
+    report.run(run, [], [])
+    text = run.report_page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text), "nothing is fetched"
+    assert not re.search(r"url\((?!#)|@import", text)
+    images = pd.read_csv(run.report / "images.csv")
+    assert len(images) == 64 and images["dice"].between(0.9, 1).all()
+    assert f"{images['dice'].mean():.5f}" in text
+    assert text.count('<article class="card"') >= 64
+    assert "trained by commit 0123456789<" in text and "on CPU, bfloat16, 2 threads" in text
+    assert "empty" in text  # the first row of the submission
+    assert list(pd.read_csv(run.report / "suspects.csv").columns)[0] == "img"
+    per_card = len(text) / text.count('<article class="card"')
+    assert 300 * per_card < 30e6
+
+
+def test_a_report_of_what_there_is_says_what_is_missing(
+    place: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = Run("half")
+    shutil.copytree(Run("one").folder, run.folder)
+    run.oof_probabilities(0).write_bytes(b"cut")
+    run.oof(1).unlink()
+    run.threshold.unlink()
+    report.run(run, [f"data.folder={demo_folder}"], [])
+    text, told = run.report_page.read_text(), capsys.readouterr().out
+    for sentence in ("Fold 0 has no pictures of its predictions", "Fold 1 has no Dice of its pictures", "cut is 0.5"):
+        assert sentence in text and sentence in told
+    assert "There is no submission" in told
+    assert 'id="where"' in text and 'id="gallery"' not in text
+
+
+def test_a_report_of_a_run_in_training_shows_its_curves(place: pathlib.Path) -> None:
+    run = Run("young")
+    run.fold(0).folder.mkdir(parents=True)
+    for name in ("config.yaml", "log.jsonl"):
+        shutil.copy(Run("one").fold(0).folder / name, run.fold(0).folder)
+    report.run(run, [], [])
+    text = run.report_page.read_text()
+    assert 'id="training"' in text and 'id="where"' not in text
+    assert "No held-out picture has been judged" in text
+
+
+def test_without_its_pictures_the_report_has_no_gallery(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = Run("one")
+    report.run(run, [f"data.folder={tmp_path}"], [])
+    text = run.report_page.read_text()
+    assert "there is no gallery" in text and 'id="where"' in text and 'id="gallery"' not in text
+
+
+def test_no_run_no_report(place: pathlib.Path) -> None:
+    with pytest.raises(Problem, match="no fold that was trained"):
+        report.run(Run("nobody"), [], [])
+
+
+def test_compare_says_which_run_is_better(place: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    one, two = Run("one"), Run("two")
+    compare.run(Run("one+two"), [one, two], [])
+    text = Run("one+two").compare_page.read_text()
+    assert "two is worse than one" in text
+    assert text.count('<article class="card"') == 60
+    assert re.search(r"two against one -0\.\d+, 95 % between -0\.\d+ and -0\.\d+, over 64 pictures of 4 cars",
+                     capsys.readouterr().out)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two", "three"]])
+def test_compare_wants_two_runs(place: pathlib.Path, names: list[str]) -> None:
+    with pytest.raises(Problem, match="name two"):
+        compare.run(Run("x"), [Run(name) for name in names], [])
