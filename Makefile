@@ -60,7 +60,7 @@ bench-kaggle: ## the speed of downloading and verifying, against a plain copy an
 	$(PY) -m benchmarks.kaggle
 bench-predict: ## the speed from test pictures to a submission, against the usual way (DATA RUN IMAGES)
 	$(PY) -m benchmarks.predict$(call given,--data,DATA)$(call given,--run,RUN)$(call given,--images,IMAGES)
-bench-rooms: ## what two minutes teach on drawn rooms, against one class everywhere
+bench-rooms: ## what a short training learns of drawn rooms, against one class everywhere (SET)
 	$(PY) -m benchmarks.rooms$(if $(SET), --set$(foreach word,$(SET), $(call quote,$(word))))
 bench-report: ## the time that the report of 5,088 held-out pictures takes (DATA)
 	$(PY) -m benchmarks.report$(call given,--data,DATA)

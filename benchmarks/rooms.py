@@ -1,4 +1,4 @@
-"""`make bench-rooms`: two minutes of the CPU on drawn rooms, against a network that has learnt nothing.
+"""`make bench-rooms`: what a short training learns of drawn rooms, against what needs no learning.
 
 Draws a file of the structure of NYU Depth v2, trains configs/rooms.yaml on it as anybody would, and compares the mean
 IoU of the held-out rooms with that of the best constant prediction: the one class that scores most when it is

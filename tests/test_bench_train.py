@@ -15,7 +15,7 @@ from pipeline.model.unet import UNet
 def unpacked(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """As `make bench-train` lays it out, but with no more names than pictures."""
     folder = tmp_path_factory.mktemp("bench")
-    for name in ("train.zip", "train_masks.zip", "train_masks.csv.zip"):
+    for name in ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip"):
         (folder / name).symlink_to(demo_folder / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "TRAINING_PICTURES", 70)
