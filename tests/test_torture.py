@@ -4,7 +4,7 @@ import pathlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -142,3 +142,22 @@ def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path
         path.write_bytes(b"predicted again")
     assert path.read_bytes() == b"predicted again"
     assert (tmp_path / "before.x.csv.gz").read_bytes() == b"mine, and newer"
+
+
+@pytest.mark.parametrize("trouble", [faults.worker_dies, faults.worker_without_memory, faults.little_shared_memory])
+def test_trouble_of_a_worker_is_a_sentence_and_no_wait(places: Places, trouble: Callable[..., Row]) -> None:
+    row = trouble(places, faults.STAGE["predict"])
+    assert row.ok and (row.kind == "not_here" or "A process that reads pictures died" in row.said), row.problem
+
+
+def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    script = (
+        "import pathlib, resource, signal, torch\nfrom pipeline.model import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from pipeline.problem import Problem\ntry:\n"
+        f"    checkpoint.save(pathlib.Path({str(tmp_path / 'x.pt')!r}), {{'network': torch.zeros(100_000)}})\n"
+        "except Problem as problem:\n    print(problem)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'x.pt'} could not be written: File too large.\n", "")
+    assert list(tmp_path.iterdir()) == []
