@@ -4,6 +4,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +19,7 @@ from tests.torture.place import STAGES, Places
 from tests.torture.table import Row
 from tests.torture.warm import Plan
 
+ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ("demo-data", "folds", "threshold", "predict")
 
 
@@ -161,3 +163,26 @@ def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'x.pt'} could not be written: File too large.\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_leaves_no_process_behind_when_it_is_killed(tmp_path: pathlib.Path) -> None:
+    script = (
+        "import os, pathlib, threading, time\nfrom pipeline.stages import demo_data\n\n"
+        "def wait_for_workers():\n    pid = os.getpid()\n"
+        "    while len(open(f'/proc/{pid}/task/{pid}/children').read().split()) < 2:\n        time.sleep(0.05)\n"
+        "    time.sleep(2)\n    print(open(f'/proc/{pid}/task/{pid}/children').read(), flush=True)\n"
+        "    os.kill(pid, 9)\n\n"
+        "if __name__ == '__main__':\n    threading.Thread(target=wait_for_workers, daemon=True).start()\n"
+        f"    demo_data.run(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
+    )
+    (tmp_path / "draw.py").write_text(script)
+    words, surroundings = [sys.executable, str(tmp_path / "draw.py")], os.environ | {"PYTHONPATH": str(ROOT)}
+    owner = subprocess.run(words, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    workers = owner.stdout.split()
+    assert owner.returncode == -9 and len(workers) >= 2
+    for _ in range(100):
+        left = [pid for pid in workers if pathlib.Path(f"/proc/{pid}").exists()]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{len(left)} processes are still there after 10 s")
