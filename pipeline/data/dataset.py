@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,9 @@ from pipeline.data.images import small_shape
 from pipeline.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the picture)
+# Letters of TMPDIR. Below it multiprocessing puts `/pymp-12345678/listener-12345678`, and Linux allows a socket 107 in
+# all: with more the worker's thread that answers dies, and the trainer would wait for ever.
+LONGEST_TEMPORARY = 75
 
 
 class TrainingPictures(Dataset):
@@ -207,6 +211,11 @@ def copied_ahead(batches: Iterable[tuple[Tensor, ...]], device: torch.device) ->
 def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
     if workers == 0:
         return {"pin_memory": pin_memory}
+    if len(place := tempfile.gettempdir()) > LONGEST_TEMPORARY:
+        raise Problem(
+            f"TMPDIR is {place}, too long a name for the sockets through which workers hand over pictures; "
+            "set it to a shorter one, or data.workers to 0."
+        )
     return {
         "num_workers": workers,
         "multiprocessing_context": "fork",  # the cache and the open tables are shared by fork alone
