@@ -228,3 +228,12 @@ def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathl
     dataset = Dies(Pictures(demo_folder, "train"), ["a.jpg"] * 8, 8)
     with pytest.raises(Problem, match="died.*data.workers"):
         list(held_out_loader(dataset, 4, workers=1, pin_memory=False))
+
+
+def test_a_long_name_for_temporary_files_is_a_problem_and_no_endless_wait(
+    demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
+    pictures = Pictures(demo_folder, "train")
+    with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
+        held_out_loader(HeldOutPictures(pictures, pictures.names[:2], 8), 2, workers=1, pin_memory=False)

@@ -45,7 +45,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copy(ROOT / "Makefile", "Makefile")
         pathlib.Path("configs").mkdir()
         pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
-        pathlib.Path(".gitignore").write_text("runs/\nsubmissions/*.gz\nsubmissions/*.json\n__pycache__/\n")
+        pathlib.Path(".gitignore").write_text("runs/\nsubmissions/*.gz\nsubmissions/*.json\nsubmissions/.*\n__pycache__/\n")
         LEDGER.parent.mkdir()
         LEDGER.write_text(",".join(ledger.COLUMNS) + "\n")
         in_git("init", "-q")

@@ -4,7 +4,8 @@ import pathlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.torture.place import STAGES, Places
 from tests.torture.table import Row
 from tests.torture.warm import Plan
 
+ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ("demo-data", "folds", "threshold", "predict")
 
 
@@ -142,3 +144,45 @@ def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path
         path.write_bytes(b"predicted again")
     assert path.read_bytes() == b"predicted again"
     assert (tmp_path / "before.x.csv.gz").read_bytes() == b"mine, and newer"
+
+
+@pytest.mark.parametrize("trouble", [faults.worker_dies, faults.worker_without_memory, faults.little_shared_memory])
+def test_trouble_of_a_worker_is_a_sentence_and_no_wait(places: Places, trouble: Callable[..., Row]) -> None:
+    row = trouble(places, faults.STAGE["predict"])
+    assert row.ok and (row.kind == "not_here" or "A process that reads pictures died" in row.said), row.problem
+
+
+def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    script = (
+        "import pathlib, resource, signal, torch\nfrom pipeline.model import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from pipeline.problem import Problem\ntry:\n"
+        f"    checkpoint.save(pathlib.Path({str(tmp_path / 'x.pt')!r}), {{'network': torch.zeros(100_000)}})\n"
+        "except Problem as problem:\n    print(problem)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'x.pt'} could not be written: File too large.\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_leaves_no_process_behind_when_it_is_killed(tmp_path: pathlib.Path) -> None:
+    script = (
+        "import os, pathlib, threading, time\nfrom pipeline.stages import demo_data\n\n"
+        "def wait_for_workers():\n    pid = os.getpid()\n"
+        "    while len(open(f'/proc/{pid}/task/{pid}/children').read().split()) < 2:\n        time.sleep(0.05)\n"
+        "    time.sleep(2)\n    print(open(f'/proc/{pid}/task/{pid}/children').read(), flush=True)\n"
+        "    os.kill(pid, 9)\n\n"
+        "if __name__ == '__main__':\n    threading.Thread(target=wait_for_workers, daemon=True).start()\n"
+        f"    demo_data.run(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
+    )
+    (tmp_path / "draw.py").write_text(script)
+    words, surroundings = [sys.executable, str(tmp_path / "draw.py")], os.environ | {"PYTHONPATH": str(ROOT)}
+    owner = subprocess.run(words, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    workers = owner.stdout.split()
+    assert owner.returncode == -9 and len(workers) >= 2
+    for _ in range(100):
+        left = [pid for pid in workers if pathlib.Path(f"/proc/{pid}").exists()]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{len(left)} processes are still there after 10 s")

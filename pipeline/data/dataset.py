@@ -7,6 +7,8 @@ interrupted. That is what makes a resumed run end with the same bits.
 import contextlib
 import mmap
 import os
+import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -24,6 +26,9 @@ from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the picture)
+# Letters of TMPDIR. Below it multiprocessing puts `/pymp-12345678/listener-12345678`, and Linux allows a socket 107 in
+# all: with more the worker's thread that answers dies, and the trainer would wait for ever.
+LONGEST_TEMPORARY = 75
 
 
 class TrainingPictures(Dataset):
@@ -147,6 +152,7 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
+        tell_of_dead_workers()
         try:
             yield from batches
         except Problem as problem:  # from a worker it comes wrapped in the worker's traceback
@@ -156,10 +162,30 @@ class Loader(DataLoader):
                 raise
             with contextlib.suppress(RuntimeError, AttributeError):  # which says once more that a worker has died
                 batches._shutdown_workers()  # type: ignore[attr-defined]
-            raise Problem(
-                f"A process that reads pictures died ({(str(error) or type(error).__name__).splitlines()[0]}); "
-                "if memory or /dev/shm is short, set data.workers lower, or to 0."
-            ) from error
+            raise Problem(died(error)) from error
+
+
+def died(error: BaseException) -> str:
+    return (
+        f"A process that reads pictures died ({(str(error) or type(error).__name__).splitlines()[0].strip()}); "
+        "if memory or /dev/shm is short, set data.workers lower, or to 0."
+    )
+
+
+def tell_of_dead_workers() -> None:
+    """torch raises RuntimeError wherever this process happens to be when a worker dies; let it be a Problem, once."""
+    torchs_own = signal.getsignal(signal.SIGCHLD)
+    if getattr(torchs_own, "__module__", "") != "torch.utils.data._utils.signal_handling" or not callable(torchs_own):
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        try:
+            torchs_own(number, frame)
+        except RuntimeError as error:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            raise Problem(died(error)) from None
+
+    signal.signal(signal.SIGCHLD, tell)
 
 
 def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> Loader:
@@ -196,6 +222,11 @@ def copied_ahead(batches: Iterable[tuple[Tensor, ...]], device: torch.device) ->
 def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
     if workers == 0:
         return {"pin_memory": pin_memory}
+    if len(place := tempfile.gettempdir()) > LONGEST_TEMPORARY:
+        raise Problem(
+            f"TMPDIR is {place}, too long a name for the sockets through which workers hand over pictures; "
+            "set it to a shorter one, or data.workers to 0."
+        )
     return {
         "num_workers": workers,
         "multiprocessing_context": "fork",  # the cache and the open tables are shared by fork alone

@@ -19,8 +19,8 @@ from tests.torture.place import Places
 from tests.torture.table import Row, print_table
 
 ROOMS = ("kills", "faults", "inputs")
-# Steps to die at, other deaths a stage, and steps to refuse: enough for 100 kills in some 8 minutes.
-FULL, SHORT = (12, 6, 6), (2, 1, 1)
+# Steps to die at, other deaths a stage, and steps to refuse: enough for 120 kills in some 8 minutes.
+FULL, SHORT = (10, 6, 3), (2, 1, 1)
 
 
 def main() -> int:

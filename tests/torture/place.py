@@ -4,7 +4,7 @@ Two ends of a run are alike when every file has the same bytes, but for times: o
 
     log.jsonl                       without images_per_s, waited_share, seconds
     last.pt last.previous.pt        value by value, without seconds, epoch_watch and the same three of each row of log
-    ledger.csv                      without time
+    ledger.csv                      without time, and without Kaggle's number, which counts uploads that were cut off
     tb/                             left out: TensorBoard stamps each point with the clock
     .lock                           left out: empty files
 """
@@ -168,7 +168,8 @@ def timeless(path: pathlib.Path) -> bytes:
             return plain(state | {"log": [without_times(row) for row in state["log"]]})
         case "ledger.csv":
             rows = list(csv.DictReader(io.StringIO(path.read_text())))
-            return repr([{key: cell for key, cell in row.items() if key != "time"} for row in rows]).encode()
+            known = [{key: cell for key, cell in row.items() if key != "time"} for row in rows]
+            return repr([row | {"ref": bool(row["ref"])} for row in known]).encode()
     return path.read_bytes()
 
 

@@ -131,7 +131,8 @@ def tell(readings: list[dict[str, float]], count: int, seconds: float, whole: bo
         print(f"{number:5}  " + "".join(f"{mean[key]:12.1f}" for key in keys))
     second, last = means[1], means[-1]
     growth = {key: last[key] / second[key] - 1 if second[key] else last[key] for key in keys}
-    grown = [key for key in keys if growth[key] > LARGEST_GROWTH]
+    # A thread that comes and goes is none that is not given back: counts grow by one at least.
+    grown = [key for key in keys if growth[key] > LARGEST_GROWTH and last[key] - second[key] >= 1]
     print(f"{count} pictures in {seconds:.0f} s; the file is {'whole' if whole else 'NOT WHOLE'}; "
           f"grown by more than {LARGEST_GROWTH:.0%}: {', '.join(grown) or 'nothing'}.")  # fmt: skip
     figures = {f"{key}_growth": round(growth[key], 4) for key in keys}

@@ -65,7 +65,7 @@ class Ended:
         """What is wrong with how a refusal was told: it must be exit code 1 and one sentence; "" when it was."""
         lines = self.err.splitlines()
         if self.code != 1 or len(lines) != 1 or not lines[0].startswith(f"{stage}: "):
-            return f"exit code {self.code}, and said: {self.err[-600:] or 'nothing'}"
+            return f"exit code {self.code}, and said: {self.err[-1500:] or 'nothing'}"
         return ""
 
 
