@@ -80,6 +80,19 @@ def spread(dice: NDArray[np.float64]) -> str:
         return svg_of(figure, "spread", f"Pictures by Dice, from {dice.min():.4f} to {dice.max():.4f}")
 
 
+def histogram(name: str, values: NDArray[np.float64], label: str) -> str:
+    """How many pictures have which value, 0 to 1."""
+    with drawing(name, WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        axes.hist(values, bins=np.linspace(0, 1, 41), color=colour("accent"), linewidth=0)
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel(label)
+        axes.set_ylabel("pictures")
+        return svg_of(figure, name, f"Pictures by {label}, from {values.min():.4f} to {values.max():.4f}")
+
+
 def ring(lost_by_view: Sequence[float]) -> str:
     """Mean lost Dice of each view, as a bar in the direction from which it was taken: view 1 is the front, at the top.
 
