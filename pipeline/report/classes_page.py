@@ -36,7 +36,9 @@ def anchors(said: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     return {
         "classes": ("Each class", said["class_rows"]),
         "confusion": ("What is taken for what", said["class_rows"]),
-        "gallery": ("Pictures", said["cards"]), "training": ("Training", said["curves"]), "settings": ("Settings", True),
+        "gallery": ("Pictures", said["cards"]),
+        "training": ("Training", said["curves"]),
+        "settings": ("Settings", True),
     }  # fmt: skip
 
 
@@ -53,8 +55,10 @@ def fold_rows(found: HeldOutClasses, logs: Mapping[int, Sequence[dict]]) -> list
 
 def gallery_of(found: HeldOutClasses, images: pd.DataFrame) -> dict[str, Any]:
     """Cards of the worst, middle and random pictures by mean IoU, and what the filters offer."""
-    shown = set(found.shown)
-    rows = choice.chosen(images[images["img"].isin(shown)].dropna(subset=["dice"]))
+    there = images[images["img"].isin(set(found.shown))].dropna(subset=["dice"])
+    if not len(there):
+        return {"cards": [], "counts": {}, "choices": {}}
+    rows = choice.chosen(there)
     cards = in_order(
         lambda row: found.card(row.img, found.worst_spot(row.img), classes.facts_of(row), tuple(row.tags)),
         rows.itertuples(),

@@ -12,7 +12,7 @@ from pipeline.report.palette import MISSED
 
 OPACITY = 190  # of class maps over a photo, of 255: the legend's colours stay what they are
 RIGHT, WRONG, UNJUDGED = 0, 1, 2
-ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 255), (*NOT_JUDGED, 110))
+ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 180), (*NOT_JUDGED, 110))  # what is wrong is large: seen through
 
 
 def card(
