@@ -54,9 +54,11 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     kept_path = run.oof_probabilities(fold)
     with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
         counts = histograms_keeping(ensemble.with_grid, batches, names, masks.read, keep)
-    hashes = {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
+    checkpoint, probabilities = np.array(sha256(checkpoint_path)), np.array(sha256(kept_path))
     with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-        np.savez_compressed(file, names=np.array(names), histograms=counts, **hashes)
+        np.savez_compressed(
+            file, names=np.array(names), histograms=counts, checkpoint=checkpoint, probabilities=probabilities
+        )
     dice = dice_at_every_cut(counts)[:, cut_from_share(0.5)]
     print(
         f"fold {fold}: Dice {dice.mean():.5f} at the cut 0.5, predict.tta {settings.predict.tta}, "
