@@ -80,7 +80,7 @@ def by_group(images: pd.DataFrame, score: str) -> Panel | None:
     rows = {group[:LABEL_LETTERS]: of_group[group].to_numpy() for group in means.index[:GROUPS_SHOWN]}
     which = f" Of {len(means)} groups, the worst {GROUPS_SHOWN}." if len(means) > GROUPS_SHOWN else ""
     text = f"Each tick is a picture, each dot the mean of a group that the network never saw.{which}"
-    return Panel("By group", text, charts.groups("makes", score, rows))
+    return Panel("By group", text, charts.groups("groups", score, rows))
 
 
 def lost_share(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
