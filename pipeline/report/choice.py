@@ -37,8 +37,8 @@ def tag_counts(rows: pd.DataFrame) -> dict[str, int]:
 
 def filters(rows: pd.DataFrame, of_cars: bool) -> dict[str, list[tuple[Any, str]]]:
     """What the filters offer: values and how they are shown."""
-    makes, views, numbers = (sorted(set(rows[column])) for column in ("make", "view", "fold"))
-    of_folds = {"fold": [(fold, str(fold)) for fold in numbers]}
+    makes, views = (sorted(set(rows[column])) for column in ("make", "view"))
+    of_folds = {"fold": [(fold, str(fold)) for fold in sorted(set(rows["fold"]))]} if "fold" in rows else {}
     if not of_cars:
         return {"group": [(group, group) for group in makes if group]} | of_folds
     shown = [(make, shown_make(make)) for make in makes]

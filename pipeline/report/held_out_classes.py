@@ -33,7 +33,7 @@ class HeldOutClasses:
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
     collection: Collection | None = None
     gaps: list[str] = field(default_factory=list)
-    of_cars = False
+    score, of_cars = "mean IoU", False
 
     @property
     def shown(self) -> list[str]:
