@@ -166,3 +166,16 @@ def test_compare_tells_the_difference_of_mean_iou(place: None, capsys: pytest.Ca
 def test_a_cut_and_classes_cannot_be_compared(place: None) -> None:
     with pytest.raises(Problem, match="one has a cut"):
         compare.run(Run("x"), [Run("several"), Run("one")], [])
+
+
+def test_other_classes_cannot_be_compared(place: None) -> None:
+    other = small_classes_run.make("renamed", shift_px=1)
+    for fold in (0, 1):
+        with np.load(other.oof(fold)) as file:
+            kept = dict(file)
+        with open(other.oof(fold), "wb") as draft:
+            np.savez(draft, **kept | {"classes": np.array(["a", "b", "c", "d"])})
+    with pytest.raises(Problem, match="have different classes"):
+        compare.run(Run("x"), [Run("several"), other], [])
+    with pytest.raises(Problem, match="nobody has no Dice of each picture"):
+        compare.run(Run("x"), [Run("several"), Run("nobody")], [])

@@ -75,13 +75,14 @@ def head(total: NDArray[np.int64], of_folds: Mapping[int, NDArray[np.int64]], im
     by_fold = [mean_iou(each) for each in of_folds.values()]
     spread = f"{np.std(by_fold, ddof=1):.4f} is their standard deviation" if len(by_fold) > 1 else "one fold"
     scored = int((~np.isnan(ious)).sum())
+    mean_dice = float(confusion.mean_of_classes(confusion.dice(counts)))
     left_out = f", {len(ious) - scored} more are nowhere" if scored < len(ious) else ""
     return {
         "headline": score(mean_iou(total)),
         "headline_label": "mean IoU of pictures that no network saw",
         "facts": [
             ("Pixel accuracy", score(float(confusion.pixel_accuracy(counts))), "of all judged pixels"),
-            ("Mean Dice", score(float(confusion.mean_of_classes(confusion.dice(counts)))), f"of {scored} classes{left_out}"),
+            ("Mean Dice", score(mean_dice), f"of {scored} classes{left_out}"),
             ("Folds", " ".join(score(value) for value in by_fold), spread),
             ("Worst picture", score(images["dice"].min()), "mean IoU of its own classes"),
         ],
@@ -109,7 +110,8 @@ def sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.DataFrame
     rows = shown_rows(table)
     return {
         "panels": [panel for panel in panels if panel], "class_rows": rows,
-        "more_classes": len(table) - len(rows), "numbered": len(names) <= matrix.NUMBERED, "matrix": drawn, "matrix_width_px": width_px,
+        "more_classes": len(table) - len(rows), "numbered": len(names) <= matrix.NUMBERED,
+        "matrix": drawn, "matrix_width_px": width_px,
         "pairs": [
             {**row, "of_class": share(row["of_class"]), "of_errors": share(row["of_errors"])}
             for row in pairs.to_dict("records")

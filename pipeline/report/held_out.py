@@ -47,7 +47,7 @@ class HeldOut:
     pictures: Pictures | Collection | None = None
     masks: Masks | Truths | None = None
     gaps: list[str] = field(default_factory=list)
-    score = "Dice"
+    score, classes = "Dice", ()
     of_cars: bool = True  # or of a plain folder, whose pictures have groups, but no makes and no views
     size: tuple[int, int] = (HEIGHT_PX, WIDTH_PX)
 

@@ -24,10 +24,12 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     if len(runs) != 2:
         raise Problem(f'Two runs can be compared, not {len(runs)}; name two, as in RUNS="a b".')
     both = [opened(run, overrides) for run in runs]
+    tables = [table_of(run, found) for run, found in zip(runs, both)]
     if both[0].score != both[1].score:
         raise Problem(f"Of {runs[0].folder} and {runs[1].folder} one has a cut and the other classes; name two alike.")
+    if both[0].classes != both[1].classes:
+        raise Problem(f"{runs[0].folder} and {runs[1].folder} have different classes; name two runs with the same.")
     score, unit = both[0].score, "car" if both[0].of_cars else "group"
-    tables = [table_of(run, found) for run, found in zip(runs, both)]
     pairs = paired.paired(*tables)
     if not len(pairs):
         raise Problem(f"No picture was judged in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
