@@ -216,8 +216,9 @@ def against(
         axes.plot(ends, ends, color=colour("soft"), linewidth=1)
         axes.plot(*lost, ".", color=colour("accent"), markersize=4, alpha=0.45, rasterized=len(one) > 2000)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        steps = (1, 2, 5) if ends[1] < 500 * ends[0] else (1,)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=steps))
             axis.set_minor_formatter(NullFormatter())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(f"lost {score} of {labels[0]}")

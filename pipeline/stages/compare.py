@@ -4,6 +4,7 @@ Of several classes it is the difference of the mean IoU of each picture.
 """
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.analysis import errors, paired
@@ -12,7 +13,7 @@ from pipeline.files import write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.report import charts, choice, gallery, overview, page
+from pipeline.report import charts, choice, classes, gallery, overview, page
 from pipeline.report.held_out import HeldOut, open_run, settings_of
 from pipeline.report.held_out_classes import HeldOutClasses, open_classes
 from pipeline.threads import in_order
@@ -39,7 +40,7 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
         "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
         difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
         kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
-        facts=facts_of(difference, pairs, names[0], names[1], score, unit),
+        palette=palette_of(both[0]), facts=facts_of(difference, pairs, names[0], names[1], score, unit),
         panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
         gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
         footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
@@ -56,6 +57,14 @@ def opened(run: Run, overrides: list[str]) -> HeldOut | HeldOutClasses:
     trained = run.trained_folds()
     several = bool(trained) and settings_of(run, trained[0], overrides).task.kind == "multiclass"
     return open_classes(run, overrides) if several else open_run(run, overrides)
+
+
+def palette_of(found: HeldOut | HeldOutClasses) -> list[tuple[str, str]]:
+    """Names and colours of the classes; nothing where there is one object."""
+    if not isinstance(found, HeldOutClasses):
+        return []
+    nobody = np.empty((0, len(found.classes)), np.int64)
+    return classes.legend(classes.class_table(found.matrix, nobody, found.classes))
 
 
 def table_of(run: Run, found: HeldOut | HeldOutClasses) -> pd.DataFrame:
