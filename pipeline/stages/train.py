@@ -51,10 +51,10 @@ from pipeline.problem import Problem
 from pipeline.progress import Stopwatch, progress
 from pipeline.stop import StopSignals
 
-LAST_KEYS = (
-    *("settings", "fingerprint", "step", "network", "average", "optimiser", "scaler"),
-    *("loss_sum", "log", "best_dice", "seconds", "epoch_watch"),
-)
+LAST: dict[str, type] = {  # what last.pt holds
+    **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimiser": dict},
+    **{"scaler": dict, "loss_sum": float, "log": list, "best_dice": float, "seconds": float, "epoch_watch": dict},
+}
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
 FREE_KEYS = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
@@ -114,11 +114,7 @@ def train_fold(
     optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     scaler = loss_scaler(device)
     if last:
-        network.load_state_dict(last["network"])
-        ema.average.load_state_dict(last["average"])
-        optimiser.load_state_dict(last["optimiser"])
-        if last["scaler"]:  # empty when that processor needed none
-            scaler.load_state_dict(last["scaler"])
+        restore(last, network, ema, optimiser, scaler, where=fold.last)
     if hyper.compile:
         network.compile()
     forward = everyone.wrap(network)
@@ -407,12 +403,14 @@ def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
     if not fold.last.exists():
         return {}
     try:
-        state = checkpoint.load(fold.last, keys=LAST_KEYS)
+        state = checkpoint.load(fold.last, keys=tuple(LAST))
     except Problem as problem:
         if not fold.previous.exists():
             raise
-        state = checkpoint.load(fold.previous, keys=LAST_KEYS)
+        state = checkpoint.load(fold.previous, keys=tuple(LAST))
         print(f"{problem} Going on from {fold.previous}, the one before.")
+    if wrong := [key for key, kind in LAST.items() if not isinstance(state[key], kind)]:
+        raise Problem(f"The checkpoint {fold.last} is not one of ours (its {wrong[0]} is no {LAST[wrong[0]].__name__}).")
     trained = config.parse(state["settings"], where=str(fold.last))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
         raise Problem(
@@ -420,6 +418,26 @@ def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
             "set them back, choose another RUN=, or delete that folder."
         )
     return state
+
+
+def restore(
+    last: dict[str, Any],
+    network: nn.Module,
+    ema: Ema,
+    optimiser: Optimizer,
+    scaler: torch.amp.GradScaler,
+    where: pathlib.Path,
+) -> None:
+    """Put all of them where they were; Problem when the state does not fit them."""
+    try:
+        network.load_state_dict(last["network"])
+        ema.average.load_state_dict(last["average"])
+        optimiser.load_state_dict(last["optimiser"])
+        if last["scaler"]:  # empty when that processor needed none
+            scaler.load_state_dict(last["scaler"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise Problem(f"The checkpoint {where} does not fit its own settings ({reason}); delete it.") from None
 
 
 def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
