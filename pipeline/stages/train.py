@@ -410,7 +410,8 @@ def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
         state = checkpoint.load(fold.previous, keys=tuple(LAST))
         print(f"{problem} Going on from {fold.previous}, the one before.")
     if wrong := [key for key, kind in LAST.items() if not isinstance(state[key], kind)]:
-        raise Problem(f"The checkpoint {fold.last} is not one of ours (its {wrong[0]} is no {LAST[wrong[0]].__name__}).")
+        kind = LAST[wrong[0]].__name__
+        raise Problem(f"The checkpoint {fold.last} is not one of ours (its {wrong[0]} is no {kind}); delete it.")
     trained = config.parse(state["settings"], where=str(fold.last))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
         raise Problem(
