@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from benchmarks.submission import peak_mb, seconds_of
 from pipeline import carvana, config
+from pipeline.analysis.table import probability_of
 from pipeline.config import Settings
 from pipeline.data import competition, folds
-from pipeline.data.images import full_size
 from pipeline.files import replacing, sha256, write_json, write_text
 from pipeline.inference.kept import keeping, png
 from pipeline.masks import dice, rle
@@ -100,9 +100,11 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
             for name in held_out:
                 keep(name, predicted[source_of[name]][0])
         histograms = np.stack([predicted[source_of[name]][1] for name in held_out])
-        hashes = {"checkpoint": sha256(fold.best), "probabilities": sha256(run.oof_probabilities(number))}
+        checkpoint, kept = np.array(sha256(fold.best)), np.array(sha256(run.oof_probabilities(number)))
         with replacing(run.oof(number)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, names=np.array(held_out), histograms=histograms, **hashes)
+            np.savez_compressed(
+                file, names=np.array(held_out), histograms=histograms, checkpoint=checkpoint, probabilities=kept
+            )
     write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.99, "images": len(names)})
 
 
@@ -125,7 +127,7 @@ def prediction(mask: NDArray[np.bool_], seed: int) -> tuple[bytes, NDArray[np.in
     soft = cv2.GaussianBlur(truth, (0, 0), 2)
     share = np.clip(0.5 + (soft - 0.5) * 2 + 0.15 * wave * (soft > 0.01) * (soft < 0.99), 0, 1)
     share_u8 = np.rint(255 * share).astype(np.uint8)
-    full = full_size(share_u8.astype(np.float32) / 255, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    full = probability_of(share_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
     return png(share_u8), dice.histogram(full, mask)
 
 

@@ -20,7 +20,7 @@ from pipeline.analysis.suspects import suspects_table
 from pipeline.analysis.table import probability_of
 from pipeline.data import competition
 from pipeline.files import write_json
-from pipeline.inference.kept import open_kept, read_judged
+from pipeline.inference.kept import Kept, open_kept, read_judged
 from pipeline.inference.load import load_network
 from pipeline.masks import rle
 from pipeline.paths import Run
@@ -58,25 +58,27 @@ def plant(folder: pathlib.Path, out: pathlib.Path, share: float, seed: int) -> N
     chosen = sorted(rng.permutation(len(names))[: round(share * len(names))].tolist())
     kind_of = {names[index]: KINDS[place % len(KINDS)] for place, index in enumerate(chosen)}
     rows: list[Row] = [carvana.SUBMISSION_HEADER]
-    planted = {}
+    planted: dict[str, dict[str, str | int]] = {}
+    px = []
     for name in names:
         mask = masks.read(name)
         if kind := kind_of.get(name):
             wrong = masks.read(neighbour(name)) if kind == "neighbour" else spoilt(mask, kind, rng)
-            planted[name] = {"kind": kind, "px": int((wrong != mask).sum())}
+            px.append(int((wrong != mask).sum()))
+            planted[name] = {"kind": kind, "px": px[-1]}
             mask = wrong
         rows.append((name, rle.encode(mask)))
     write_table(out / "train_masks.csv.zip", rows)
     write_json(out / PLANTED, planted)
-    print(f"{out}: {len(planted)} of {len(names)} masks are wrong, by "
-          f"{min(one['px'] for one in planted.values())} to {max(one['px'] for one in planted.values())} pixels.")
+    print(f"{out}: {len(planted)} of {len(names)} masks are wrong, by {min(px)} to {max(px)} pixels.")
 
 
 def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
     """Where the wrong masks stand among the suspects, and what putting their place right makes of them."""
     kind_of = {name: one["kind"] for name, one in json.loads((copy / PLANTED).read_text()).items()}
     right, wrong = competition.open_masks(folder), competition.open_masks(copy)
-    kept_of, scale = {}, 0
+    kept_of: dict[str, Kept] = {}
+    scale = 0
     for fold in run.trained_folds():
         judged = read_judged(run.oof(fold))
         kept_of |= dict.fromkeys(judged.names, open_kept(judged, run.oof_probabilities(fold)))

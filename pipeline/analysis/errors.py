@@ -46,13 +46,18 @@ def errors_of(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Errors:
     row, column, worst_px = worst_spot(wrong, WORST_WINDOW_PX)
     if wrong_px == 0:
         row, column = (top + bottom) // 2 - first_row, (left + right) // 2 - first_column
+    within_1, within_2, within_4, within_8, far = by_distance(its_truth, false_object, wrong & its_truth)
     return Errors(
         1.0 if total == 0 else (total - wrong_px) / total,
         truth_px,
         predicted_px,
         false_object_px,
         wrong_px - false_object_px,
-        *by_distance(its_truth, false_object, wrong & its_truth),
+        within_1,
+        within_2,
+        within_4,
+        within_8,
+        far,
         largest_piece_px(wrong),
         row + first_row,
         column + first_column,
