@@ -13,8 +13,9 @@ from selenium.webdriver.chrome.service import Service
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "runs/demo/report/index.html"
-WIDTH_PX, HEIGHT_PX = 1400, 920
-PIECES = (("light", "body", -10), ("dark", ".turntable", -105), ("light", "#gallery", 0))
+WIDTH_PX = 1400
+# Light or dark, what is at the top, how far below that the piece begins and how high it is.
+PIECES = (("light", "body", 0, 852), ("dark", ".panel.two", -66, 852), ("light", "#gallery", 0, 816))
 
 
 def main() -> None:
@@ -33,9 +34,9 @@ def main() -> None:
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
 
 
-def shot(browser: webdriver.Chrome, scheme: str, selector: str, offset_px: int) -> np.ndarray:
+def shot(browser: webdriver.Chrome, scheme: str, selector: str, offset_px: int, height_px: int) -> np.ndarray:
     """What the window shows when the element is at its top, BGR."""
-    size = {"width": WIDTH_PX, "height": HEIGHT_PX, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": WIDTH_PX, "height": height_px, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

@@ -63,7 +63,7 @@ def with_groups(table: pd.DataFrame, fold: int, make_of_car: dict[str, str]) -> 
 
 def probability_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """A probability that was kept at 1/scale -> at full size, 0 to 255, uint8 (height, width)."""
-    return full_size(kept_u8 / np.float32(255), scale, height, width)
+    return full_size(np.divide(kept_u8, 255, dtype=np.float32), scale, height, width)
 
 
 def mask_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int, cut: int) -> NDArray[np.bool_]:

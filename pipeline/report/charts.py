@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -67,7 +68,7 @@ def spread(dice: NDArray[np.float64]) -> str:
     lost = np.maximum(1 - dice, 1e-4)
     with drawing("spread", WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS)
-        bins = np.geomspace(lost.min() * 0.95, max(lost.max() * 1.05, lost.min() * 2), 36)
+        bins = np.geomspace(lost.min() * 0.95, max(lost.max() * 1.05, lost.min() * 2), 36).tolist()
         axes.hist(lost, bins=bins, color=colour("accent"), linewidth=0)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -89,16 +90,18 @@ def ring(lost_by_view: Sequence[float]) -> str:
     angles = 2 * np.pi * np.arange(len(values)) / len(values)
     with drawing("ring", RING_UNITS, RING_UNITS) as figure:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="polar")
+        assert isinstance(axes, PolarAxes)
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(1)  # against the clock
         inner, outer = 0.42, 1.0
         top = float(np.nanmax(values)) or 1.0
         worst = int(np.nanargmax(values))
-        heights = (outer - inner) * values / top * 0.82
+        heights = (outer - inner) * values / top * 0.7
         colours = [colour("missed") if view == worst else colour("accent") for view in range(len(values))]
         axes.bar(angles, heights, 0.72 * 2 * np.pi / len(values), inner, color=colours, linewidth=0)
         for angle, height, value in zip(angles, heights, values):
-            axes.text(angle, inner + height + 0.085, f"{value:.1f}", ha="center", va="center", fontsize=11)
+            radius = inner + height + 0.08 + 0.05 * abs(np.sin(angle))  # words are wider than high
+            axes.text(angle, radius, f"{value:.1f}", ha="center", va="center")
         axes.set_ylim(0, outer)
         axes.set_axis_off()
         told = ", ".join(f"{view}: {value:.1f}" for view, value in enumerate(values, start=1))

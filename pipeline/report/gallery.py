@@ -107,7 +107,7 @@ def small_size(shape: tuple[int, ...], width_px: int = SMALL_WIDTH_PX) -> tuple[
 def jpeg(photo: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> str:
     """A data URL of RGB uint8 (rows, columns, 3)."""
     data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def png(classes: NDArray[np.uint8], palette: tuple[tuple[int, ...], ...]) -> str:

@@ -18,7 +18,7 @@ from pipeline.analysis import table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
 from pipeline.data.competition import Masks, Pictures, open_masks
-from pipeline.data.images import enlarged
+from pipeline.data.images import full_size
 from pipeline.files import sha256
 from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
 from pipeline.masks.dice import cut_from_share
@@ -136,6 +136,10 @@ def photos(pictures: Pictures, name: str) -> tuple[NDArray[np.uint8], NDArray[np
     """A photo small, at a quarter or less, and at full size; of a light copy the second is as sharp as that is."""
     small = pictures.read(name, max(4, pictures.stored_scale))
     large = pictures.read(name, pictures.stored_scale)
-    if pictures.stored_scale > 1:
-        large = enlarged(large, pictures.stored_scale, HEIGHT_PX, WIDTH_PX)
-    return small, large
+    if pictures.stored_scale == 1:
+        return small, large
+    channels = [
+        full_size(large[..., channel].astype(np.float32) / np.float32(255), pictures.stored_scale, HEIGHT_PX, WIDTH_PX)
+        for channel in range(3)
+    ]
+    return small, np.dstack(channels)

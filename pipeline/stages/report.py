@@ -89,7 +89,7 @@ def head(
 ) -> dict[str, Any]:
     """The first screen, the folds and the settings."""
     seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for fold, log in sorted(logs.items()):
         its = images[images["fold"] == fold]["dice"] if len(images) else pd.Series(dtype=float)
         rows.append({

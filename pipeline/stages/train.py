@@ -7,6 +7,7 @@ that a run that was stopped and started again ends with the same weights, on a C
 import hashlib
 import json
 import pathlib
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -259,9 +260,8 @@ def train_fold(
             watch.restart()
             if everyone.first:
                 if is_best:
-                    its_log = [{key: row[key] for key in row if key not in CIRCUMSTANCES} for row in log]
                     best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-                    best |= {"log": its_log, "full_size": full_size, "classes": list(collection.classes)}
+                    best |= {"log": timeless(log), "full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
                 write_log(fold, log)
@@ -439,6 +439,14 @@ def restore(
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {where} does not fit its own settings ({reason}); delete it.") from None
+
+
+def timeless(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without their circumstances, and with keys that are one object each, read back or new.
+
+    A pickle tells a word that it has met before from an equal one that is another object.
+    """
+    return [{sys.intern(key): row[key] for key in row if key not in CIRCUMSTANCES} for row in log]
 
 
 def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
