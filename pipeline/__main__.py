@@ -66,10 +66,11 @@ def folds(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     from pipeline import launch, parallel
+    from pipeline.data import folds
     from pipeline.stages import train as stage
 
     settings = settings_of(args)
-    numbers = [0] if args.fold is None else args.fold or list(range(settings.data.folds))
+    numbers = [0] if args.fold is None else args.fold or folds.numbers(folds.read_folds(run_of(args).folds))
     if args.gpus > 1 and not args.find_batch and not parallel.by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:

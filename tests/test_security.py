@@ -131,6 +131,7 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     words = json.dumps([[stage[0], *common, *stage[1:]] for stage in stages])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment["TMPDIR"] = str(temporary)
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # set by torch where another test compiled
     done = subprocess.run(
         [sys.executable, "-c", WATCH, words], cwd=place.folder, env=environment, capture_output=True, text=True,
         timeout=300,

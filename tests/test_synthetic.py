@@ -78,7 +78,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_demo_has_kaggles_files_and_members(demo: pathlib.Path) -> None:
-    assert {path.name for path in demo.iterdir()} == {*demo_data.FILES, "demo.json"}
+    assert {path.name for path in demo.iterdir()} == {*demo_data.FILES, "demo.json", ".lock"}
     metadata = read_table(demo, "metadata.csv")
     assert list(metadata[0]) == ["id", "year", "make", "model", "trim1", "trim2"]
     ids = {row["id"] for row in metadata}

@@ -75,6 +75,11 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     return table
 
 
+def numbers(table: pd.DataFrame) -> list[int]:
+    """Of all folds, in order; an official split may have fewer than `data.folds` asks for."""
+    return sorted(map(int, set(table["fold"])))
+
+
 def groups(table: pd.DataFrame) -> dict[str, str]:
     """Car -> the group that no choice may be judged across: its make, or itself where that is not known.
 

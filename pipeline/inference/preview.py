@@ -24,11 +24,7 @@ CLASS_SHARE = 0.6  # of a class's colour over the picture
 def pictures_to_show(
     network: nn.Module, held_out: HeldOutPictures, collection: Collection, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Names and previews of the same pictures each time, first to last; one by one, which no memory is too small for.
-
-    The network is left in evaluation mode.
-    """
-    network.eval()
+    """Names and previews of the same pictures each time, one by one, which no memory is too small for."""
     for index in range(0, len(held_out), -(-len(held_out) // PICTURES_SHOWN)):
         name = held_out.names[index]
         image, target = held_out[index], collection.target(name, held_out.scale)
@@ -45,8 +41,9 @@ def preview(
     """RGB uint8 (rows, columns, 3): the picture, darker where the network sees background, its errors in colour.
 
     image: uint8 (rows, columns, channels); coverage: of its mask, uint8 (rows, columns). Blue was added to the object,
-    vermilion was missed.
+    vermilion was missed. The network is left in evaluation mode.
     """
+    network.eval()
     predicted = share(network, torch.from_numpy(image)[None].to(device))[0].cpu().numpy() >= 0.5
     truth, colours = coverage >= 128, image[..., :3]
     shown = np.where(predicted[..., None], colours, (colours * BACKGROUND_LIGHT).astype(np.uint8))
@@ -62,7 +59,9 @@ def preview_of_classes(
     """RGB uint8 (rows, 2 columns, 3): the classes in truth and, to the right, as predicted, over the picture.
 
     image: uint8 (rows, columns, channels); truth: class indices. Black is not judged.
+    The network is left in evaluation mode.
     """
+    network.eval()
     of_classes = shares(network, torch.from_numpy(image)[None].to(device))[0]
     predicted = of_classes.argmax(dim=0).cpu().numpy()
     colours = np.vstack((palette(classes), (0, 0, 0)))

@@ -44,7 +44,7 @@ def run(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], off
             if stage == "download":
                 remove_others(drawn, folder)
             run_stage(stage, *its_words, environment=environment)
-    print_header(f"The submission: {run.submission}")
+    print_header(f"The submission: {run.submission}. Where it is wrong: `make report RUN={run.name}`")
 
 
 def remove_others(drawn: pathlib.Path, folder: pathlib.Path) -> None:

@@ -195,10 +195,10 @@ def results() -> Iterator[Case]:
         ("of folds beyond 64 bits", f"car_id,make,fold\nx,y,{10**30}\n", "damaged"),
         ("of folds below 0", "car_id,make,fold\nx,y,-1\n", "folds from 0 up"),
         ("without a fold", "car_id,make,fold\nx,y,0\nz,y,2\n", "folds from 0 up"),
-        ("of one car twice", "car_id,make,fold\nx,y,0\nx,y,1\n", "the car x twice"),
+        ("of one car twice", "car_id,make,fold\nx,y,0\nx,y,1\n", "car_id x twice"),
         ("of long rows", "car_id,make,fold\nx,y,0,1\n", "more or fewer fields"),
         ("of short rows", "car_id,make,fold\nx,y\n", "damaged"),
-        ("of other cars", "car_id,make,fold\nx,y,0\nz,y,1\n", "cars that"),
+        ("of other cars", "car_id,make,fold\nx,y,0\nz,y,1\n", "pictures that"),
     ):
         yield bad(f"folds.csv is {what}", TRAIN, put("runs/tiny/folds.csv", text), r"runs/tiny/folds\.csv", says)
     here = r"runs/tiny/oof/fold0\.npz"

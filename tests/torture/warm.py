@@ -6,6 +6,7 @@ making a folder; the interpreter's own audit events tell of them, whoever asks. 
 after, misses nothing: after one is before the next.
 """
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ from pipeline.stages import demo_data, folds, predict, shrink, submit, threshold
 STAGES_AT_HAND = (demo_data, folds, predict, shrink, submit, threshold, train, validate)  # imported before any fork
 CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
 LONGEST_S = 120.0
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 Todo = Callable[[], Any] | None
 
 
@@ -93,6 +95,7 @@ def start(
         code = 70
         try:
             os.setpgid(0, 0)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a harness that is stopped leaves none behind
             code = child(folder, words, plan, before, theirs)
             if after:
                 after()
