@@ -35,6 +35,16 @@ def test_what_is_kept_comes_back(kept: pathlib.Path) -> None:
         np.testing.assert_array_equal(archive.read(name), a_probability(seed))
 
 
+def test_names_with_dots_are_kept_apart(tmp_path: pathlib.Path) -> None:
+    names = ["scene.01", "scene.02"]
+    with keeping(tmp_path / "fold0.zip") as keep:
+        for seed, name in enumerate(names):
+            keep(name, png(a_probability(seed)))
+    archive = Kept(tmp_path / "fold0.zip")
+    for seed, name in enumerate(names):
+        np.testing.assert_array_equal(archive.read(name), a_probability(seed))
+
+
 def test_the_same_pictures_are_the_same_bytes(kept: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with keeping(tmp_path / "again.zip") as keep:
         for seed, name in enumerate(NAMES):
