@@ -92,7 +92,11 @@ def averaged(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 
 
 def picked(indices: NDArray, scale: int) -> NDArray:
-    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel at its middle, or the edge's."""
+    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel right of and below its middle.
+
+    No pixel lies on the middle of 2, 4 or 8, so that what is picked lies half a pixel off. Where a cell hangs so far
+    over the right or lower edge that this pixel is beyond it, it is the edge's.
+    """
     rows, columns = small_shape(indices.shape[0], indices.shape[1], scale)
     row, column = (
         np.minimum(np.arange(cells) * scale + scale // 2, side - 1) for cells, side in zip((rows, columns), indices.shape)
