@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.inference.evaluate import histograms, histograms_keeping
+from pipeline.inference.evaluate import histograms
 from pipeline.inference.kept import Kept, keeping, png
 from pipeline.inference.predictor import Ensemble, Member, Predictor
 from pipeline.inference.views import VIEWS
@@ -83,7 +83,7 @@ def test_keeping_changes_no_histogram_and_keeps_the_mean_before_it_is_enlarged(k
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = red_pictures(shares).split(2)
     with keeping(kept) as keep:
-        found = histograms_keeping(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
+        found = histograms(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
     plain = Predictor([Red()], False, 4, HEIGHT, WIDTH)
     np.testing.assert_array_equal(found, histograms(plain, batches, NAMES, masks.__getitem__))
     read = np.stack([Kept(kept).read(name) for name in NAMES])

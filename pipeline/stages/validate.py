@@ -16,7 +16,7 @@ from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms_keeping
+from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms
 from pipeline.inference.kept import keeping
 from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
 from pipeline.memory import out_of_memory_told, too_large
@@ -59,7 +59,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         kept_path = run.oof_probabilities(fold)
         with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
-                counts = histograms_keeping(ensemble.with_grid, batches, names, collection.truth, keep)
+                counts = histograms(ensemble.with_grid, batches, names, collection.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
                 judged = f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
