@@ -78,7 +78,7 @@ class NyuV2:
         return picked(self.truth(name), scale)
 
     def truth(self, name: str) -> NDArray:
-        """Class indices (height, width); uint8 up to 255 classes, else uint16; its largest value: no label."""
+        """Class indices (height, width) of the dtype of `confusion.index_dtype`; its largest value: no label."""
         labels = self.array("labels", name).T
         if labels.max() >= len(self.class_of_label):
             raise Problem(

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pipeline.data.images import small_shape
+from pipeline.inference.class_maps import largest
 from pipeline.inference.predictor import Ensemble
-from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
 
 EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
@@ -53,14 +53,12 @@ def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
             ensemble.weighted_share(scale, small)[0].cpu().numpy()
             for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
         ]
-    classes = len(shares[0])
-    best = np.full((height, width), -np.inf, np.float32)
-    found = np.zeros((height, width), index_dtype(classes))
-    for index in range(classes):
-        share = sum(cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
-        better = share > best
-        best[better], found[better] = share[better], index
-    return found
+
+    def share(index: int) -> NDArray[np.float32]:
+        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
+        return sum(others, start=one)
+
+    return largest(share, classes=len(shares[0]))
 
 
 def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
