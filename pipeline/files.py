@@ -94,6 +94,11 @@ def length_bytes(path: pathlib.Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def digest(*facts: Any) -> str:
+    """Hex digest of what JSON can hold: the same facts, the same digest."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def sha256(path: pathlib.Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

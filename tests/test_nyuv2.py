@@ -41,6 +41,17 @@ def view(picture: int) -> rooms.View:
     return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
 
 
+def test_a_fingerprint_tells_files_inputs_and_classes_apart_and_not_where_they_lie(
+    rooms_folder: pathlib.Path, rooms_copy: pathlib.Path
+) -> None:
+    one = NyuV2(rooms_folder, 13, "rgb").fingerprint
+    assert NyuV2(rooms_copy, 13, "rgb").fingerprint == one
+    with open(rooms_copy / FILE, "ab") as file:
+        file.write(b"!")
+    others = [(rooms_copy, 13, "rgb"), (rooms_folder, 40, "rgb"), (rooms_folder, 13, "rgbd")]
+    assert len({one, *(NyuV2(*arguments).fingerprint for arguments in others)}) == 4
+
+
 # --- what is read ---------------------------------------------------------------------------------
 
 

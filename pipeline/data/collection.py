@@ -28,6 +28,7 @@ class Collection(Protocol):
     channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
     classes: tuple[str, ...]  # their names, by index; of a binary collection ()
     where: str  # the folder or file, for messages
+    fingerprint: str  # tells most other data from these at little cost, wherever they lie; "" where nothing does
 
     def read(self, name: str, scale: int) -> NDArray:
         """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.small_shape`."""

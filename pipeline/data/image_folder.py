@@ -1,7 +1,7 @@
 """Your own pictures: a plain folder of images and masks, as a `data.collection.Collection`.
 
-    images/NAME.jpg        photos of any size, JPEG or PNG
-    masks/NAME.png         of each its mask, of the same size: a grey or palette PNG whose values are class indices,
+    images/NAME.jpg        photos of any size, JPEG or PNG, of 8 bits a colour; turned upright as their EXIF says
+    masks/NAME.png         of each its mask, of the same size, upright: a grey or palette PNG whose values are class indices,
                            or, of a binary task, 0 for the background and 1 or 255 for the object
     groups.csv             optional: image,group. Pictures of one group (a patient, a place, a car) are held out together
 
@@ -10,6 +10,7 @@ averages or straight lines, masks by their nearest pixels, so that no class is m
 """
 import contextlib
 import csv
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import folds
-from pipeline.data.images import averaged, coverage, picked
+from pipeline.data.images import averaged, coverage, picked, upright_rgb, upright_size
+from pipeline.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.problem import Problem
 
@@ -58,11 +60,13 @@ class ImageFolder:
         self.group_of = read_groups(folder / GROUPS, self.image_of)
         self.must_fit = height is None
         self.height, self.width = (height, width) if height and width else size_of(self.image_of[self.names[0]])
+        files = [(path.name, path.stat().st_size) for of in (self.image_of, self.mask_of) for path in of.values()]
+        self.fingerprint = digest(files, (self.height, self.width), classes)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         path = self.image_of[name]
         with opened(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = upright_rgb(image, str(path))
         if pixels.shape[:2] != (self.height, self.width):
             if self.must_fit:
                 raise Problem(
@@ -149,10 +153,11 @@ def read_groups(path: pathlib.Path, image_of: dict[str, pathlib.Path]) -> dict[s
     return group_of
 
 
+@functools.cache  # each mask is compared with its photo, and of a PNG all must be read to know that it lies upright
 def size_of(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) of a picture, from its header."""
+    """(height, width) of a photo, upright."""
     with opened(path) as image:
-        return image.height, image.width
+        return upright_size(image)
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.data.images import small_shape
+from pipeline.data.images import small_shape, upright_rgb
 from pipeline.inference.class_maps import largest
 from pipeline.inference.predictor import Ensemble
 from pipeline.problem import Problem
@@ -21,7 +21,7 @@ def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
     """RGB array (height, width, 3), upright as the camera noted. Raises Problem for what is no picture."""
     try:
         with Image.open(path) as photo:
-            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+            return upright_rgb(photo, str(path))
     except FileNotFoundError:
         raise Problem(f"There is no {path}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
