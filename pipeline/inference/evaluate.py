@@ -152,6 +152,11 @@ def together(parts: Sequence[Confusions]) -> Confusions:
     return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
 
 
+def not_shown(judged: Confusions) -> list[int]:
+    """The classes that no judged pixel has in truth: whether the network knows them nobody can tell."""
+    return np.flatnonzero(confusion.counts(judged.matrix).in_truth == 0).tolist()
+
+
 def class_scores(judged: Confusions) -> dict[str, float]:
     """`mean_iou`, `mean_dice` and `pixel_accuracy` of all pixels together; Problem when none of them has a class."""
     counts = confusion.counts(judged.matrix)
