@@ -76,5 +76,6 @@ def test_a_file_system_without_locks_is_told(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("pipeline.files.fcntl.flock", flock)
-    with pytest.raises(Problem, match=r"lock cannot be locked \(.*\); put its folder on"), locked(tmp_path / "lock", "busy"):
+    told = r"lock cannot be locked \(.*\); put its folder on"
+    with pytest.raises(Problem, match=told), locked(tmp_path / "lock", "busy"):
         pytest.fail("in a block that is not locked")

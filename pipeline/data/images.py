@@ -137,9 +137,8 @@ def picked(indices: NDArray, scale: int) -> NDArray:
     over the right or lower edge that this pixel is beyond it, it is the edge's.
     """
     rows, columns = small_shape(indices.shape[0], indices.shape[1], scale)
-    row, column = (
-        np.minimum(np.arange(cells) * scale + scale // 2, side - 1) for cells, side in zip((rows, columns), indices.shape)
-    )
+    row = np.minimum(np.arange(rows) * scale + scale // 2, indices.shape[0] - 1)
+    column = np.minimum(np.arange(columns) * scale + scale // 2, indices.shape[1] - 1)
     return indices[np.ix_(row, column)]
 
 
@@ -183,7 +182,9 @@ def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: 
     return cv2.LUT(pixels, share_of)
 
 
-def runs_by_row(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def runs_by_row(
+    bounds: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Runs cut at the ends of rows: the row of each piece, its first column and the one after its last."""
     first_row = bounds[:, 0] // width
     pieces = (bounds[:, 1] - 1) // width - first_row + 1
