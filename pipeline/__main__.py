@@ -283,12 +283,12 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--out", required=True, metavar="DIR")
     stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)
     stage.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
-    add("folds", folds, "split the training cars into folds that no make crosses")
+    add("folds", folds, "split the pictures into folds that no make, or other group, crosses")
     stage = add("train", train, "train a fold, or go on where it was stopped")
     stage.add_argument("--gpus", type=count, default=1, metavar="N", help="on one fold together, or each on a fold")
     stage.add_argument("--deterministic", action="store_true", help="the same bits each time, on a GPU too, if slower")
     stage.add_argument("--find-batch", action="store_true", help="measure the largest batch that fits; train nothing")
-    add("validate", validate, "judge each trained fold on the makes that it never saw")
+    add("validate", validate, "judge each trained fold on the pictures that it never saw")
     add("threshold", threshold, "find the cut with the best out-of-fold Dice")
     stage = add("blend", blend, "find what each of several runs should weigh, and what that gains")
     stage.add_argument("--runs", type=run_name, nargs="+", required=True, metavar="NAME", help="with the same folds")
@@ -298,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument(
         "--on-bad-image", choices=("error", "empty"), default="error", help="stop, or write an empty row and tell"
     )
-    stage = add("cutout", cutout, "cut the car out of any photos, as PNGs with a transparent background")
+    stage = add("cutout", cutout, "cut the object out of any photos, as PNGs with a transparent background, or classes")
     stage.add_argument("photo", nargs="+", type=pathlib.Path, metavar="PHOTO")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage = add("check", check, "say what is wrong with a submission")

@@ -1,4 +1,4 @@
-"""Any photo to one of the car alone, transparent where no car is; or to its class map."""
+"""Any photo to one of the object alone, transparent where no object is; or to its class map."""
 import math
 import pathlib
 
@@ -29,10 +29,10 @@ def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
 
 
 def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no car is.
+    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no object is.
 
-    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: a car
-    that fills it then has about the size of cars that they know.
+    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: what
+    fills it then has about the size of what they know.
     """
     height, width = photo.shape[:2]
     share = np.zeros((height, width), np.float32)
