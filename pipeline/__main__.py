@@ -228,6 +228,12 @@ def count(word: str) -> int:
     return int(word)
 
 
+def seed(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 0 up")
+    return int(word)
+
+
 def run_name(word: str) -> str:
     if word != pathlib.Path(word).name or word == "..":
         raise argparse.ArgumentTypeError(f"{word!r} must be the plain name of a folder")
@@ -260,7 +266,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add_drawing(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--cars", type=int, default=32, help="training cars")
         stage.add_argument("--test-cars", type=int, default=8)
-        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--seed", type=seed, default=0)
 
     def add_ledger(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--ledger", default=str(LEDGER), metavar="CSV", help=f"default {LEDGER}")
@@ -277,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--scenes", type=int, default=48, help="rooms, of four pictures each")
     stage.add_argument("--height", type=int, default=240, help="of a picture, in pixels")
     stage.add_argument("--width", type=int, default=320)
-    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--seed", type=seed, default=0)
     stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")
