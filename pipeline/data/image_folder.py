@@ -1,9 +1,9 @@
 """Your own pictures: a plain folder of images and masks, as a `data.collection.Collection`.
 
     images/NAME.jpg        photos of any size, JPEG or PNG, of 8 bits a colour; turned upright as their EXIF says
-    masks/NAME.png         of each its mask, of the same size, upright: a grey or palette PNG whose values are
-                           class indices, or, of a binary task, 0 for the background and 1 or 255 for the object
-    groups.csv             optional: image,group. Pictures of one group (a patient, a place, a car) are held out together
+    masks/NAME.png         of each its mask, of the same size, upright: a grey or palette PNG whose values are class
+                           indices, or, of a binary task, 0 for the background and 1 or 255 for the object
+    groups.csv             optional: image,group. Pictures of one group (patient, place, car) are held out together
 
 Whatever its size, a picture is brought to data.height x data.width, which is full size from then on: photos by
 averages or straight lines, masks by their nearest pixels, so that no class is mixed.
@@ -177,9 +177,10 @@ def is_object(values: NDArray, path: pathlib.Path) -> NDArray[np.bool_]:
     """bool (height, width) of a binary mask's values: 0, and 1 or 255."""
     found = set(np.unique(values).tolist())
     if not (found <= {0, 1} or found <= {0, 255}):
+        some = ", ".join(map(str, sorted(found)[:4]))
         raise Problem(
-            f"{path}: the mask has the values {', '.join(map(str, sorted(found)[:4]))}, but a binary one has 0 and 1, or "
-            "0 and 255; for several classes set task.kind multiclass and name them in task.classes."
+            f"{path}: the mask has the values {some}, but a binary one has 0 and 1, or 0 and 255; "
+            "for several classes set task.kind multiclass and name them in task.classes."
         )
     return values > 0
 
