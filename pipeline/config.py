@@ -191,7 +191,7 @@ class Settings(Section):
         if task == "multiclass" and (unfit := [key for key, value in self.loss.binary_terms.items() if value]):
             raise ValueError(f"loss.{unfit[0]} is for task.kind binary; a multiclass loss has bce and dice")
         if self.task.class_weights and not self.loss.bce:
-            raise ValueError("task.class_weights weights the cross-entropy loss.bce, which is 0; leave out one of the two")
+            raise ValueError("task.class_weights weights the cross-entropy loss.bce, which is 0; leave one of them out")
         for key in ("hq", "exclude", "relabel"):
             if getattr(self.data, key) and kind != "carvana":
                 raise ValueError(f"data.{key} is for data.kind carvana, but it is {kind}; leave it out")

@@ -265,6 +265,9 @@ def test_a_photo_is_read_upright_and_what_is_none_is_a_problem(tmp_path: pathlib
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
     with pytest.raises(Problem, match="b.jpg is no picture"):
         read_photo(tmp_path / "b.jpg")
+    Image.fromarray(np.full((3, 4), 900, np.uint16)).save(tmp_path / "d.png")
+    with pytest.raises(Problem, match="d.png has more than 8 bits a colour"):
+        read_photo(tmp_path / "d.png")
     with pytest.raises(Problem, match="no .*c.jpg"):
         read_photo(tmp_path / "c.jpg")
 
