@@ -10,7 +10,6 @@ averages or straight lines, masks by their nearest pixels, so that no class is m
 """
 import contextlib
 import csv
-import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -60,6 +59,7 @@ class ImageFolder:
             )
         self.group_of = read_groups(folder / GROUPS, self.image_of)
         self.must_fit = height is None
+        self.size_of_photo: dict[str, tuple[int, int]] = {}
         self.height, self.width = (height, width) if height and width else size_of(self.image_of[self.names[0]])
         files = [(path.name, path.stat().st_size) for of in (self.image_of, self.mask_of) for path in of.values()]
         self.fingerprint = digest(files, (self.height, self.width), classes)
@@ -92,7 +92,9 @@ class ImageFolder:
                     "are class indices; save it as one."
                 )
             values = np.asarray(mask)
-        size = size_of(self.image_of[name])
+        if name not in self.size_of_photo:  # for which all of a PNG must be read
+            self.size_of_photo[name] = size_of(self.image_of[name])
+        size = self.size_of_photo[name]
         if values.shape != size:
             raise Problem(
                 f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}; they "
@@ -154,7 +156,6 @@ def read_groups(path: pathlib.Path, image_of: dict[str, pathlib.Path]) -> dict[s
     return group_of
 
 
-@functools.cache  # each mask is compared with its photo, and of a PNG all must be read to know that it lies upright
 def size_of(path: pathlib.Path) -> tuple[int, int]:
     """(height, width) of a photo, upright."""
     with opened(path) as image:
