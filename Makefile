@@ -16,13 +16,13 @@ demo-rooms: ## draw rooms in a file of the structure of NYU Depth v2 (SCENES SEE
 	$(call stage,demo-rooms,$(call given,--scenes,SCENES)$(call given,--seed,SEED)$(call switch,--splits,SPLITS))
 shrink: ## make a light copy of a competition folder, for a slow link (OUT SCALE QUALITY)
 	$(call stage,shrink,$(call given,--out,OUT)$(call given,--scale,SCALE)$(call given,--quality,QUALITY))
-folds: ## split the training cars into folds that no make crosses
+folds: ## split the pictures into folds that no make, or other group, crosses
 	$(call stage,folds)
 train: folds ## train the fold FOLD=0, others or all; the same command again goes on (GPUS DETERMINISTIC)
 	$(call stage,train,$(train_flags))
 find-batch: folds ## measure how many pictures at once fit into the memory
 	$(call stage,train,$(train_flags) --find-batch)
-validate: ## judge each trained fold on the makes that it never saw
+validate: ## judge each trained fold on the pictures that it never saw
 	$(call stage,validate)
 threshold: ## find the cut with the best out-of-fold Dice
 	$(call stage,threshold)
@@ -46,7 +46,7 @@ report: ## a page that shows where a run is wrong: runs/RUN/report/index.html (R
 	$(call stage,report,$(runs_flag))
 compare: ## a page that shows where one of two runs is better (RUNS)
 	$(call stage,compare,$(runs_flag))
-cutout: ## cut the car out of photos: PNGs with a transparent background (PHOTO OUT)
+cutout: ## cut the object out of photos: PNGs with a transparent background, or classes (PHOTO OUT)
 	$(call stage,cutout,$(foreach photo,$(PHOTO), $(call quote,$(photo)))$(call given,--out,OUT))
 score: ## grade a submission against a solution.csv (FILE SOLUTION)
 	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))

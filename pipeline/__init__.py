@@ -38,7 +38,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         competition     Kaggle's folder: pictures, masks and tables, checked at the door
         image_folder    anybody's own: images, masks, and a table of groups
         verify          is a downloaded file whole: every checksum, every picture; also while it arrives
-        folds           which car is held out when; no make on both sides
+        folds           which picture is held out when; no make, or other group, on both sides
         augment         random changes that move picture and coverage alike
         dataset         the order of the pictures: a function of the seed alone
         suspects        masks that may be wrong, left out of training or put right

@@ -228,6 +228,12 @@ def count(word: str) -> int:
     return int(word)
 
 
+def seed(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 0 up")
+    return int(word)
+
+
 def run_name(word: str) -> str:
     if word != pathlib.Path(word).name or word == "..":
         raise argparse.ArgumentTypeError(f"{word!r} must be the plain name of a folder")
@@ -260,7 +266,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add_drawing(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--cars", type=int, default=32, help="training cars")
         stage.add_argument("--test-cars", type=int, default=8)
-        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--seed", type=seed, default=0)
 
     def add_ledger(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--ledger", default=str(LEDGER), metavar="CSV", help=f"default {LEDGER}")
@@ -277,18 +283,18 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--scenes", type=int, default=48, help="rooms, of four pictures each")
     stage.add_argument("--height", type=int, default=240, help="of a picture, in pixels")
     stage.add_argument("--width", type=int, default=320)
-    stage.add_argument("--seed", type=int, default=0)
+    stage.add_argument("--seed", type=seed, default=0)
     stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage.add_argument("--scale", type=int, choices=(2, 4, 8), default=2)
     stage.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
-    add("folds", folds, "split the training cars into folds that no make crosses")
+    add("folds", folds, "split the pictures into folds that no make, or other group, crosses")
     stage = add("train", train, "train a fold, or go on where it was stopped")
     stage.add_argument("--gpus", type=count, default=1, metavar="N", help="on one fold together, or each on a fold")
     stage.add_argument("--deterministic", action="store_true", help="the same bits each time, on a GPU too, if slower")
     stage.add_argument("--find-batch", action="store_true", help="measure the largest batch that fits; train nothing")
-    add("validate", validate, "judge each trained fold on the makes that it never saw")
+    add("validate", validate, "judge each trained fold on the pictures that it never saw")
     add("threshold", threshold, "find the cut with the best out-of-fold Dice")
     stage = add("blend", blend, "find what each of several runs should weigh, and what that gains")
     stage.add_argument("--runs", type=run_name, nargs="+", required=True, metavar="NAME", help="with the same folds")
@@ -298,7 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument(
         "--on-bad-image", choices=("error", "empty"), default="error", help="stop, or write an empty row and tell"
     )
-    stage = add("cutout", cutout, "cut the car out of any photos, as PNGs with a transparent background")
+    stage = add("cutout", cutout, "cut the object out of any photos, as PNGs with a transparent background, or classes")
     stage.add_argument("photo", nargs="+", type=pathlib.Path, metavar="PHOTO")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage = add("check", check, "say what is wrong with a submission")

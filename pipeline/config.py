@@ -55,7 +55,7 @@ class Task(Section):
 
     kind: Literal["binary", "multiclass"] = "binary"
     classes: list[str] | Annotated[int, Field(ge=2)] = []  # names by index; a number where the data know the names
-    class_weights: list[Weight] = []  # of the cross-entropy, one a class; none: 1 each
+    class_weights: list[Weight] = []  # of the cross-entropy, one a class; only how they compare matters; none: 1 each
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255  # folder: the value of pixels that are not judged
 
     @property
@@ -190,6 +190,13 @@ class Settings(Section):
             raise ValueError(f"data.height and data.width are for data.kind folder, but it is {kind}")
         if task == "multiclass" and (unfit := [key for key, value in self.loss.binary_terms.items() if value]):
             raise ValueError(f"loss.{unfit[0]} is for task.kind binary; a multiclass loss has bce and dice")
+        if self.task.class_weights and not self.loss.bce:
+            raise ValueError("task.class_weights weights the cross-entropy loss.bce, which is 0; leave one of them out")
+        for key in ("hq", "exclude", "relabel"):
+            if getattr(self.data, key) and kind != "carvana":
+                raise ValueError(f"data.{key} is for data.kind carvana, but it is {kind}; leave it out")
+        if self.task.ignore_index != Task().ignore_index and (kind != "folder" or task != "multiclass"):
+            raise ValueError("task.ignore_index is for task.kind multiclass with data.kind folder; leave it out")
         return self
 
 

@@ -50,7 +50,10 @@ def read_json(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
-    """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock."""
+    """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock.
+
+    Problem, too, where the file system knows no locks.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a")  # "w" would touch a file that is there
@@ -61,6 +64,10 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Problem(busy) from None
+        except OSError as error:  # ENOLCK, ENOSYS: some file systems of networks have no flock
+            raise Problem(
+                f"{path} cannot be locked ({error.strerror or error}); put its folder on a file system that has flock."
+            ) from None
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise Problem(busy)  # its last holder has removed it meanwhile, and somebody may hold a new one
         held.append(file)
@@ -85,6 +92,11 @@ os.register_at_fork(after_in_child=let_go)
 def length_bytes(path: pathlib.Path) -> int:
     """Size of a file, 0 where there is none."""
     return path.stat().st_size if path.is_file() else 0
+
+
+def digest(*facts: Any) -> str:
+    """Hex digest of what JSON can hold: the same facts, the same digest."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def sha256(path: pathlib.Path) -> str:

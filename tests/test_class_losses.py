@@ -108,6 +108,14 @@ def test_a_network_of_one_object_learns_from_coverage_as_ever() -> None:
     logits, coverage = torch.tensor([[[[0.3, -0.2]]]]), torch.tensor([[[255, 51]]], dtype=torch.uint8)
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], torch.tensor([[[1.0, 0.2]]]))
     assert loss_of(logits, coverage).item() == pytest.approx(expected.item(), rel=1e-6)
-    several = build(False, [1.0, 0.5, 3.0], weights, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", [1.0, 40.0])
+def test_class_weights_say_how_classes_compare_and_not_how_large_the_loss_is(size: float) -> None:
+    weights = dict(bce=1.0, dice=0.5, jaccard=0.0, focal=0.0, lovasz=0.0, edge_weight=0.0, edge_px=2)
     logits, index = random_batch()
-    assert several(logits, index).item() == pytest.approx(ce(logits, index, WEIGHTS).item())
+    several = build(False, (size * WEIGHTS).tolist(), weights, torch.device("cpu"))
+    expected = ce(logits, index, WEIGHTS / 1.5) + 0.5 * dice(logits, index)
+    assert several(logits, index).item() == pytest.approx(expected.item(), rel=1e-5)
+    equal, none = (build(False, given, weights, torch.device("cpu")) for given in ([size] * 3, []))
+    assert equal(logits, index).item() == pytest.approx(none(logits, index).item(), rel=1e-5)

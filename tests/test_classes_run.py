@@ -103,9 +103,12 @@ def test_the_network_is_far_from_one_class_everywhere_and_the_best_epoch_is_kept
     assert (best["classes"], best["full_size"]) == (list(CLASSES), [64, 96])
 
 
-def test_validation_keeps_what_the_report_needs_and_finds_what_training_saw(several: pathlib.Path) -> None:
+def test_validation_keeps_what_the_report_needs_and_finds_what_training_saw(
+    several: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
     words = ("--config", "several.yaml", "--fold", "0", "--set", "predict.tta=none", "predict.batch_size=4")
     assert main(["validate", *words]) == 0
+    assert "no held-out pixel" not in capsys.readouterr().out
     with np.load(several / "oof" / "fold0.npz") as file:
         kept = dict(file)
     assert kept["classes"].tolist() == list(CLASSES) and len(kept["names"]) == 6
@@ -118,10 +121,14 @@ def test_validation_keeps_what_the_report_needs_and_finds_what_training_saw(seve
     assert total.in_truth.sum() < 6 * 64 * 96  # the margins are not judged
 
 
-def test_a_class_that_no_picture_shows_is_left_out_of_the_mean(several: pathlib.Path) -> None:
+def test_a_class_that_no_picture_shows_is_told_and_left_out_of_the_mean(
+    several: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
     words = ["--config", "several.yaml", "--run", "four", "--set", "task.classes=[a,b,c,d]", "task.class_weights=[]"]
     assert main(["folds", *words]) == 0 and main(["train", *words]) == 0
+    capsys.readouterr()
     assert main(["validate", *words]) == 0
+    assert "fold 0: no held-out pixel has 1 of the 4 classes: d.\n" in capsys.readouterr().out
     with np.load("runs/four/oof/fold0.npz") as file:
         counts = confusion.Counts(*(file[key].sum(0) for key in confusion.Counts._fields))
     assert counts.in_truth[3] == 0 < counts.in_truth[:3].min()

@@ -147,6 +147,13 @@ CLASSES = ["task.kind=multiclass", "task.classes=[a,b,c]", "data.kind=folder"]
         (["data.inputs=rgbd"], "data.inputs rgbd is for data.kind nyuv2, but it is carvana"),
         ([*CLASSES, "data.height=480"], "data.height and data.width go together"),
         (["data.height=480", "data.width=640"], "data.height and data.width are for data.kind folder"),
+        ([*CLASSES, "task.class_weights=[1,2,3]", "loss.bce=0"], "task.class_weights weights the cross-entropy"),
+        ([*CLASSES, "data.hq=true"], "data.hq is for data.kind carvana, but it is folder"),
+        (["data.kind=folder", "data.exclude=a.csv"], "data.exclude is for data.kind carvana, but it is folder"),
+        ([*CLASSES, "data.kind=nyuv2", "data.relabel=a.csv"], "data.relabel is for data.kind carvana, but it is nyuv2"),
+        (["task.ignore_index=0"], "task.ignore_index is for task.kind multiclass with"),
+        (["data.kind=folder", "task.ignore_index=9"], "task.ignore_index is for task.kind multiclass with"),
+        ([*CLASSES, "data.kind=nyuv2", "task.ignore_index=0"], "task.ignore_index is for task.kind multiclass with"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_sentence(file: pathlib.Path, words: list[str], sentence: str) -> None:

@@ -29,6 +29,11 @@ def test_scores_have_known_values_and_a_class_in_neither_map_has_none() -> None:
     assert confusion.pixel_accuracy(found) == 2 / 3
 
 
+def test_counts_keep_no_matrix_in_memory() -> None:
+    found = confusion.counts(np.ones((2, 3, 3), np.int64))
+    assert found.hits.base is None and found.hits.tolist() == [[1, 1, 1]] * 2
+
+
 def test_a_class_that_is_missed_or_made_up_scores_0() -> None:
     found = counts_of([1, 1], [0, 0], classes=3)
     np.testing.assert_array_equal(confusion.iou(found), [0, 0, np.nan])

@@ -4,12 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from plain_folder import CLASSES, COLOURS, draw
 
 from pipeline.config import Data, Settings, Task
 from pipeline.data.collection import open_collection
 from pipeline.data.image_folder import ImageFolder, nearest
+from pipeline.data.images import TURN_OF
 from pipeline.problem import Problem
 
 SIZE = (64, 96)
@@ -79,6 +80,52 @@ def test_palette_masks_are_read_by_their_index(folder: pathlib.Path) -> None:
     mask.putpalette([255, 255, 255, 9, 9, 9, 80, 0, 80])
     mask.save(folder / "masks" / "p00.png")
     assert set(np.unique(opened(folder).truth("p00"))) == {0, 2}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_photo_is_turned_as_its_camera_noted_and_fits_its_mask(
+    folder: pathlib.Path, orientation: int, suffix: str
+) -> None:
+    """The mask is drawn on what every viewer shows; the pixels lie as the orientation says."""
+    mask = np.zeros((60, 90), np.uint8)
+    mask[:20, :30] = 1
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    lying = Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TURN_OF.get(orientation))
+    lying = lying if back is None else lying.transpose(back)
+    (folder / "images" / "p00.jpg").unlink()
+    lying.save(folder / "images" / f"p00{suffix}", exif=exif)
+    write_mask(folder, "p00", mask)
+    mine = opened(folder, size=(None, None))
+    assert (mine.height, mine.width) == (60, 90)
+    assert ((mine.read("p00", 1) > 127).all(-1) == (mine.truth("p00") == 1)).all()
+
+
+def test_an_exif_without_sense_turns_nothing(folder: pathlib.Path) -> None:
+    path = folder / "images" / "p00.jpg"
+    with Image.open(path) as photo:
+        photo.load()
+        for exif in (b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0no more than words"):
+            photo.save(path, exif=exif)
+            assert opened(folder, size=(None, None)).read("p00", 1).shape[:2] == mask_shape(folder, "p00")
+
+
+def test_the_fingerprint_is_that_of_names_sizes_and_classes_wherever_they_lie(
+    drawn: pathlib.Path, folder: pathlib.Path
+) -> None:
+    whole = opened(drawn).fingerprint
+    assert opened(folder).fingerprint == whole
+    assert opened(folder, classes=("ground", "ball", "square")).fingerprint != whole
+    assert opened(folder, size=(32, 48)).fingerprint != whole
+    with open(folder / "masks" / "p03.png", "ab") as mask:
+        mask.write(b"!")
+    longer = opened(folder).fingerprint
+    (folder / "masks" / "p03.png").rename(folder / "masks" / "q.png")
+    (folder / "images" / "p03.jpg").rename(folder / "images" / "q.jpg")
+    (folder / "groups.csv").unlink()
+    assert len({whole, longer, opened(folder).fingerprint}) == 3
 
 
 def test_the_ignore_index_is_the_datas_own(folder: pathlib.Path) -> None:
@@ -178,6 +225,12 @@ def an_image_is_cut_short(folder: pathlib.Path) -> str:
     return r"p00\.jpg is no whole JPEG or PNG picture"
 
 
+def an_image_has_16_bits(folder: pathlib.Path) -> str:
+    (folder / "images" / "p00.jpg").unlink()
+    Image.fromarray(np.full(mask_shape(folder, "p00"), 900, np.uint16)).save(folder / "images" / "p00.png")
+    return r"p00\.png has more than 8 bits a colour \(Pillow's mode I;16\); save it with 8"
+
+
 def a_mask_is_cut_short(folder: pathlib.Path) -> str:
     path = folder / "masks" / "p00.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -202,7 +255,8 @@ def a_mask_has_a_value_beyond_the_classes(folder: pathlib.Path) -> str:
 TROUBLE = [
     a_mask_is_missing, an_image_is_missing, there_are_no_masks, images_is_empty, two_images_have_one_name,
     the_table_has_other_columns, the_table_lacks_an_image, the_table_is_empty, an_image_is_in_two_groups,
-    an_image_is_empty, an_image_is_cut_short, a_mask_is_cut_short, a_mask_is_in_colour, a_mask_has_another_size,
+    an_image_is_empty, an_image_is_cut_short, an_image_has_16_bits, a_mask_is_cut_short, a_mask_is_in_colour,
+    a_mask_has_another_size,
     a_mask_has_a_value_beyond_the_classes,
 ]  # fmt: skip
 

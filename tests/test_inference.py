@@ -132,6 +132,12 @@ def test_histograms_are_those_of_each_picture() -> None:
     np.testing.assert_array_equal(found, np.stack(expected))
 
 
+def test_a_process_without_a_picture_has_no_histogram_and_disturbs_no_other() -> None:
+    nothing = histograms(lambda batch: batch, [], [], {}.__getitem__)
+    assert nothing.shape == (0, 2, 256) and nothing.dtype == np.int32
+    assert np.concatenate([nothing, np.ones((1, 2, 256), np.int32)]).dtype == np.int32
+
+
 def test_the_batch_is_lowered_to_what_fits() -> None:
     class Small(Red):
         def forward(self, image_NHWC: Tensor) -> Tensor:
@@ -259,6 +265,9 @@ def test_a_photo_is_read_upright_and_what_is_none_is_a_problem(tmp_path: pathlib
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
     with pytest.raises(Problem, match="b.jpg is no picture"):
         read_photo(tmp_path / "b.jpg")
+    Image.fromarray(np.full((3, 4), 900, np.uint16)).save(tmp_path / "d.png")
+    with pytest.raises(Problem, match="d.png has more than 8 bits a colour"):
+        read_photo(tmp_path / "d.png")
     with pytest.raises(Problem, match="no .*c.jpg"):
         read_photo(tmp_path / "c.jpg")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.inference.evaluate import histograms, histograms_keeping
+from pipeline.inference.evaluate import histograms
 from pipeline.inference.kept import Kept, keeping, png
 from pipeline.inference.predictor import Ensemble, Member, Predictor
 from pipeline.inference.views import VIEWS
@@ -32,6 +32,16 @@ def kept(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_what_is_kept_comes_back(kept: pathlib.Path) -> None:
     archive = Kept(kept)
     for seed, name in enumerate(NAMES):
+        np.testing.assert_array_equal(archive.read(name), a_probability(seed))
+
+
+def test_names_with_dots_are_kept_apart(tmp_path: pathlib.Path) -> None:
+    names = ["scene.01", "scene.02"]
+    with keeping(tmp_path / "fold0.zip") as keep:
+        for seed, name in enumerate(names):
+            keep(name, png(a_probability(seed)))
+    archive = Kept(tmp_path / "fold0.zip")
+    for seed, name in enumerate(names):
         np.testing.assert_array_equal(archive.read(name), a_probability(seed))
 
 
@@ -73,7 +83,7 @@ def test_keeping_changes_no_histogram_and_keeps_the_mean_before_it_is_enlarged(k
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = red_pictures(shares).split(2)
     with keeping(kept) as keep:
-        found = histograms_keeping(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
+        found = histograms(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
     plain = Predictor([Red()], False, 4, HEIGHT, WIDTH)
     np.testing.assert_array_equal(found, histograms(plain, batches, NAMES, masks.__getitem__))
     read = np.stack([Kept(kept).read(name) for name in NAMES])

@@ -11,8 +11,10 @@ import pytest
 import scipy.io
 from numpy.typing import NDArray
 
+from pipeline.__main__ import main
 from pipeline.data import nyuv2, nyuv2_classes, rooms
 from pipeline.data.nyuv2 import FILE, SPLITS, NyuV2, depth_bytes, room_of_scene
+from pipeline.files import locked, read_json
 from pipeline.problem import Problem
 from pipeline.stages import demo_rooms, download
 
@@ -39,6 +41,17 @@ def view(picture: int) -> rooms.View:
     scene, number = divmod(picture, demo_rooms.VIEWS)
     room_m, boxes = rooms.make_room(list(rooms.KINDS)[scene], scene)
     return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
+
+
+def test_a_fingerprint_tells_files_inputs_and_classes_apart_and_not_where_they_lie(
+    rooms_folder: pathlib.Path, rooms_copy: pathlib.Path
+) -> None:
+    one = NyuV2(rooms_folder, 13, "rgb").fingerprint
+    assert NyuV2(rooms_copy, 13, "rgb").fingerprint == one
+    with open(rooms_copy / FILE, "ab") as file:
+        file.write(b"!")
+    others = [(rooms_copy, 13, "rgb"), (rooms_folder, 40, "rgb"), (rooms_folder, 13, "rgbd")]
+    assert len({one, *(NyuV2(*arguments).fingerprint for arguments in others)}) == 4
 
 
 # --- what is read ---------------------------------------------------------------------------------
@@ -339,11 +352,47 @@ def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_
     assert (tmp_path / FILE).read_bytes() != (rooms_folder / FILE).read_bytes()
 
 
-def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path) -> None:
-    (tmp_path / FILE).write_bytes(b"the real one")
-    with pytest.raises(Problem, match="would be overwritten"):
+@pytest.mark.parametrize("name", [FILE, SPLITS])
+def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"the real one")
+    with pytest.raises(Problem, match=f"{name} was not drawn here and would be overwritten"):
         demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
-    assert (tmp_path / FILE).read_bytes() == b"the real one"
+    assert (tmp_path / name).read_bytes() == b"the real one"
+
+
+def test_a_split_is_there_when_it_was_asked_for_and_only_then(
+    tmp_path: pathlib.Path, rooms_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(splits: bool) -> None:
+        demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=splits)
+
+    draw(True)
+    (tmp_path / SPLITS).unlink()
+    capsys.readouterr()
+    draw(True)
+    assert "there already" not in capsys.readouterr().out
+    assert (tmp_path / SPLITS).read_bytes() == (rooms_folder / SPLITS).read_bytes()
+    draw(False)
+    assert not (tmp_path / SPLITS).exists()
+
+
+def test_a_mark_of_brackets_in_brackets_is_drawn_over(rooms_copy: pathlib.Path) -> None:
+    (rooms_copy / demo_rooms.ABOUT).write_text("[" * 10**5)
+    demo_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    assert read_json(rooms_copy / demo_rooms.ABOUT)["complete"]
+
+
+def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
+    with locked(rooms_copy / ".lock", "busy"), pytest.raises(Problem, match="is being drawn by another process"):
+        demo_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+
+
+@pytest.mark.parametrize("stage", ["demo-rooms", "demo-data", "demo"])
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "9" * 5000])
+def test_a_seed_is_a_whole_number_from_0(stage: str, seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([stage, "--seed", seed])
+    assert left.value.code == 2 and "argument --seed" in capsys.readouterr().err
 
 
 def test_a_box_in_front_hides_the_wall_at_its_own_depth() -> None:

@@ -1,4 +1,6 @@
 """A stage that runs another as a command: exit codes, and the time to save when it is stopped."""
+import errno
+import os
 import pathlib
 import sys
 
@@ -64,3 +66,16 @@ def test_only_one_may_be_in_a_locked_block_and_it_may_come_again(tmp_path: pathl
             pytest.fail("two in one block")
     with locked(path, "busy"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pipeline.files.fcntl.flock", flock)
+    told = r"lock cannot be locked \(.*\); put its folder on"
+    with pytest.raises(Problem, match=told), locked(tmp_path / "lock", "busy"):
+        pytest.fail("in a block that is not locked")

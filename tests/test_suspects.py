@@ -10,7 +10,8 @@ from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data import competition, suspects
 from pipeline.data.dataset import TrainingPictures
-from pipeline.inference.preview import ADDED, MISSED, preview
+from pipeline.inference.preview import preview
+from pipeline.masks.palette import ADDED, MISSED
 from pipeline.model import checkpoint
 from pipeline.problem import Problem
 from tests.test_inference import Red

@@ -70,7 +70,8 @@ def build(
             changed = compose(image=image, mask=target)
             return changed["image"], changed["mask"]
         changed = compose(image=np.ascontiguousarray(image[..., :3]), mask=target, depth=image[..., 3].copy())
-        return cv2.insertChannel(changed["depth"], cv2.cvtColor(changed["image"], cv2.COLOR_RGB2RGBA), 3), changed["mask"]
+        four = cv2.cvtColor(changed["image"], cv2.COLOR_RGB2RGBA)
+        return cv2.insertChannel(changed["depth"], four, 3), changed["mask"]
 
     return augment
 
@@ -89,7 +90,7 @@ class AffineOfBoth(A.Affine):
 
 
 class AffineOfClasses(A.Affine):
-    """Moves a picture, its depth and its class map. What comes in from beyond the border is mirrored, and not judged."""
+    """Moves a picture, its depth and its class map. What comes in from beyond the border is mirrored and not judged."""
 
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         indices = kwargs["mask"]

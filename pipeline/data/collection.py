@@ -17,8 +17,8 @@ class Collection(Protocol):
     """Pictures with the truth about them, all of one size, checked when opened as far as that costs no decoding.
 
     An instance may be handed to forked workers; one that keeps a file open opens it again in each process. Methods
-    raise Problem for what cannot be read. Class indices are uint8 up to 255 classes and uint16 beyond; the largest
-    value of the dtype marks pixels that are not judged (`pipeline.masks.confusion.ignored`).
+    raise Problem for what cannot be read. Class indices have the dtype of
+    `pipeline.masks.confusion.index_dtype`, whose largest value marks pixels that are not judged.
     """
 
     names: list[str]  # of all pictures with a truth, sorted
@@ -28,6 +28,7 @@ class Collection(Protocol):
     channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
     classes: tuple[str, ...]  # their names, by index; of a binary collection ()
     where: str  # the folder or file, for messages
+    fingerprint: str  # tells most other data from these at little cost, wherever they lie; "" where nothing does
 
     def read(self, name: str, scale: int) -> NDArray:
         """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.small_shape`."""

@@ -37,7 +37,10 @@ def assign(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
 
 
 def assign_groups(group_of_image: dict[str, str], folds: int) -> pd.DataFrame:
-    """One row an image, `image, group, fold`, sorted by image; text, text, int. An image without a group is one itself."""
+    """One row an image, `image, group, fold`, sorted by image; text, text, int.
+
+    An image without a group is a group of its own.
+    """
     images = sorted(group_of_image)
     groups = [group_of_image[image] for image in images]
     group = [group or f"alone: {image}" for image, group in zip(images, groups)]
@@ -62,9 +65,11 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
         text = dict.fromkeys(("car_id", "make", "image", "group"), str)
         table = pd.read_csv(path, dtype={**text, "fold": int}, keep_default_na=False)
     except (ValueError, OverflowError, OSError) as error:
-        raise Problem(f"{path} is damaged ({' '.join(str(error).split())[:120]}); delete it and run `make folds`.") from None
+        reason = " ".join(str(error).split())[:120]
+        raise Problem(f"{path} is damaged ({reason}); delete it and run `make folds`.") from None
     if list(table.columns) not in HEADERS:
-        raise Problem(f"{path} must have the columns car_id,make,fold; delete it and run `make folds`.")
+        columns = " or ".join(map(",".join, HEADERS))
+        raise Problem(f"{path} must have the columns {columns}; delete it and run `make folds`.")
     if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
         raise Problem(f"{path} has rows of more or fewer fields than three; delete it and run `make folds`.")
     if len(table) == 0 or sorted(set(table["fold"])) != list(range(table["fold"].max() + 1)):

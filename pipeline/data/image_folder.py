@@ -1,9 +1,9 @@
 """Your own pictures: a plain folder of images and masks, as a `data.collection.Collection`.
 
-    images/NAME.jpg        photos of any size, JPEG or PNG
-    masks/NAME.png         of each its mask, of the same size: a grey or palette PNG whose values are class indices,
-                           or, of a binary task, 0 for the background and 1 or 255 for the object
-    groups.csv             optional: image,group. Pictures of one group (a patient, a place, a car) are held out together
+    images/NAME.jpg        photos of any size, JPEG or PNG, of 8 bits a colour; turned upright as their EXIF says
+    masks/NAME.png         of each its mask, of the same size, upright: a grey or palette PNG whose values are class
+                           indices, or, of a binary task, 0 for the background and 1 or 255 for the object
+    groups.csv             optional: image,group. Pictures of one group (patient, place, car) are held out together
 
 Whatever its size, a picture is brought to data.height x data.width, which is full size from then on: photos by
 averages or straight lines, masks by their nearest pixels, so that no class is mixed.
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import folds
-from pipeline.data.images import averaged, coverage, picked
+from pipeline.data.images import averaged, coverage, picked, upright_rgb, upright_size
+from pipeline.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.problem import Problem
 
@@ -47,7 +48,8 @@ class ImageFolder:
         self.mask_of = files_of(folder / "masks", (".png",))
         self.names = sorted(self.image_of)
         if without := sorted(self.image_of.keys() - self.mask_of.keys()):
-            raise Problem(f"{folder / 'masks'} lacks the masks of {len(without)} images; the first is {without[0]}.png.")
+            first = f"{without[0]}.png"
+            raise Problem(f"{folder / 'masks'} lacks the masks of {len(without)} images; the first is {first}.")
         if without := sorted(self.mask_of.keys() - self.image_of.keys()):
             raise Problem(f"{folder / 'images'} lacks the images of {len(without)} masks; the first is {without[0]}.")
         if ignore_index < len(classes):
@@ -57,17 +59,20 @@ class ImageFolder:
             )
         self.group_of = read_groups(folder / GROUPS, self.image_of)
         self.must_fit = height is None
+        self.size_of_photo: dict[str, tuple[int, int]] = {}
         self.height, self.width = (height, width) if height and width else size_of(self.image_of[self.names[0]])
+        files = [(path.name, path.stat().st_size) for of in (self.image_of, self.mask_of) for path in of.values()]
+        self.fingerprint = digest(files, (self.height, self.width), classes)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         path = self.image_of[name]
         with opened(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = upright_rgb(image, str(path))
         if pixels.shape[:2] != (self.height, self.width):
             if self.must_fit:
                 raise Problem(
-                    f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but the first image is {self.width}x{self.height}; "
-                    "set data.height and data.width, and all are brought to that size."
+                    f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but the first image is "
+                    f"{self.width}x{self.height}; set data.height and data.width, and all are brought to that size."
                 )
             smaller = pixels.shape[0] >= self.height and pixels.shape[1] >= self.width
             way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
@@ -83,15 +88,17 @@ class ImageFolder:
         with opened(path) as mask:
             if mask.mode not in ("P", "L", "1") and not mask.mode.startswith("I"):
                 raise Problem(
-                    f"{path}: the mask's colours are {mask.mode}, but it must be a grey or palette PNG whose values are "
-                    "class indices; save it as one."
+                    f"{path}: the mask's colours are {mask.mode}, but it must be a grey or palette PNG whose values "
+                    "are class indices; save it as one."
                 )
             values = np.asarray(mask)
-        size = size_of(self.image_of[name])
+        if name not in self.size_of_photo:  # for which all of a PNG must be read
+            self.size_of_photo[name] = size_of(self.image_of[name])
+        size = self.size_of_photo[name]
         if values.shape != size:
             raise Problem(
-                f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}; they must "
-                "have the same size."
+                f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}; they "
+                "must have the same size."
             )
         truth = self.indices(values, path) if self.classes else is_object(values, path)
         if truth.shape != (self.height, self.width):
@@ -150,9 +157,9 @@ def read_groups(path: pathlib.Path, image_of: dict[str, pathlib.Path]) -> dict[s
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) of a picture, from its header."""
+    """(height, width) of a photo, upright."""
     with opened(path) as image:
-        return image.height, image.width
+        return upright_size(image)
 
 
 @contextlib.contextmanager
@@ -171,9 +178,10 @@ def is_object(values: NDArray, path: pathlib.Path) -> NDArray[np.bool_]:
     """bool (height, width) of a binary mask's values: 0, and 1 or 255."""
     found = set(np.unique(values).tolist())
     if not (found <= {0, 1} or found <= {0, 255}):
+        some = ", ".join(map(str, sorted(found)[:4]))
         raise Problem(
-            f"{path}: the mask has the values {', '.join(map(str, sorted(found)[:4]))}, but a binary one has 0 and 1, or 0 "
-            "and 255; for several classes set task.kind multiclass and name them in task.classes."
+            f"{path}: the mask has the values {some}, but a binary one has 0 and 1, or 0 and 255; "
+            "for several classes set task.kind multiclass and name them in task.classes."
         )
     return values > 0
 

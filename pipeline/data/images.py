@@ -8,12 +8,13 @@ decoding and shrinking, which is several times as fast. Resizing 1918 columns to
 would drift by up to half a cell against it.
 """
 import io
+import struct
 import warnings
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.problem import Problem
 
@@ -24,6 +25,17 @@ JPEG_READ_FLAG = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 JPEG_END = b"\xff\xd9"
+# What puts a picture of an EXIF orientation upright; the last four exchange rows and columns.
+TURN_OF = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)
 # Pillow warns of large pictures when it has read no more than their header; here their size is checked then.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 cv2.setNumThreads(1)  # the work is spread over processes; threads in each would fight for the same cores
@@ -79,6 +91,33 @@ def decode_gif_mask(data: bytes, height: int, width: int, where: str) -> NDArray
     return values.view(bool)
 
 
+def upright_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
+    """Anybody's picture, RGB uint8 array (height, width, 3), turned as the camera noted in its EXIF.
+
+    Raises Problem for one of more than 8 bits a colour; `where` names it there. What Pillow raises while it decodes
+    is for the caller.
+    """
+    if image.mode.startswith(("I", "F")):  # Pillow would take all values beyond 255 for 255
+        raise Problem(f"{where} has more than 8 bits a colour (Pillow's mode {image.mode}); save it with 8.")
+    image.load()
+    turn = TURN_OF.get(orientation(image))
+    pixels = image.convert("RGB")
+    return np.asarray(pixels if turn is None else pixels.transpose(turn))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) that `upright_rgb` gives a picture; of a JPEG nothing is decoded for it."""
+    return (image.width, image.height) if orientation(image) in SIDEWAYS else (image.height, image.width)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 is upright, and what an EXIF that makes no sense is taken for."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, struct.error):
+        return 1
+
+
 def averaged(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     """A whole picture (height, width) or (height, width, channels) brought to 1/scale by averages, on the grid above.
 
@@ -92,11 +131,14 @@ def averaged(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 
 
 def picked(indices: NDArray, scale: int) -> NDArray:
-    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel at its middle, or the edge's."""
+    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel right of and below its middle.
+
+    No pixel lies on the middle of 2, 4 or 8, so that what is picked lies half a pixel off. Where a cell hangs so far
+    over the right or lower edge that this pixel is beyond it, it is the edge's.
+    """
     rows, columns = small_shape(indices.shape[0], indices.shape[1], scale)
-    row, column = (
-        np.minimum(np.arange(cells) * scale + scale // 2, side - 1) for cells, side in zip((rows, columns), indices.shape)
-    )
+    row = np.minimum(np.arange(rows) * scale + scale // 2, indices.shape[0] - 1)
+    column = np.minimum(np.arange(columns) * scale + scale // 2, indices.shape[1] - 1)
     return indices[np.ix_(row, column)]
 
 
@@ -140,7 +182,9 @@ def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: 
     return cv2.LUT(pixels, share_of)
 
 
-def runs_by_row(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def runs_by_row(
+    bounds: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Runs cut at the ends of rows: the row of each piece, its first column and the one after its last."""
     first_row = bounds[:, 0] // width
     pieces = (bounds[:, 1] - 1) // width - first_row + 1

@@ -23,6 +23,7 @@ from scipy.io.matlab import MatReadError
 
 from pipeline.data import folds, nyuv2_classes
 from pipeline.data.images import averaged, picked
+from pipeline.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.problem import Problem
 
@@ -64,6 +65,8 @@ class NyuV2:
         self.names = [name_of(index) for index in range(pictures)]
         self.room_of = dict(zip(self.names, map(room_of_scene, scenes)))
         self.classes, self.class_of_label = class_table(self.words, classes, self.path)
+        size = (self.height, self.width)
+        self.fingerprint = digest(self.path.stat().st_size, size, self.words, inputs, self.classes)
         self.handle: tuple[int, h5py.File] | None = None  # the process that opened it, and the file
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
@@ -78,7 +81,7 @@ class NyuV2:
         return picked(self.truth(name), scale)
 
     def truth(self, name: str) -> NDArray:
-        """Class indices (height, width); uint8 up to 255 classes, else uint16; its largest value: no label."""
+        """Class indices (height, width) of the dtype of `confusion.index_dtype`; its largest value: no label."""
         labels = self.array("labels", name).T
         if labels.max() >= len(self.class_of_label):
             raise Problem(

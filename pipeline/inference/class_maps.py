@@ -4,6 +4,8 @@ As for one class, probabilities are averaged at the networks' own size, brought 
 class with the highest mean wins, and an edge lies where two means meet, between the cells. One class at a time is
 enlarged, so that 894 of them take no more memory at full size than two.
 """
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from pipeline.threads import in_order
 
 
 class ClassEnsemble(Ensemble):
-    """`ensemble(image_of_scale)` -> class indices, uint8 (N, height, width) up to 255 classes, else int32.
+    """`ensemble(image_of_scale)` -> class indices (N, height, width), of the dtype that `as_torch_has_it` says.
 
     image_of_scale: as of an `Ensemble`, uint8 (N, H, W, channels).
     """
@@ -27,8 +29,9 @@ class ClassEnsemble(Ensemble):
         shares = self.weighted_shares(image_of_scale)
         if self.device.type == "cuda":
             return self.class_map_on_device(shares)
-        images = range(len(shares[self.scales[0]]))
-        return torch.from_numpy(np.stack(list(in_order(lambda image: self.class_map(shares, image), images))))
+        images, classes = shares[self.scales[0]].shape[:2]
+        maps = np.stack(list(in_order(lambda image: self.class_map(shares, image), range(images))))
+        return torch.from_numpy(maps).to(as_torch_has_it(classes))
 
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
         raise NotImplementedError("the mean of several classes is not kept at full size")
@@ -50,23 +53,19 @@ class ClassEnsemble(Ensemble):
 
     def class_map(self, shares: ByScale, image: int) -> NDArray:
         """Of one picture, array (height, width)."""
-        classes = shares[self.scales[0]].shape[1]
-        best = np.full((self.height, self.width), -np.inf, np.float32)
-        found = np.zeros((self.height, self.width), as_torch_has_it(classes))
-        for index in range(classes):
-            maps = (enlarged(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
-            share = sum(maps, start=next(maps))
-            better = share > best
-            best[better], found[better] = share[better], index
-        return found
+
+        def share(index: int) -> NDArray[np.float32]:
+            one, *others = (enlarged(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
+            return sum(others, start=one)
+
+        return largest(share, shares[self.scales[0]].shape[1])
 
     def class_map_on_device(self, shares: ByScale) -> Tensor:
         """Of a batch, tensor (N, height, width)."""
         images, classes = shares[self.scales[0]].shape[:2]
         size = (images, self.height, self.width)
         best = torch.full(size, -torch.inf, device=self.device)
-        dtype = torch.uint8 if classes <= 255 else torch.int32
-        found = torch.zeros(size, dtype=dtype, device=self.device)
+        found = torch.zeros(size, dtype=as_torch_has_it(classes), device=self.device)
         for index in range(classes):
             maps = (enlarged_on_device(shares[s][:, index], s, self.height, self.width) for s in self.scales)
             share = sum(maps, start=next(maps))
@@ -82,6 +81,20 @@ def shares(network: nn.Module, image_NHWC: Tensor) -> Tensor:
     return logits_NCHW.float().softmax(1)
 
 
-def as_torch_has_it(classes: int) -> type[np.uint8] | type[np.int32]:
-    """torch computes little with uint16."""
-    return np.uint8 if index_dtype(classes) is np.uint8 else np.int32
+def largest(share: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:
+    """Of each pixel the class whose share is the largest, of equals the first: indices (height, width).
+
+    share: class -> its map, float32 (height, width); one after another is asked for.
+    """
+    best = share(0).copy()
+    found = np.zeros(best.shape, index_dtype(classes))
+    for index in range(1, classes):
+        its_share = share(index)
+        better = its_share > best
+        best[better], found[better] = its_share[better], index
+    return found
+
+
+def as_torch_has_it(classes: int) -> torch.dtype:
+    """`confusion.index_dtype`, but int32 for uint16, with which torch computes little."""
+    return torch.uint8 if index_dtype(classes) is np.uint8 else torch.int32

@@ -1,4 +1,4 @@
-"""Any photo to one of the car alone, transparent where no car is; or to its class map."""
+"""Any photo to one of the object alone, transparent where no object is; or to its class map."""
 import math
 import pathlib
 
@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.data.images import small_shape
+from pipeline.data.images import small_shape, upright_rgb
+from pipeline.inference.class_maps import largest
 from pipeline.inference.predictor import Ensemble
-from pipeline.masks.confusion import index_dtype
 from pipeline.problem import Problem
 
 EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
@@ -21,7 +21,7 @@ def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
     """RGB array (height, width, 3), upright as the camera noted. Raises Problem for what is no picture."""
     try:
         with Image.open(path) as photo:
-            return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
+            return upright_rgb(photo, str(path))
     except FileNotFoundError:
         raise Problem(f"There is no {path}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
@@ -29,10 +29,10 @@ def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
 
 
 def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no car is.
+    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no object is.
 
-    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: a car
-    that fills it then has about the size of cars that they know.
+    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: what
+    fills it then has about the size of what they know.
     """
     height, width = photo.shape[:2]
     share = np.zeros((height, width), np.float32)
@@ -53,14 +53,12 @@ def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
             ensemble.weighted_share(scale, small)[0].cpu().numpy()
             for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
         ]
-    classes = len(shares[0])
-    best = np.full((height, width), -np.inf, np.float32)
-    found = np.zeros((height, width), index_dtype(classes))
-    for index in range(classes):
-        share = sum(cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
-        better = share > best
-        best[better], found[better] = share[better], index
-    return found
+
+    def share(index: int) -> NDArray[np.float32]:
+        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
+        return sum(others, start=one)
+
+    return largest(share, classes=len(shares[0]))
 
 
 def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:

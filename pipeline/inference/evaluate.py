@@ -14,7 +14,7 @@ from pipeline.masks import confusion, dice, on_device
 from pipeline.problem import Problem
 
 Batch = TypeVar("Batch")
-Predicted = TypeVar("Predicted", Tensor, tuple[Tensor, Tensor])  # all on one device
+Predicted = TypeVar("Predicted", bound=Tensor | tuple[Tensor, ...])  # all on one device
 Found = TypeVar("Found")
 
 
@@ -59,23 +59,33 @@ def tensors(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def histograms(
-    predictor: Callable[[Tensor], Tensor],
+    predictor: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
     batches: Iterable[Tensor],
     names: list[str],
     read_mask: Callable[[str], NDArray[np.bool_]],
+    keep: Callable[[str, bytes], None] | None = None,
 ) -> NDArray[np.int32]:
     """Per picture the histogram that gives Dice at every cut, int32 array (pictures, 2, 256).
 
-    batches: uint8 (N, H, W, 3), the pictures of `names` in order; read_mask: name -> mask at full size.
+    predictor: gives probabilities, uint8 (N, height, width); where there is a `keep`, which gets `keep(name, png)` of
+    each picture, in order, also those on the grid of the PNG. batches: uint8 (N, H, W, 3), the pictures of `names` in
+    order; read_mask: name -> mask at full size.
     """
     rest = iter(names)
     with ThreadPoolExecutor() as pool:
 
-        def finish(image_NHWC: Tensor, probability_NHW: Tensor) -> NDArray[np.int32]:
-            masks = pool.map(read_mask, [next(rest) for _ in image_NHWC])
-            return count(probability_NHW, masks, pool)
+        def finish(image_NHWC: Tensor, predicted: Tensor | tuple[Tensor, Tensor]) -> NDArray[np.int32]:
+            full_size_NHW, *grids_NHW = tensors(predicted)
+            its_names = [next(rest) for _ in image_NHWC]
+            pngs = pool.map(png, grids_NHW[0].cpu().numpy()) if keep is not None else ()
+            counts = count(full_size_NHW, pool.map(read_mask, its_names), pool)
+            if keep is not None:
+                for name, data in zip(its_names, pngs):
+                    keep(name, data)
+            return counts
 
-        return np.concatenate(list(one_behind(predictor, batches, finish)))
+        found = list(one_behind(predictor, batches, finish))
+    return np.concatenate(found or [np.zeros((0, 2, dice.CUTS), np.int32)])  # one process of many may have no picture
 
 
 def cut_scores(counts: NDArray[np.int32]) -> dict[str, float]:
@@ -142,6 +152,11 @@ def together(parts: Sequence[Confusions]) -> Confusions:
     return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
 
 
+def not_shown(judged: Confusions) -> list[int]:
+    """The classes that no judged pixel has in truth: whether the network knows them nobody can tell."""
+    return np.flatnonzero(confusion.counts(judged.matrix).in_truth == 0).tolist()
+
+
 def class_scores(judged: Confusions) -> dict[str, float]:
     """`mean_iou`, `mean_dice` and `pixel_accuracy` of all pixels together; Problem when none of them has a class."""
     counts = confusion.counts(judged.matrix)
@@ -152,32 +167,6 @@ def class_scores(judged: Confusions) -> dict[str, float]:
         "mean_dice": float(confusion.mean_of_classes(confusion.dice(counts))),
         "pixel_accuracy": float(confusion.pixel_accuracy(counts)),
     }
-
-
-def histograms_keeping(
-    predictor: Callable[[Tensor], tuple[Tensor, Tensor]],
-    batches: Iterable[Tensor],
-    names: list[str],
-    read_mask: Callable[[str], NDArray[np.bool_]],
-    keep: Callable[[str, bytes], None],
-) -> NDArray[np.int32]:
-    """`histograms`, and `keep(name, png)` for each picture, in order.
-
-    predictor: uint8 (N, H, W, 3) -> two times its probabilities in uint8, at full size and on the grid of the PNG.
-    """
-    rest = iter(names)
-    with ThreadPoolExecutor() as pool:
-
-        def finish(image_NHWC: Tensor, predicted: tuple[Tensor, Tensor]) -> NDArray[np.int32]:
-            full_size_NHW, grid_NHW = predicted
-            its_names = [next(rest) for _ in image_NHWC]
-            pngs = pool.map(png, grid_NHW.cpu().numpy())
-            counts = count(full_size_NHW, pool.map(read_mask, its_names), pool)
-            for name, data in zip(its_names, pngs):
-                keep(name, data)
-            return counts
-
-        return np.concatenate(list(one_behind(predictor, batches, finish)))
 
 
 def count(

@@ -96,8 +96,8 @@ def keeping(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def png_name(image_name: str) -> str:
-    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01.png"`."""
-    return f"{pathlib.PurePath(image_name).stem}.png"
+    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01.png"`; names without a suffix, such as `scene.01`, may have dots."""
+    return image_name.removesuffix(".jpg") + ".png"
 
 
 def open_kept(judged: Judged | Confused, path: pathlib.Path) -> "Kept":

@@ -11,12 +11,9 @@ from pipeline.data.dataset import HeldOutPictures
 from pipeline.inference.class_maps import shares
 from pipeline.inference.predictor import share
 from pipeline.masks.confusion import ignored
-from pipeline.masks.palette import palette
+from pipeline.masks.palette import ADDED, MISSED, NOT_JUDGED, palette
 
 PICTURES_SHOWN = 4
-
-# Okabe and Ito's blue and vermilion, which every kind of colour vision tells apart; as in the report.
-ADDED, MISSED = (0, 114, 178), (213, 94, 0)
 BACKGROUND_LIGHT = 0.4  # of the picture, where the network sees background
 CLASS_SHARE = 0.6  # of a class's colour over the picture
 
@@ -64,7 +61,7 @@ def preview_of_classes(
     network.eval()
     of_classes = shares(network, torch.from_numpy(image)[None].to(device))[0]
     predicted = of_classes.argmax(dim=0).cpu().numpy()
-    colours = np.vstack((palette(classes), (0, 0, 0)))
+    colours = np.vstack((palette(classes), NOT_JUDGED))
     maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))
     pair = np.hstack((image[..., :3], image[..., :3]))
     return (CLASS_SHARE * colours[maps] + (1 - CLASS_SHARE) * pair).astype(np.uint8)

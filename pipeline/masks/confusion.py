@@ -46,7 +46,8 @@ def matrix(predicted: Indices, truth: Indices, classes: int) -> NDArray[np.int64
 
 def counts(matrices: NDArray[np.int64]) -> Counts:
     """Of matrices (..., classes, classes)."""
-    return Counts(np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(-1), matrices.sum(-2))
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1).copy()  # not a view, which would keep the matrices in memory
+    return Counts(hits, matrices.sum(-1), matrices.sum(-2))
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:

@@ -19,7 +19,9 @@ def build(binary: bool, class_weights: list[float], loss_weights: dict[str, Any]
     """A function `(logits_NCHW, target_NHW) -> loss`, a scalar, of any float dtype and the bytes of a dataset.
 
     binary: there is one map of logits, and the target is coverage, 0 to 255; else it is as `class_loss` says.
-    loss_weights: those of `mask_loss`, of which classes have the first two.
+    class_weights: of the cross-entropy; they are divided by their mean, so that they say how classes compare with one
+    another and not how the cross-entropy compares with Dice. loss_weights: those of `mask_loss`, of which classes have
+    the first two.
     """
     if binary:
         return lambda logits_NCHW, coverage_NHW: mask_loss(
@@ -27,6 +29,8 @@ def build(binary: bool, class_weights: list[float], loss_weights: dict[str, Any]
         )
     bce, dice = loss_weights["bce"], loss_weights["dice"]
     weights_C = torch.tensor(class_weights, device=device) if class_weights else None
+    if weights_C is not None:
+        weights_C = weights_C / weights_C.mean()
     return lambda logits_NCHW, index_NHW: class_loss(logits_NCHW.float(), index_NHW, bce, dice, weights_C)
 
 

@@ -1,4 +1,4 @@
-"""Stage `cutout`: photos of any size in; for each a PNG of the car on a transparent background out.
+"""Stage `cutout`: photos of any size in; for each a PNG of the object on a transparent background out.
 
 Of several classes the PNG is the class map, in colours: an index PNG with a palette.
 """

@@ -7,7 +7,6 @@ it. What no reader here wants is left out: rawDepths, accelData, and the names o
 The same arguments give the same bytes.
 """
 import io
-import json
 import pathlib
 
 import h5py
@@ -17,7 +16,7 @@ from scipy.io import savemat
 
 from pipeline.data import rooms
 from pipeline.data.nyuv2 import FILE, SPLITS
-from pipeline.files import replacing, write_json
+from pipeline.files import locked, read_json, replacing, write_json
 from pipeline.problem import Problem
 from pipeline.progress import progress
 
@@ -31,33 +30,42 @@ ABOUT = "rooms.json"  # marks a folder as drawn, and says from what
 def run(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, splits: bool) -> None:
     """Draw `scenes` rooms, four pictures each, of height x width pixels.
 
-    splits: write a `splits.mat` beside them, too. A folder that holds these very rooms is left alone. Raises Problem
-    when it holds a file of the real one's name that was not drawn.
+    splits: write a `splits.mat` beside them, too, else there is none. A folder that holds these very rooms is left
+    alone. Raises Problem when it holds a file of one of these two names that was not drawn.
     """
     if scenes < 2 or min(height, width) < 32 or width < height:
         raise Problem(f"{scenes} scenes of {width}x{height} pixels, but rooms need two, 32x32, and no less width.")
     settings = {"scenes": scenes, "height": height, "width": width, "seed": seed, "splits": splits}
     path = folder / FILE
-    if path.exists() and not (folder / ABOUT).is_file():
-        raise Problem(f"{path} was not drawn here and would be overwritten; choose another folder with DATA=.")
-    if path.exists() and holds(folder, {**settings, "complete": True}):
+    if holds(folder, settings):
         print(f"{folder} is there already ({scenes} scenes, seed {seed})")
         return
 
-    write_json(folder / ABOUT, {**settings, "complete": False})
-    with replacing(path) as draft:
-        write_rooms(draft, scenes, height, width, seed)
-    if splits:
-        write_splits(folder / SPLITS, scenes)
-    write_json(folder / ABOUT, {**settings, "complete": True})
+    with locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."):
+        write_json(folder / ABOUT, {**settings, "complete": False})
+        with replacing(path) as draft:
+            write_rooms(draft, scenes, height, width, seed)
+        if splits:
+            write_splits(folder / SPLITS, scenes)
+        else:
+            (folder / SPLITS).unlink(missing_ok=True)
+        write_json(folder / ABOUT, {**settings, "complete": True})
     print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * VIEWS} pictures, {path.stat().st_size / 1e6:.0f} MB")
 
 
 def holds(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
+    """Whether the folder holds these very rooms, whole. Problem when it holds a file that was not drawn."""
+    if not (folder / ABOUT).is_file():
+        for path in (folder / FILE, folder / SPLITS):
+            if path.exists():
+                raise Problem(f"{path} was not drawn here and would be overwritten; choose another folder with DATA=.")
+        return False
     try:
-        return json.loads((folder / ABOUT).read_text()) == settings
+        found = read_json(folder / ABOUT)
     except ValueError:
         return False  # damaged: draw again
+    whole = (folder / FILE).is_file() and (folder / SPLITS).is_file() == settings["splits"]
+    return whole and found == {**settings, "complete": True}
 
 
 def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Stage `validate`: each checkpoint on the makes that it never saw, `runs/RUN/oof/fold{k}.npz` and `.zip` out.
+"""Stage `validate`: each checkpoint on the pictures that it never saw, `runs/RUN/oof/fold{k}.npz` and `.zip` out.
 
 Kept per image is the histogram from which `threshold` and `report` know Dice at every cut, or of several classes what
 its confusion matrix says; and for `report` the prediction itself: probabilities on the network's grid, or the class
@@ -16,13 +16,15 @@ from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import read_folds, split
 from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms_keeping
+from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
 from pipeline.inference.kept import keeping
 from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
 from pipeline.memory import out_of_memory_told, too_large
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
+
+CLASSES_TOLD = 4
 
 
 def run(run: Run, folds: list[int], overrides: list[str]) -> None:
@@ -59,13 +61,14 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         kept_path = run.oof_probabilities(fold)
         with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
-                counts = histograms_keeping(ensemble.with_grid, batches, names, collection.truth, keep)
+                counts = histograms(ensemble.with_grid, batches, names, collection.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
                 judged = f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
                 confused = confusions(predict, batches, names, collection.truth, settings.task.count, keep)
                 found = {**confused._asdict(), "classes": np.array(collection.classes)}
                 scores = class_scores(confused)
+                tell_not_shown(fold, not_shown(confused), collection.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
         found |= {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
@@ -74,3 +77,11 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
         f"in {run.oof(fold)}."
     )
+
+
+def tell_not_shown(fold: int, missing: list[int], classes: tuple[str, ...]) -> None:
+    """Which classes no held-out pixel has: the object, for one, of masks of 0 and 255, since 255 is not judged."""
+    if missing:
+        named = ", ".join(classes[index] for index in missing[:CLASSES_TOLD])
+        more = ", ..." if len(missing) > CLASSES_TOLD else ""
+        print(f"fold {fold}: no held-out pixel has {len(missing)} of the {len(classes)} classes: {named}{more}.")
