@@ -77,6 +77,8 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
         overview        tables -> charts: where Dice is lost
         held_out        what a run left behind of its held-out pictures
         choice  gallery which pictures, and each as a photo with masks and errors to lay over it
+        classes  matrix the same of several classes: their scores and what they are taken for; with held_out_classes,
+                        gallery_classes and classes_page
         page            jinja2, and in parts/ the templates, style and script
     leaderboard/    the other end
         submission (read)  writer (each row proven)  check  score

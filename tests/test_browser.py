@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import small_classes_run
 import small_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -37,6 +38,13 @@ def pages(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
         report.run(one, [], [])
         compare.run(Run("one+two"), [one, two], [])
         paths = {"report": one.report_page, "compare": Run("one+two").compare_page}
+        several, worse = small_classes_run.make("several", 1), small_classes_run.make("worse", 3)
+        discs = small_classes_run.make("discs", 1, binary=True)
+        for run in (several, discs):
+            report.run(run, [], [])
+        compare.run(Run("several+worse"), [several, worse], [])
+        paths |= {"classes": several.report_page, "folder": discs.report_page}
+        paths |= {"compare of classes": Run("several+worse").compare_page}
         return {name: path.resolve().as_uri() for name, path in paths.items()}
 
 
@@ -81,7 +89,7 @@ def choose(browser: webdriver.Chrome, what: str, value: str) -> None:
     Select(browser.find_element(By.CSS_SELECTOR, f"#gallery select[{what}]")).select_by_value(value)
 
 
-@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("name", ["report", "compare", "classes", "folder", "compare of classes"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", WIDTHS_PX)
 def test_a_page_fits_its_window_and_reports_no_error(
@@ -133,6 +141,29 @@ def test_the_filters_filter_and_sort_sorts(chromium: webdriver.Chrome, pages: di
     assert len(dice) == len(everything) and dice == sorted(dice, reverse=True) and dice[0] > dice[-1]
     choose(chromium, "data-filter=tag", "median")
     assert all("median" in card["tag"].split("|") for card in visible_cards(chromium))
+
+
+def test_the_page_of_classes_has_its_charts_and_filters(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+    open_page(chromium, pages["classes"], 400)
+    matrix = chromium.find_element(By.CSS_SELECTOR, ".matrix svg")
+    letters = matrix.find_elements(By.CSS_SELECTOR, "text")
+    assert {"ground", "disc", "square", "sky", "taken for"} <= {letter.text for letter in letters}
+    assert min(letter.size["height"] for letter in letters if letter.text.isdigit()) >= 9
+    assert len(chromium.find_elements(By.CSS_SELECTOR, "svg.chart")) >= 6
+    rows = chromium.find_elements(By.CSS_SELECTOR, ".classes tbody tr")
+    assert [row.text.split()[0] for row in rows] == ["ground", "disc", "square", "sky"]
+    assert chromium.execute_script("return arguments[0].cells[1].textContent", rows[3]) == "–"
+    everything = visible_cards(chromium)
+    assert len(everything) == 12
+    choose(chromium, "data-filter=group", "group 2")
+    found = visible_cards(chromium)
+    assert len(found) == 3 and {card["group"] for card in found} == {"group 2"}
+    choose(chromium, "data-filter=group", "")
+    choose(chromium, "data-filter=fold", "1")
+    assert {card["fold"] for card in visible_cards(chromium)} == {"1"}
+    choose(chromium, "data-sort", "dice up")
+    scores = [float(card["dice"]) for card in visible_cards(chromium)]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
 
 
 def test_one_layer_lies_over_the_photos(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:

@@ -214,6 +214,8 @@ def test_one_object_has_a_dice_a_cut_and_a_transparent_background(
     assert main(["threshold", "--config", "one.yaml"]) == 0
     found = json.loads((one / "threshold.json").read_text())
     assert found["images"] == 6 and found["oof_dice_cross_fitted"] <= found["oof_dice"]
+    assert main(["report", "--config", "one.yaml"]) == 0
+    assert f"{found['oof_dice']:.5f}" in (one / "report" / "index.html").read_text()
     assert main(["cutout", "--config", "one.yaml", "--out", "cut", "discs/images/p00.jpg"]) == 0
     with Image.open("cut/p00.png") as cut, Image.open("discs/images/p00.jpg") as photo:
         assert cut.mode == "RGBA" and cut.size == photo.size
@@ -232,7 +234,7 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
     section = (REPOSITORY / "README.md").read_text().split("\n## Your own data in five minutes\n")[1].split("\n## ")[0]
     lines = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
     copy, *makes = [shlex.split(line, comments=True) for line in lines]
-    assert copy[0] == "cp" and len(makes) == 3 and all(words[0] == "make" for words in makes)
+    assert copy[0] == "cp" and len(makes) == 4 and all(words[0] == "make" for words in makes)
 
     monkeypatch.chdir(tmp_path)
     folder = draw(tmp_path / "data" / "mine", pictures=15)
@@ -254,6 +256,8 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
             assert [python, *rest[:2]] == ["py", "-m", "pipeline"]
             assert main(rest[2:]) == 0
     assert read_log(tmp_path / "runs/mine")[-1]["val_mean_iou"] > 0.4
+    page = (tmp_path / "runs/mine/report/index.html").read_text()
+    assert 'class="matrix"' in page and all(f"</i>{name}</td>" in page for name in CLASSES)
     with Image.open("out/photo.png") as classes:
         assert classes.mode == "P" and set(np.unique(np.asarray(classes))) <= {0, 1, 2}
         assert classes.getpalette()[:9] == palette(3).ravel().tolist()

@@ -75,16 +75,19 @@ def suspects_table(
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
     count: Callable[[Iterator[Suspect | None]], Iterator[Suspect | None]] = lambda found: found,
+    have_views: bool = True,
 ) -> pd.DataFrame:
     """One row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can be given.
 
     read_truth: name -> bool (height, width); read_probabilities: name -> what `suspect_of` takes of each run that held
     that picture out. Both are called by several threads at once. count: sees each picture's result come, for a bar.
+    have_views: names are those of cars; of other pictures, which have none beside them, the score is the share.
     """
     names = list(names)
     found = in_order(lambda name: suspect_of(read_truth(name), read_probabilities(name)), names)
     suspect_of_name = dict(zip(names, count(found), strict=True))
-    score_of_name = scores({name: suspect.share if suspect else 0.0 for name, suspect in suspect_of_name.items()})
+    share_of_name = {name: suspect.share if suspect else 0.0 for name, suspect in suspect_of_name.items()}
+    score_of_name = scores(share_of_name) if have_views else share_of_name
     rows = [
         (name, round(score_of_name[name], 6), round(suspect.share, 6), suspect.px, *suspect.box, suspect.rle_mask)
         for name, suspect in suspect_of_name.items()

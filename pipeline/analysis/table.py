@@ -61,6 +61,22 @@ def with_groups(table: pd.DataFrame, fold: int, make_of_car: dict[str, str]) -> 
     return table.assign(car=car, make=make, view=view, fold=fold)[list(COLUMNS)]
 
 
+def with_image_groups(table: pd.DataFrame, fold: int, group_of_image: dict[str, str]) -> pd.DataFrame:
+    """The same of pictures that are no cars: `make` is a picture's group, "" where it has none, and `view` is 0.
+
+    `car`, of which pictures are no independent samples, is that group, or else the picture itself.
+    """
+    group = [group_of_image.get(name, "") for name in table["img"]]
+    car = [one or name for one, name in zip(group, table["img"])]
+    found = table.assign(car=car, make=group, view=0, fold=fold)
+    return found[["img", "car", "make", "view", "fold", *(column for column in table.columns if column != "img")]]
+
+
+def without_cars(images: pd.DataFrame) -> pd.DataFrame:
+    """The table of pictures that have a group in the place of a make, and no view."""
+    return images.drop(columns=["car", "view"]).rename(columns={"make": "group"})
+
+
 def probability_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """A probability that was kept at 1/scale -> at full size, 0 to 255, uint8 (height, width)."""
     return full_size(np.divide(kept_u8, 255, dtype=np.float32), scale, height, width)

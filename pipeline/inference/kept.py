@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.archive import DAMAGE
 from pipeline.files import replacing, sha256
+from pipeline.masks.confusion import Counts, index_dtype
 from pipeline.masks.dice import CUTS
 from pipeline.problem import Problem
 
@@ -56,6 +57,37 @@ def read_judged(path: pathlib.Path) -> Judged:
     return Judged(names.tolist(), histograms, checkpoint, probabilities)
 
 
+@dataclass(frozen=True)
+class Confused:
+    """The `.npz` of a fold of several classes."""
+
+    names: list[str]
+    matrix: NDArray[np.int64]  # (classes, classes), the sum over the pictures, see masks.confusion
+    of_pictures: Counts  # int64 (pictures, classes) each
+    classes: tuple[str, ...]
+    checkpoint: str
+    probabilities: str  # of the zip with its class maps
+
+
+def read_confused(path: pathlib.Path) -> Confused:
+    """Problem when the file is missing or damaged, or holds histograms of one class."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, classes, matrix = file["names"], file["classes"], file["matrix"]
+            counts = Counts(*(file[key] for key in Counts._fields))
+            checkpoint, probabilities = str(file["checkpoint"]), str(file["probabilities"])
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}; run `make validate` first.") from None
+    except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
+    shape = (len(names) if names.ndim else 0, len(classes) if classes.ndim else 0)
+    fits = matrix.shape == shape[1:] * 2 and all(each.shape == shape and each.dtype.kind == "i" for each in counts)
+    if names.dtype.kind != "U" or classes.dtype.kind != "U" or not fits or not all(shape):
+        raise Problem(f"{path} does not hold counts (pictures, classes); run `make validate` again.")
+    return Confused(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities)
+
+
 @contextlib.contextmanager
 def keeping(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
     """Hand out `keep(image name, png)`; the zip at `path` is there once all are kept. The same PNGs, the same bytes."""
@@ -68,9 +100,9 @@ def png_name(image_name: str) -> str:
     return f"{pathlib.PurePath(image_name).stem}.png"
 
 
-def open_kept(judged: Judged, path: pathlib.Path) -> "Kept":
+def open_kept(judged: Judged | Confused, path: pathlib.Path) -> "Kept":
     """The zip that belongs to those histograms; Problem when it is missing, damaged, or another."""
-    kept = Kept(path)
+    kept = Kept(path, index_dtype(len(judged.classes)) if isinstance(judged, Confused) else np.uint8)
     if judged.probabilities != sha256(path):
         raise Problem(f"{path} does not belong to the histograms beside it; run `make validate` again.")
     return kept
@@ -79,8 +111,8 @@ def open_kept(judged: Judged, path: pathlib.Path) -> "Kept":
 class Kept:
     """The zip that `keeping` wrote. `read` may be called by several threads at once."""
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    def __init__(self, path: pathlib.Path, dtype: type = np.uint8):
+        self.path, self.dtype = path, np.dtype(dtype)
         try:
             self.archive = zipfile.ZipFile(path)
         except FileNotFoundError:
@@ -88,8 +120,9 @@ class Kept:
         except DAMAGE as error:
             raise self.damaged(str(error)) from None
 
-    def read(self, image_name: str) -> NDArray[np.uint8]:
-        """The probability of a picture, 0 to 255, uint8 array (rows, columns) on the network's grid.
+    def read(self, image_name: str) -> NDArray:
+        """The probability of a picture, 0 to 255, uint8 array (rows, columns) on the network's grid; or, of several
+        classes, its class map at full size.
 
         Raises Problem for a picture that the zip lacks or whose bytes are damaged.
         """
@@ -100,8 +133,8 @@ class Kept:
         except DAMAGE as error:
             raise self.damaged(str(error)) from None
         probability = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if probability is None or probability.ndim != 2 or probability.dtype != np.uint8:
-            raise self.damaged(f"{png_name(image_name)} is no grey PNG of 8 bits")
+        if probability is None or probability.ndim != 2 or probability.dtype != self.dtype:
+            raise self.damaged(f"{png_name(image_name)} is no grey PNG of {8 * self.dtype.itemsize} bits")
         return probability
 
     def damaged(self, why: str) -> Problem:

@@ -81,6 +81,19 @@ def spread(dice: NDArray[np.float64]) -> str:
         return svg_of(figure, "spread", f"Pictures by Dice, from {dice.min():.4f} to {dice.max():.4f}")
 
 
+def histogram(name: str, values: NDArray[np.float64], label: str) -> str:
+    """How many pictures have which value, 0 to 1."""
+    with drawing(name, WIDTH, HEIGHT) as figure:
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        axes.hist(values, bins=np.linspace(0, 1, 41), color=colour("accent"), linewidth=0)
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel(label)
+        axes.set_ylabel("pictures")
+        return svg_of(figure, name, f"Pictures by {label}, from {values.min():.4f} to {values.max():.4f}")
+
+
 def ring(lost_by_view: Sequence[float]) -> str:
     """Mean lost Dice of each view, as a bar in the direction from which it was taken: view 1 is the front, at the top.
 
@@ -192,7 +205,9 @@ def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, fl
         return svg_of(figure, name, f"{label}: " + ", ".join(f"{k} {v[0] * 1000:+.2f}" for k, v in rows.items()))
 
 
-def against(name: str, one: NDArray[np.float64], other: NDArray[np.float64], labels: tuple[str, str]) -> str:
+def against(
+    name: str, one: NDArray[np.float64], other: NDArray[np.float64], labels: tuple[str, str], score: str = "Dice"
+) -> str:
     """Lost Dice of each picture in two runs, on logarithmic axes; on the diagonal they are equal."""
     lost = [np.maximum(1 - values, 1e-4) for values in (one, other)]
     ends = min(map(np.min, lost)) * 0.9, max(map(np.max, lost)) * 1.1
@@ -205,6 +220,6 @@ def against(name: str, one: NDArray[np.float64], other: NDArray[np.float64], lab
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_minor_formatter(NullFormatter())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel(f"lost Dice of {labels[0]}")
+        axes.set_xlabel(f"lost {score} of {labels[0]}")
         axes.set_ylabel(f"of {labels[1]}")
-        return svg_of(figure, name, f"Lost Dice of {len(one)} pictures in {labels[0]} and in {labels[1]}")
+        return svg_of(figure, name, f"Lost {score} of {len(one)} pictures in {labels[0]} and in {labels[1]}")

@@ -1,6 +1,10 @@
 """Which pictures a gallery shows: worst, middle and random ones, and what its filters offer."""
+from typing import Any
+
 import numpy as np
 import pandas as pd
+
+from pipeline.report.overview import shown_make
 
 WORST, MEDIAN, RANDOM = 120, 60, 120  # 300 pictures make a page of some 20 MB
 
@@ -29,3 +33,13 @@ def chosen(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, rando
 def tag_counts(rows: pd.DataFrame) -> dict[str, int]:
     """How many of the chosen have each tag."""
     return {tag: sum(tag in tags for tags in rows["tags"]) for tag in ("worst", "median", "random")}
+
+
+def filters(rows: pd.DataFrame, of_cars: bool) -> dict[str, list[tuple[Any, str]]]:
+    """What the filters offer: values and how they are shown."""
+    makes, views = (sorted(set(rows[column])) for column in ("make", "view"))
+    of_folds = {"fold": [(fold, str(fold)) for fold in sorted(set(rows["fold"]))]} if "fold" in rows else {}
+    if not of_cars:
+        return {"group": [(group, group) for group in makes if group]} | of_folds
+    shown = [(make, shown_make(make)) for make in makes]
+    return {"make": shown, "view": [(view, str(view)) for view in views]} | of_folds

@@ -17,6 +17,7 @@ from pipeline import config
 from pipeline.analysis import table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
+from pipeline.data.collection import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
 from pipeline.files import sha256
@@ -25,6 +26,13 @@ from pipeline.masks.dice import cut_from_share
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import gallery
+
+
+class Truths:
+    """The masks of a plain folder, as `HeldOut` asks for them."""
+
+    def __init__(self, collection: Collection):
+        self.names, self.read = collection.names, collection.truth
 
 
 @dataclass
@@ -36,9 +44,12 @@ class HeldOut:
     kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
     scale_of: dict[int, int] = field(default_factory=dict)
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
-    pictures: Pictures | None = None
-    masks: Masks | None = None
+    pictures: Pictures | Collection | None = None
+    masks: Masks | Truths | None = None
     gaps: list[str] = field(default_factory=list)
+    score = "Dice"
+    of_cars: bool = True  # or of a plain folder, whose pictures have groups, but no makes and no views
+    size: tuple[int, int] = (HEIGHT_PX, WIDTH_PX)
 
     @property
     def shown(self) -> list[str]:
@@ -56,7 +67,7 @@ class HeldOut:
     def probability(self, name: str) -> NDArray[np.uint8]:
         """0 to 255, uint8 (height, width)."""
         fold = self.fold_of[name]
-        return table.probability_of(self.kept[fold].read(name), self.scale_of[fold], HEIGHT_PX, WIDTH_PX)
+        return table.probability_of(self.kept[fold].read(name), self.scale_of[fold], *self.size)
 
     def prediction(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
@@ -69,7 +80,7 @@ class HeldOut:
             counts = table.counts_table(judged.names, judged.histograms, self.cut)
             whole = all(name in shown for name in judged.names)
             places = table.with_places(counts, self.truth, self.prediction if whole else None, count)
-            rows.append(table.with_groups(places, fold, dict(make_of_car)))
+            rows.append(self.grouped(places, fold, make_of_car))
         return pd.concat(rows, ignore_index=True)
 
     def counts(self, make_of_car: Mapping[str, str]) -> pd.DataFrame:
@@ -77,8 +88,13 @@ class HeldOut:
         rows = []
         for fold, judged in self.judged.items():
             counts = table.counts_table(judged.names, judged.histograms, self.cut)
-            rows.append(table.with_groups(table.with_places(counts, self.truth, None), fold, dict(make_of_car)))
+            rows.append(self.grouped(table.with_places(counts, self.truth, None), fold, make_of_car))
         return pd.concat(rows, ignore_index=True)
+
+    def grouped(self, counts: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:
+        """make_of_car: of a plain folder, the group of each picture."""
+        with_groups = table.with_groups if self.of_cars else table.with_image_groups
+        return with_groups(counts, fold, dict(make_of_car))
 
     def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
         assert self.pictures is not None, "only pictures in `shown` have one"
@@ -90,9 +106,10 @@ class HeldOut:
 def open_run(run: Run, overrides: list[str]) -> HeldOut:
     """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
     found = HeldOut(cut_of(run))
-    data = Settings().data
+    data, task = Settings().data, Settings().task
     for fold in run.trained_folds():
-        data = settings_of(run, fold, overrides).data
+        settings = settings_of(run, fold, overrides)
+        data, task = settings.data, settings.task
         try:
             found.judged[fold] = judged = read_judged(run.oof(fold))
             if judged.checkpoint != sha256(run.fold(fold).best):
@@ -107,9 +124,14 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
+    found.of_cars = data.kind == "carvana"
     try:
-        found.pictures = Pictures(folder, set_name)
-        found.masks = open_masks(folder)
+        if found.of_cars:
+            found.pictures = Pictures(folder, set_name)
+            found.masks = open_masks(folder)
+        else:
+            found.pictures = collection = open_collection(data, task, folder)
+            found.masks, found.size = Truths(collection), (collection.height, collection.width)
     except Problem as problem:
         found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
     if found.kept and not found.shown and found.masks is not None:
@@ -132,8 +154,14 @@ def cut_of(run: Run) -> int:
         raise Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.") from None
 
 
-def photos(pictures: Pictures, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A photo small, at a quarter or less, and at full size; of a light copy the second is as sharp as that is."""
+def photos(pictures: Pictures | Collection, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A photo small, at a quarter or less, and at full size; of a light copy the second is as sharp as that is.
+
+    Pictures that are none of the competition's may be small ones: they are at full size both times, without depth.
+    """
+    if not isinstance(pictures, Pictures):
+        photo = pictures.read(name, 1)[..., :3]
+        return photo, photo
     small = pictures.read(name, max(4, pictures.stored_scale))
     large = pictures.read(name, pictures.stored_scale)
     if pictures.stored_scale == 1:

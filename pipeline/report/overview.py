@@ -14,6 +14,7 @@ BANDS = {
     "errors_8_px": "4 to 8 px",
     "errors_far_px": "further",
 }
+GROUPS_SHOWN, LABEL_LETTERS = 30, 18  # of a chart with one row a group
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ def by_make(images: pd.DataFrame) -> Panel:
     )
 
 
+def by_group(images: pd.DataFrame, score: str) -> Panel | None:
+    """Pictures as ticks, a group's mean as a dot, the worst group first; None without groups. score: what `dice` is."""
+    grouped = images[images["make"] != ""].dropna(subset=["dice"])
+    means = grouped.groupby("make")["dice"].mean().sort_values()
+    if not len(means):
+        return None
+    of_group = dict(list(grouped.groupby("make")["dice"]))
+    rows = {group[:LABEL_LETTERS]: of_group[group].to_numpy() for group in means.index[:GROUPS_SHOWN]}
+    which = f" Of {len(means)} groups, the worst {GROUPS_SHOWN}." if len(means) > GROUPS_SHOWN else ""
+    text = f"Each tick is a picture, each dot the mean of a group that the network never saw.{which}"
+    return Panel("By group", text, charts.groups("groups", score, rows))
+
+
 def lost_share(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """Of all lost Dice, the share of each column of wrong pixels: a pixel costs 1 / (truth + predicted) of its image.
 
@@ -103,6 +117,7 @@ def curve_panels(logs: Mapping[int, Sequence[dict]]) -> list[Panel]:
     for key, title, label, log in (
         ("train_loss", "Loss", "training loss", True),
         ("val_dice", "Dice", "held-out Dice", False),
+        ("val_mean_iou", "Mean IoU", "held-out mean IoU", False),
         ("lr", "Learning rate", "at the epoch's end", False),
         ("images_per_s", "Speed", "images/s in training", False),
     ):

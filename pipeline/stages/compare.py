@@ -1,4 +1,7 @@
-"""Stage `compare`: two runs in; `runs/A+B/compare/index.html` out: the difference of their Dice, and where one wins."""
+"""Stage `compare`: two runs in; `runs/A+B/compare/index.html` out: the difference of their Dice, and where one wins.
+
+Of several classes it is the difference of the mean IoU of each picture.
+"""
 from typing import Any
 
 import pandas as pd
@@ -9,8 +12,9 @@ from pipeline.files import write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.report import charts, gallery, overview, page
-from pipeline.report.held_out import HeldOut, open_run
+from pipeline.report import charts, choice, gallery, overview, page
+from pipeline.report.held_out import HeldOut, open_run, settings_of
+from pipeline.report.held_out_classes import HeldOutClasses, open_classes
 from pipeline.threads import in_order
 
 SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of those that it lost most on
@@ -19,7 +23,10 @@ SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of
 def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     if len(runs) != 2:
         raise Problem(f'Two runs can be compared, not {len(runs)}; name two, as in RUNS="a b".')
-    both = [open_run(run, overrides) for run in runs]
+    both = [opened(run, overrides) for run in runs]
+    if both[0].score != both[1].score:
+        raise Problem(f"Of {runs[0].folder} and {runs[1].folder} one has a cut and the other classes; name two alike.")
+    score, unit = both[0].score, "car" if both[0].of_cars else "group"
     tables = [table_of(run, found) for run, found in zip(runs, both)]
     pairs = paired.paired(*tables)
     if not len(pairs):
@@ -28,24 +35,34 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     names = [run.name for run in runs]
     text = page.render(
         "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
-        difference=difference, verdict=verdict(difference, *names), facts=facts_of(difference, pairs, *names),
-        kicker=[f"{len(pairs)} pictures of {difference.cars} cars, judged in both"], panels=panels_of(pairs, *names),
+        difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
+        kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
+        facts=facts_of(difference, pairs, *names, score, unit),
+        panels=panels_of(pairs, *names, score, both[0].of_cars),
         gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
         footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
     )  # fmt: skip
     write_text(joint.compare_page, text)
     print(
         f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, 95 % between "
-        f"{difference.low:+.5f} and {difference.high:+.5f}, over {len(pairs)} pictures of {difference.cars} cars."
+        f"{difference.low:+.5f} and {difference.high:+.5f}, over {len(pairs)} pictures of {difference.cars} {unit}s."
     )
 
 
-def table_of(run: Run, found: HeldOut) -> pd.DataFrame:
-    """One row a picture, from the histograms alone."""
+def opened(run: Run, overrides: list[str]) -> HeldOut | HeldOutClasses:
+    """What the run left of its held-out pictures, with a cut or with classes."""
+    trained = run.trained_folds()
+    several = bool(trained) and settings_of(run, trained[0], overrides).task.kind == "multiclass"
+    return open_classes(run, overrides) if several else open_run(run, overrides)
+
+
+def table_of(run: Run, found: HeldOut | HeldOutClasses) -> pd.DataFrame:
+    """One row a picture, from the histograms or counts alone."""
     if not found.judged:
-        raise Problem(f"{run.folder} has no Dice of each picture; run `make validate threshold` for it first.")
-    make_of_car = dict(folds.read_folds(run.folds)[["car_id", "make"]].itertuples(index=False))
-    return found.counts(make_of_car)
+        stages = "validate threshold" if found.score == "Dice" else "validate"
+        raise Problem(f"{run.folder} has no {found.score} of each picture; run `make {stages}` for it first.")
+    make_of_car = dict(folds.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
+    return found.counts(make_of_car).dropna(subset=["dice"])
 
 
 def verdict(difference: paired.Difference, a: str, b: str) -> str:
@@ -55,18 +72,23 @@ def verdict(difference: paired.Difference, a: str, b: str) -> str:
     return f"no sure difference between {b} and {a}"
 
 
-def facts_of(difference: paired.Difference, pairs: pd.DataFrame, a: str, b: str) -> list[tuple[str, str, str]]:
+def facts_of(
+    difference: paired.Difference, pairs: pd.DataFrame, a: str, b: str, score: str, unit: str
+) -> list[tuple[str, str, str]]:
     interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}"
     return [
-        ("95 % interval", interval, "of the mean, over cars" if difference.cars > 1 else "needs two cars"),
-        (f"Dice of {a}", page.dice(pairs["dice_a"].mean()), ""),
-        (f"Dice of {b}", page.dice(pairs["dice_b"].mean()), ""),
+        ("95 % interval", interval, f"of the mean, over {unit}s" if difference.cars > 1 else f"needs two {unit}s"),
+        (f"{score} of {a}", page.dice(pairs["dice_a"].mean()), ""),
+        (f"{score} of {b}", page.dice(pairs["dice_b"].mean()), ""),
         (f"{b} wins", f"{difference.wins / difference.images:.0%}", f"on {difference.wins} of {difference.images}"),
     ]
 
 
-def panels_of(pairs: pd.DataFrame, a: str, b: str) -> list[overview.Panel]:
-    label = f"Dice of {b} minus {a}, × 1000"
+def panels_of(pairs: pd.DataFrame, a: str, b: str, score: str, of_cars: bool) -> list[overview.Panel]:
+    label = f"{score} of {b} minus {a}, × 1000"
+    if not of_cars:
+        scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b), score)
+        return [*by_group(pairs, label), overview.Panel("Each picture", f"Below the line {b} is better.", scatter)]
     by_view = paired.difference_by(pairs, "view").sort_values("view")
     by_make = paired.difference_by(pairs, "make")
     scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b))
@@ -79,21 +101,33 @@ def panels_of(pairs: pd.DataFrame, a: str, b: str) -> list[overview.Panel]:
     ]
 
 
-def gallery_of(pairs: pd.DataFrame, both: list[HeldOut]) -> dict[str, Any]:
+def by_group(pairs: pd.DataFrame, label: str) -> list[overview.Panel]:
+    """A row a group, of many those that differ most either way; nothing where there are no groups."""
+    table = paired.difference_by(pairs[pairs["make"] != ""], "make") if pairs["make"].any() else pd.DataFrame()
+    if len(table) > overview.GROUPS_SHOWN:
+        half = overview.GROUPS_SHOWN // 2
+        table = pd.concat((table.head(half), table.tail(half)))
+    rows = {row.make: (row.mean, row.low, row.high) for row in table.itertuples()}
+    return [overview.Panel("By group", "", charts.differences("by-group", label, rows))] if rows else []
+
+
+def gallery_of(pairs: pd.DataFrame, both: list[HeldOut | HeldOutClasses]) -> dict[str, Any]:
     """Pairs of cards, a's and b's, around the place where the two predictions differ most."""
-    shown = set(both[0].shown) & set(both[1].shown)
+    shown, of_cars = set(both[0].shown) & set(both[1].shown), both[0].of_cars
     rows = pairs[pairs["img"].isin(shown)]
     if len(rows) > SHOWN:
         rows = pd.concat((rows.head(SHOWN // 2), rows.tail(SHOWN // 2)))
 
     def cards(row: Any) -> list[gallery.Card]:
         row_px, column_px, _ = errors.worst_spot(
-            both[0].prediction(row.img) ^ both[1].prediction(row.img), errors.WORST_WINDOW_PX
+            both[0].prediction(row.img) != both[1].prediction(row.img), errors.WORST_WINDOW_PX
         )
         facts = {
             "make": row.make, "view": row.view, "difference": row.difference,
             "right": f"{overview.shown_make(row.make)}, view {row.view}",
         }  # fmt: skip
+        if not of_cars:
+            facts = {"group": row.make, "right": row.make, "difference": row.difference}
         better = ("b",) if row.difference > 0 else ("a",) if row.difference < 0 else ()
         return [
             found.card(row.img, (row_px, column_px), facts | {"dice": dice}, better)
@@ -102,8 +136,5 @@ def gallery_of(pairs: pd.DataFrame, both: list[HeldOut]) -> dict[str, Any]:
 
     return {
         "cards": list(progress(in_order(cards, rows.itertuples()), "gallery", total=len(rows))),
-        "choices": {
-            "make": [(make, overview.shown_make(make)) for make in sorted(set(rows["make"]))],
-            "view": [(view, str(view)) for view in sorted(set(rows["view"]))],
-        },
+        "choices": choice.filters(rows, of_cars),
     }

@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.analysis import drift, errors, suspects
+from pipeline.analysis.table import without_cars
 from pipeline.config import Settings
 from pipeline.data import competition, folds
 from pipeline.files import write_text
@@ -22,8 +23,9 @@ from pipeline.masks import dice, rle
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.report import charts, choice, gallery, overview, page
+from pipeline.report import charts, choice, classes_page, gallery, overview, page
 from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
+from pipeline.report.held_out_classes import open_classes
 from pipeline.threads import in_order
 
 SUSPECTS_SHOWN, TEST_SHOWN, ODD_SHOWN = 24, 16, 12
@@ -37,6 +39,9 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
     if not logs:
         raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
     settings = settings_of(run, min(logs), overrides)
+    if settings.task.kind == "multiclass":
+        report_classes(run, settings, overrides, logs, started)
+        return
     folder = pathlib.Path(settings.data.folder)
     found, cut_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
@@ -47,9 +52,9 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
 
     images = pd.DataFrame()
     if found.judged:
-        make_of_car = dict(folds.read_folds(run.folds)[["car_id", "make"]].itertuples(index=False))
+        make_of_car = dict(folds.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
         images = found.table(make_of_car, lambda things: progress(things, "errors", total=len(found.fold_of)))
-        write_table(images, run.report / "images.csv")
+        write_table(images if found.of_cars else without_cars(images), run.report / "images.csv")
     print(f"{len(images)} held-out pictures are analysed after {time.monotonic() - started:.0f} s.")
     context = (
         head(run, settings, found, images, logs, cut_known)
@@ -57,15 +62,46 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
         | gallery_of(images, found)
         | {"suspects": suspects_of(run, found, images, others, overrides)}
         | {"curves": overview.curve_panels(logs), "cut_chart": cut_chart(found)}
-        | {"submission": submission_of(run, folder, settings, gaps)}
+        | {"submission": submission_of(run, folder, settings, gaps) if settings.data.kind == "carvana" else None}
     )
     anchors = {
         "where": ("Where Dice is lost", context["panels"]), "gallery": ("Pictures", context["cards"]),
         "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
         "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
     }  # fmt: skip
+    write_page(run, "report.html.j2", anchors, gaps, started, context)
+
+
+def report_classes(
+    run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float
+) -> None:
+    """The page of a run of several classes, and `images.csv` and `classes.csv` beside it."""
+    found = open_classes(run, overrides)
+    gaps = list(found.gaps)
+    if not found.judged:
+        gaps.append("No held-out picture has been judged; run `make validate`.")
+    group_of_image = dict(folds.read_folds(run.folds).iloc[:, :2].itertuples(index=False)) if found.judged else {}
+    context, tables = classes_page.context(found, group_of_image, logs)
+    for name, table in tables.items():
+        write_table(table, run.report / name)
+    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
+    for row in context["fold_rows"]:
+        row |= {"time": duration(seconds[row["fold"]]), "epochs": f"{row['epochs']} of {settings.train.epochs}"}
+    folds_text = f"{len(logs)} of {settings.data.folds} folds"
+    context["facts"].append(("Training", duration(sum(seconds.values())), folds_text))
+    write_page(run, "classes.html.j2", classes_page.anchors(context), gaps, started, context | {
+        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": kicker_of(settings, logs),
+        "settings": config.changes(Settings(), settings),
+        "footer": f"Made by make report RUN={run.name}. Tables: images.csv and classes.csv beside this page.",
+    })  # fmt: skip
+
+
+def write_page(
+    run: Run, template: str, anchors: dict[str, tuple[str, Any]], gaps: list[str], started: float, context: dict
+) -> None:
+    """anchors: of each section its title, and something that is empty when it is left out."""
     sections = [(anchor, text) for anchor, (text, there) in anchors.items() if there]
-    write_text(run.report_page, page.render("report.html.j2", sections=sections, gaps=gaps, **context))
+    write_text(run.report_page, page.render(template, sections=sections, gaps=gaps, **context))
     for sentence in gaps:
         print(sentence)
     print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
@@ -100,25 +136,20 @@ def head(
     of_folds = [row["dice"] for row in rows if row["dice"] is not None]
     best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
     headline = float(images["dice"].mean()) if len(images) else best
-    label = "Dice of pictures of makes that no network saw" if len(images) else "Dice at the end of training"
+    groups = "makes" if found.of_cars else "groups" if len(images) and images["make"].any() else "pictures"
+    label = f"Dice of pictures of {groups} that no network saw".replace("pictures of pictures", "pictures")
+    label = label if len(images) else "Dice at the end of training"
     threshold = json.loads(run.threshold.read_text()) if cut_known else {}
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
-        ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), "the cut chosen on other makes"),
+        ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
         ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", "of the probability"),
         ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
     ]
-    last = logs[max(logs)][-1]
-    commit = last.get("commit", "")[:10]  # of what trained it; runs from before it was noted have none
-    kicker = [
-        f"{settings.model.arch}, pictures at 1/{settings.data.scale}",
-        f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
-        f"trained by commit {commit}" if commit else "",
-    ]
     return {
-        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": [word for word in kicker if word],
+        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": kicker_of(settings, logs),
         "headline": headline, "headline_label": label, "facts": [fact for fact in facts if fact[1] != "–"],
         "fold_rows": rows, "images": len(images),
         "settings": config.changes(Settings(), settings),
@@ -126,10 +157,25 @@ def head(
     }  # fmt: skip
 
 
+def kicker_of(settings: Settings, logs: dict[int, list[dict]]) -> list[str]:
+    """Which network on what, how fast, and which code: the line above the headline."""
+    last = logs[max(logs)][-1]
+    commit = last.get("commit", "")[:10]  # of what trained it; runs from before it was noted have none
+    kicker = [
+        f"{settings.model.arch}, pictures at 1/{settings.data.scale}",
+        f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
+        f"trained by commit {commit}" if commit else "",
+    ]
+    return [word for word in kicker if word]
+
+
 def where(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
     """Charts of where Dice is lost, and the ring of views around a car of middling Dice."""
     if not len(images):
         return {"panels": [], "ring": None, "makes": None}
+    if not found.of_cars:
+        panels = [*overview.where_it_is_lost(images), overview.by_group(images, "Dice")]
+        return {"panels": [panel for panel in panels if panel], "ring": None, "makes": None}
     lost = overview.lost_by_view(images, carvana.VIEWS)
     shown = set(found.shown)
     of_cars = images[images["img"].isin(shown)].groupby("car")["dice"].mean().sort_values()
@@ -151,15 +197,12 @@ def gallery_of(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
     if not shown:
         return {"cards": [], "counts": {}, "choices": {}}
     rows = choice.chosen(images[images["img"].isin(shown)].dropna(subset=["worst_row"]))
-    cards = in_order(lambda row: found.card(row.img, spot_of(row), facts_of(row), tuple(row.tags)), rows.itertuples())
+    say = facts_of if found.of_cars else facts_of_group
+    cards = in_order(lambda row: found.card(row.img, spot_of(row), say(row), tuple(row.tags)), rows.itertuples())
     return {
         "cards": list(progress(cards, "gallery", total=len(rows))),
         "counts": choice.tag_counts(rows),
-        "choices": {
-            "make": [(make, overview.shown_make(make)) for make in sorted(set(rows["make"]))],
-            "view": [(view, str(view)) for view in sorted(set(rows["view"]))],
-            "fold": [(fold, str(fold)) for fold in sorted(set(rows["fold"]))],
-        },
+        "choices": choice.filters(rows, found.of_cars),
     }
 
 
@@ -177,6 +220,12 @@ def facts_of(row: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def facts_of_group(row: Any) -> dict[str, Any]:
+    """The same of a picture that is no car."""
+    facts = facts_of(row)
+    return {key: facts[key] for key in ("fold", "dice", "title", "below")} | {"group": row.make, "right": row.make}
+
+
 def suspects_of(
     run: Run, found: HeldOut, images: pd.DataFrame, others: list[Run], overrides: list[str]
 ) -> dict[str, Any] | None:
@@ -188,22 +237,23 @@ def suspects_of(
     names = [name for name in found.shown if name in in_all]
     table = suspects.suspects_table(
         names, found.truth, lambda name: [one.probability(name) for one in everyone],
-        lambda things: progress(things, "suspects", total=len(names)),
+        lambda things: progress(things, "suspects", total=len(names)), have_views=found.of_cars,
     )  # fmt: skip
     path = run.report / "suspects.csv"
     write_table(table, path)
     row_of = {row.img: row for row in images.itertuples()}
+    shown_group = overview.shown_make if found.of_cars else str
 
     def card(row: Any) -> gallery.Card:
         facts = {
-            "title": f"{row_of[row.img].dice:.5f}", "right": overview.shown_make(row_of[row.img].make),
+            "title": f"{row_of[row.img].dice:.5f}", "right": shown_group(row_of[row.img].make),
             "below": f"{page.thousands(row.px)} px in one place, score {row.score:.4f}, {row.img}",
         }  # fmt: skip
         return found.card(row.img, ((row.top + row.bottom) // 2, (row.left + row.right) // 2), facts, ("suspect",))
 
     who = "the networks" if len(everyone) == 1 else f"the networks of {len(everyone)} runs"
     cards = list(in_order(card, table.head(SUSPECTS_SHOWN).itertuples()))
-    return {"count": len(table), "file": str(path), "cards": cards, "who": who}
+    return {"count": len(table), "file": str(path), "cards": cards, "who": who, "of_cars": found.of_cars}
 
 
 def cut_chart(found: HeldOut) -> overview.Panel | None:

@@ -1,0 +1,68 @@
+"""Runs that nobody trained on plain folders, for tests of the report: their truth, moved a little, is what they say."""
+import json
+import pathlib
+
+import numpy as np
+from plain_folder import CLASSES, draw
+
+from pipeline import config
+from pipeline.data.collection import Collection, open_collection
+from pipeline.files import sha256, write_json, write_text
+from pipeline.inference.kept import keeping, png
+from pipeline.masks import confusion, dice
+from pipeline.paths import Run
+
+DEFAULTS = pathlib.Path(__file__).parent.parent / "configs/folder.yaml"
+SIZE = ["data.height=64", "data.width=96", "data.scale=1", "data.folds=2", "train.epochs=2"]
+MORE = "sky"  # a class that no picture has
+
+
+def make(name: str, shift_px: int, binary: bool = False) -> Run:
+    """`runs/NAME/` as two judged folds would leave it, on 12 drawn pictures in four groups."""
+    run, folder = Run(name), pathlib.Path(f"pictures of {'one' if binary else 'several'}")
+    if not folder.exists():
+        draw(folder, binary=binary)
+    task = [f"task.classes=[{', '.join((*CLASSES, MORE))}]", "task.kind=multiclass"]
+    task = ["task.classes=[]", "task.class_weights=[]", "task.kind=binary"] if binary else task
+    settings = config.load(DEFAULTS, [f"data.folder={folder}", *task, *SIZE])
+    collection = open_collection(settings.data, settings.task, folder)
+    table = collection.folds(2)
+    write_text(run.folds, table.to_csv(index=False))
+    for fold in (0, 1):
+        write_text(run.fold(fold).config, config.dump(settings))
+        write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
+        row = {"train_loss": 0.1, "images_per_s": 40.0, "lr": 0.001, "seconds": 60.0}
+        row |= {"val_dice": 0.9} if binary else {"val_dice": None, "val_mean_iou": 0.7}
+        rows = [{"epoch": epoch, **row} for epoch in (1, 2)]
+        write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
+        names = table[table["fold"] == fold]["image"].tolist()
+        with keeping(run.oof_probabilities(fold)) as keep:
+            judge = judged_by_cut if binary else judged_by_class
+            found = judge(collection, names, shift_px, keep)
+        hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
+        with open(run.oof(fold), "wb") as file:
+            np.savez_compressed(file, names=np.array(names), **found, **hashes)
+    if binary:
+        write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.9, "oof_dice_cross_fitted": 0.899, "images": 12})
+    return run
+
+
+def judged_by_class(collection: Collection, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+    classes = (*CLASSES, MORE)
+    matrices = []
+    for number, name in enumerate(names):
+        truth = collection.truth(name)
+        predicted = np.roll(np.where(truth == 255, 0, truth), shift_px * (number % 3), axis=1).astype(np.uint8)
+        matrices.append(confusion.matrix(predicted, truth, len(classes)))
+        keep(name, png(predicted))
+    counts = confusion.counts(np.stack(matrices))
+    return {"matrix": np.sum(matrices, axis=0), "classes": np.array(classes), **counts._asdict()}
+
+
+def judged_by_cut(collection: Collection, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+    histograms = []
+    for number, name in enumerate(names):
+        share = np.roll(collection.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255
+        keep(name, png(share))
+        histograms.append(dice.histogram(share, collection.truth(name)))
+    return {"histograms": np.stack(histograms)}
