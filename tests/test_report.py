@@ -12,6 +12,7 @@ import pytest
 import small_run
 from PIL import Image
 
+from pipeline.files import locked
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import charts, choice, gallery, overview, page, palette
@@ -177,6 +178,15 @@ def test_without_its_pictures_the_report_has_no_gallery(place: pathlib.Path, tmp
     report.run(run, [f"data.folder={tmp_path}"], [])
     text = run.report_page.read_text()
     assert "there is no gallery" in text and 'id="where"' in text and 'id="gallery"' not in text
+
+
+def test_two_at_once_do_not_write_one_page(place: pathlib.Path) -> None:
+    one, joint = Run("one"), Run("one+two")
+    busy = pytest.raises(Problem, match="is being written by another process; wait until it is done")
+    with locked(one.lock("report"), "busy"), busy:
+        report.run(one, [], [])
+    with locked(joint.lock("compare"), "busy"), busy:
+        compare.run(joint, [one, Run("two")], [])
 
 
 def test_no_run_no_report(place: pathlib.Path) -> None:

@@ -14,13 +14,14 @@ from pipeline.files import held, locked
 from pipeline.leaderboard.parts import Parts
 from pipeline.problem import Problem
 from pipeline.stages import reproduce
+from tests.torture import __main__ as harness
 from tests.torture import faults, kills, place, warm
 from tests.torture.place import STAGES, Places
 from tests.torture.table import Row
 from tests.torture.warm import Plan
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = ("demo-data", "folds", "threshold", "predict")
+QUICK = ("demo-data", "folds", "train", "threshold", "predict")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,42 @@ def test_a_plan_kills_before_its_step(places: Places) -> None:
         renaming = places.steps["folds"].index("os.rename runs/tiny/folds.csv")
         assert places.run(here, stage, Plan(die_at=renaming)).code == -9
         assert (here / "runs/tiny/.folds.csv.draft").exists() and not (here / "runs/tiny/folds.csv").exists()
+
+
+def test_a_stage_without_a_lock_is_found_out(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "stop_at_first_lock", lambda: None)
+    row = faults.second_start(places, faults.STAGE["folds"])
+    assert row.problem == "it took no lock, and ended with 0: no word"
+
+
+def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*given: object) -> Row:
+        raise ProcessLookupError("nobody")
+
+    monkeypatch.setattr(faults, "second_start", mistaken)
+    row = faults.attempted(faults.second_start, places, faults.STAGE["folds"])
+    assert row.what == "folds: mistaken" and "ProcessLookupError: nobody" in row.problem
+
+    def room() -> Iterator[Row]:
+        yield Row("kills", "one that went well")
+        raise ProcessLookupError("nobody")
+
+    first, last = harness.shown("kills", room)
+    assert first.ok and last.kind == "kills" and "ProcessLookupError: nobody" in last.problem
+
+
+def test_checkpoints_of_a_run_with_workers_may_differ_in_these_alone(places: Places) -> None:
+    stage = faults.STAGE["train"]
+    with places.copy(faults.STAGE["validate"]) as here:  # as train has left it
+        last = here / "runs/tiny/fold0/last.pt"
+        state = torch.load(last, weights_only=True)
+        state["settings"]["data"]["workers"] = 1
+        torch.save(state, last)
+        assert places.difference(here, stage) == "other bytes: runs/tiny/fold0/last.pt"
+        assert places.difference(here, stage, workers=False) == ""
+        state["step"] += 1
+        torch.save(state, last)
+        assert places.difference(here, stage, workers=False) == "other bytes: runs/tiny/fold0/last.pt"
 
 
 # --- what was found this way ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pipeline.analysis import drift, errors, suspects
 from pipeline.analysis.table import without_cars
 from pipeline.config import Settings
 from pipeline.data import competition, folds
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
@@ -39,9 +39,17 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
     if not logs:
         raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
     settings = settings_of(run, min(logs), overrides)
-    if settings.task.kind == "multiclass":
-        report_classes(run, settings, overrides, logs, started)
-        return
+    with locked(run.lock("report"), f"{run.report} is being written by another process; wait until it is done."):
+        if settings.task.kind == "multiclass":
+            report_classes(run, settings, overrides, logs, started)
+        else:
+            report_cut(run, settings, overrides, logs, started, others)
+
+
+def report_cut(
+    run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float, others: list[Run]
+) -> None:
+    """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
     folder = pathlib.Path(settings.data.folder)
     found, cut_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
