@@ -80,6 +80,20 @@ def test_a_chart_has_text_the_colours_of_the_page_and_ids_of_its_own() -> None:
     assert charts.curves("one", lines, "loss", log=True) == one  # the same each time
 
 
+@pytest.mark.filterwarnings("error")  # they would stand on stderr beside the one sentence
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_charts_of_pictures_that_are_all_alike_are_drawn_without_a_warning(value: float) -> None:
+    alike = np.full(3, value)
+    charts.curves("x", {"fold 0": ([1, 2], [value, value])}, "Dice", log=False)
+    charts.cut_curve(np.linspace(0, 1, 256), np.full(256, value), 0.5)
+    charts.spread(alike)
+    charts.histogram("x", alike, "IoU")
+    charts.ring([value] * 16)
+    charts.groups("x", "Dice", {"a": alike})
+    charts.against("x", alike, alike, ("a", "b"))
+    charts.differences("x", "Dice", {"a": (0.0, 0.0, 0.0)})
+
+
 def test_errors_are_missed_or_added() -> None:
     truth, predicted = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
     assert gallery.errors(truth, predicted).tolist() == [[0, gallery.MISSED_CLASS, gallery.ADDED_CLASS, 0]]
