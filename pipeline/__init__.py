@@ -20,6 +20,7 @@ Everything flows one way, through files; a stage is one file in `stages/`, one m
     files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
     curves.py                           what TensorBoard shows of a run
     git.py  substage.py                 which code this is; a stage as a command of its own
+    resume.py       where an earlier start of a training left off
     parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
     threads.py      work for several threads, its results in order
 

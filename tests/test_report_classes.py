@@ -43,6 +43,15 @@ def test_a_class_that_is_nowhere_has_dashes_and_counts_in_no_mean() -> None:
     assert [name for name, _ in classes.legend(table)] == NAMES[:3]
 
 
+def test_of_very_many_classes_only_those_that_occur_are_shown() -> None:
+    total = np.zeros((100, 100), np.int64)
+    total[7, 7], total[99, 7] = 3, 5
+    table = classes.class_table(total, total[[7, 99]], [f"c{number}" for number in range(100)])
+    assert [row["name"] for row in classes.shown_rows(table)] == ["c99", "c7"]
+    said = classes.sections(table, total, pd.DataFrame({"dice": [0.5], "make": [""]}))
+    assert (said["more_classes"], said["matrix"], len(said["pairs"])) == (98, "", 1)
+
+
 def test_what_is_confused_most_comes_first() -> None:
     pairs = classes.confused_pairs(TOTAL, NAMES, most=2)
     assert pairs[["truth", "predicted", "px"]].values.tolist() == [["floor", "wall", 5], ["wall", "door", 2]]

@@ -476,6 +476,15 @@ def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
     assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # as it was after the first
 
 
+def test_a_network_that_finds_nothing_at_all_is_kept_too(
+    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_cut": 0.5})
+    assert pipeline("train", "--run", "new") == 0
+    assert "best.pt: Dice 0.00000" in capsys.readouterr().out
+    assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # the first of equals
+
+
 def test_a_run_that_is_killed_before_its_last_line_of_log_still_gets_it(
     pipeline: Pipeline, run_copy: pathlib.Path
 ) -> None:

@@ -85,7 +85,7 @@ def histogram(name: str, values: NDArray[np.float64], label: str) -> str:
     """How many pictures have which value, 0 to 1."""
     with drawing(name, WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS)
-        axes.hist(values, bins=np.linspace(0, 1, 41), color=colour("accent"), linewidth=0)
+        axes.hist(values, bins=np.linspace(0, 1, 41).tolist(), color=colour("accent"), linewidth=0)
         axes.set_xlim(0, 1)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="x", visible=False)

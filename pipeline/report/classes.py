@@ -31,10 +31,10 @@ def class_table(total: NDArray[np.int64], in_picture: NDArray[np.int64], classes
 
 
 def shown_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the page's table says; of very many classes the largest."""
+    """What the page's table says; of very many classes the largest of those that occur."""
     rows = table
     if len(table) > ROWS_SHOWN:
-        rows = table.sort_values("share_of_truth", ascending=False, kind="stable").head(ROWS_SHOWN)
+        rows = occurring(table).sort_values("share_of_truth", ascending=False, kind="stable").head(ROWS_SHOWN)
     colours = palette(len(table))
     return [
         {
@@ -45,6 +45,11 @@ def shown_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for row in rows.to_dict("records")
     ]  # fmt: skip
+
+
+def occurring(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the classes that are in truth or in prediction."""
+    return table[(table["share_of_truth"] > 0) | (table["share_of_prediction"] > 0)]
 
 
 def confused_pairs(total: NDArray[np.int64], classes: Sequence[str], most: int) -> pd.DataFrame:
@@ -75,8 +80,8 @@ def head(total: NDArray[np.int64], of_folds: Mapping[int, NDArray[np.int64]], im
         "headline": score(mean_iou(total)),
         "headline_label": "mean IoU of pictures that no network saw",
         "facts": [
-            ("Pixel accuracy", score(confusion.pixel_accuracy(counts)), "of all judged pixels"),
-            ("Mean Dice", score(confusion.mean_of_classes(confusion.dice(counts))), f"of {scored} classes{left_out}"),
+            ("Pixel accuracy", score(float(confusion.pixel_accuracy(counts))), "of all judged pixels"),
+            ("Mean Dice", score(float(confusion.mean_of_classes(confusion.dice(counts)))), f"of {scored} classes{left_out}"),
             ("Folds", " ".join(score(value) for value in by_fold), spread),
             ("Worst picture", score(images["dice"].min()), "mean IoU of its own classes"),
         ],
@@ -101,9 +106,10 @@ def sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.DataFrame
     drawn, width_px = matrix.chart(total, names) if len(names) <= matrix.MOST else ("", 0)
     pairs = confused_pairs(total, names, PAIRS_SHOWN)
     wrong = 1 - np.trace(total) / max(1, total.sum())
+    rows = shown_rows(table)
     return {
-        "panels": [panel for panel in panels if panel], "class_rows": shown_rows(table),
-        "more_classes": max(0, len(table) - ROWS_SHOWN), "matrix": drawn, "matrix_width_px": width_px,
+        "panels": [panel for panel in panels if panel], "class_rows": rows,
+        "more_classes": len(table) - len(rows), "numbered": len(names) <= matrix.NUMBERED, "matrix": drawn, "matrix_width_px": width_px,
         "pairs": [
             {**row, "of_class": share(row["of_class"]), "of_errors": share(row["of_errors"])}
             for row in pairs.to_dict("records")
@@ -134,7 +140,7 @@ def facts_of(row: Any) -> dict[str, Any]:
 def legend(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Name and colour of the classes that occur; of very many the largest."""
     colours = palette(len(table))
-    rows = table[(table["share_of_truth"] > 0) | (table["share_of_prediction"] > 0)]
+    rows = occurring(table)
     if len(rows) > ROWS_SHOWN:
         rows = rows.nlargest(ROWS_SHOWN, "share_of_truth")
     return [(row["class"], "#%02x%02x%02x" % tuple(colours[row["index"]])) for row in rows.to_dict("records")]

@@ -39,8 +39,8 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
             "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
             difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
             kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
-            facts=facts_of(difference, pairs, *names, score, unit),
-            panels=panels_of(pairs, *names, score, both[0].of_cars),
+            facts=facts_of(difference, pairs, names[0], names[1], score, unit),
+            panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
             gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
             footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
         )  # fmt: skip

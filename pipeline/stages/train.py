@@ -5,11 +5,9 @@ the pictures: each batch, each augmentation and each learning rate follows from 
 that a run that was stopped and started again ends with the same weights, on a CPU to the last bit.
 """
 import hashlib
-import json
 import pathlib
-import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline import config, git
+from pipeline import config, git, resume
 from pipeline.config import Settings
 from pipeline.curves import Curves
 from pipeline.data import augment, folds, suspects
@@ -32,7 +30,7 @@ from pipeline.data.dataset import (
     seed_of,
     training_loader,
 )
-from pipeline.files import locked, write_text
+from pipeline.files import write_text
 from pipeline.inference.device import autocast, describe, loss_scaler, no_kernel_told, set_up
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, together
 from pipeline.inference.load import ensemble_of
@@ -52,17 +50,6 @@ from pipeline.problem import Problem
 from pipeline.progress import Stopwatch, progress
 from pipeline.stop import StopSignals
 
-LAST: dict[str, type] = {  # what last.pt holds
-    **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimiser": dict},
-    **{"scaler": dict, "loss_sum": float, "log": list, "best_dice": float, "seconds": float, "epoch_watch": dict},
-}
-# Settings that change how fast a run goes and what is done with it later, but not what it learns.
-FREE_KEYS = (
-    *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
-    *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
-)
-# Of an epoch what tells of the circumstances: best.pt has none of it, so that the same training gives the same bytes.
-CIRCUMSTANCES = ("images_per_s", "waited_share", "seconds", "device", "commit")
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
 NAMES_TOLD = 8  # pictures of a batch that an error lists
 
@@ -81,7 +68,8 @@ def run(
         if find_batch and everyone.count > 1:
             raise everyone.problem("--find-batch measures one process; start it without torchrun.")
         for number in fold_numbers:
-            train_fold(settings, run, number, folder, everyone, find_batch)
+            with resume.the_only_trainer(run.fold(number)) if everyone.first and not find_batch else nullcontext():
+                train_fold(settings, run, number, folder, everyone, find_batch)
 
 
 def train_fold(
@@ -89,12 +77,12 @@ def train_fold(
 ) -> None:
     fold, device, hyper = run.fold(fold_number), everyone.device, settings.train
     with everyone.first_goes_ahead():
-        last = read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
+        last = resume.read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
         dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
         collection = dataset.collection
         full_size = [collection.height, collection.width]
         other_masks = suspects.fingerprint(dataset.relabelled)
-        fingerprint = fingerprint_of(dataset.names, held_out.names, collection.stored_scale, other_masks)
+        fingerprint = fingerprint_of(dataset.names, held_out.names, collection, other_masks)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
@@ -115,7 +103,7 @@ def train_fold(
     optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     scaler = loss_scaler(device)
     if last:
-        restore(last, network, ema, optimiser, scaler, where=fold.last)
+        resume.restore(last, network, ema, optimiser, scaler, where=fold.last)
     if hyper.compile:
         network.compile()
     forward = everyone.wrap(network)
@@ -131,6 +119,7 @@ def train_fold(
     key_of_score, name_of_score = ("val_dice", "Dice") if binary else ("val_mean_iou", "mean IoU")
     best_score: float = last.get("best_dice", -1.0)
     started = time.monotonic() - last.get("seconds", 0.0)
+    commit = git.commit()
     schedule = Schedule(
         len(dataset), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
     )
@@ -181,15 +170,13 @@ def train_fold(
         print(f"{found(largest_batch(), settings.data.scale, describe(device))}.")
         return
     if everyone.first:
-        with the_only_trainer(fold):
-            write_log(fold, log)  # a kill may have come between the checkpoint and its line
-            if step < steps:
-                write_text(fold.config, config.dump(settings))
+        resume.write_log(fold, log)  # a kill may have come between the checkpoint and its line
         if step == steps:
             print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
         return
     if everyone.first:
+        write_text(fold.config, config.dump(settings))
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
             f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out, {describe(device)}"
@@ -203,7 +190,6 @@ def train_fold(
     saved_at = read_at = time.monotonic()
     network.train()
     with (
-        the_only_trainer(fold) if everyone.first else nullcontext(),
         StopSignals() as stop,
         out_of_memory_told(advice),
         Curves(fold.tensorboard, step // steps_per_epoch + 1) if everyone.first else nullcontext() as curves,
@@ -252,19 +238,19 @@ def train_fold(
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row |= judge(ema, settings, held_out, collection, everyone)
-            row |= {"seconds": watch.seconds(), "device": describe(device), "commit": git.commit()}
+            row |= {"seconds": watch.seconds(), "device": describe(device), "commit": commit}
             log.append(row)
-            score = row.get(key_of_score) or -1.0
+            score = resume.score_of(row, key_of_score)
             is_best = score > best_score
             best_score = max(score, best_score)
             watch.restart()
             if everyone.first:
                 if is_best:
                     best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-                    best |= {"log": timeless(log), "full_size": full_size, "classes": list(collection.classes)}
+                    best |= {"log": resume.timeless(log), "full_size": full_size, "classes": list(collection.classes)}
                     checkpoint.save(fold.best, best)
                 save_last()
-                write_log(fold, log)
+                resume.write_log(fold, log)
                 if curves:
                     curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
                     for name, picture in pictures_to_show(ema.average, held_out, collection, device):
@@ -277,7 +263,7 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        best_row = max(log, key=lambda row: row.get(key_of_score) or -1.0)
+        best_row = max(log, key=lambda row: resume.score_of(row, key_of_score))
         cut = f" (best cut {best_row['val_dice_cut']:.3f})" if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
@@ -346,9 +332,10 @@ def open_pictures(
     )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], stored_scale: int, other_masks: str) -> str:
+def fingerprint_of(training: list[str], held_out: list[str], collection: Collection, other_masks: str) -> str:
     """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
-    text = "\n".join([*training, "held out", *held_out, f"stored at 1/{stored_scale}", *other_masks.splitlines()])
+    lines = [*training, "held out", *held_out, f"stored at 1/{collection.stored_scale}", *other_masks.splitlines()]
+    text = "\n".join([*lines, *getattr(collection, "fingerprint", "").splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -392,68 +379,6 @@ def judge(
             judged = confusions(predict, batches, mine.names, collection.truth, settings.task.count)
             scores = class_scores(together(everyone.gather(judged)))
     return {f"val_{key}": score for key, score in scores.items()}
-
-
-def the_only_trainer(fold: Fold) -> AbstractContextManager[None]:
-    return locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
-
-
-def read_last(fold: Fold, settings: Settings) -> dict[str, Any]:
-    """The state of `last.pt`, or an empty one; Problem when other settings trained it."""
-    if not fold.last.exists():
-        return {}
-    try:
-        state = checkpoint.load(fold.last, keys=tuple(LAST))
-    except Problem as problem:
-        if not fold.previous.exists():
-            raise
-        state = checkpoint.load(fold.previous, keys=tuple(LAST))
-        print(f"{problem} Going on from {fold.previous}, the one before.")
-    if wrong := [key for key, kind in LAST.items() if not isinstance(state[key], kind)]:
-        kind = LAST[wrong[0]].__name__
-        raise Problem(f"The checkpoint {fold.last} is not one of ours (its {wrong[0]} is no {kind}); delete it.")
-    trained = config.parse(state["settings"], where=str(fold.last))
-    if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
-        raise Problem(
-            f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); "
-            "set them back, choose another RUN=, or delete that folder."
-        )
-    return state
-
-
-def restore(
-    last: dict[str, Any],
-    network: nn.Module,
-    ema: Ema,
-    optimiser: Optimizer,
-    scaler: torch.amp.GradScaler,
-    where: pathlib.Path,
-) -> None:
-    """Put all of them where they were; Problem when the state does not fit them."""
-    try:
-        network.load_state_dict(last["network"])
-        ema.average.load_state_dict(last["average"])
-        optimiser.load_state_dict(last["optimiser"])
-        if last["scaler"]:  # empty when that processor needed none
-            scaler.load_state_dict(last["scaler"])
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise Problem(f"The checkpoint {where} does not fit its own settings ({reason}); delete it.") from None
-
-
-def timeless(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without their circumstances, and with keys that are one object each, read back or new.
-
-    A pickle tells a word that it has met before from an equal one that is another object.
-    """
-    return [{sys.intern(key): row[key] for key in row if key not in CIRCUMSTANCES} for row in log]
-
-
-def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
-    """`log.jsonl`, one object an epoch; a file that says so already is left alone."""
-    text = "".join(json.dumps(row) + "\n" for row in log)
-    if log and (not fold.log.exists() or fold.log.read_text() != text):
-        write_text(fold.log, text)
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
