@@ -3,6 +3,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from plain_folder import CLASSES, draw
 
 from pipeline.__main__ import main
+from pipeline.files import sha256
 from pipeline.masks import confusion
 from pipeline.masks.palette import palette
 from pipeline.model import checkpoint
@@ -140,8 +142,9 @@ def test_a_class_that_no_picture_shows_is_told_and_left_out_of_the_mean(
     assert confusion.mean_of_classes(confusion.iou(counts)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("run, other", [("new", []), ("new_uncached", ["--set", "data.cache=false"])])
 def test_stopped_and_continued_it_ends_with_the_same_bits(
-    several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    several: pathlib.Path, run: str, other: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     update = Ema.update
 
@@ -151,7 +154,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(
             signal.raise_signal(signal.SIGINT)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    words = ["--config", "several.yaml", "--run", "new"]
+    new, words = pathlib.Path("runs") / run, ["--config", "several.yaml", "--run", run]
     assert main(["folds", *words]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", update_and_interrupt)
@@ -159,13 +162,15 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert f"Stopped after step 8 of {STEPS}" in only_line(capsys)
-    assert main(["train", *words, "--set", "data.cache=false"]) == 0
+    assert main(["train", *words, *other]) == 0
     for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average")}.items():
-        whole, parts = (checkpoint.load(run / "fold0" / name, keys) for run in (several, pathlib.Path("runs/new")))
+        whole, parts = (checkpoint.load(run / "fold0" / name, keys) for run in (several, new))
         for key in keys:
             assert all(torch.equal(whole[key][part], parts[key][part]) for part in whole[key])
+    if not other:  # and the hash that oof, predictions and ledger name
+        assert sha256(several / "fold0/best.pt") == sha256(new / "fold0/best.pt")
     timeless = ("train_loss", "val_mean_iou", "val_pixel_accuracy", "lr")
-    logs = [[[row[key] for key in timeless] for row in read_log(run)] for run in (several, pathlib.Path("runs/new"))]
+    logs = [[[row[key] for key in timeless] for row in read_log(run)] for run in (several, new)]
     assert logs[0] == logs[1]
 
 
@@ -207,6 +212,26 @@ def test_what_ends_at_kaggle_is_not_for_several_classes(
     if words:
         pathlib.Path("runs/again").symlink_to("several")
     assert main([stage, "--config", "several.yaml", *words]) == 1
+    assert sentence in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "stage, words, sentence",
+    [
+        ("threshold", [], "runs/moved/oof/fold0.npz is of several classes"),
+        ("predict", [], "A submission is for one object and its background, but runs/moved/fold0/best.pt"),
+        ("blend", ["--runs", "moved", "moved2"], "A blend is for one object and its background, but runs/moved/fold0"),
+    ],
+)
+def test_the_checkpoint_itself_says_that_it_is_of_several_classes(
+    several: pathlib.Path, capsys: pytest.CaptureFixture, stage: str, words: list[str], sentence: str
+) -> None:
+    """Where the config.yaml beside it is gone, as when only weights were copied."""
+    for name in ("moved", "moved2"):
+        shutil.copytree(several, pathlib.Path("runs") / name, dirs_exist_ok=True)
+        (pathlib.Path("runs") / name / "fold0/config.yaml").unlink()
+        (pathlib.Path("runs") / name / "threshold.json").write_text('{"cut": 0.5}')
+    assert main([stage, "--config", "several.yaml", "--run", "moved", *words]) == 1
     assert sentence in only_line(capsys)
 
 

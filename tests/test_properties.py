@@ -1,5 +1,6 @@
 """Whatever comes in at a door: what a plain reader finds, or a Problem. Of run lengths: tests/test_rle.py."""
 import csv
+import datetime
 import gzip
 import io
 import re
@@ -227,9 +228,48 @@ def test_numbers_that_python_refuses_to_read_are_still_told(digits: str) -> None
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from(["0", "1.5", "nan", "a=b", "'", "yes", "2017-01-01T00:00:00Z", "é"]), max_size=21))
-def test_any_cells_are_a_row_or_a_problem_that_names_the_line(cells: list[str]) -> None:
+def test_cells_that_are_no_row_are_a_problem_that_names_the_line(cells: list[str]) -> None:
     with pytest.raises(Problem, match="^here: "):
         ledger.parse(cells, "here")  # none of these is a sha256
+
+
+WRONG, HASH = object(), "0123456789abcdef" * 4
+A_ROW = {"time": "2017-09-27T23:59:58Z", "file": "a.csv.gz", "sha256": HASH, "message": "two #1"}
+MEANT: dict[str, dict[str, object]] = {  # column -> cell -> what it means
+    "time": {
+        "2017-01-01T01:00:00+01:00": datetime.datetime(2017, 1, 1, tzinfo=datetime.UTC), "yesterday": WRONG,
+        "2017-01-01T00:00:00": WRONG,
+    },
+    "sha256": {HASH[::-1]: HASH[::-1], HASH[1:]: WRONG, HASH.upper(): WRONG},
+    "runs": {"one": ("one",), "one 'the other'": ("one", "the other"), "'": WRONG},
+    "folds": {"0 1": (0, 1), "first": WRONG},
+    "public": {"0": 0.0, "0.5": 0.5, "1.5": WRONG, "nan": WRONG, "é": WRONG},
+    "clean": {"yes": True, "no": False, "é": WRONG},
+    "checkpoints": {f"a=b.pt={HASH}": {"a=b.pt": HASH}, "a=b": WRONG},
+    "message": {"one, \"é\" #2": "one, \"é\" #2", " ": WRONG},
+    "ref": {"7": 7, "1.5": WRONG},
+    "status": {"failed": "failed", "complete": "complete", "lost": WRONG},
+}  # fmt: skip
+OFTEN_GOOD = {
+    column: st.sampled_from([cell for cell, meant in cells.items() for _ in range(1 if meant is WRONG else 6)])
+    for column, cells in MEANT.items()
+}  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.fixed_dictionaries({}, optional=OFTEN_GOOD))
+@example({"status": "complete", "ref": "7", "public": "0.5", "runs": "one 'the other'"})
+def test_cells_are_the_row_that_they_mean_or_a_problem_that_names_the_column(cells: dict[str, str]) -> None:
+    given_cells = [(A_ROW | cells).get(column, "") for column in ledger.COLUMNS]
+    wrong = [column for column, cell in cells.items() if MEANT[column][cell] is WRONG]
+    if wrong or cells.get("status") == "complete" and "ref" not in cells:
+        with pytest.raises(Problem, match=f"^here: ({'|'.join([*wrong, 'the row'])})"):
+            ledger.parse(given_cells, "here")
+        return
+    row = ledger.parse(given_cells, "here")
+    for column, cell in cells.items():
+        assert getattr(row, column) == MEANT[column][cell]
+    assert ledger.parse([ledger.cell_of(getattr(row, column)) for column in ledger.COLUMNS], "again") == row
 
 
 # --- sentences ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import small_run
 from PIL import Image
 
+from pipeline.files import locked
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import charts, choice, gallery, overview, page, palette
@@ -77,6 +78,20 @@ def test_a_chart_has_text_the_colours_of_the_page_and_ids_of_its_own() -> None:
     ids = [set(re.findall(r'id="([^"]+)"', chart)) for chart in (one, other)]
     assert ids[0] and not ids[0] & ids[1]
     assert charts.curves("one", lines, "loss", log=True) == one  # the same each time
+
+
+@pytest.mark.filterwarnings("error")  # they would stand on stderr beside the one sentence
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_charts_of_pictures_that_are_all_alike_are_drawn_without_a_warning(value: float) -> None:
+    alike = np.full(3, value)
+    charts.curves("x", {"fold 0": ([1, 2], [value, value])}, "Dice", log=False)
+    charts.cut_curve(np.linspace(0, 1, 256), np.full(256, value), 0.5)
+    charts.spread(alike)
+    charts.histogram("x", alike, "IoU")
+    charts.ring([value] * 16)
+    charts.groups("x", "Dice", {"a": alike})
+    charts.against("x", alike, alike, ("a", "b"))
+    charts.differences("x", "Dice", {"a": (0.0, 0.0, 0.0)})
 
 
 def test_errors_are_missed_or_added() -> None:
@@ -177,6 +192,15 @@ def test_without_its_pictures_the_report_has_no_gallery(place: pathlib.Path, tmp
     report.run(run, [f"data.folder={tmp_path}"], [])
     text = run.report_page.read_text()
     assert "there is no gallery" in text and 'id="where"' in text and 'id="gallery"' not in text
+
+
+def test_two_at_once_do_not_write_one_page(place: pathlib.Path) -> None:
+    one, joint = Run("one"), Run("one+two")
+    busy = pytest.raises(Problem, match="is being written by another process; wait until it is done")
+    with locked(one.lock("report"), "busy"), busy:
+        report.run(one, [], [])
+    with locked(joint.lock("compare"), "busy"), busy:
+        compare.run(joint, [one, Run("two")], [])
 
 
 def test_no_run_no_report(place: pathlib.Path) -> None:

@@ -125,13 +125,16 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     place.put("photo.jpg", photo)
     common = ["--config", "tiny.yaml"]
     stages = [
-        ["threshold"], ["folds"], ["train", "--set", "data.workers=1"], ["predict"],
-        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "cut"],
+        ["threshold"], ["folds"], ["train", "--set", "data.workers=1"], ["validate"], ["predict"],
+        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "cut"], ["report"],
+        ["demo-rooms", "--data", "rooms", "--scenes", "2", "--height", "32", "--width", "32"],
     ]  # fmt: skip
     words = json.dumps([[stage[0], *common, *stage[1:]] for stage in stages])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    environment["TMPDIR"] = str(temporary)
-    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # set by torch where another test compiled
+    environment |= {"TMPDIR": str(temporary), "HOME": str(place.folder / "home")}
+    # Set by torch where another test compiled, and by the report where one drew.
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", WATCH, words], cwd=place.folder, env=environment, capture_output=True, text=True,
         timeout=300,
@@ -139,12 +142,17 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     touched = [pathlib.Path(path) for path in found["touched"]]
-    allowed = [temporary, *(place.folder / name for name in ("runs", "submissions", "cut"))]
+    allowed = [temporary, *(place.folder / name for name in ("runs", "submissions", "cut", "rooms"))]
     elsewhere = [path for path in touched if not any(path == root or root in path.parents for root in allowed)]
     assert [path for path in elsewhere if not str(path).startswith(("/dev/", "/proc/"))] == []
     written = {str(path.relative_to(place.folder)) for path in touched if place.folder in path.parents}
     assert {"runs/tiny/fold0/log.jsonl", "runs/tiny/threshold.json", "submissions/tiny.csv.gz"} <= written
-    assert all(command[:1] == ["git"] for command in found["started"]), found["started"]
+    assert {"runs/tiny/report/index.html", "rooms/nyu_depth_v2_labeled.mat"} <= written
+    assert not list(temporary.glob("matplotlib*")) and not (place.folder / "home").exists()
+    # Beside git: matplotlib asks which fonts there are, and Python, for its module platform, which processor.
+    known = {("fc-list", "--help"), ("fc-list", "--format=%{file}\\n"), ("uname", "-p")}
+    strangers = [command for command in found["started"] if command[0] != "git" and tuple(command) not in known]
+    assert strangers == []
 
 
 # --- keys -----------------------------------------------------------------------------------------

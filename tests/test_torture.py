@@ -14,6 +14,7 @@ from pipeline.files import held, locked
 from pipeline.leaderboard.parts import Parts
 from pipeline.problem import Problem
 from pipeline.stages import reproduce
+from tests.torture import __main__ as harness
 from tests.torture import faults, kills, place, warm
 from tests.torture.place import STAGES, Places
 from tests.torture.table import Row
@@ -38,6 +39,14 @@ def assert_all_well(rows: list[Row], at_least: int) -> None:
 
 def test_every_stage_that_is_killed_ends_as_if_it_had_not_been(places: Places) -> None:
     assert_all_well(list(kills.rows(places, random.Random(0), most=2, at_random=0)), at_least=len(QUICK) * 2)
+
+
+def test_training_that_is_killed_between_two_checkpoints_ends_with_the_same_bytes(places: Places) -> None:
+    """Once, in the middle: a start of it takes seconds."""
+    steps = places.steps["train"]
+    renaming = [number for number, step in enumerate(steps) if step.startswith("os.rename") and "last.pt" in step]
+    plan = Plan(die_at=renaming[len(renaming) // 2])
+    assert_all_well(list(kills.killed(places, faults.STAGE["train"], [("between", plan)])), at_least=1)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -95,6 +104,42 @@ def test_a_plan_kills_before_its_step(places: Places) -> None:
         renaming = places.steps["folds"].index("os.rename runs/tiny/folds.csv")
         assert places.run(here, stage, Plan(die_at=renaming)).code == -9
         assert (here / "runs/tiny/.folds.csv.draft").exists() and not (here / "runs/tiny/folds.csv").exists()
+
+
+def test_a_stage_without_a_lock_is_found_out(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "stop_at_first_lock", lambda: None)
+    row = faults.second_start(places, faults.STAGE["folds"])
+    assert row.problem == "it took no lock, and ended with 0: no word"
+
+
+def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*given: object) -> Row:
+        raise ProcessLookupError("nobody")
+
+    monkeypatch.setattr(faults, "second_start", mistaken)
+    row = faults.attempted(faults.second_start, places, faults.STAGE["folds"])
+    assert row.what == "folds: mistaken" and "ProcessLookupError: nobody" in row.problem
+
+    def room() -> Iterator[Row]:
+        yield Row("kills", "one that went well")
+        raise ProcessLookupError("nobody")
+
+    first, last = harness.shown("kills", room)
+    assert first.ok and last.kind == "kills" and "ProcessLookupError: nobody" in last.problem
+
+
+def test_checkpoints_of_a_run_with_workers_may_differ_in_these_alone(places: Places) -> None:
+    stage = faults.STAGE["train"]
+    with places.copy(faults.STAGE["validate"]) as here:  # as train has left it
+        last = here / "runs/tiny/fold0/last.pt"
+        state = torch.load(last, weights_only=True)
+        state["settings"]["data"]["workers"] = 1
+        torch.save(state, last)
+        assert places.difference(here, stage) == "other bytes: runs/tiny/fold0/last.pt"
+        assert places.difference(here, stage, workers=False) == ""
+        state["step"] += 1
+        torch.save(state, last)
+        assert places.difference(here, stage, workers=False) == "other bytes: runs/tiny/fold0/last.pt"
 
 
 # --- what was found this way ----------------------------------------------------------------------

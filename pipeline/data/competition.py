@@ -172,7 +172,7 @@ def stored_scale(folder: pathlib.Path) -> int:
 def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """A CSV table, all columns as text: the car `331659860e11` is no number.
 
-    Raises Problem when the table is missing, damaged, or lacks one of `columns`.
+    Raises Problem when the table is missing, damaged, lacks one of `columns`, or has it twice.
     """
     path = find_table(folder, name)
     if path is None:
@@ -194,6 +194,8 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
         raise Problem(f"{path} has no member {name}; download it again.") from None
     except (*DAMAGE, csv.Error) as error:
         raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())[:200]}).") from None
+    if twice := [column for column in columns if rows[0].count(column) > 1]:
+        raise Problem(f"{path}, line 1: the column {twice[0]} stands there twice; download it again.")
     table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")

@@ -41,9 +41,11 @@ class Judged:
 
 
 def read_judged(path: pathlib.Path) -> Judged:
-    """Problem when the file is missing or damaged."""
+    """Problem when the file is missing, damaged, or of several classes."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            if "matrix" in file:
+                raise Problem(f"{path} is of several classes; a cut is for one object and its background.")
             probabilities = str(file["probabilities"]) if "probabilities" in file else ""
             names, histograms, checkpoint = file["names"], file["histograms"], str(file["checkpoint"])
     except FileNotFoundError:

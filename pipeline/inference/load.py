@@ -1,5 +1,6 @@
 """Checkpoints to networks that are ready to predict."""
 import pathlib
+from collections.abc import Iterable
 
 import torch
 
@@ -48,6 +49,19 @@ def load_members(
         members.append(member_of(network, config.for_later_stage(settings, overrides, where=str(path)), weight))
         trained.append(settings)
     return members, trained
+
+
+def check_cars(paths: Iterable[pathlib.Path], trained: list[Settings], what: str) -> None:
+    """Problem when one of these checkpoints was trained on several classes or on other pictures than cars.
+
+    By what the checkpoint says itself: the `config.yaml` beside it, which is looked at first, may be another's.
+    """
+    for path, settings in zip(paths, trained):
+        if settings.task.kind != "binary":
+            raise Problem(f"{what} is for one object and its background, but {path} was trained on several classes.")
+        if settings.data.kind != "carvana":
+            kind = settings.data.kind
+            raise Problem(f"{what} is for the competition's cars, but {path} was trained on data.kind {kind}.")
 
 
 def ensemble_of(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:

@@ -33,7 +33,7 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(known := {value for _, values in lines.values() for value in values}) == 1:
-            axes.set_ylim(min(known) * 0.995, max(known) * 1.005)
+            axes.set_ylim(min(known) * 0.995, max(known) * 1.005 or 0.005)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -135,7 +135,8 @@ def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64
         axes.plot(means, range(len(means)), "o", color=colour("accent"), markersize=6.5)
         axes.set_yticks(range(len(means)), list(dice_of_group), color=colour("ink"))
         axes.set_ylim(len(means) - 0.5, -0.5)
-        axes.set_xlim(low - (high - low) * 0.03, high + (high - low) * 0.03)
+        margin = (high - low) * 0.03 or 0.005  # where all are alike
+        axes.set_xlim(low - margin, high + margin)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)

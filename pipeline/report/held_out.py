@@ -3,7 +3,6 @@
 What is missing or damaged is told in `gaps`, a sentence each, and the rest is shown: a report of half a run is better
 than none.
 """
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pipeline.config import Settings
 from pipeline.data.collection import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
-from pipeline.files import sha256
+from pipeline.files import read_json, sha256
 from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
 from pipeline.masks.dice import cut_from_share
 from pipeline.paths import Run
@@ -146,12 +145,22 @@ def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
 
 def cut_of(run: Run) -> int:
     """The cut of `threshold.json` as the smallest 8-bit value that counts as object, 0.5 where there is none."""
+    return cut_from_share(threshold_of(run).get("cut", 0.5))
+
+
+def threshold_of(run: Run) -> dict[str, Any]:
+    """`threshold.json`, empty where there is none. Problem when it is damaged, or its shares are none from 0 to 1."""
     if not run.threshold.is_file():
-        return cut_from_share(0.5)
+        return {}
+    damaged = Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.")
     try:
-        return cut_from_share(float(json.loads(run.threshold.read_text())["cut"]))
-    except (ValueError, KeyError, TypeError, OSError):
-        raise Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.") from None
+        found = read_json(run.threshold)
+        shares = [found["cut"], found.get("oof_dice_cross_fitted") or 0]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise damaged from None
+    if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares):
+        raise damaged
+    return found
 
 
 def photos(pictures: Pictures | Collection, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

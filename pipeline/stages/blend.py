@@ -15,7 +15,7 @@ from pipeline.data.stream import PicturesAtScales, stream
 from pipeline.files import locked, sha256, write_json
 from pipeline.inference.blend import Tally, blended_histograms, weightings
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.load import load_members
+from pipeline.inference.load import check_cars, load_members
 from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_as_share
 from pipeline.memory import out_of_memory_told, too_large
@@ -73,6 +73,7 @@ def tally_fold(
     device = pick_device()
     paths = [run.fold(fold).best for run in runs]
     members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
+    check_cars(paths, trained, "A blend")
     settings = config.for_later_stage(trained[0], overrides, where=str(paths[0]))
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
     pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.analysis import errors, paired
 from pipeline.data import folds
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -36,16 +36,18 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
         raise Problem(f"No picture was judged in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
     difference = paired.difference_of(pairs)
     names = [run.name for run in runs]
-    text = page.render(
-        "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
-        difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
-        kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
-        palette=palette_of(both[0]), facts=facts_of(difference, pairs, names[0], names[1], score, unit),
-        panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
-        gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
-        footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
-    )  # fmt: skip
-    write_text(joint.compare_page, text)
+    busy = f"{joint.compare_page} is being written by another process; wait until it is done."
+    with locked(joint.lock("compare"), busy):
+        text = page.render(
+            "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
+            difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
+            kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
+            palette=palette_of(both[0]), facts=facts_of(difference, pairs, names[0], names[1], score, unit),
+            panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
+            gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
+            footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
+        )  # fmt: skip
+        write_text(joint.compare_page, text)
     print(
         f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, 95 % between "
         f"{difference.low:+.5f} and {difference.high:+.5f}, over {len(pairs)} pictures of {difference.cars} {unit}s."

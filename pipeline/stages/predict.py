@@ -24,7 +24,7 @@ from pipeline.data.stream import Batch, PicturesAtScales, stream
 from pipeline.files import locked, read_json, sha256
 from pipeline.inference.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
-from pipeline.inference.load import batch_that_fits, load_members
+from pipeline.inference.load import batch_that_fits, check_cars, load_members
 from pipeline.inference.predictor import Ensemble
 from pipeline.leaderboard import origin
 from pipeline.leaderboard.parts import Parts
@@ -52,6 +52,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 config.check_binary(path, "A submission", only_cars=True)
             weight_of_path, cut = weights_and_cut(run, runs or [run], folds)
             members, trained = load_members(weight_of_path, overrides, everyone.device)
+            check_cars(weight_of_path, trained, "A submission")
             each = [config.for_later_stage(one, overrides, str(path)) for path, one in zip(weight_of_path, trained)]
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)

@@ -17,18 +17,19 @@ from pipeline.analysis import drift, errors, suspects
 from pipeline.analysis.table import without_cars
 from pipeline.config import Settings
 from pipeline.data import competition, folds
-from pipeline.files import write_text
+from pipeline.files import locked, write_text
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
 from pipeline.report import charts, choice, classes_page, gallery, overview, page
-from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
+from pipeline.report.held_out import HeldOut, open_run, photos, settings_of, threshold_of
 from pipeline.report.held_out_classes import open_classes
 from pipeline.threads import in_order
 
 SUSPECTS_SHOWN, TEST_SHOWN, ODD_SHOWN = 24, 16, 12
+LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be none
 SIZE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
@@ -39,9 +40,17 @@ def run(run: Run, overrides: list[str], others: list[Run]) -> None:
     if not logs:
         raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
     settings = settings_of(run, min(logs), overrides)
-    if settings.task.kind == "multiclass":
-        report_classes(run, settings, overrides, logs, started)
-        return
+    with locked(run.lock("report"), f"{run.report} is being written by another process; wait until it is done."):
+        if settings.task.kind == "multiclass":
+            report_classes(run, settings, overrides, logs, started)
+        else:
+            report_cut(run, settings, overrides, logs, started, others)
+
+
+def report_cut(
+    run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float, others: list[Run]
+) -> None:
+    """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
     folder = pathlib.Path(settings.data.folder)
     found, cut_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
@@ -113,11 +122,20 @@ def read_logs(run: Run) -> dict[int, list[dict[str, Any]]]:
     for path in sorted(run.folder.glob("fold[0-9]*/log.jsonl")):
         try:
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-        except (ValueError, OSError) as error:
+            if not all(map(is_row, rows)):
+                raise ValueError(f"a line does not have the numbers {', '.join(LOG_NUMBERS)}")
+        except (ValueError, OSError, RecursionError) as error:
             raise Problem(f"{path} is damaged ({error}); `make train` writes it again.") from None
         if rows:
             logs[int(path.parent.name.removeprefix("fold"))] = rows
     return logs
+
+
+def is_row(row: Any) -> bool:
+    """Whether a line of the log is what a report needs of an epoch."""
+    if not isinstance(row, dict) or not isinstance(row.get("val_dice", "missing"), (int, float, type(None))):
+        return False
+    return all(isinstance(row.get(name), (int, float)) for name in LOG_NUMBERS)
 
 
 def head(
@@ -139,7 +157,7 @@ def head(
     groups = "makes" if found.of_cars else "groups" if len(images) and images["make"].any() else "pictures"
     label = f"Dice of pictures of {groups} that no network saw".replace("pictures of pictures", "pictures")
     label = label if len(images) else "Dice at the end of training"
-    threshold = json.loads(run.threshold.read_text()) if cut_known else {}
+    threshold = threshold_of(run) if cut_known else {}
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),

@@ -6,12 +6,14 @@
     python -m tests.torture kills faults     only these
 """
 import argparse
+import functools
 import pathlib
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterator
 
 from pipeline.stages import demo_data
 from tests.torture import faults, inputs, kills
@@ -34,25 +36,35 @@ def main() -> int:
         parser.error(f"{sorted(unknown)[0]} is none of {', '.join(ROOMS)}")
     print(f"Seed {args.seed}.")
     began, rows = time.monotonic(), list[Row]()
-    with tempfile.TemporaryDirectory(prefix="torture.") as folder:
-        if {"kills", "faults"} & set(rooms):
-            places = Places(pathlib.Path(folder) / "places")
-        if "kills" in rooms:
-            rows += shown(kills.rows(places, random.Random(args.seed), steps, others))
-        if "faults" in rooms:
-            rows += shown(faults.rows(places, refusals))
-        if "inputs" in rooms:
-            rows += shown(inputs_of(pathlib.Path(folder), args.seed, args.short))
+    with tempfile.TemporaryDirectory(prefix="torture.") as name:
+        folder = pathlib.Path(name)
+        places = functools.cache(lambda: Places(folder / "places"))  # of both rooms, made when the first asks for it
+        all_rooms: dict[str, Callable[[], Iterator[Row]]] = {
+            "kills": lambda: kills.rows(places(), random.Random(args.seed), steps, others),
+            "faults": lambda: faults.rows(places(), refusals),
+            "inputs": lambda: inputs_of(folder, args.seed, args.short),
+        }
+        for room in ROOMS:
+            if room in rooms:
+                rows += shown(room, all_rooms[room])
     print(f"\n{time.monotonic() - began:.0f} s, seed {args.seed}.\n")
     print_table(rows)
     return 0 if all(row.ok for row in rows) else 1
 
 
-def shown(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, each told as it comes: a dot, or what is wrong."""
-    for row in rows:
+def shown(room: str, rows_of: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of a room, each told as it comes: a dot, or what is wrong."""
+    for row in rows_or_failure(room, rows_of):
         print("." if row.ok else f"\nBAD {row.what}: {row.problem}\n", end="", flush=True)
         yield row
+
+
+def rows_or_failure(room: str, rows_of: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """An exception ends a room, as a row that is not well, but neither the other rooms nor the table."""
+    try:
+        yield from rows_of()
+    except Exception:
+        yield Row(room, f"the whole room of {room}", f"the harness failed: {traceback.format_exc()[-1500:]}")
 
 
 def inputs_of(folder: pathlib.Path, seed: int, short: bool) -> Iterator[Row]:

@@ -10,7 +10,9 @@ import pathlib
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pipeline.data import dataset, stream
 from pipeline.model.ema import Ema
@@ -30,20 +32,26 @@ def rows(places: Places, most: int) -> Iterator[Row]:
     """most: steps towards the disk of a stage at which to refuse, evenly among all of them."""
     for stage in places.stages:
         yield from refused(places, stage, most)
-        yield full_within_a_write(places, stage)
-        yield second_start(places, stage)
-        yield on_a_small_disk(places, stage)
-        yield on_a_read_only_disk(places, stage)
-    for name in {"train", "validate", "predict"} & {stage.name for stage in places.stages}:
-        yield worker_dies(places, STAGE[name])
-        yield worker_without_memory(places, STAGE[name])
-        yield little_shared_memory(places, STAGE[name])
+        for fault in (full_within_a_write, second_start, on_a_small_disk, on_a_read_only_disk):
+            yield attempted(fault, places, stage)
+    for stage in places.stages:
+        if stage.name in ("train", "validate", "predict"):
+            for trouble in (worker_dies, worker_without_memory, little_shared_memory):
+                yield attempted(trouble, places, stage)
     if STAGE["train"] in places.stages:
-        yield clock_jumps_back(places)
-        yield config_is_edited(places)
-        yield killed_with_a_worker(places)
+        for surprise in (clock_jumps_back, config_is_edited, killed_with_a_worker):
+            yield attempted(surprise, places)
     if STAGE["predict"] in places.stages:
-        yield parts_that_cannot_be_removed(places)
+        yield attempted(parts_that_cannot_be_removed, places)
+
+
+def attempted(fault: Callable[..., Row], places: Places, *given: Any) -> Row:
+    """The row of a fault; also when the harness itself fails at it, so that all others are tried."""
+    try:
+        return fault(places, *given)
+    except Exception:
+        what = ": ".join([stage.name for stage in given[:1]] + [fault.__name__])
+        return Row("faults", what, f"the harness failed: {traceback.format_exc()[-1500:]}")
 
 
 # --- the disk -------------------------------------------------------------------------------------
@@ -57,7 +65,7 @@ def refused(places: Places, stage: Stage, most: int) -> Iterator[Row]:
         for error, for_good in ((FULL, False), (READ_ONLY, True)):
             what = f"step {number + 1} of {len(steps)}{' and all later' if for_good else ''}, {steps[number]}"
             plan = Plan(fail_at=number, errno=error, for_good=for_good)
-            yield tried(places, stage, f"{errno.errorcode[error]} at {what}", plan)
+            yield attempted(tried, places, stage, f"{errno.errorcode[error]} at {what}", plan)
 
 
 def full_within_a_write(places: Places, stage: Stage) -> Row:
@@ -172,11 +180,17 @@ def not_here(stage: Stage, what: str) -> Row:
 
 # --- two at once ----------------------------------------------------------------------------------
 
+
 def second_start(places: Places, stage: Stage) -> Row:
     """The first one is stopped (SIGSTOP) while it holds the lock; the second must say so and leave the files alone."""
+    what = f"{stage.name}: started twice at once"
     with places.copy(stage) as place, places.kaggle() as kaggle:
         first = warm.start(place, words_of(stage), Plan(stop_at_lock=True), lambda: prepare(stage, kaggle))
-        os.waitpid(first.pid, os.WUNTRACED)
+        _, status = os.waitpid(first.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            _, err, _ = map(warm.drained, first.pipes)
+            code = os.waitstatus_to_exitcode(status)
+            return Row("faults", what, f"it took no lock, and ended with {code}: {err[-300:] or 'no word'}")
         before = contents(place)
         second = places.run(place, stage, kaggle=kaggle)
         problem = second.complaint(stage.name) or ("" if contents(place) == before else "it changed files of the first")
@@ -188,7 +202,7 @@ def second_start(places: Places, stage: Stage) -> Row:
         problem = problem or places.difference(place, stage)
         if stage.at_kaggle and kaggle.submissions() != 1:
             problem += f" Kaggle has it {kaggle.submissions()} times."
-    return Row("faults", f"{stage.name}: started twice at once", problem, second.err.strip(), second.seconds)
+    return Row("faults", what, problem, second.err.strip(), second.seconds)
 
 
 # --- workers --------------------------------------------------------------------------------------
@@ -270,11 +284,7 @@ def killed_with_a_worker(places: Places) -> Row:
         at_once = warm.run(place, words, Plan(), lambda: prepare(stage, None))
         problem = "" if first.died else "it was not killed"
         problem = problem or (f"then exit code {at_once.code}: {at_once.err[-300:]}" if at_once.code else "")
-        problem = problem or places.difference(place, stage).replace("other bytes: ", "other bytes (with a worker): ")
-    # The settings that lie in the checkpoints tell of the worker; nothing else may.
-    allowed = {"runs/tiny/fold0/best.pt", "runs/tiny/fold0/config.yaml", "runs/tiny/fold0/last.previous.pt"}
-    if set(problem.removeprefix("other bytes (with a worker): ").split(", ")) <= allowed | {"runs/tiny/fold0/last.pt"}:
-        problem = ""
+        problem = problem or places.difference(place, stage, workers=False)
     return Row("faults", "train: killed, and started again before its worker has noticed", problem)
 
 

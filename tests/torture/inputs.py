@@ -3,7 +3,8 @@
 A bad one must end with exit code 1 and one sentence on stderr that names the file and the place in it, within
 `LONGEST_S` and `MOST_MEMORY_MB`, with nothing executed and nothing changed on the disk. A good one must be read right.
 
-The cases are in `bad_data` (archives, pictures, tables) and `bad_run` (settings, checkpoints, results, submissions).
+The cases are in `bad_data` (archives, pictures), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
+results, submissions) and `bad_folders` (plain folders, NYU Depth v2, what a report reads).
 """
 import contextlib
 import gzip
@@ -167,7 +168,7 @@ def copy_place(place: Place, folder: pathlib.Path) -> Place:
 
 def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | None = None) -> Iterator[Row]:
     """A row for each case. demo: a drawn competition, which is only read; folder: an empty one to work in."""
-    for stage in ("cutout", "train", "validate", "predict", "threshold", "submit", "reproduce"):
+    for stage in ("cutout", "train", "validate", "predict", "threshold", "submit", "reproduce", "report"):
         importlib.import_module(f"pipeline.stages.{stage}")  # beforehand: a start is not what is timed
     import albumentations  # noqa: F401
 
@@ -182,9 +183,9 @@ def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | Non
 
 
 def all_cases() -> list[Case]:
-    from tests.torture import bad_data, bad_run
+    from tests.torture import bad_data, bad_folders, bad_run, bad_tables
 
-    return [*bad_data.cases(), *bad_run.cases()]
+    return [case for room in (bad_data, bad_tables, bad_run, bad_folders) for case in room.cases()]
 
 
 def try_case(place: Place, case: Case) -> Row:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
 
 from pipeline import carvana
 from pipeline.__main__ import build_parser
@@ -121,9 +122,12 @@ class Places:
         with Kaggle(self.folder / "after" / "demo-data" / "demo", inbox) as server:
             yield server
 
-    def difference(self, place: pathlib.Path, stage: Stage) -> str:
-        """In what a place differs from the one that was left undisturbed; "" when in nothing but times."""
-        return difference(contents(place), contents(self.after(stage)))
+    def difference(self, place: pathlib.Path, stage: Stage, workers: bool = True) -> str:
+        """In what a place differs from the one that was left undisturbed; "" when in nothing but times.
+
+        workers: False where it may also differ in how many of them read.
+        """
+        return difference(contents(place, workers), contents(self.after(stage), workers))
 
 
 def words_of(stage: Stage) -> list[str]:
@@ -148,24 +152,30 @@ def hand_in_the_solution(place: pathlib.Path) -> None:
 # --- what must be alike ---------------------------------------------------------------------------
 
 
-def contents(place: pathlib.Path) -> dict[str, str]:
-    """Each file of a place -> a digest of what it says, times aside."""
+def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
+    """Each file of a place -> a digest of what it says, times aside, and without `workers` the setting data.workers."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         if path.is_file() and not path.name.endswith("lock") and "tb" not in path.parts and not name.startswith("home"):
-            found[name] = hashlib.sha256(timeless(path)).hexdigest()
+            found[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
     return found
 
 
-def timeless(path: pathlib.Path) -> bytes:
+def timeless(path: pathlib.Path, workers: bool = True) -> bytes:
     match path.name:
+        case "config.yaml" if not workers:
+            return plain(without_workers(yaml.safe_load(path.read_text())))
+        case "best.pt" if not workers:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return plain(state | {"settings": without_workers(state["settings"])})
         case "log.jsonl":
             return repr([without_times(json.loads(line)) for line in path.read_text().splitlines()]).encode()
         case "last.pt" | "last.previous.pt":
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = {key: value for key, value in state.items() if key not in TIMES_OF_LAST}
-            return plain(state | {"log": [without_times(row) for row in state["log"]]})
+            settings = state["settings"] if workers else without_workers(state["settings"])
+            return plain(state | {"settings": settings, "log": [without_times(row) for row in state["log"]]})
         case "ledger.csv":
             rows = list(csv.DictReader(io.StringIO(path.read_text())))
             known = [{key: cell for key, cell in row.items() if key != "time"} for row in rows]
@@ -175,6 +185,10 @@ def timeless(path: pathlib.Path) -> bytes:
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def without_workers(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"data": {key: value for key, value in settings["data"].items() if key != "workers"}}
 
 
 def plain(value: Any) -> bytes:

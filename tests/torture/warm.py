@@ -26,9 +26,10 @@ import torch
 from pipeline import git
 from pipeline.__main__ import main
 from pipeline.leaderboard import kaggle, patience
-from pipeline.stages import demo_data, folds, predict, shrink, submit, threshold, train, validate
+from pipeline.stages import demo_data, folds, predict, report, shrink, submit, threshold, train, validate
 
-STAGES_AT_HAND = (demo_data, folds, predict, shrink, submit, threshold, train, validate)  # imported before any fork
+# Imported before any fork.
+STAGES_AT_HAND = (demo_data, folds, predict, report, shrink, submit, threshold, train, validate)
 CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
 LONGEST_S = 120.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
