@@ -169,10 +169,11 @@ def stored_scale(folder: pathlib.Path) -> int:
     return scale
 
 
-def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], empty: bool = False) -> pd.DataFrame:
     """A CSV table, all columns as text: the car `331659860e11` is no number.
 
-    Raises Problem when the table is missing, damaged, lacks one of `columns`, or has it twice.
+    Raises Problem when the table is missing, damaged, lacks one of `columns`, or has it twice; or has no row, unless
+    `empty` says that it may.
     """
     path = find_table(folder, name)
     if path is None:
@@ -199,7 +200,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
     if missing := [column for column in columns if column not in table.columns]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
-    if len(table) == 0:
+    if len(table) == 0 and not empty:
         raise Problem(f"{path} has no row below its first line; download it again.")
     if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
         raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")

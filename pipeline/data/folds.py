@@ -85,6 +85,12 @@ def numbers(table: pd.DataFrame) -> list[int]:
     return sorted(map(int, set(table["fold"])))
 
 
+def check(table: pd.DataFrame, fold: int) -> None:
+    """Problem where the table has no such fold."""
+    if fold not in set(table["fold"]):
+        raise Problem(f"There is no fold {fold}; the folds are 0 to {table['fold'].max()}.")
+
+
 def groups(table: pd.DataFrame) -> dict[str, str]:
     """Car -> the group that no choice may be judged across: its make, or itself where that is not known.
 
@@ -99,8 +105,7 @@ def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[
 
     Pictures of cars that the table does not name are in neither.
     """
-    if fold not in set(table["fold"]):
-        raise Problem(f"There is no fold {fold}; the folds are 0 to {table['fold'].max()}.")
+    check(table, fold)
     fold_of_unit = dict(zip(table[table.columns[0]], table["fold"]))
     folds = [fold_of_unit.get(unit_of(name, table)) for name in image_names]
     training = [name for name, its_fold in zip(image_names, folds) if its_fold not in (None, fold)]

@@ -40,7 +40,7 @@ def read_suspects(path: str, columns: tuple[str, ...], setting: str) -> pd.DataF
     file = pathlib.Path(path)
     if not file.is_file():
         raise Problem(f"{setting} is {path}, but there is no such file; `make report` writes one, or set it to null.")
-    table = read_table(file.parent, file.name, columns)
+    table = read_table(file.parent, file.name, columns, empty=True)  # no mask may be suspect, or a person believes all
     if odd := [name for name in table["img"] if not carvana.IMAGE_NAME.fullmatch(name)]:
         raise Problem(f"{path}: {odd[0][:40]!r} is no name of a picture.")
     return table

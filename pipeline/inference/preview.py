@@ -41,7 +41,7 @@ def preview(
     vermilion was missed. The network is left in evaluation mode.
     """
     network.eval()
-    predicted = share(network, torch.from_numpy(image)[None].to(device))[0].cpu().numpy() >= 0.5
+    predicted = share(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
     truth, colours = coverage >= 128, image[..., :3]
     shown = np.where(predicted[..., None], colours, (colours * BACKGROUND_LIGHT).astype(np.uint8))
     shown[predicted & ~truth] = ADDED
@@ -59,7 +59,7 @@ def preview_of_classes(
     The network is left in evaluation mode.
     """
     network.eval()
-    of_classes = shares(network, torch.from_numpy(image)[None].to(device))[0]
+    of_classes = shares(network, torch.from_numpy(image.copy())[None].to(device))[0]
     predicted = of_classes.argmax(dim=0).cpu().numpy()
     colours = np.vstack((palette(classes), NOT_JUDGED))
     maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))

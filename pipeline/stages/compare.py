@@ -74,6 +74,8 @@ def table_of(run: Run, found: HeldOut | HeldOutClasses) -> pd.DataFrame:
     if not found.judged:
         stages = "validate threshold" if found.score == "Dice" else "validate"
         raise Problem(f"{run.folder} has no {found.score} of each picture; run `make {stages}` for it first.")
+    if found.score == "Dice" and not run.threshold.is_file():
+        raise Problem(f"{run.folder} has no cut; run `make threshold RUN={run.name}` before it is compared.")
     make_of_car = dict(folds.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
     return found.counts(make_of_car).dropna(subset=["dice"])
 

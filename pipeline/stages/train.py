@@ -67,6 +67,9 @@ def run(
     with processes() as everyone, no_kernel_told():
         if find_batch and everyone.count > 1:
             raise everyone.problem("--find-batch measures one process; start it without torchrun.")
+        table = folds.read_folds(run.folds)
+        for number in fold_numbers:
+            folds.check(table, number)  # before it gets a folder
         for number in fold_numbers:
             with resume.the_only_trainer(run.fold(number)) if everyone.first and not find_batch else nullcontext():
                 train_fold(settings, run, number, folder, everyone, find_batch)
@@ -335,7 +338,7 @@ def open_pictures(
 def fingerprint_of(training: list[str], held_out: list[str], collection: Collection, other_masks: str) -> str:
     """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
     lines = [*training, "held out", *held_out, f"stored at 1/{collection.stored_scale}", *other_masks.splitlines()]
-    text = "\n".join([*lines, *getattr(collection, "fingerprint", "").splitlines()])
+    text = "\n".join([*lines, *collection.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
