@@ -218,6 +218,15 @@ def test_compare_says_which_run_is_better(place: pathlib.Path, capsys: pytest.Ca
                      capsys.readouterr().out)  # fmt: skip
 
 
+def test_compare_wants_each_run_at_its_own_cut(place: pathlib.Path) -> None:
+    aside = Run("two").threshold.rename("aside.json")
+    try:
+        with pytest.raises(Problem, match=r"runs/two has no cut; run `make threshold RUN=two`"):
+            compare.run(Run("one+two"), [Run("one"), Run("two")], [])
+    finally:
+        aside.rename(Run("two").threshold)
+
+
 @pytest.mark.parametrize("names", [["one"], ["one", "two", "three"]])
 def test_compare_wants_two_runs(place: pathlib.Path, names: list[str]) -> None:
     with pytest.raises(Problem, match="name two"):

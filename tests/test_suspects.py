@@ -30,6 +30,14 @@ def test_listed_pictures_are_left_out_in_order(tmp_path: pathlib.Path) -> None:
     assert suspects.without(NAMES, None) == NAMES
 
 
+def test_no_suspect_is_nothing_to_leave_out(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "suspects.csv"
+    path.write_text("img,rle_mask\n")
+    assert suspects.without(NAMES, str(path)) == NAMES
+    found = suspects.relabelled(NAMES, str(path))
+    assert found is not None and found.names == []
+
+
 def test_masks_of_the_table_are_taken_for_training_pictures_alone(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,rle_mask\n00000000000a_02.jpg,1 3\n00000000000c_09.jpg,5 5\n")
