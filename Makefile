@@ -70,7 +70,7 @@ torture: ## kills, full disks, bad files: a table of what every stage bore (ROOM
 soak: ## predict 100,064 pictures, watched for memory and files that are not given back (IMAGES)
 	$(PY) -m tests.torture.soak$(call given,,IMAGES)
 fuzz: ## bytes that nobody thought of into the decoder, the checker and the readers of files (SECONDS)
-	$(PY) -m pip install -qq --disable-pip-version-check atheris==3.0.0
+	$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r tests/torture/fuzz.lock
 	$(PY) -m tests.torture.fuzz $(or $(SECONDS),600)
 
 ##@ House-keeping
@@ -152,6 +152,12 @@ ifdef MAKE_TERMOUT
 bold := \033[1m
 plain := \033[0m
 endif
+
+# A variable that stands in the command and in no line above is a slip more often than not, and a run is long.
+known := $(shell awk -F '[ =]' '/^## [A-Z_]+=/ {print $$2}' $(firstword $(MAKEFILE_LIST)))
+unknown := $(filter-out $(known),$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+$(if $(unknown),$(warning $(firstword $(unknown)) is none of the variables that `make` lists, and is only handed on as \
+	part of the environment; a setting of a run is changed with SET, as in SET="train.epochs=3"))
 
 # On a CPU. A thread that waits for the others spins 10,000 rounds and then sleeps: left to itself it spins so long
 # that one busy neighbour on a core made training 6 times as slow, against 3 times with 20,000 rounds. And memory of a

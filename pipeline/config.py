@@ -216,9 +216,15 @@ def load(path: pathlib.Path, overrides: list[str] = []) -> Settings:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise Problem(f"The config {path} holds {type(tree).__name__}, but it must hold sections such as `train:`.")
-    for word in overrides:
+    settings = parse(tree, where=str(path))
+    return laid_over(tree, overrides) if overrides else settings
+
+
+def laid_over(tree: dict[str, Any], words: list[str]) -> Settings:
+    """The settings of nested dicts that are sound themselves, with `a.b=1` words laid over them."""
+    for word in words:
         apply_override(tree, word)
-    return parse(tree, where=str(path))
+    return parse(tree, where="the words of SET")
 
 
 def parse(tree: dict[str, Any], where: str) -> Settings:
@@ -229,15 +235,12 @@ def parse(tree: dict[str, Any], where: str) -> Settings:
         raise Problem(f"In {where}: {explain(error)}") from None
 
 
-def for_later_stage(trained: Settings, overrides: list[str], where: str) -> Settings:
+def for_later_stage(trained: Settings, overrides: list[str]) -> Settings:
     """The settings that trained a network, with the words that still matter after training laid over them.
 
     Words about other sections were for the stage `train`, which the same command line may have run.
     """
-    tree = trained.model_dump()
-    for word in overrides:
-        apply_override(tree, word)
-    given = parse(tree, where)  # a misspelt word is an error here too
+    given = laid_over(trained.model_dump(), overrides)  # a misspelt word is an error here too
     return trained.model_copy(update={"data": given.data, "predict": given.predict})
 
 
@@ -293,7 +296,7 @@ def apply_override(tree: dict[str, Any], word: str) -> None:
     """Set one `a.b=1` word in nested dicts; the value is read as YAML reads it."""
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word, flags=re.DOTALL)
     if match is None:
-        raise Problem(f"The setting {word!r} must look like section.key=value, as in train.epochs=3.")
+        raise Problem(f"The setting {word!r} must look like section.key=value, as in train.epochs=3, without blanks.")
     section, key, value = match.groups()
     if not isinstance(tree.setdefault(section, {}), dict):
         held = reprlib.repr(tree[section])[:60]

@@ -110,7 +110,7 @@ def test_a_value_of_another_type_or_out_of_range_is_a_problem_that_names_key_and
 ) -> None:
     key, _, value = word.partition("=")
     shown = repr(yaml.safe_load(value)) if value else "None"
-    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(key)} is {re.escape(shown)}"):
+    with pytest.raises(Problem, match=rf"words of SET: {re.escape(key)} is {re.escape(shown)}"):
         config.load(file, [word])
 
 
@@ -122,7 +122,7 @@ def test_a_value_of_another_type_or_out_of_range_is_a_problem_that_names_key_and
     ],
 )
 def test_a_loss_that_cannot_be_meant_is_a_problem(file: pathlib.Path, words: list[str], sentence: str) -> None:
-    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(sentence)}.*[^.]\.$"):
+    with pytest.raises(Problem, match=rf"words of SET: {re.escape(sentence)}.*[^.]\.$"):
         config.load(file, words)
 
 
@@ -157,7 +157,7 @@ CLASSES = ["task.kind=multiclass", "task.classes=[a,b,c]", "data.kind=folder"]
     ],
 )
 def test_settings_that_do_not_go_together_are_one_sentence(file: pathlib.Path, words: list[str], sentence: str) -> None:
-    with pytest.raises(Problem, match=rf"run\.yaml: {re.escape(sentence)}([^.]|\.\w)*\.$"):
+    with pytest.raises(Problem, match=rf"words of SET: {re.escape(sentence)}([^.]|\.\w)*\.$"):
         config.load(file, words)
 
 
@@ -239,6 +239,14 @@ def test_a_word_whose_value_is_no_yaml_is_a_problem_that_shows_it(file: pathlib.
         config.load(file, [word])
 
 
+def test_a_mistake_is_told_where_it_was_made(file: pathlib.Path) -> None:
+    with pytest.raises(Problem, match="^In the words of SET: train.epochs is 0"):
+        config.load(file, ["train.epochs=0"])
+    file.write_text("train: {epochs: 0}")
+    with pytest.raises(Problem, match=f"^In {file}: train.epochs is 0"):
+        config.load(file, ["train.seed=1"])
+
+
 def test_a_word_with_a_typo_names_the_nearest_key(file: pathlib.Path) -> None:
     with pytest.raises(Problem, match="train.epoch is no setting; the nearest is train.epochs"):
         config.load(file, ["train.epoch=3"])
@@ -295,6 +303,6 @@ def test_the_nearest_config_is_the_one_that_needs_the_fewest_words(
 def test_a_later_stage_takes_only_words_that_still_matter(file: pathlib.Path) -> None:
     trained = config.load(file)
     words = ["train.epochs=99", "model.depth=1", "loss.dice=0", "predict.tta=none", "data.folder=elsewhere"]
-    settings = config.for_later_stage(trained, words, where="best.pt")
+    settings = config.for_later_stage(trained, words)
     assert (settings.train, settings.model, settings.loss) == (trained.train, trained.model, trained.loss)
     assert settings.predict.tta == "none" and settings.data.folder == "elsewhere"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.data.folds import assign, normal_make, read_folds, split
+from pipeline.data.folds import absent, assign, normal_make, read_folds, split
 from pipeline.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
@@ -71,7 +71,8 @@ def test_the_table_has_one_row_a_car_sorted_by_text_ids() -> None:
 
 
 def test_more_folds_than_makes_is_a_problem_that_tells_both_numbers() -> None:
-    with pytest.raises(Problem, match="data.folds is 4, but the training cars have only 3 makes"):
+    said = "data.folds is 4, but the training cars have only 3 makes, .*; set data.folds to 3 or less"
+    with pytest.raises(Problem, match=said):
         assign(cars(["Ford", "FORD", "Kia", ""]), folds=4)
 
 
@@ -120,3 +121,9 @@ def test_a_split_leaves_out_cars_that_the_table_does_not_name() -> None:
 def test_a_fold_that_is_not_there_is_a_problem() -> None:
     with pytest.raises(Problem, match="no fold 2; the folds are 0 to 1"):
         split(assign(cars(["Ford", "Kia"]), folds=2), 2, [])
+
+
+def test_cars_that_are_held_out_and_have_no_picture_are_known() -> None:
+    table = pd.DataFrame({"car_id": ["a" * 12, "b" * 12, "c" * 12], "make": "kia", "fold": [0, 0, 1]})
+    assert absent(table, 0, [f"{'a' * 12}_01.jpg"]) == ["b" * 12]
+    assert absent(table, 1, [f"{'c' * 12}_16.jpg"]) == []

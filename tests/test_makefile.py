@@ -14,13 +14,17 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 STAGES = list(build_parser()._subparsers._group_actions[0].choices)  # argparse has no public way to list them
 
 
-def make(*words: str) -> str:
-    """What make prints, told nothing by the make that may run these tests, nor by variables of the shell."""
+def run_make(*words: str) -> subprocess.CompletedProcess:
+    """Told nothing by the make that may run these tests, nor by variables of the shell."""
     done = subprocess.run(
         ["make", *words], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
+
+
+def make(*words: str) -> str:
+    return run_make(*words).stdout
 
 
 def commands(*words: str) -> list[list[str]]:
@@ -49,6 +53,12 @@ def test_make_alone_prints_every_variable(page: str) -> None:
 def test_the_page_fits_a_terminal_and_has_no_colour_in_a_pipe(page: str) -> None:
     assert max(map(len, page.splitlines())) <= 110
     assert "\033" not in page
+
+
+def test_a_variable_that_does_not_exist_is_told() -> None:
+    assert run_make("-n", "PY=py", "train", "FOLD=0", "SET=train.epochs=3").stderr == ""
+    said = run_make("-n", "PY=py", "train", "EPOCHS=3").stderr
+    assert "EPOCHS is none of the variables that `make` lists" in said and 'SET="train.epochs=3"' in said
 
 
 def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:

@@ -1,5 +1,6 @@
 """The report's parts by known answers, and its page as text; `test_browser.py` opens it in a browser."""
 import base64
+import dataclasses
 import io
 import pathlib
 import re
@@ -12,7 +13,8 @@ import pytest
 import small_run
 from PIL import Image
 
-from pipeline.files import locked
+from pipeline.analysis import paired
+from pipeline.files import locked, read_json, write_json
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import charts, choice, gallery, overview, page, palette
@@ -128,7 +130,7 @@ def test_the_worst_the_middle_and_random_ones_are_chosen() -> None:
     assert [name for name in tags if "worst" in tags[name]] == ["j", "i"]
     assert [name for name in tags if "median" in tags[name]] == ["f", "e"]
     assert choice.tag_counts(rows) == {"worst": 2, "median": 2, "random": 1}
-    assert choice.tag_counts(choice.chosen(images)) == {"worst": 10, "median": 10, "random": 10}
+    assert choice.tag_counts(choice.chosen(images)) == {}  # all of them have all
 
 
 def test_view_1_is_at_the_top_and_the_numbers_run_against_the_clock() -> None:
@@ -176,6 +178,17 @@ def test_a_report_of_what_there_is_says_what_is_missing(
     assert 'id="where"' in text and 'id="gallery"' not in text
 
 
+def test_a_report_says_when_the_cut_is_of_other_predictions(place: pathlib.Path) -> None:
+    threshold = Run("one").threshold
+    found = read_json(threshold)
+    try:
+        write_json(threshold, found | {"predictions": {str(Run("one").oof(0)): "another"}})
+        report.run(Run("one"), [], [])
+        assert "is the cut of other predictions than runs/one/oof holds now" in Run("one").report_page.read_text()
+    finally:
+        write_json(threshold, found)
+
+
 def test_a_report_of_a_run_in_training_shows_its_curves(place: pathlib.Path) -> None:
     run = Run("young")
     run.fold(0).folder.mkdir(parents=True)
@@ -212,10 +225,17 @@ def test_compare_says_which_run_is_better(place: pathlib.Path, capsys: pytest.Ca
     one, two = Run("one"), Run("two")
     compare.run(Run("one+two"), [one, two], [])
     text = Run("one+two").compare_page.read_text()
-    assert "two is worse than one" in text
+    assert "no sure difference between two and one" in text and "needs 6 cars" in text
     assert text.count('<article class="card"') == 60
-    assert re.search(r"two against one -0\.\d+, 95 % between -0\.\d+ and -0\.\d+, over 64 pictures of 4 cars",
-                     capsys.readouterr().out)  # fmt: skip
+    said = r"two against one -0\.\d+, without an interval, which needs 6 cars, over 64 pictures; cars: 4\."
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_a_difference_is_called_sure_when_its_interval_leaves_0_out() -> None:
+    sure = paired.Difference(mean=-0.002, low=-0.003, high=-0.001, images=96, cars=6, wins=1, losses=95)
+    assert compare.verdict(sure, "one", "two") == "two is worse than one"
+    unsure = dataclasses.replace(sure, high=0.001)
+    assert compare.verdict(unsure, "one", "two") == "no sure difference between two and one"
 
 
 def test_compare_wants_each_run_at_its_own_cut(place: pathlib.Path) -> None:

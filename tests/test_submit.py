@@ -3,6 +3,7 @@ import errno
 import gzip
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.files import sha256, write_json
 from pipeline.leaderboard import kaggle as kaggle_client
-from pipeline.leaderboard import ledger, patience, stand_in
+from pipeline.leaderboard import ledger, origin, patience, stand_in
 from pipeline.leaderboard.ledger import Row
 from pipeline.leaderboard.stand_in import Answer
 from pipeline.leaderboard.submission import read_rows
+from pipeline.paths import Run
 from pipeline.stages import submit
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -150,6 +153,21 @@ def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
         assert main(["submit", *words]) == 0
     assert predicted == [("predict", *words)]
     assert uploads(kaggle) == 1 and rows()[0].file == "submissions/own.csv.gz"
+
+
+def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kaggle: Kaggle) -> None:
+    run = Run("mine")
+    about = origin.Origin(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
+    run.fold(0).folder.mkdir(parents=True)
+    run.fold(0).best.write_text("weights")
+    about = about.model_copy(update={"checkpoints": {str(run.fold(0).best): sha256(run.fold(0).best)}})
+    run.submission.parent.mkdir()
+    shutil.copy(MINE, run.submission)
+    origin.write(run.origin, about)
+    write_json(run.threshold, {"cut": 0.5})
+    assert submit.reason_to_predict(run, [0]) is None
+    write_json(run.threshold, {"cut": 0.47})
+    assert "was made with the cut 0.5, and runs/mine/threshold.json has another" in submit.reason_to_predict(run, [0])
 
 
 # --- trouble that passes --------------------------------------------------------------------------

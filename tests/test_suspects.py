@@ -2,6 +2,7 @@
 import pathlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -28,6 +29,13 @@ def test_listed_pictures_are_left_out_in_order(tmp_path: pathlib.Path) -> None:
     path.write_text("img,score\n00000000000a_02.jpg,0.5\n00000000000c_09.jpg,0.1\n")
     assert suspects.without(NAMES, str(path)) == [NAMES[0], NAMES[2]]
     assert suspects.without(NAMES, None) == NAMES
+
+
+def test_what_is_left_out_and_put_right_is_counted() -> None:
+    table = pd.DataFrame({"img": NAMES[:1], "rle_mask": ["1 1"]})
+    masks = competition.CsvMasks(table, where="mine.csv")
+    assert suspects.told(NAMES[:1], NAMES[2:], NAMES, masks) == ", 1 left out, 1 with masks of data.relabel"
+    assert suspects.told(NAMES[:2], NAMES[2:], NAMES, None) == ""
 
 
 def test_no_suspect_is_nothing_to_leave_out(tmp_path: pathlib.Path) -> None:

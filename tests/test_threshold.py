@@ -5,12 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
+from pipeline.inference.cut import outdated, read_cut
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
-from pipeline.stages import threshold
-from pipeline.stages.predict import read_cut
+from pipeline.stages import predict, threshold
 
 
 def scores(*best_cuts: int) -> np.ndarray:
@@ -55,20 +55,49 @@ def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray) -> None:
-    np.savez(run.oof(fold), names=names, histograms=counts, checkpoint=sha256(run.fold(fold).best))
+def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str = "none") -> None:
+    np.savez(run.oof(fold), names=names, histograms=counts, checkpoint=sha256(run.fold(fold).best), tta=tta)
 
 
 def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
     threshold.run(judged)
     found = json.loads(judged.threshold.read_text())
-    assert set(found) == {"cut", "oof_dice", "oof_dice_cross_fitted", "images"}
+    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "tta", "predictions"]
     assert found["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
     assert found["cut"] == pytest.approx(dice.cut_as_share(100), abs=1e-6)
     assert found["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
     assert found["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
     assert read_cut(judged.threshold) == 100
+
+
+def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
+    threshold.run(judged)
+    assert outdated(judged) == ""
+    judged.fold(1).best.unlink()  # fewer folds than the cut was found on are none of its business
+    assert outdated(judged) == ""
+    save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
+    said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
+    with pytest.raises(Problem, match=said):
+        predict.weights_and_cut(judged, [judged], [0])
+    write_json(judged.threshold, {"cut": 0.4})  # by hand: it names no predictions
+    assert outdated(judged) == ""
+
+
+def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> None:
+    judged.oof(1).rename("aside.npz")
+    threshold.run(judged)
+    pathlib.Path("aside.npz").rename(judged.oof(1))
+    assert "run `make threshold RUN=small` again" in outdated(judged)
+
+
+def test_a_cut_knows_the_views_of_its_predictions(judged: Run) -> None:
+    threshold.run(judged)
+    assert predict.views_differ(judged, "none") == ""
+    assert "found with predict.tta none, and this is predict.tta hflip;" in predict.views_differ(judged, "hflip")
+    save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
+    threshold.run(judged)
+    assert json.loads(judged.threshold.read_text())["tta"] == "hflip, none"
 
 
 def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:

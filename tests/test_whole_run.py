@@ -19,7 +19,7 @@ import torch
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
-from pipeline.files import locked
+from pipeline.files import locked, sha256
 from pipeline.leaderboard import ledger
 from pipeline.masks import dice, rle
 from pipeline.model import checkpoint
@@ -146,7 +146,10 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
 
 def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished: dict[str, int]) -> None:
     found = json.loads((RUN / "threshold.json").read_text())
-    assert set(found) == {"cut", "oof_dice", "oof_dice_cross_fitted", "images"}
+    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "tta", "predictions"]
+    assert found["tta"] == "hflip" and found["predictions"] == {
+        str(RUN / f"oof/fold{fold}.npz"): sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)
+    }
     assert found["images"] == 4 * carvana.VIEWS
     assert 0 <= found["cut"] <= 1
     assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1

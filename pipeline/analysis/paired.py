@@ -11,11 +11,14 @@ from scipy import stats
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+# Cars that an interval needs: were there no difference, six would all show one of the same sign in 3 % of all cases
+# and five in 6 %, so that of five not even that would be sure at 95 %.
+FEWEST_CARS = 6
 
 
 @dataclass(frozen=True)
 class Difference:
-    """b minus a; the interval is NaN for fewer than two cars."""
+    """b minus a; the interval is NaN for fewer than `FEWEST_CARS`."""
 
     mean: float  # over pictures
     low: float
@@ -62,7 +65,7 @@ def interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: 
 
     Bias-corrected and accelerated, https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.bootstrap.html.
     """
-    if len(sums) < 2:
+    if len(sums) < FEWEST_CARS:
         return float("nan"), float("nan")
     means = sums / counts
     if np.ptp(means) == 0:  # the correction would divide by 0

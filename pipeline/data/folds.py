@@ -29,7 +29,7 @@ def assign(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
     makes = [normal_make(make_of_car[car]) for car in cars]
     group = [make or f"unknown make of {car}" for car, make in zip(cars, makes)]
     if len(set(group)) < folds:
-        raise Problem(f"data.folds is {folds}, but the training cars have only {len(set(group))} makes.")
+        raise Problem(too_few(folds, len(set(group)), "training cars", "makes"))
     table = pd.DataFrame({"car_id": cars, "make": makes, "fold": 0})
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(cars, groups=group)):
         table.loc[held_out, "fold"] = fold
@@ -45,11 +45,16 @@ def assign_groups(group_of_image: dict[str, str], folds: int) -> pd.DataFrame:
     groups = [group_of_image[image] for image in images]
     group = [group or f"alone: {image}" for image, group in zip(images, groups)]
     if len(set(group)) < folds:
-        raise Problem(f"data.folds is {folds}, but the pictures have only {len(set(group))} groups.")
+        raise Problem(too_few(folds, len(set(group)), "pictures", "groups"))
     table = pd.DataFrame({"image": images, "group": groups, "fold": 0})
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(images, groups=group)):
         table.loc[held_out, "fold"] = fold
     return table
+
+
+def too_few(folds: int, there: int, what: str, of_what: str) -> str:
+    advice = f"set data.folds to {there} or less" if there > 1 else "two are the least to hold one out"
+    return f"data.folds is {folds}, but the {what} have only {there} {of_what}, which no two folds may share; {advice}."
 
 
 def unit_of(name: str, table: pd.DataFrame) -> str:
@@ -111,3 +116,9 @@ def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[
     training = [name for name, its_fold in zip(image_names, folds) if its_fold not in (None, fold)]
     held_out = [name for name, its_fold in zip(image_names, folds) if its_fold == fold]
     return training, held_out
+
+
+def absent(table: pd.DataFrame, fold: int, image_names: list[str]) -> list[str]:
+    """What the table holds out in `fold`, cars or pictures, and no name shows."""
+    there = {unit_of(name, table) for name in image_names}
+    return [unit for unit in table[table.columns[0]][table["fold"] == fold] if unit not in there]

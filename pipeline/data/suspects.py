@@ -21,6 +21,13 @@ def without(names: list[str], exclude: str | None) -> list[str]:
     return [name for name in names if name not in listed]
 
 
+def told(training: list[str], held_out: list[str], everything: list[str], other_masks: CsvMasks | None) -> str:
+    """In words, after a comma each: how many pictures are left out, and how many have other masks."""
+    left_out = len(everything) - len(training) - len(held_out)
+    words = f", {left_out} left out" if left_out else ""
+    return words + (f", {len(other_masks.names)} with masks of data.relabel" if other_masks is not None else "")
+
+
 def relabelled(names: list[str], relabel: str | None) -> CsvMasks | None:
     """The masks that the table at `relabel` has for some of the names, None where there is no such table.
 

@@ -46,7 +46,7 @@ def load_members(
             raise Problem(
                 f"{next(iter(weight_of_path))} and {path} were trained with another data.hq; predict them one by one."
             )
-        members.append(member_of(network, config.for_later_stage(settings, overrides, where=str(path)), weight))
+        members.append(member_of(network, config.for_later_stage(settings, overrides), weight))
         trained.append(settings)
     return members, trained
 

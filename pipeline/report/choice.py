@@ -31,8 +31,10 @@ def chosen(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, rando
 
 
 def tag_counts(rows: pd.DataFrame) -> dict[str, int]:
-    """How many of the chosen have each tag."""
-    return {tag: sum(tag in tags for tags in rows["tags"]) for tag in ("worst", "median", "random")}
+    """How many of the chosen have each tag; nothing where all have all, which then tell nothing."""
+    all_tags = ("worst", "median", "random")
+    counts = {tag: sum(tag in tags for tags in rows["tags"]) for tag in all_tags}
+    return {} if all(count == len(rows) for count in counts.values()) else counts
 
 
 def filters(rows: pd.DataFrame, of_cars: bool) -> dict[str, list[tuple[Any, str]]]:

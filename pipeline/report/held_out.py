@@ -19,9 +19,10 @@ from pipeline.config import Settings
 from pipeline.data.collection import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
-from pipeline.files import read_json, sha256
+from pipeline.files import sha256
+from pipeline.inference.cut import outdated, read_cut, views_of
 from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
-from pipeline.masks.dice import cut_from_share
+from pipeline.masks.dice import cut_as_share, cut_from_share
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import gallery
@@ -57,6 +58,17 @@ class HeldOut:
             return []
         there = set(self.masks.names) & set(self.pictures.names)
         return [name for name, fold in self.fold_of.items() if fold in self.kept and name in there]
+
+    @property
+    def judged_by(self) -> str:
+        """By which cut and in which views, in a few words."""
+        return ", ".join(word for word in (f"cut {cut_as_share(self.cut):.3f}", self.views) if word)
+
+    @property
+    def views(self) -> str:
+        """In which views the pictures were judged, as far as that is known."""
+        tta = views_of(self.judged.values())
+        return f"predict.tta {tta}" if tta else ""
 
     def truth(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
@@ -104,7 +116,10 @@ class HeldOut:
 
 def open_run(run: Run, overrides: list[str]) -> HeldOut:
     """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
-    found = HeldOut(cut_of(run))
+    cut_known = run.threshold.is_file()
+    found = HeldOut(read_cut(run.threshold) if cut_known else cut_from_share(0.5))
+    if cut_known and (sentence := outdated(run)):
+        found.gaps.append(sentence)
     data, task = Settings().data, Settings().task
     for fold in run.trained_folds():
         settings = settings_of(run, fold, overrides)
@@ -140,27 +155,7 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
 
 def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
     path = run.fold(fold).config
-    return config.for_later_stage(config.load(path), overrides, where=str(path))
-
-
-def cut_of(run: Run) -> int:
-    """The cut of `threshold.json` as the smallest 8-bit value that counts as object, 0.5 where there is none."""
-    return cut_from_share(threshold_of(run).get("cut", 0.5))
-
-
-def threshold_of(run: Run) -> dict[str, Any]:
-    """`threshold.json`, empty where there is none. Problem when it is damaged, or its shares are none from 0 to 1."""
-    if not run.threshold.is_file():
-        return {}
-    damaged = Problem(f"{run.threshold} is damaged; delete it and run `make threshold`.")
-    try:
-        found = read_json(run.threshold)
-        shares = [found["cut"], found.get("oof_dice_cross_fitted") or 0]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise damaged from None
-    if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares):
-        raise damaged
-    return found
+    return config.for_later_stage(config.load(path), overrides)
 
 
 def photos(pictures: Pictures | Collection, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

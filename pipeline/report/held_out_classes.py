@@ -16,6 +16,7 @@ from pipeline.analysis import errors, table
 from pipeline.config import Settings
 from pipeline.data.collection import Collection, open_collection
 from pipeline.files import sha256
+from pipeline.inference.cut import views_of
 from pipeline.inference.kept import Confused, Kept, open_kept, read_confused
 from pipeline.masks import confusion
 from pipeline.paths import Run
@@ -40,6 +41,12 @@ class HeldOutClasses:
         """Names of the pictures of which prediction, truth and photo are at hand."""
         there = set(self.collection.names) if self.collection is not None else set()
         return [name for name, fold in self.fold_of.items() if fold in self.kept and name in there]
+
+    @property
+    def judged_by(self) -> str:
+        """In which views, as far as that is known."""
+        tta = views_of(self.judged.values())
+        return f"predict.tta {tta}" if tta else ""
 
     @property
     def classes(self) -> tuple[str, ...]:

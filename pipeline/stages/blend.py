@@ -74,7 +74,7 @@ def tally_fold(
     paths = [run.fold(fold).best for run in runs]
     members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
     check_cars(paths, trained, "A blend")
-    settings = config.for_later_stage(trained[0], overrides, where=str(paths[0]))
+    settings = config.for_later_stage(trained[0], overrides)
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
     pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)

@@ -18,6 +18,7 @@ from pipeline.report.held_out import HeldOut, open_run, settings_of
 from pipeline.report.held_out_classes import HeldOutClasses, open_classes
 from pipeline.threads import in_order
 
+Opened = HeldOut | HeldOutClasses
 SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of those that it lost most on
 
 
@@ -41,27 +42,30 @@ def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
         text = page.render(
             "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
             difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
-            kicker=[f"{len(pairs)} pictures of {difference.cars} {unit}s, judged in both"],
-            palette=palette_of(both[0]), facts=facts_of(difference, pairs, names[0], names[1], score, unit),
+            kicker=[f"{len(pairs)} pictures judged in both, {unit}s: {difference.cars}"],
+            palette=palette_of(both[0]), facts=facts_of(difference, pairs, names, both, unit),
             panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
             gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
             footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
         )  # fmt: skip
         write_text(joint.compare_page, text)
+    sure = f"95 % between {difference.low:+.5f} and {difference.high:+.5f}"
+    if difference.cars < paired.FEWEST_CARS:
+        sure = f"without an interval, which needs {paired.FEWEST_CARS} {unit}s"
     print(
-        f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, 95 % between "
-        f"{difference.low:+.5f} and {difference.high:+.5f}, over {len(pairs)} pictures of {difference.cars} {unit}s."
+        f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, {sure}, over {len(pairs)} "
+        f"pictures; {unit}s: {difference.cars}."
     )
 
 
-def opened(run: Run, overrides: list[str]) -> HeldOut | HeldOutClasses:
+def opened(run: Run, overrides: list[str]) -> Opened:
     """What the run left of its held-out pictures, with a cut or with classes."""
     trained = run.trained_folds()
     several = bool(trained) and settings_of(run, trained[0], overrides).task.kind == "multiclass"
     return open_classes(run, overrides) if several else open_run(run, overrides)
 
 
-def palette_of(found: HeldOut | HeldOutClasses) -> list[tuple[str, str]]:
+def palette_of(found: Opened) -> list[tuple[str, str]]:
     """Names and colours of the classes; nothing where there is one object."""
     if not isinstance(found, HeldOutClasses):
         return []
@@ -69,7 +73,7 @@ def palette_of(found: HeldOut | HeldOutClasses) -> list[tuple[str, str]]:
     return classes.legend(classes.class_table(found.matrix, nobody, found.classes))
 
 
-def table_of(run: Run, found: HeldOut | HeldOutClasses) -> pd.DataFrame:
+def table_of(run: Run, found: Opened) -> pd.DataFrame:
     """One row a picture, from the histograms or counts alone."""
     if not found.judged:
         stages = "validate threshold" if found.score == "Dice" else "validate"
@@ -88,13 +92,16 @@ def verdict(difference: paired.Difference, a: str, b: str) -> str:
 
 
 def facts_of(
-    difference: paired.Difference, pairs: pd.DataFrame, a: str, b: str, score: str, unit: str
+    difference: paired.Difference, pairs: pd.DataFrame, names: list[str], both: list[Opened], unit: str
 ) -> list[tuple[str, str, str]]:
-    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}"
+    (a, b), score = names, both[0].score
+    known = difference.cars >= paired.FEWEST_CARS
+    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}" if known else "–"
+    note = f"of the mean, over {unit}s" if known else f"needs {paired.FEWEST_CARS} {unit}s"
     return [
-        ("95 % interval", interval, f"of the mean, over {unit}s" if difference.cars > 1 else f"needs two {unit}s"),
-        (f"{score} of {a}", page.dice(pairs["dice_a"].mean()), ""),
-        (f"{score} of {b}", page.dice(pairs["dice_b"].mean()), ""),
+        ("95 % interval", interval, note),
+        (f"{score} of {a}", page.dice(pairs["dice_a"].mean()), both[0].judged_by),
+        (f"{score} of {b}", page.dice(pairs["dice_b"].mean()), both[1].judged_by),
         (f"{b} wins", f"{difference.wins / difference.images:.0%}", f"on {difference.wins} of {difference.images}"),
     ]
 
@@ -126,7 +133,7 @@ def by_group(pairs: pd.DataFrame, label: str) -> list[overview.Panel]:
     return [overview.Panel("By group", "", charts.differences("by-group", label, rows))] if rows else []
 
 
-def gallery_of(pairs: pd.DataFrame, both: list[HeldOut | HeldOutClasses]) -> dict[str, Any]:
+def gallery_of(pairs: pd.DataFrame, both: list[Opened]) -> dict[str, Any]:
     """Pairs of cards, a's and b's, around the place where the two predictions differ most."""
     shown, of_cars = set(both[0].shown) & set(both[1].shown), both[0].of_cars
     rows = pairs[pairs["img"].isin(shown)]

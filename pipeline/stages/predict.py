@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import math
 import pathlib
-import reprlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.config import Settings
 from pipeline.data import competition
 from pipeline.data.stream import Batch, PicturesAtScales, stream
 from pipeline.files import locked, read_json, sha256
+from pipeline.inference.cut import outdated, read_cut, read_threshold
 from pipeline.inference.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
 from pipeline.inference.load import batch_that_fits, check_cars, load_members
@@ -53,7 +53,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             weight_of_path, cut = weights_and_cut(run, runs or [run], folds)
             members, trained = load_members(weight_of_path, overrides, everyone.device)
             check_cars(weight_of_path, trained, "A submission")
-            each = [config.for_later_stage(one, overrides, str(path)) for path, one in zip(weight_of_path, trained)]
+            each = [config.for_later_stage(one, overrides) for one in trained]
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)
             names, pictures = open_pictures(settings)
@@ -80,6 +80,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
             tell(
+                *(views_differ(one, settings.predict.tta) for one in runs or [run] if not run.blend.is_file()),
                 "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
                 f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
                 found,
@@ -153,37 +154,32 @@ def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[
     for run in runs:
         if not paths[run.name]:
             raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+    if not (len(runs) > 1 and joint.blend.is_file()):
+        for run in runs:
+            if sentence := outdated(run):
+                raise Problem(sentence)
     if len(runs) == 1:
         weights, cut = {runs[0].name: 1.0}, read_cut(runs[0].threshold)
     elif joint.blend.is_file():
         weights, cut = read_blend(joint.blend, runs), read_cut(joint.blend)
     else:
         weights = {run.name: 1 / len(runs) for run in runs}
-        cut = cut_from_share(sum(read_share_of_cut(run.threshold) for run in runs) / len(runs))
+        cut = cut_from_share(sum(read_threshold(run.threshold)["cut"] for run in runs) / len(runs))
     weight_of_path = {
         path: weights[run.name] / len(paths[run.name]) for run in runs for path in paths[run.name] if weights[run.name]
     }
     return weight_of_path, cut
 
 
-def read_cut(path: pathlib.Path) -> int:
-    """The cut of a `threshold.json` or `blend.json` as the smallest 8-bit value that counts as car."""
-    return cut_from_share(read_share_of_cut(path))
-
-
-def read_share_of_cut(path: pathlib.Path) -> float:
-    """The same as a probability, as it stands there."""
-    try:
-        found = read_json(path)
-        share, judged = found["cut"], [found.get("oof_dice"), found.get("oof_dice_cross_fitted")]
-    except FileNotFoundError:
-        raise Problem(f"There is no {path}; run `make threshold` first.") from None
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
-        raise Problem(f"{path} is damaged; delete it and run `make threshold`.") from None
-    for name, value in {"cut": share, "Dice": judged[0] or 0, "cross-fitted Dice": judged[1] or 0}.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise Problem(f"{path}: the {name} is {reprlib.repr(value)}, but it must lie between 0 and 1.")
-    return share
+def views_differ(run: Run, tta: str) -> str:
+    """A sentence when the cut is of predictions in other views than those that are made now, else ""."""
+    found = read_threshold(run.threshold).get("tta", "")
+    if found in ("", tta):
+        return ""
+    return (
+        f"{run.threshold} was found with predict.tta {found}, and this is predict.tta {tta}; `make validate threshold` "
+        "with the same SET finds its own cut."
+    )
 
 
 def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:

@@ -18,13 +18,14 @@ from pipeline.analysis.table import without_cars
 from pipeline.config import Settings
 from pipeline.data import competition, folds
 from pipeline.files import locked, write_text
+from pipeline.inference.cut import read_threshold
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
 from pipeline.report import charts, choice, classes_page, gallery, overview, page
-from pipeline.report.held_out import HeldOut, open_run, photos, settings_of, threshold_of
+from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
 from pipeline.report.held_out_classes import open_classes
 from pipeline.threads import in_order
 
@@ -157,11 +158,11 @@ def head(
     groups = "makes" if found.of_cars else "groups" if len(images) and images["make"].any() else "pictures"
     label = f"Dice of pictures of {groups} that no network saw".replace("pictures of pictures", "pictures")
     label = label if len(images) else "Dice at the end of training"
-    threshold = threshold_of(run) if cut_known else {}
+    threshold = read_threshold(run.threshold) if cut_known else {}
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
-        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", "of the probability"),
+        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", found.views or "of the probability"),
         ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pipeline import carvana
 from pipeline.data.competition import read_table
 from pipeline.files import sha256
+from pipeline.inference.cut import read_threshold
 from pipeline.leaderboard import kaggle, ledger, origin
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.ledger import Row
@@ -88,6 +89,8 @@ def reason_to_predict(run: Run, folds: list[int]) -> str | None:
     weights = [run.fold(fold).best for fold in folds]
     if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
+    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold(run.threshold)["cut"] != about.cut:
+        return f"{run.submission} was made with the cut {about.cut}, and {run.threshold} has another: predicting again."
     return None
 
 

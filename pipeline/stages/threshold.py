@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline import config
 from pipeline.data.folds import groups, read_folds, unit_of
 from pipeline.files import locked, sha256, write_json
+from pipeline.inference.cut import predictions_of, views_of
 from pipeline.inference.kept import read_judged
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -19,7 +20,7 @@ from pipeline.problem import Problem
 def run(run: Run) -> None:
     for fold in run.trained_folds():
         config.check_binary(run.fold(fold).config, "A cut")
-    names, histograms = read_oof(run)
+    names, histograms, tta = read_oof(run)
     table = read_folds(run.folds)
     group_of_unit = groups(table)
     group = np.array([group_of_unit.get(unit_of(name, table), "") for name in names])
@@ -31,6 +32,8 @@ def run(run: Run) -> None:
         "oof_dice": round(float(scores[:, cut].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
+        "tta": tta,
+        "predictions": predictions_of(run),
     }
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
         write_json(run.threshold, result)
@@ -50,17 +53,14 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
     return float(judged.mean())
 
 
-def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32]]:
-    """Names and histograms (images, 2, 256) of all validated folds."""
+def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32], str]:
+    """Names and histograms (images, 2, 256) of all validated folds, and the views in which they were predicted."""
     folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
     if not folds:
         raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate` first.")
-    names: list[str] = []
-    histograms = []
-    for fold in folds:
-        judged = read_judged(run.oof(fold))
+    judged_folds = [read_judged(run.oof(fold)) for fold in folds]
+    for fold, judged in zip(folds, judged_folds):
         if judged.checkpoint != sha256(run.fold(fold).best):
             raise Problem(f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again.")
-        names += judged.names
-        histograms.append(judged.histograms)
-    return names, np.concatenate(histograms)
+    names = [name for judged in judged_folds for name in judged.names]
+    return names, np.concatenate([judged.histograms for judged in judged_folds]), views_of(judged_folds)

@@ -182,7 +182,8 @@ def train_fold(
         write_text(fold.config, config.dump(settings))
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
-            f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out, {describe(device)}"
+            f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out"
+            f"{suspects.told(dataset.names, held_out.names, collection.names, dataset.relabelled)}, {describe(device)}"
             f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
         )
         if step:
@@ -267,10 +268,10 @@ def train_fold(
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
         best_row = max(log, key=lambda row: resume.score_of(row, key_of_score))
-        cut = f" (best cut {best_row['val_dice_cut']:.3f})" if binary else ""
+        cut = f" at the cut 0.5, best is {best_row['val_dice_cut']:.3f}," if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
-            f"{fold.best}: {name_of_score} {best_score:.5f} on held-out pictures at full size{cut}, after "
+            f"{fold.best}: {name_of_score} {best_score:.5f}{cut} on held-out pictures at full size, after "
             f"{minutes:.1f} minutes; `make {next_stages} RUN={run.name}` shows where it is wrong."
         )
 
@@ -385,7 +386,9 @@ def judge(
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    judged = "" if row["val_dice"] is None else f"Dice {row['val_dice']:.5f} (best cut {row['val_dice_cut']:.3f}), "
+    judged = ""
+    if row["val_dice"] is not None:
+        judged = f"Dice {row['val_dice']:.5f} at 0.5 (best cut {row['val_dice_cut']:.3f}), "
     if "val_mean_iou" in row:
         judged = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
     return (

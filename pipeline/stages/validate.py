@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import config
 from pipeline.data.collection import open_collection
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
-from pipeline.data.folds import read_folds, split
+from pipeline.data.folds import absent, read_folds, split
 from pipeline.files import locked, replacing, sha256
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
@@ -39,12 +39,17 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     device = pick_device()
     checkpoint_path = run.fold(fold).best
     network, trained = load_network(checkpoint_path, device)
-    settings = config.for_later_stage(trained, overrides, where=str(checkpoint_path))
+    settings = config.for_later_stage(trained, overrides)
     folder = pathlib.Path(settings.data.folder)
     collection = open_collection(settings.data, settings.task, folder)
-    _, names = split(read_folds(run.folds), fold, collection.names)
+    table = read_folds(run.folds)
+    _, names = split(table, fold, collection.names)
     if not names:
         raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
+
+    if gone := absent(table, fold, names):
+        what = "cars" if table.columns[0] == "car_id" else "pictures"
+        print(f"fold {fold}: not judged are {len(gone)} held-out {what} that {folder} lacks, {gone[0]} the first.")
 
     binary = settings.task.kind == "binary"
     ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, collection.height, collection.width)
@@ -71,6 +76,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
                 tell_not_shown(fold, not_shown(confused), collection.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
         found |= {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
+        found |= {"tta": settings.predict.tta}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **found)
     print(
