@@ -148,6 +148,7 @@ def test_areas_by_view_and_how_far_they_have_moved() -> None:
     assert found["view"].tolist() == [1, 2] and found["ks"].tolist() == [0.0, 1.0]
     assert found["test_50"].tolist() == [23000, 60000] and found["training_50"].tolist() == [23000, 23000]
     assert found["test_images"].tolist() == [4, 4]
+    assert found["ks_p"].tolist() == pytest.approx([1.0, 2 / 70])  # 70 ways to deal 8 areas out, 2 of them apart
 
 
 def test_a_submission_is_read_row_by_row_and_a_wrong_row_is_named(tmp_path: pathlib.Path) -> None:

@@ -76,7 +76,8 @@ def drift_by_view(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """The area of the masks from each side: one row a view that both tables of `shapes_table` have.
 
     Columns: `view`; `test_images`, `training_images`; for each of QUANTILES `test_05` ... `training_95`, in pixels;
-    `ks`, the largest distance between the two distributions (Kolmogorov and Smirnov's; 0: the same, 1: apart).
+    `ks`, the largest distance between the two distributions (Kolmogorov and Smirnov's; 0: the same, 1: apart), and
+    `ks_p`, how often chance alone would set them so far apart.
     """
     names = [f"{round(100 * quantile):02d}" for quantile in QUANTILES]
     rows = []
@@ -87,7 +88,8 @@ def drift_by_view(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
         for kind, area in areas.items():
             row[f"{kind}_images"] = len(area)
             row |= {f"{kind}_{name}": float(px) for name, px in zip(names, area.quantile(QUANTILES))}
-        row["ks"] = float(stats.ks_2samp(areas["test"], areas["training"]).statistic)
+        tested = stats.ks_2samp(areas["test"], areas["training"])
+        row |= {"ks": float(tested.statistic), "ks_p": float(tested.pvalue)}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -6,32 +6,29 @@ wrong. What a run has not yet is said on the page and left out.
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pipeline import carvana, config
-from pipeline.analysis import drift, errors, suspects
+from pipeline.analysis import suspects
 from pipeline.analysis.table import without_cars
 from pipeline.config import Settings
-from pipeline.data import competition, folds
+from pipeline.data import folds
 from pipeline.files import locked, write_text
 from pipeline.inference.cut import read_threshold
-from pipeline.leaderboard.submission import read_rows
-from pipeline.masks import dice, rle
+from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
-from pipeline.report import charts, choice, classes_page, gallery, overview, page
-from pipeline.report.held_out import HeldOut, open_run, photos, settings_of
+from pipeline.report import charts, choice, classes_page, gallery, overview, page, submitted
+from pipeline.report.held_out import HeldOut, open_run, settings_of
 from pipeline.report.held_out_classes import open_classes
 from pipeline.threads import in_order
 
-SUSPECTS_SHOWN, TEST_SHOWN, ODD_SHOWN = 24, 16, 12
+SUSPECTS_SHOWN = 24
 LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be none
-SIZE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
 def run(run: Run, overrides: list[str], others: list[Run]) -> None:
@@ -52,7 +49,7 @@ def report_cut(
     run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float, others: list[Run]
 ) -> None:
     """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
-    folder = pathlib.Path(settings.data.folder)
+    folder, is_carvana = pathlib.Path(settings.data.folder), settings.data.kind == "carvana"
     found, cut_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
     if found.judged and not cut_known:
@@ -72,7 +69,7 @@ def report_cut(
         | gallery_of(images, found)
         | {"suspects": suspects_of(run, found, images, others, overrides)}
         | {"curves": overview.curve_panels(logs), "cut_chart": cut_chart(found)}
-        | {"submission": submission_of(run, folder, settings, gaps) if settings.data.kind == "carvana" else None}
+        | {"submission": submitted.section(run, folder, settings.data.hq, gaps) if is_carvana else None}
     )
     anchors = {
         "where": ("Where Dice is lost", context["panels"]), "gallery": ("Pictures", context["cards"]),
@@ -282,66 +279,6 @@ def cut_chart(found: HeldOut) -> overview.Panel | None:
     cuts = np.array([dice.cut_as_share(cut) for cut in range(dice.CUTS)])
     chart = charts.cut_curve(cuts, scores.mean(axis=0), dice.cut_as_share(found.cut))
     return overview.Panel("Dice at every cut", "Mean over the held-out pictures, the cut of this run marked.", chart)
-
-
-def submission_of(run: Run, folder: pathlib.Path, settings: Settings, gaps: list[str]) -> dict[str, Any] | None:
-    """The submission's masks against those of training; a sentence in `gaps` when one of the two is not there."""
-    if not run.submission.is_file():
-        gaps.append(f"There is no submission {run.submission}; make it with `make predict`.")
-        return None
-    try:
-        masks = competition.open_masks(folder)
-        known = progress(((name, runs_of(masks, name)) for name in masks.names), "masks", total=len(masks.names))
-        training = drift.shapes_table(known, *SIZE)
-        test = drift.shapes_table(progress(drift.submission_masks(run.submission), "submission"), *SIZE)
-        pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
-        odd = drift.odd_masks(test, training)
-        names = sample(test["img"], odd["img"], set(pictures.names))
-        cards = list(test_cards(run.submission, pictures, names, dict(zip(odd["img"], odd["why"]))))
-    except Problem as problem:
-        gaps.append(f"The submission is not shown. {problem}")
-        return None
-    by_view = drift.drift_by_view(test, training)
-    pixels = carvana.WIDTH_PX * carvana.HEIGHT_PX
-    areas = [
-        {int(view): part["area_px"].to_numpy() / pixels for view, part in table.groupby("view")}
-        for table in (training, test)
-    ]
-    text = "Band: 5 to 95 % of the training masks of a view. Dots: median of the predictions, lines 5 to 95 %."
-    return {
-        "text": f"{page.thousands(len(test))} test pictures; the area that differs most from training is that of view "
-        f"{int(by_view.loc[by_view['ks'].idxmax(), 'view'])} (Kolmogorov-Smirnov distance {by_view['ks'].max():.2f}).",
-        "panels": [overview.Panel("Area by view", text, charts.area_by_view(*areas))],
-        "odd": odd.head(ODD_SHOWN).to_dict("records"), "more_odd": max(0, len(odd) - ODD_SHOWN), "cards": cards,
-    }  # fmt: skip
-
-
-def sample(names: pd.Series, odd: pd.Series, there: set[str]) -> list[str]:
-    """Up to half of them odd ones, the others drawn from all, the same ones each time."""
-    first = [name for name in odd if name in there][: TEST_SHOWN // 2]
-    drawn = np.random.default_rng(0).permutation([name for name in names if name in there]).tolist()
-    return list(dict.fromkeys([*first, *drawn]))[:TEST_SHOWN]
-
-
-def test_cards(
-    submission: pathlib.Path, pictures: competition.Pictures, names: Iterable[str], why: dict[str, str]
-) -> Iterator[gallery.Card]:
-    """Cards of predictions whose truth nobody knows, with the place where their edge is longest."""
-    wanted = set(names)
-    text_of = {name: text for _, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER) if name in wanted}
-    for name in names:
-        mask = rle.decode(text_of[name], *SIZE)
-        row, column, _ = errors.worst_spot(gallery.edge_of(mask), errors.WORST_WINDOW_PX)
-        facts = {
-            "title": f"{mask.mean():.1%}", "right": f"view {carvana.view_of(name)}",
-            "below": f"{why[name]}, {name}" if name in why else name,
-        }  # fmt: skip
-        yield gallery.card(name, *photos(pictures, name), None, mask, (row, column), facts, ("test",))
-
-
-def runs_of(masks: competition.Masks, name: str) -> np.ndarray:
-    """Bounds of the runs of a training mask, as `rle.parse` gives them."""
-    return masks.runs(name) if isinstance(masks, competition.CsvMasks) else rle.bounds(masks.read(name))
 
 
 def write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
