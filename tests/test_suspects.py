@@ -116,7 +116,7 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
     said = capsys.readouterr().out
     assert "32 pictures at 1/8, 32 held out" in said
     last_line = said.strip().splitlines()[-1]
-    assert "Dice 0." in last_line and "best cut 0." in last_line and "minutes" in last_line
+    assert "Dice 0." in last_line and "at the cut 0.5, best is 0." in last_line and "minutes" in last_line
     assert "`make validate threshold report RUN=plain`" in last_line
 
     folds = pathlib.Path("runs/plain/folds.csv").read_text().splitlines()[1:]

@@ -1,6 +1,6 @@
 """A long prediction: 100,064 pictures, few of them distinct, through the whole stage with a tiny network.
 
-    python -m tests.torture.soak             all of them: an hour or two on two cores
+    python -m tests.torture.soak             all of them: 20 minutes on two cores
     python -m tests.torture.soak 10000       so many
 
 Looked at from outside every half second: the resident memory of the stage and of the process that reads for it, their
