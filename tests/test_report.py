@@ -182,7 +182,7 @@ def test_a_report_says_when_the_cut_is_of_other_predictions(place: pathlib.Path)
     threshold = Run("one").threshold
     found = read_json(threshold)
     try:
-        write_json(threshold, found | {"predictions": {str(Run("one").oof(0)): "another"}})
+        write_json(threshold, found | {"predictions": {"fold0": "another"}})
         report.run(Run("one"), [], [])
         assert "is the cut of other predictions than runs/one/oof holds now" in Run("one").report_page.read_text()
     finally:

@@ -146,10 +146,9 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
 
 def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished: dict[str, int]) -> None:
     found = json.loads((RUN / "threshold.json").read_text())
-    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "tta", "predictions"]
-    assert found["tta"] == "hflip" and found["predictions"] == {
-        str(RUN / f"oof/fold{fold}.npz"): sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)
-    }
+    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert found["predicted_with"] == "predict.tta hflip, data.scale 8"
+    assert found["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
     assert found["images"] == 4 * carvana.VIEWS
     assert 0 <= found["cut"] <= 1
     assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1

@@ -15,6 +15,7 @@ from pipeline.data.collection import open_collection
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
 from pipeline.data.folds import absent, read_folds, split
 from pipeline.files import locked, replacing, sha256
+from pipeline.inference.cut import predicted_with
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
 from pipeline.inference.kept import keeping
@@ -76,7 +77,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
                 tell_not_shown(fold, not_shown(confused), collection.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
         found |= {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
-        found |= {"tta": settings.predict.tta}
+        found |= {"predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **found)
     print(
