@@ -182,8 +182,8 @@ def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) 
     if ways <= {known}:
         return ""
     return (
-        f"{run.threshold} is of {known}, and this is {'; '.join(sorted(ways))}: `make validate threshold` with the same "
-        "SET finds its own cut."
+        f"{run.threshold} is of {known}, and this is {'; '.join(sorted(ways))}: `make validate threshold` with the "
+        "same SET finds its own cut."
     )
 
 
