@@ -547,7 +547,14 @@ def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert re.fullmatch(r"[a-z-]+: [^\n]+; `python -m pipeline( [a-z-]+)? --help` shows what it takes\.\n",
+                        capsys.readouterr().err)  # fmt: skip
+
+
+def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo-data", "--test-cars", "0"])
+    assert "TEST_CARS (--test-cars): '0' must be a whole number from 1 up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
