@@ -13,6 +13,8 @@ from pipeline.masks.dice import cut_from_share
 from pipeline.paths import Run
 from pipeline.problem import Problem
 
+DICE_NAMES = {"oof_dice": "Dice", "oof_dice_cross_fitted": "cross-fitted Dice"}
+
 
 def read_cut(path: pathlib.Path) -> int:
     """The cut of a `threshold.json` as the smallest 8-bit value that counts as object."""
@@ -40,9 +42,6 @@ def read_threshold(path: pathlib.Path, maker: str = "threshold") -> dict[str, An
     if not all(isinstance(text, str) for text in texts):
         raise damaged
     return found
-
-
-DICE_NAMES = {"oof_dice": "Dice", "oof_dice_cross_fitted": "cross-fitted Dice"}
 
 
 def predictions_of(run: Run) -> dict[str, str]:
