@@ -208,7 +208,7 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
 
 
 def change_row(**what: Any) -> Callable[[], None]:
-    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what), 1) and None
+    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what)) and None
 
 
 def other_commit() -> None:

@@ -71,9 +71,9 @@ def hand_in(
     if dry_run:
         return
     if row.ref is None:
-        row, number = upload(client, path, row, number, ledger_path)
+        row = upload(client, path, row, ledger_path)
     for row in until_scored(client, row):
-        number = ledger.put(ledger_path, row, number)
+        number = ledger.put(ledger_path, row)
     if row.status == "failed":
         raise Problem(f"Kaggle has {path} (ref {row.ref}) but could not score it: {row.error or 'no reason given'}.")
     print(result(row, number, ledger_path))
@@ -146,12 +146,10 @@ def look(client: kaggle.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
     return row
 
 
-def upload(
-    client: kaggle.Client, path: pathlib.Path, row: Row, number: int | None, ledger_path: pathlib.Path
-) -> tuple[Row, int]:
-    """The row with Kaggle's ref, and its number. A refusal is noted in it, unless Kaggle cannot even be asked."""
+def upload(client: kaggle.Client, path: pathlib.Path, row: Row, ledger_path: pathlib.Path) -> Row:
+    """The row with Kaggle's ref. A refusal is noted in it, unless Kaggle cannot even be asked."""
     row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
-    number = ledger.put(ledger_path, row, number)
+    ledger.put(ledger_path, row)
     try:
         ref = client.submit(path, row.message)
     except Problem as problem:
@@ -160,11 +158,11 @@ def upload(
         except Problem:
             raise problem from None  # nobody knows: the row stays pending
         if found is None:
-            ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}), number)
+            ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}))
             raise
-        return found, number
+        return found
     print(f"Kaggle has it (ref {ref}).")
-    return row.model_copy(update={"ref": ref}), number
+    return row.model_copy(update={"ref": ref})
 
 
 def until_scored(client: kaggle.Client, row: Row) -> Iterator[Row]:
