@@ -19,6 +19,7 @@ from pipeline.leaderboard.origin import Origin
 from pipeline.model import checkpoint
 from pipeline.model.build import build
 from pipeline.paths import Run
+from pipeline.problem import Problem
 from pipeline.stages import reproduce, submit
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -174,6 +175,30 @@ def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: p
     assert submit.reason_to_predict(run, [1]) is None
     SUBMISSION.unlink()
     assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
+
+
+def test_a_submission_of_other_words_is_predicted_again_and_one_without_words_is_taken_as_it_is(
+    checkout: pathlib.Path,
+) -> None:
+    run = Run("tiny")
+    run.fold(1).config.write_text(config.dump(config.load(pathlib.Path("configs/tiny.yaml"), ["train.epochs=2"])))
+    assert submit.reason_to_predict(run, [1]) is None  # made with predict.tta=none
+    assert submit.reason_to_predict(run, [1], ["predict.tta=none"]) is None
+    assert submit.reason_to_predict(run, [1], ["predict.batch_size=7", "predict.tta=none", "train.epochs=9"]) is None
+    for words in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"]):
+        assert "not made with SET=" in str(submit.reason_to_predict(run, [1], words))
+    run.fold(1).config.unlink()
+    assert "not made with" in str(submit.reason_to_predict(run, [1], ["predict.tta=none"]))
+
+
+def test_a_submission_that_predict_was_killed_behind_is_not_of_unknown_origin(checkout: pathlib.Path) -> None:
+    run = Run("tiny")
+    SUBMISSION.write_bytes(b"joined, and its origin not written yet")
+    assert submit.reason_to_predict(run, [1]) is None  # somebody's own
+    write_json(run.parts / "state.json", {"cut": 0.5})
+    assert "a prediction that was cut off: going on with it" in str(submit.reason_to_predict(run, [1]))
+    with pytest.raises(Problem, match="run its `make predict` again beforehand"):
+        submit.reason_to_predict(run, [])
 
 
 def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pipeline import carvana
+from pipeline import carvana, config
 from pipeline.data.competition import read_table
 from pipeline.files import sha256
 from pipeline.inference.cut import read_threshold
@@ -20,6 +20,7 @@ from pipeline.leaderboard import kaggle, ledger, origin
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.ledger import Row
 from pipeline.leaderboard.origin import Origin
+from pipeline.leaderboard.parts import read_state
 from pipeline.paths import SUBMISSIONS, Run
 from pipeline.problem import Problem
 from pipeline.substage import run_stage
@@ -29,6 +30,7 @@ LOOK_PAUSES_S = (2.0, 8.0)  # for a submission that was cut off, and may still b
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between looks, each twice as long as the one before
 LONGEST_MESSAGE = 250  # characters; what Kaggle cuts off could not be found again
 TAG_DIGITS = 12
+MASKS_DEPEND_ON = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # of what SET= may lay over a trained run
 
 
 def run(
@@ -40,11 +42,15 @@ def run(
     message: str | None = None,
     dry_run: bool = False,
     force: bool = False,
+    overrides: list[str] = [],
     predict_words: list[str] = [],
 ) -> None:
-    """file: without it the run's own, predicted by `folds` if need be. folder: the competition's."""
+    """file: without it the run's own, predicted by `folds` if need be. folder: the competition's.
+
+    overrides: words that the prediction is to be made with. None: with whatever words it was made.
+    """
     path = file or run.submission
-    if file is None and (reason := reason_to_predict(run, folds)):
+    if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
         run_stage("predict", *predict_words)
     check(path, read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist())
@@ -79,11 +85,18 @@ def hand_in(
     print(result(row, number, ledger_path))
 
 
-def reason_to_predict(run: Run, folds: list[int]) -> str | None:
-    """Why the run's own submission is not the one that predict would write now; None when it is, as far as known."""
+def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> str | None:
+    """Why the run's own submission is not the one that predict would write now; None when it is, as far as known.
+
+    Problem when it may be one that predict has written and not yet said of what, and nothing here can tell.
+    """
     if not run.submission.is_file():
         return f"There is no {run.submission} yet: predicting."
     about = origin.find(SUBMISSIONS, sha256(run.submission))
+    if not about.checkpoints and read_state(run.parts) is not None:
+        if not folds:
+            raise Problem(f"{run.parts} holds a prediction that was cut off; run its `make predict` again beforehand.")
+        return f"{run.parts} holds a prediction that was cut off: going on with it."
     if not folds or not about.checkpoints:
         return None  # weights that lie elsewhere, or a file that predict did not make: nothing to compare
     weights = [run.fold(fold).best for fold in folds]
@@ -91,7 +104,18 @@ def reason_to_predict(run: Run, folds: list[int]) -> str | None:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
     if about.runs == (run.name,) and run.threshold.is_file() and read_threshold(run.threshold)["cut"] != about.cut:
         return f"{run.submission} was made with the cut {about.cut}, and {run.threshold} has another: predicting again."
+    if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
+        return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
+
+
+def made_with(about: Origin, trained_path: pathlib.Path, overrides: list[str]) -> bool:
+    """Whether these words, instead of those that a submission was made with, would have given the same masks."""
+    if not trained_path.is_file():
+        return False  # nobody knows
+    trained = config.load(trained_path)
+    then, now = (config.for_later_stage(trained, list(words)) for words in (about.predict_set, overrides))
+    return then.model_dump(include=MASKS_DEPEND_ON) == now.model_dump(include=MASKS_DEPEND_ON)
 
 
 def row_for(
