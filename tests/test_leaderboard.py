@@ -1,5 +1,7 @@
 """Submissions: written and proven, checked for what Kaggle would refuse, scored as it would score them."""
+import errno
 import gzip
+import os
 import pathlib
 import re
 import zipfile
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline import carvana
+from pipeline.files import replacing
 from pipeline.leaderboard import writer
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.submission import read_rows
@@ -96,6 +99,39 @@ def test_a_submission_that_is_interrupted_leaves_the_old_one(tmp_path: pathlib.P
         writer.write(tmp_path / "run.csv.gz", HEADER, interrupted())
     assert (tmp_path / "run.csv.gz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.csv.gz"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),  # of a worker that reads pictures
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "data/carvana/test.zip"),
+        OSError(errno.EIO, "Input/output error", "data/carvana/test.zip"),
+    ],
+)
+def test_what_goes_wrong_with_other_files_is_not_told_of_the_file_that_is_written(
+    tmp_path: pathlib.Path, error: OSError
+) -> None:
+    def rows():
+        yield "a.jpg", "1 1"
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        writer.write_part(tmp_path / "00000.csv.gz", rows())
+    assert raised.value is error and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+def test_what_goes_wrong_with_the_file_that_is_written_names_it(tmp_path: pathlib.Path, number: int) -> None:
+    path = tmp_path / "x.json"
+    for where in ({}, {"filename": str(tmp_path / ".x.json.draft")}):
+        with pytest.raises(Problem, match="x.json could not be written: "), replacing(path):
+            raise OSError(number, os.strerror(number), *where.values())
+    (tmp_path / "a file").touch()
+    with pytest.raises(Problem, match="x.json could not be written: "), replacing(tmp_path / "a file" / "x.json"):
+        pass
+    with pytest.raises(Problem, match="x.json could not be written: No such file"), replacing(path):
+        pass  # and so nothing is there to be renamed
 
 
 @pytest.mark.parametrize("rows_per_part", [4, 8, 12, 1000])
