@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from pipeline import carvana
-from pipeline.files import replacing
-from pipeline.leaderboard import writer
+from pipeline.__main__ import main
+from pipeline.data.competition import read_table
+from pipeline.files import replacing, sha256
+from pipeline.leaderboard import origin, writer
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import rle
@@ -21,6 +23,7 @@ from pipeline.problem import Problem
 from pipeline.stages import score
 from pipeline.threads import in_order
 
+CONFIG = pathlib.Path(__file__).parent.parent / "configs/demo.yaml"
 HEADER = carvana.SUBMISSION_HEADER
 NAMES = [carvana.image_name("0004d4463b50", view) for view in carvana.VIEW_NUMBERS[:6]]
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
@@ -277,6 +280,25 @@ def test_a_mask_that_kaggle_would_refuse_is_found(tmp_path: pathlib.Path, text: 
     rows[3][1] = text
     with pytest.raises(Problem, match=rf"line 4, image {NAMES[2]}: .*{complaint}"):
         check(save(tmp_path / "run.csv", rows), NAMES)
+
+
+def test_the_rows_that_predict_left_empty_pass_in_that_file_alone(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [list(HEADER), *([name, CAR] for name in read_table(demo_folder, "sample_submission.csv", HEADER)["img"])]
+    rows[3][1] = rows[5][1] = ""
+    path, words = pathlib.Path("submissions/x.csv.gz"), ["check", "--data", str(demo_folder), "--run", "x"]
+    path.parent.mkdir()
+    save(path, rows)
+    for unreadable in ([], [rows[3][0]], [rows[3][0], rows[5][0]]):
+        origin.write(path.with_name("x.json"), origin.Origin(sha256=sha256(path), unreadable=unreadable))
+        assert main([*words, "--config", str(CONFIG)]) == (0 if len(unreadable) == 2 else 1)
+    said = capsys.readouterr()
+    assert [line.count("the mask is empty") for line in said.err.splitlines()] == [1, 1]
+    assert f"2 pictures could not be read and have empty rows: {rows[3][0]}, {rows[5][0]}." in said.out
+    path.write_bytes(path.read_bytes() + gzip.compress(b""))  # the same rows in another file
+    assert main([*words, "--config", str(CONFIG)]) == 1
 
 
 @pytest.mark.parametrize("mask", ["1 1", f"1 {PIXELS}", f"1 {PIXELS // 10}", f"1 {PIXELS // 2}"])

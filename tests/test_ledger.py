@@ -216,6 +216,7 @@ def test_the_message_tells_what_made_the_submission() -> None:
     assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 OOF 0.99123 commit abababa"
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
+    assert submit.describe(OWN.model_copy(update={"unreadable": ("a.jpg",)})).endswith("commit abababa 1 empty")
     assert submit.describe(Origin(sha256=HASH)) == "origin unknown"
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline import carvana, config
 from pipeline.__main__ import main
 from pipeline.inference import device
-from pipeline.leaderboard import writer
+from pipeline.files import sha256
+from pipeline.leaderboard import origin, writer
 from pipeline.leaderboard.parts import Parts
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import rle
@@ -346,6 +347,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
     out = capsys.readouterr().out
     assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
     assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
+    assert origin.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).unreadable == (bad,)
     (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
 
 

@@ -128,8 +128,13 @@ def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.Captu
 
 
 def predicting(data: bytes) -> Callable[..., None]:
-    """In the place of the stage `predict`: a prediction that comes out so."""
-    return lambda *words: SUBMISSION.write_bytes(data) and None
+    """In the place of the stage `predict`: a prediction that comes out so, and says of what."""
+
+    def predict(*words: str) -> None:
+        SUBMISSION.write_bytes(data)
+        origin.write(Run("tiny").origin, Origin(sha256=sha256(SUBMISSION), runs=("predicted again",)))
+
+    return predict
 
 
 def test_go_keeps_another_file_that_stood_there(
@@ -137,9 +142,64 @@ def test_go_keeps_another_file_that_stood_there(
 ) -> None:
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
+    newer = Origin(sha256=sha256(SUBMISSION), runs=("newer",))
+    origin.write(Run("tiny").origin, newer)
     assert main(["reproduce", "1", "--go"]) == 0
     assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
+    assert origin.find(SUBMISSION.parent, newer.sha256) == newer
+    assert origin.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
+
+
+@pytest.mark.parametrize("blended", [False, True])
+def test_a_submission_of_several_runs_is_made_again(
+    checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture, blended: bool
+) -> None:
+    """Of all of them, with the weights that they had; printed or gone through."""
+    shutil.copytree("runs/tiny", "runs/other")
+    state = checkpoint.load(pathlib.Path("runs/other/fold1/best.pt"), ("network", "settings"))
+    state["network"] = {key: value * 1.5 for key, value in state["network"].items()}
+    checkpoint.save(pathlib.Path("runs/other/fold1/best.pt"), state)
+    joint, words = Run("tiny+other"), ["predict", "--runs", "tiny", "other", "--data", str(demo_folder), *WORDS]
+    if blended:
+        hashes = {str(best): sha256(best) for best in pathlib.Path("runs").glob("*/fold1/best.pt")}
+        found = {"weights": {"tiny": 0.25, "other": 0.75}, "cut": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
+        write_json(joint.blend, found)
+    assert main(words) == 0
+    about, before = origin.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
+    row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
+    assert ledger.put(LEDGER, row) == 2
+    in_git("commit", "-qam", "the ledger, and nothing else")
+    head, script = git.commit(), checkout_output("reproduce", "2")
+    for name in ("tiny", "other"):
+        assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
+    assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
+    joint.submission.unlink()
+    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert joint.submission.read_bytes() == before
+    in_git("checkout", "-q", head)  # whose ledger has the row
+    capsys.readouterr()
+    assert main(["reproduce", "2", "--go"]) == 0
+    assert f"{joint.submission} came out with the sha256 of row 2" in capsys.readouterr().out
+    write_json(joint.blend, {"cut": 0.4})
+    assert main(["reproduce", "2", "--go"]) == 1
+    assert ("has the cut 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
+
+
+def test_runs_that_gave_other_folds_each_need_no_fold_in_the_command() -> None:
+    digest = "0" * 64
+    hashes = {f"runs/{name}/best.pt": digest for name in ("a/fold0", "a/fold1", "b/fold0")}
+    row = Row(
+        sha256=digest, runs=("a", "b", "c"), folds=(0, 1), cut=0.5, oof_dice=0.9, checkpoints=hashes,
+        time=submit.now(), file="elsewhere/x.csv.gz", message="#tag",
+    )  # fmt: skip
+    said = reproduce.lines(row, 1, None)
+    assert "make predict RUN=a+b+c RUNS='a b c'" in said
+    assert "# There c weighs nothing, but it must be at hand." in said
+    with pytest.raises(Problem, match="Row 1 has the folds 0,1 of a, and here none is trained"):
+        reproduce.check_folds(row, 1)
 
 
 def test_bytes_that_differ_are_a_problem_and_both_are_kept(

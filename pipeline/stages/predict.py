@@ -112,9 +112,11 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
 
         rows_written = sum(everyone.gather(total))  # and so all parts are there
         if everyone.first:
-            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(parts.unreadable().items())))
+            unreadable = parts.unreadable()
+            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(unreadable.items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
-            origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
+            about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
+            origin.write(run.origin, origin.Origin(**about))
             parts.remove()
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")

@@ -53,7 +53,8 @@ def run(
     if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
         run_stage("predict", *predict_words)
-    check(path, read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist())
+    names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
+    check(path, names, origin.unreadable(SUBMISSIONS, path))
     about = origin.find(SUBMISSIONS, sha256(path))
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
@@ -216,6 +217,7 @@ def describe(about: Origin) -> str:
     words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.cut:.3f}"]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
+    words += [f"{len(about.unreadable)} empty"] if about.unreadable else []
     return " ".join(words)
 
 
