@@ -200,6 +200,8 @@ def test_runs_that_gave_other_folds_each_need_no_fold_in_the_command() -> None:
     assert "# There c weighs nothing, but it must be at hand." in said
     with pytest.raises(Problem, match="Row 1 has the folds 0,1 of a, and here none is trained"):
         reproduce.check_folds(row, 1)
+    with pytest.raises(Problem, match="names best.pt, which is no runs/RUN/fold0/best.pt; mend the ledger"):
+        reproduce.lines(row.model_copy(update={"checkpoints": {"best.pt": digest}}), 1, None)
 
 
 def test_bytes_that_differ_are_a_problem_and_both_are_kept(

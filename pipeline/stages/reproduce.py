@@ -6,6 +6,7 @@ sha256. Prediction from the same weights gives the same bytes on the same kind o
 import contextlib
 import json
 import pathlib
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -71,10 +72,14 @@ def joint_of(row: Row) -> Run:
 
 def folds_of(row: Row) -> dict[str, str]:
     """Each run whose weights are in it -> its folds as FOLD= takes them."""
-    found: dict[str, list[int]] = {}
-    for path in map(pathlib.Path, row.checkpoints):
-        found.setdefault(path.parent.parent.name, []).append(int(path.parent.name.removeprefix("fold")))
-    return {name: ",".join(map(str, folds)) for name, folds in found.items()}
+    if len(row.runs) == 1:
+        return {row.runs[0]: ",".join(map(str, row.folds))}
+    found: dict[str, list[str]] = {}
+    for path in row.checkpoints:
+        if not (match := re.fullmatch(r"runs/([^/]+)/fold(\d+)/best\.pt", path)):
+            raise Problem(f"The row of {row.file} names {path}, which is no runs/RUN/fold0/best.pt; mend the ledger.")
+        found.setdefault(match[1], []).append(match[2])
+    return {name: ",".join(folds) for name, folds in found.items()}
 
 
 def runs_and_folds(row: Row) -> dict[str, str]:
