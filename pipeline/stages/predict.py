@@ -51,31 +51,43 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
             weight_of_path, cut, cut_file = weights_and_cut(run, runs or [run], folds)
+            hashes = hashes_of(weight_of_path)
             members, trained = load_members(weight_of_path, overrides, everyone.device)
+            hashes_after = hashes_of(weight_of_path)
             check_cars(weight_of_path, trained, "A submission")
             each = [config.for_later_stage(one, overrides) for one in trained]
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)
             names, pictures = open_pictures(settings)
             parts = Parts(run.parts, names, settings.predict.rows_per_part)
-        asked = settings.predict.batch_size
-        batch_size = min(everyone.gather(batch_that_fits(ensemble, asked)))
+            asked = settings.predict.batch_size
+            facts = {
+                "checkpoints": {path: [hashes[path], weight_of_path[pathlib.Path(path)]] for path in hashes},
+                "cut": cut,
+                "settings": [trace(one) for one in each],
+                "batch": asked,
+                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
+                "test pictures": fingerprint(pictures, names),
+                "machine": describe_machine(everyone.device),
+                "code": git.code_digest(),
+                "packages": git.packages(),
+            }
+            earlier = (parts.earlier(facts) or {}).get("batch that fits")  # parts go on with no other
+        if any(found != hashes for pair in everyone.gather((hashes, hashes_after)) for found in pair):
+            raise everyone.problem(
+                f"Of {', '.join(hashes)} one was replaced while it was read; run the same command again, or wait until "
+                "its training is done."
+            )
+        first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
+        batch_size = min(everyone.gather(batch_that_fits(ensemble, first_try)))
         with everyone.first_goes_ahead():
             if everyone.first:
                 busy = f"{run.submission} is being predicted by another process; wait until it is done."
                 until_done.enter_context(locked(run.submission_lock, busy))
-            found = parts.open({
-                "checkpoints": {str(path): [sha256(path), weight] for path, weight in weight_of_path.items()},
-                "cut": cut,
-                "settings": [trace(one) for one in each],
-                "batch that fits": batch_size,
-                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
-                "test pictures": fingerprint(pictures, names),
-                "machine": describe_machine(everyone.device),
-            })  # fmt: skip
+                of_before = parts.open(facts | {"batch that fits": batch_size})
         missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
         if everyone.first:
-            about = origin_of(runs or [run], list(weight_of_path), trained, settings, cut_file)
+            about = origin_of(runs or [run], hashes, trained, settings, cut_file)
             count = f", {everyone.count} processes" if everyone.count > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
@@ -83,7 +95,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 *(cut_told(one, weight_of_path, each) for one in runs or [run] if not run.blend.is_file()),
                 "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
                 f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
-                found,
+                *of_before,
             )
 
         started = time.monotonic()
@@ -101,9 +113,11 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
 
         rows_written = sum(everyone.gather(total))  # and so all parts are there
         if everyone.first:
-            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(parts.unreadable().items())))
+            unreadable = parts.unreadable()
+            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(unreadable.items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
-            origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
+            about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
+            origin.write(run.origin, origin.Origin(**about))
             parts.remove()
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
@@ -217,6 +231,10 @@ def open_pictures(settings: Settings) -> tuple[list[str], competition.Pictures]:
     return names, pictures
 
 
+def hashes_of(paths: Iterable[pathlib.Path]) -> dict[str, str]:
+    return {str(path): sha256(path) for path in paths}
+
+
 def trace(settings: Settings) -> dict:
     """Of the settings that one network predicts by, those on which a row may depend."""
     return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
@@ -235,15 +253,15 @@ def tell(*lines: str) -> None:
 
 
 def origin_of(
-    runs: Sequence[Run], paths: list[pathlib.Path], trained: list[Settings], settings: Settings, found: dict[str, Any]
+    runs: Sequence[Run], hashes: dict[str, str], trained: list[Settings], settings: Settings, found: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the submission is made of, noted before the work begins. trained: the settings of each checkpoint;
-    found: what the file with the cut holds.
+    """What the submission is made of, noted before the work begins. hashes, trained: of each checkpoint; found: what
+    the file with the cut holds.
     """
     nearest, words = config.nearest(trained[0]) if all(other == trained[0] for other in trained) else ("", [])
     return {
         "runs": [run.name for run in runs],
-        "folds": sorted({int(path.parent.name.removeprefix("fold")) for path in paths}),
+        "folds": sorted({int(pathlib.Path(path).parent.name.removeprefix("fold")) for path in hashes}),
         "cut": found["cut"],
         "oof_dice": found.get("oof_dice"),
         "oof_dice_cross_fitted": found.get("oof_dice_cross_fitted"),
@@ -251,7 +269,7 @@ def origin_of(
         "train_set": words,
         "predict_set": config.words_between(trained[0], settings),
         "config_sha256": hashlib.sha256("".join(dict.fromkeys(map(config.dump, trained))).encode()).hexdigest(),
-        "checkpoints": {str(path): sha256(path) for path in paths},
+        "checkpoints": hashes,
         "commit": git.commit(),
         "clean": git.is_clean(),
     }
