@@ -31,6 +31,7 @@ from pipeline.leaderboard.parts import Parts
 from pipeline.leaderboard.writer import Row, proven_text
 from pipeline.masks import on_device, rle
 from pipeline.masks.dice import cut_from_share
+from pipeline.model import checkpoint
 from pipeline.memory import out_of_memory_told, too_large
 from pipeline.parallel import processes
 from pipeline.paths import Run
@@ -51,9 +52,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
             weight_of_path, cut, cut_file = weights_and_cut(run, runs or [run], folds)
-            hashes = hashes_of(weight_of_path)
-            members, trained = load_members(weight_of_path, overrides, everyone.device)
-            hashes_after = hashes_of(weight_of_path)
+            with checkpoint.unchanged(weight_of_path) as hashes:
+                members, trained = load_members(weight_of_path, overrides, everyone.device)
             check_cars(weight_of_path, trained, "A submission")
             each = [config.for_later_stage(one, overrides) for one in trained]
             settings = each[0]
@@ -73,11 +73,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 "packages": git.packages(),
             }
             earlier = (parts.earlier(facts) or {}).get("batch that fits")  # parts go on with no other
-        if any(found != hashes for pair in everyone.gather((hashes, hashes_after)) for found in pair):
-            raise everyone.problem(
-                f"Of {', '.join(hashes)} one was replaced while it was read; run the same command again, or wait until "
-                "its training is done."
-            )
+        if any(found != hashes for found in everyone.gather(hashes)):
+            raise everyone.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
         first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
         batch_size = min(everyone.gather(batch_that_fits(ensemble, first_try)))
         with everyone.first_goes_ahead():
@@ -229,10 +226,6 @@ def open_pictures(settings: Settings) -> tuple[list[str], competition.Pictures]:
     if missing := sorted(set(names) - set(pictures.names)):
         raise Problem(f"{folder} lacks {len(missing)} pictures of the sample submission, the first is {missing[0]}.")
     return names, pictures
-
-
-def hashes_of(paths: Iterable[pathlib.Path]) -> dict[str, str]:
-    return {str(path): sha256(path) for path in paths}
 
 
 def trace(settings: Settings) -> dict:
