@@ -18,8 +18,8 @@ from pipeline.inference.device import describe, pick_device
 from pipeline.inference.load import check_cars, folds_of, load_members
 from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_as_share
-from pipeline.model import checkpoint
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress

@@ -31,8 +31,8 @@ from pipeline.leaderboard.parts import Parts
 from pipeline.leaderboard.writer import Row, proven_text
 from pipeline.masks import on_device, rle
 from pipeline.masks.dice import cut_from_share
-from pipeline.model import checkpoint
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.parallel import processes
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -210,9 +210,9 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
         raise Problem(f"{path} is damaged; delete it and run `make blend`.")
     if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
         raise Problem(f"{path} weighs the runs {', '.join(weights)}; choose another RUN=, or run `make blend` again.")
-    for checkpoint, digest in hashes.items():
-        if not pathlib.Path(checkpoint).is_file() or sha256(pathlib.Path(checkpoint)) != digest:
-            raise Problem(f"{path} was found with another {checkpoint}; run `make blend` again.")
+    for name, digest in hashes.items():
+        if not pathlib.Path(name).is_file() or sha256(pathlib.Path(name)) != digest:
+            raise Problem(f"{path} was found with another {name}; run `make blend` again.")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 

@@ -20,8 +20,8 @@ from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
 from pipeline.inference.kept import keeping
 from pipeline.inference.load import batch_that_fits, ensemble_of, folds_of, load_network, member_of
-from pipeline.model import checkpoint
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
