@@ -230,7 +230,7 @@ def count(word: str) -> int:
     return int(word)
 
 
-def seed(word: str) -> int:
+def whole_number(word: str) -> int:
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 0 up")
     return int(word)
@@ -281,7 +281,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add_drawing(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--cars", type=count, default=32, help="training cars")
         stage.add_argument("--test-cars", type=count, default=8)
-        stage.add_argument("--seed", type=seed, default=0)
+        stage.add_argument("--seed", type=whole_number, default=0)
 
     def add_ledger(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--ledger", default=str(LEDGER), metavar="CSV", help=f"default {LEDGER}")
@@ -298,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--scenes", type=count, default=48, help="rooms, of four pictures each")
     stage.add_argument("--height", type=count, default=240, help="of a picture, in pixels")
     stage.add_argument("--width", type=count, default=320)
-    stage.add_argument("--seed", type=seed, default=0)
+    stage.add_argument("--seed", type=whole_number, default=0)
     stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")
     stage.add_argument("--out", required=True, metavar="DIR")
@@ -335,7 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ledger(stage)
     add_ledger(add("leaderboard", leaderboard, "show the ledger, and where its scores would have stood"))
     stage = add("reproduce", reproduce, "print the commands that make a submission of the ledger again")
-    stage.add_argument("row", type=count, metavar="ROW", help="its number, as leaderboard shows it")
+    stage.add_argument("row", type=whole_number, metavar="ROW", help="its number, as leaderboard shows it")
     stage.add_argument("--go", action="store_true", help="predict it again, and compare the bytes")
     add_ledger(stage)
     stage = add("report", report, "a page that shows where a run is wrong")
