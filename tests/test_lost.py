@@ -236,6 +236,16 @@ def test_a_network_is_not_blended_by_what_it_was_trained_on(
     assert "runs/copy/fold0/best.pt was trained on other folds than runs/tiny/folds.csv" in only_line(capsys)
 
 
+def test_cars_that_the_folder_lacks_are_told_before_hours_go_without_them(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    with open(new_run / "folds.csv", "a") as file:
+        file.write("0123456789ab,kia,1\n")
+    assert pipeline("train", "--run", "new", "--set", "train.epochs=1", "train.batch_size=32") == 0
+    said = f"{pipeline.folder} lacks 1 of the 5 rows of runs/new/folds.csv, 0123456789ab the first"
+    assert said in capsys.readouterr().out
+
+
 # --- weights that are replaced meanwhile ----------------------------------------------------------
 
 
