@@ -118,6 +118,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
             origin.write(run.origin, origin.Origin(**about))
             parts.remove()
+            others = ", ".join(map(str, parts.aside()))
+            tell(f"Parts of other predictions are kept in {others}; remove what nobody wants." if others else "")
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
 
