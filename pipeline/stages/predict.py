@@ -72,7 +72,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 "code": git.code_digest(),
                 "packages": git.packages(),
             }
-            earlier = (parts.earlier(facts) or {}).get("batch that fits")  # parts go on with no other
+            earlier = (parts.earlier(facts) or {}).get("batch that fits", asked)  # no other goes on
         if any(found != hashes for pair in everyone.gather((hashes, hashes_after)) for found in pair):
             raise everyone.problem(
                 f"Of {', '.join(hashes)} one was replaced while it was read; run the same command again, or wait until "
