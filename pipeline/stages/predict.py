@@ -72,7 +72,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 "code": git.code_digest(),
                 "packages": git.packages(),
             }
-            earlier = (parts.earlier(facts) or {}).get("batch that fits", asked)  # no other goes on
+            # Of parts that are there, or asked: with another one, should more or less fit by now, they cannot go on.
+            earlier = (parts.earlier(facts) or {}).get("batch that fits", asked)
         if any(found != hashes for pair in everyone.gather((hashes, hashes_after)) for found in pair):
             raise everyone.problem(
                 f"Of {', '.join(hashes)} one was replaced while it was read; run the same command again, or wait until "
