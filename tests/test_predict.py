@@ -281,7 +281,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_a_problem(
 
     monkeypatch.setattr(checkpoint, "load", load_and_train_on)
     assert predict("--run", "fine") == 1
-    assert "runs/fine/fold0/best.pt" in (err := capsys.readouterr().err) and "was replaced while it was read" in err
+    assert "runs/fine/fold0/best.pt" in (err := capsys.readouterr().err) and "was replaced while it was loaded" in err
     shutil.copy(before, path)
     assert not (SUBMISSIONS / "fine.csv.gz").exists()
 
