@@ -111,7 +111,7 @@ class Run:
 
     @property
     def parts(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted
+        return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted; others beside it
 
     @property
     def submission_lock(self) -> pathlib.Path:

@@ -229,7 +229,8 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
     else:
         (aside,) = SUBMISSIONS.glob(".one.parts.*")
         (line,) = [line for line in out.splitlines() if "with another " in line]
-        assert named in line and f": they are in {aside} now" in line
+        assert named in line and f": they are kept in {aside}, where" in line
+        assert f"Parts of other predictions are kept in {aside}; remove" in out
         assert predict() == 0
         assert "2 of 6 parts are there already: going on" in capsys.readouterr().out
         assert not aside.exists()
@@ -245,6 +246,20 @@ def test_only_the_last_parts_that_were_set_aside_are_kept(tmp_path: pathlib.Path
     assert len([line for line in told if "the oldest parts that were set aside, are removed" in line]) == 2
     assert len(list(tmp_path.iterdir())) == 3
     assert parts.earlier({"cut": 4}) and parts.earlier({"cut": 3}) and not parts.earlier({"cut": 1})
+
+
+def test_a_kill_while_parts_are_removed_leaves_none_without_the_list_of_what_is_empty(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(tmp_path / "parts", ["a"], rows_per_part=1)
+    parts.open({"cut": 1})
+    parts.note_unreadable({"a": "no JPEG"})
+    parts.write(0, [("a", "")])
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder, **more: parts.unreadable_path.unlink())  # and killed
+        parts.remove()
+    (told,) = parts.open({"cut": 1})
+    assert "they are discarded" in told and parts.missing() == [0]
 
 
 def test_a_processor_is_named_by_its_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ def test_a_submission_that_predict_was_killed_behind_is_not_of_unknown_origin(ch
     SUBMISSION.write_bytes(b"joined, and its origin not written yet")
     assert submit.reason_to_predict(run, [1]) is None  # somebody's own
     write_json(run.parts / "state.json", {"cut": 0.5})
-    assert "a prediction that was cut off: going on with it" in str(submit.reason_to_predict(run, [1]))
+    assert "a prediction that was cut off: predicting first" in str(submit.reason_to_predict(run, [1]))
     with pytest.raises(Problem, match="run its `make predict` again beforehand"):
         submit.reason_to_predict(run, [])
 

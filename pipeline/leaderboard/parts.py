@@ -68,8 +68,8 @@ class Parts:
             move(self.folder, place)
             os.utime(place)  # the last to be forgotten
             told = [
-                f"{self.folder} had {lost} parts with another {', '.join(changed)}: they are in {place} now, and as it "
-                "was before `make predict` goes on with them."
+                f"{self.folder} had {lost} parts with another {', '.join(changed)}: they are kept in {place}, where "
+                "`make predict` finds them when all is as it was."
             ]
         elif lost:
             told = [f"{self.folder} had {lost} parts of nobody knows what (no whole state.json): they are discarded."]
@@ -90,7 +90,7 @@ class Parts:
     def forget_the_oldest(self) -> list[str]:
         told = []
         for folder in self.aside()[:-KEPT_ASIDE]:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             told += [f"{folder}, the oldest parts that were set aside, are removed."]
         return told
 
@@ -142,8 +142,7 @@ class Parts:
         writer.join(map(self.path, self.numbers), path, header)
 
     def remove(self) -> None:
-        """As far as that is possible."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
 
 def read_state(folder: pathlib.Path) -> State | None:
@@ -153,6 +152,13 @@ def read_state(folder: pathlib.Path) -> State | None:
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def remove(folder: pathlib.Path) -> None:
+    """As far as that is possible; first what makes parts of them, for of what a kill leaves some may be gone."""
+    with contextlib.suppress(OSError):
+        (folder / "state.json").unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def move(folder: pathlib.Path, target: pathlib.Path) -> None:

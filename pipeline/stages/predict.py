@@ -72,7 +72,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 "code": git.code_digest(),
                 "packages": git.packages(),
             }
-            earlier = (parts.earlier(facts) or {}).get("batch that fits")  # parts go on with no other
+            # Of parts that are there: with another batch, should more or less fit by now, they cannot go on.
+            earlier = (parts.earlier(facts) or {}).get("batch that fits")
         if any(found != hashes for found in everyone.gather(hashes)):
             raise everyone.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
         first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
@@ -116,6 +117,8 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
             origin.write(run.origin, origin.Origin(**about))
             parts.remove()
+            others = ", ".join(map(str, parts.aside()))
+            tell(f"Parts of other predictions are kept in {others}; remove what nobody wants." if others else "")
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
 

@@ -97,7 +97,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if not about.checkpoints and read_state(run.parts) is not None:
         if not folds:
             raise Problem(f"{run.parts} holds a prediction that was cut off; run its `make predict` again beforehand.")
-        return f"{run.parts} holds a prediction that was cut off: going on with it."
+        return f"{run.parts} holds a prediction that was cut off: predicting first."
     if not folds or not about.checkpoints:
         return None  # weights that lie elsewhere, or a file that predict did not make: nothing to compare
     weights = [run.fold(fold).best for fold in folds]
