@@ -6,9 +6,9 @@ import random
 import time
 from collections.abc import Iterator
 
-from tests.torture.place import Places, Stage
+from tests.torture.place import Places, Stage, longest_write
 from tests.torture.table import Row
-from tests.torture.warm import Plan
+from tests.torture.warm import Ended, Plan
 
 IN_A_ROW = 3  # kills at random moments, before a start is left alone
 
@@ -18,8 +18,7 @@ def rows(places: Places, rng: random.Random, most: int, at_random: int) -> Itera
     for stage in places.stages:
         count = len(places.steps[stage.name])
         for number in sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))}):
-            what = f"before step {number + 1} of {count}, {places.steps[stage.name][number]}"
-            yield from killed(places, stage, [(what, Plan(die_at=number))])
+            yield from killed(places, stage, [(f"before step {number + 1} of {count}", Plan(die_at=number))])
         for _ in range(-(-at_random // IN_A_ROW)):
             moments = [rng.uniform(0, places.seconds[stage.name]) for _ in range(IN_A_ROW)]
             plans = [(f"after {moment:.2f} s", Plan(die_after_s=moment)) for moment in moments]
@@ -30,28 +29,35 @@ def rows(places: Places, rng: random.Random, most: int, at_random: int) -> Itera
             yield from killed(places, stage, [(f"in a write, after {size} bytes of the file", plan)])
 
 
-def longest_write(places: Places, stage: Stage) -> int:
-    """Size of the largest file that a stage makes."""
-    before, after = places.before(stage), places.after(stage)
-    sizes = [path.stat().st_size for path in after.rglob("*") if not (before / path.relative_to(after)).exists()]
-    return max(sizes, default=1)
-
-
 def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Iterator[Row]:
-    """One place, killed by these plans one after another, and then left alone: a row for each that came to pass."""
+    """One place, killed by these plans one after another, and then left alone: a row for each that came to pass.
+
+    A start that ends by itself before its moment is no kill, and not counted as one. When it fails, or ends where a
+    plan must have met it, that is the problem of all rows.
+    """
     began = time.monotonic()
     with places.copy(stage) as place, places.kaggle() as kaggle:
-        came_to_pass = []
+        came_to_pass, problem = [], ""
         for what, plan in plans:
             ended = places.run(place, stage, plan, kaggle)
             if ended.died:
-                came_to_pass.append(what)
-            elif ended.code:
-                came_to_pass.append(f"{what} (not killed, but failed: {ended.err[-300:]})")
+                came_to_pass.append(f"{what}, {ended.steps[-1]}" if ended.steps else what)
+            problem = problem or not_as_planned(what, plan, ended)
         last = places.run(place, stage, kaggle=kaggle)
-        problem = f"exit code {last.code}: {last.err[-600:]}" if last.code else places.difference(place, stage)
+        problem = problem or (f"{last.told()}: {last.err[-600:]}" if last.code else places.difference(place, stage))
         if stage.at_kaggle and kaggle.submissions() != 1:
             problem += f" Kaggle has it {kaggle.submissions()} times."
     seconds = (time.monotonic() - began) / max(1, len(came_to_pass))
     for what in came_to_pass:
         yield Row("kills", f"{stage.name}: killed {what}", problem, seconds=seconds)
+    if not came_to_pass:
+        missed = ", ".join(what for what, _ in plans)
+        yield Row("not_killed", f"{stage.name}: it had ended before it was killed {missed}", problem, seconds=seconds)
+
+
+def not_as_planned(what: str, plan: Plan, ended: Ended) -> str:
+    if ended.died:
+        return ""
+    if ended.code:
+        return f"{what}: not killed, but {ended.told()}: {ended.err[-600:] or 'no word'}"
+    return "" if plan.die_after_s is not None else f"{what}: it was not killed, and ended well"

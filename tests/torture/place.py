@@ -52,20 +52,22 @@ class Stage:
     words: tuple[str, ...] = ()
     before: Callable[[], Any] | None = None
     at_kaggle: bool = False
+    is_long: bool = False  # seconds a start: then some of its steps are tried, and of the others each
 
 
 STAGES = (
     Stage("demo-data", ("--cars", str(CARS), "--test-cars", str(TEST_CARS)), warm.draw_from_memory),
     Stage("shrink", ("--out", "half", "--scale", "8")),
     Stage("folds"),
-    Stage("train"),
+    Stage("train", is_long=True),
     Stage("validate"),
     Stage("threshold"),
     Stage("predict"),
     Stage("submit", (MINE,), at_kaggle=True),
-    Stage("report"),
+    Stage("report", is_long=True),
 )
 STAGES = tuple(stage for stage in STAGES if stage.name in COMMANDS)  # without those that this checkout has not
+STAGE = {stage.name: stage for stage in STAGES}
 
 
 class Places:
@@ -132,6 +134,13 @@ class Places:
 
 def words_of(stage: Stage) -> list[str]:
     return [stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+
+
+def longest_write(places: Places, stage: Stage) -> int:
+    """Size of the largest file that a stage makes."""
+    before, after = places.before(stage), places.after(stage)
+    sizes = [path.stat().st_size for path in after.rglob("*") if not (before / path.relative_to(after)).exists()]
+    return max(sizes, default=1)
 
 
 def prepare(stage: Stage, kaggle: "Kaggle | None") -> None:
