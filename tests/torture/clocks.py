@@ -29,7 +29,7 @@ def of(places: Places) -> Iterator[Callable[[Places], Row]]:
     if "train" in names:
         yield back_in_training
     if "submit" in names:
-        yield from (back_in_submit, back_after_a_kill, back_with_force)
+        yield from of_submit
     if "folds" in names:
         yield back_in_download
 
@@ -174,3 +174,6 @@ def handed_in(place: pathlib.Path, kaggle: Kaggle, late: list[bool]) -> str:
 
 def failed(ended: Ended) -> str:
     return f"{ended.told()}: {ended.err[-600:] or 'no word'}" if ended.code else ""
+
+
+of_submit = (back_in_submit, back_after_a_kill, back_with_force)

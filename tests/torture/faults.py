@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.data import dataset, stream
 from pipeline.model.ema import Ema
 from tests.torture import clocks, warm
-from tests.torture.place import STAGE, Places, Stage, contents, longest_write, prepare, words_of
+from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, words_of
 from tests.torture.table import NOT_HERE, Row
 from tests.torture.warm import Ended, Plan
 
@@ -34,6 +34,8 @@ def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
     each: all steps of the stages that are not long, in the place of `most` of them.
     """
     for stage in places.stages:
+        if stage.aside:
+            continue
         yield from refused(places, stage, None if each and not stage.is_long else most)
         for fault in (full_within_a_write, second_start, on_a_read_only_disk):
             yield attempted(fault, places, stage)
@@ -91,11 +93,6 @@ def different(steps: list[str]) -> list[int]:
         seen.add(kind)
         numbers.append(number)
     return numbers
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """`most` of the numbers below `count`, with the first and the last."""
-    return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))})
 
 
 def full_within_a_write(places: Places, stage: Stage) -> Row:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from tests.torture.place import Places, Stage, longest_write
+from tests.torture.place import Places, Stage, evenly, longest_write
 from tests.torture.table import Row
 from tests.torture.warm import Ended, Plan
 
@@ -14,19 +14,29 @@ IN_A_ROW = 3  # kills at random moments, before a start is left alone
 
 
 def rows(places: Places, rng: random.Random, most: int, at_random: int) -> Iterator[Row]:
-    """most: steps of a stage before which to die, evenly among all of them; at_random: other deaths of each stage."""
+    """most: steps of a stage before which to die, evenly among all of them; at_random: other deaths of each stage.
+
+    At most 2, and 3 at random moments and 1 in a write, of the stages that stand aside.
+    """
     for stage in places.stages:
-        count = len(places.steps[stage.name])
-        for number in sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))}):
-            yield from killed(places, stage, [(f"before step {number + 1} of {count}", Plan(die_at=number))])
-        for _ in range(-(-at_random // IN_A_ROW)):
-            moments = [rng.uniform(0, places.seconds[stage.name]) for _ in range(IN_A_ROW)]
-            plans = [(f"after {moment:.2f} s", Plan(die_after_s=moment)) for moment in moments]
-            yield from killed(places, stage, plans)
-        for _ in range(-(-at_random // 3)):
-            size = int(longest_write(places, stage) * rng.random())
-            plan = Plan(file_bytes=size, die_of_it=True)
-            yield from killed(places, stage, [(f"in a write, after {size} bytes of the file", plan)])
+        if stage.aside:
+            yield from kills_of(stage, places, rng, min(most, 2), min(at_random, 1))
+        else:
+            yield from kills_of(stage, places, rng, most, at_random)
+
+
+def kills_of(stage: Stage, places: Places, rng: random.Random, most: int, at_random: int) -> Iterator[Row]:
+    count = len(places.steps[stage.name])
+    for number in evenly(count, most):
+        yield from killed(places, stage, [(f"before step {number + 1} of {count}", Plan(die_at=number))])
+    for _ in range(-(-at_random // IN_A_ROW)):
+        moments = sorted(rng.uniform(0, places.seconds[stage.name]) for _ in range(IN_A_ROW))
+        plans = [(f"after {moment:.2f} s", Plan(die_after_s=moment)) for moment in moments]
+        yield from killed(places, stage, plans)
+    for _ in range(-(-at_random // 3)):
+        size = int(longest_write(places, stage) * rng.random())
+        plan = Plan(file_bytes=size, die_of_it=True)
+        yield from killed(places, stage, [(f"in a write, after {size} bytes of the file", plan)])
 
 
 def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Iterator[Row]:

@@ -86,6 +86,11 @@ def be_ready() -> None:
     cv2.setNumThreads(1)
 
 
+def end_with_parent() -> None:
+    """In a child: a harness that is stopped leaves none behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def run(
     folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
 ) -> Ended:
@@ -104,7 +109,7 @@ def start(
         code = 70
         try:
             os.setpgid(0, 0)
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a harness that is stopped leaves none behind
+            end_with_parent()
             code = child(folder, words, plan, before, theirs)
             if after:
                 after()
@@ -256,6 +261,26 @@ def watch(folder: pathlib.Path, plan: Plan, steps: list[str], tell: Callable[[],
     os.fsync = watched_fsync  # type: ignore[assignment]
     sys.addaudithook(hook)
     watching.append(True)
+
+
+# --- stages that start processes ------------------------------------------------------------------
+
+
+def as_no_module() -> None:
+    """`before` of a child that starts Python anew, as drawing does: without this module and all that it imports."""
+    __main__ = sys.modules["__main__"]
+    __main__.__spec__ = None
+    __main__.__dict__.pop("__file__", None)
+
+
+def run_stages_within() -> None:
+    """`before` of a child whose stage runs others: in this very process, so that their steps are steps of it."""
+
+    def run_stage(stage: str, *words: str) -> None:
+        if code := main([stage, *words]):
+            raise SystemExit(code)
+
+    submit.run_stage = run_stage  # type: ignore[assignment]
 
 
 # --- drawing --------------------------------------------------------------------------------------
