@@ -27,7 +27,7 @@ from tests.torture.warm import end_with_parent
 Rows = Callable[[], Iterator[Row]]
 ROOMS = ("kills", "faults", "inputs")
 # Steps to die at, other deaths a stage, and steps to refuse of a long stage (of the others each, if not short).
-FULL, SHORT = (10, 6, 6), (2, 1, 1)
+FULL, SHORT = (10, 6, 12), (2, 1, 1)
 ASKED = {"kills": ("kills", 100), "inputs": ("bad_inputs", 60)}  # room -> what is counted, and at least how many
 
 

@@ -8,6 +8,7 @@ after, misses nothing: after one is before the next.
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import pathlib
@@ -81,7 +82,8 @@ class Ended:
 
 
 def be_ready() -> None:
-    """Once in the parent: no threads, which a fork would lose."""
+    """Once in the parent: no threads, which a fork would lose, and what an optimiser imports at its first step."""
+    importlib.import_module("torch._dynamo")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
