@@ -45,6 +45,10 @@ def test_every_stage_that_is_killed_ends_as_if_it_had_not_been(places: Places) -
     assert {row.what.partition(": ")[0] for row in rows if row.kind == "kills"} == set(KILLED)
 
 
+def test_a_prediction_whose_submit_was_killed_is_waited_for(places: Places) -> None:
+    assert_all_well([kills.killed_alone(places)], at_least=1)
+
+
 def test_drawing_that_is_killed_in_a_write_is_begun_again(places: Places) -> None:
     (plan,) = [("in a write", Plan(file_bytes=10_000, die_of_it=True))]
     assert_all_well(list(kills.killed(places, place.STAGE["demo-data, really drawn"], [plan])), at_least=1)

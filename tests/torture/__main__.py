@@ -1,6 +1,6 @@
 """`make torture`: kills, faults and bad inputs on a tiny competition; a table, and its figures as one JSON object.
 
-    python -m tests.torture                  all of it: 12 minutes on two cores
+    python -m tests.torture                  all of it: some 10 minutes on two cores
     python -m tests.torture --short          a few of each
     python -m tests.torture --seed 7         other moments for the kills; without it 0
     python -m tests.torture kills faults     only these

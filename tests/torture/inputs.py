@@ -37,7 +37,7 @@ from pipeline.model import checkpoint
 from pipeline.model.build import build
 from pipeline.problem import LONGEST_SENTENCE
 from tests.torture.table import Row
-from tests.torture.warm import be_ready, end_with_parent
+from tests.torture.warm import be_ready, end_with_parent, stay_on_the_cpu
 
 LONGEST_S = 5.0  # of a processor's time; by the clock, too, on a machine with nothing else to do
 HANGS_S = 20.0  # by the clock, whatever else the machine does
@@ -229,14 +229,15 @@ def try_case(place: Place, case: Case) -> Row:
 
 def call(folder: pathlib.Path, words: list[str]) -> Said:
     """A stage in a child, and all that was said on stderr, by Python or by a library below it; killed when it hangs."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        began, resident_mb = time.monotonic(), memory_mb()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as first:
+        began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
             end_with_parent()
+            os.pwrite(first.fileno(), str(memory_mb()).encode(), 0)  # a fork has less of it than what it was forked from
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
@@ -251,7 +252,7 @@ def call(folder: pathlib.Path, words: list[str]) -> Said:
         with contextlib.suppress(ProcessLookupError):  # workers that it left
             os.killpg(pid, signal.SIGKILL)
         text = os.pread(err.fileno(), 2**20, 0).decode("utf-8", "replace")
-    grown_mb = used.ru_maxrss / 1024 - resident_mb
+        grown_mb = used.ru_maxrss / 1024 - float(first.read())
     return Said(os.waitstatus_to_exitcode(status), text, seconds, used.ru_utime + used.ru_stime, grown_mb)
 
 
@@ -260,6 +261,7 @@ def child(folder: pathlib.Path, words: list[str]) -> None:
     code = 70
     try:
         os.chdir(folder)
+        stay_on_the_cpu()
         code = main(words)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
@@ -286,7 +288,7 @@ def listing(folder: pathlib.Path) -> set[tuple[str, tuple[int, ...]]]:
 
 
 def memory_mb() -> float:
-    """What of this process is in memory now, and so of a child when it begins."""
+    """What of this process is in memory now."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

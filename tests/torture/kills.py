@@ -2,14 +2,21 @@
 
 What it must end with is what the undisturbed stage ended with, to the byte (see place.py for the times left aside).
 """
+import dataclasses
+import os
+import pathlib
 import random
+import signal
 import time
 from collections.abc import Iterator
 
-from tests.torture.place import Places, Stage, evenly, longest_write
+from tests.torture import warm
+from tests.torture.place import STAGE, Places, Stage, evenly, longest_write, prepare, words_of
 from tests.torture.table import Row
 from tests.torture.warm import Ended, Plan
 
+PREDICTING = STAGE["submit, predicting first"]
+ROOT = pathlib.Path(__file__).parent.parent.parent
 IN_A_ROW = 3  # kills at random moments, before a start is left alone
 
 
@@ -23,6 +30,8 @@ def rows(places: Places, rng: random.Random, most: int, at_random: int) -> Itera
             yield from kills_of(stage, places, rng, min(most, 2), min(at_random, 1))
         else:
             yield from kills_of(stage, places, rng, most, at_random)
+        if stage.name == PREDICTING.name and at_random:
+            yield killed_alone(places)
 
 
 def kills_of(stage: Stage, places: Places, rng: random.Random, most: int, at_random: int) -> Iterator[Row]:
@@ -63,6 +72,39 @@ def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Itera
     if not came_to_pass:
         missed = ", ".join(what for what, _ in plans)
         yield Row("not_killed", f"{stage.name}: it had ended before it was killed {missed}", problem, seconds=seconds)
+
+
+def killed_alone(places: Places) -> Row:
+    """The prediction that it started, a process of its own, goes on. Until that is done, a start may be refused."""
+    with places.copy(PREDICTING) as place, places.kaggle() as kaggle:
+
+        def prepared() -> None:
+            prepare(dataclasses.replace(PREDICTING, before=None), kaggle)
+            # As warm.py has it of all others: no commit, one thread, and the CPU.
+            os.environ.update(PYTHONPATH=str(ROOT), GIT_DIR="/nowhere", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+
+        first = warm.start(place, words_of(PREDICTING), Plan(), prepared)
+        began = time.monotonic()
+        while not (place / "submissions/.tiny.parts/00000.csv.gz").exists() and waits(began):
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGKILL)
+        problem = "" if os.waitpid(first.pid, 0)[1] == signal.SIGKILL else "it was not killed"
+        last = warm.run(place, words_of(PREDICTING), before=prepared)
+        while "is being predicted by another process" in last.err and waits(began):
+            time.sleep(0.1)
+            last = warm.run(place, words_of(PREDICTING), before=prepared)
+        for pipe in first.pipes:
+            os.close(pipe)
+        problem = problem or (f"{last.told()}: {last.err[-600:]}" if last.code else "")
+        problem = problem or places.difference(place, PREDICTING)
+        if kaggle.submissions() != 1:
+            problem += f" Kaggle has it {kaggle.submissions()} times."
+    what = f"{PREDICTING.name}: killed while its prediction, a process of its own, goes on"
+    return Row("kills", what, problem, seconds=time.monotonic() - began)
+
+
+def waits(began: float) -> bool:
+    return time.monotonic() - began < warm.LONGEST_S
 
 
 def not_as_planned(what: str, plan: Plan, ended: Ended) -> str:

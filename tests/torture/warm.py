@@ -93,6 +93,11 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def stay_on_the_cpu() -> None:
+    """In a child: there the same bits come out each time, and a GPU is not for a fork of one that has used it."""
+    torch.cuda.is_available = lambda: False
+
+
 def run(
     folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
 ) -> Ended:
@@ -173,6 +178,7 @@ def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipe
     # Pipes and no files, to which a limit of their size would apply as well.
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     os.chdir(folder)
+    stay_on_the_cpu()
     git.commit, git.is_clean = lambda: "", lambda: False  # a checkout in which somebody works tells now this, now that
     have_little_patience()
     if before:
