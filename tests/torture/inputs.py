@@ -237,7 +237,7 @@ def call(folder: pathlib.Path, words: list[str]) -> Said:
         if pid == 0:
             os.setpgid(0, 0)
             end_with_parent()
-            os.pwrite(first.fileno(), str(memory_mb()).encode(), 0)  # a fork has less of it than what it was forked from
+            os.pwrite(first.fileno(), str(memory_mb()).encode(), 0)  # less than what it was forked from has
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
