@@ -156,8 +156,8 @@ endif
 # A variable that stands in the command and in no line above is a slip more often than not, and a run is long.
 known := $(shell awk -F '[ =]' '/^## [A-Z_]+=/ {print $$2}' $(firstword $(MAKEFILE_LIST)))
 unknown := $(filter-out $(known),$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
-$(if $(unknown),$(warning $(firstword $(unknown)) is none of the variables that `make` lists, and is only handed on as \
-	part of the environment; a setting of a run is changed with SET, as in SET="train.epochs=3"))
+$(if $(unknown),$(warning $(unknown): not among the variables that `make` lists, and only handed on as part of the \
+	environment; a setting of a run is changed with SET, as in SET="train.epochs=3"))
 
 # On a CPU. A thread that waits for the others spins 10,000 rounds and then sleeps: left to itself it spins so long
 # that one busy neighbour on a core made training 6 times as slow, against 3 times with 20,000 rounds. And memory of a

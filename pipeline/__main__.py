@@ -5,7 +5,9 @@ A stage is imported when it is called, so that none waits for what only another 
 import argparse
 import json
 import pathlib
+import re
 import sys
+from typing import NoReturn
 
 from pipeline import config
 from pipeline.paths import LEDGER, Run
@@ -132,7 +134,7 @@ def submit(args: argparse.Namespace) -> None:
     file = pathlib.Path(args.file) if args.file else None
     stage.run(
         run_of(args), file, trained_folds(args), folder_of(args), pathlib.Path(args.ledger),
-        args.message, args.dry_run, args.force, predict_words=shared_words(args),
+        args.message, args.dry_run, args.force, args.set, predict_words=shared_words(args),
     )  # fmt: skip
 
 
@@ -254,8 +256,21 @@ def shared_flags(config: str = DEFAULT_CONFIG, data: str | None = None, fold: li
     return shared
 
 
+class Parser(argparse.ArgumentParser):
+    """One sentence for a wrong word, by its name in the Makefile and here, instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        named = re.sub(r"(argument |required: )--([a-z-]+)", lambda found: found[1] + shown_flag(found[2]), message)
+        self.exit(2, f"{self.prog.split()[-1]}: {named}; `{self.prog} --help` shows what it takes.\n")
+
+
+def shown_flag(name: str) -> str:
+    """"test-cars" -> "TEST_CARS (--test-cars)"."""
+    return f"{name.upper().replace('-', '_')} (--{name})"
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="From Kaggle's archives to a submission.")
+    parser = Parser(prog="python -m pipeline", description="From Kaggle's archives to a submission.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
     def add(name: str, command, help: str, **defaults) -> argparse.ArgumentParser:
@@ -264,8 +279,8 @@ def build_parser() -> argparse.ArgumentParser:
         return stage
 
     def add_drawing(stage: argparse.ArgumentParser) -> None:
-        stage.add_argument("--cars", type=int, default=32, help="training cars")
-        stage.add_argument("--test-cars", type=int, default=8)
+        stage.add_argument("--cars", type=count, default=32, help="training cars")
+        stage.add_argument("--test-cars", type=count, default=8)
         stage.add_argument("--seed", type=seed, default=0)
 
     def add_ledger(stage: argparse.ArgumentParser) -> None:
@@ -280,9 +295,9 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these files alone")
     add_drawing(add("demo-data", demo_data, "draw a synthetic competition folder"))
     stage = add("demo-rooms", demo_rooms, "draw rooms in a file of the structure of NYU Depth v2")
-    stage.add_argument("--scenes", type=int, default=48, help="rooms, of four pictures each")
-    stage.add_argument("--height", type=int, default=240, help="of a picture, in pixels")
-    stage.add_argument("--width", type=int, default=320)
+    stage.add_argument("--scenes", type=count, default=48, help="rooms, of four pictures each")
+    stage.add_argument("--height", type=count, default=240, help="of a picture, in pixels")
+    stage.add_argument("--width", type=count, default=320)
     stage.add_argument("--seed", type=seed, default=0)
     stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")
@@ -320,7 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ledger(stage)
     add_ledger(add("leaderboard", leaderboard, "show the ledger, and where its scores would have stood"))
     stage = add("reproduce", reproduce, "print the commands that make a submission of the ledger again")
-    stage.add_argument("row", type=int, metavar="ROW", help="its number, as leaderboard shows it")
+    stage.add_argument("row", type=count, metavar="ROW", help="its number, as leaderboard shows it")
     stage.add_argument("--go", action="store_true", help="predict it again, and compare the bytes")
     add_ledger(stage)
     stage = add("report", report, "a page that shows where a run is wrong")

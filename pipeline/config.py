@@ -293,16 +293,13 @@ def nearest(settings: Settings) -> tuple[str, list[str]]:
 
 
 def apply_override(tree: dict[str, Any], word: str) -> None:
-    """Set one `a.b=1` word in nested dicts; the value is read as YAML reads it."""
+    """Set one `a.b=1` word in nested dicts that are sound; the value is read as YAML reads it."""
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word, flags=re.DOTALL)
     if match is None:
         raise Problem(f"The setting {word!r} must look like section.key=value, as in train.epochs=3, without blanks.")
     section, key, value = match.groups()
-    if not isinstance(tree.setdefault(section, {}), dict):
-        held = reprlib.repr(tree[section])[:60]
-        raise Problem(f"The section {section} holds {held}, so that {word!r} cannot be set in it.")
     try:
-        tree[section][key] = yaml.load(value, Loader=Yaml)
+        tree.setdefault(section, {})[key] = yaml.load(value, Loader=Yaml)
     except NOT_YAML:
         raise Problem(f"The value of the setting {word[:60]!r} is not YAML; quote it.") from None
 

@@ -1,5 +1,6 @@
 """Writing so that a file is either whole or not there."""
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,25 +11,40 @@ from typing import IO, Any
 
 from pipeline.problem import Problem
 
+ERRORS_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # and EIO of a read, sometimes
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Hand out a name to write to; on success it becomes `path` in one step, on failure it is removed.
 
-    The bytes are on the disk before the name is, so that a power cut leaves the old file or the new one.
+    The bytes are on the disk before the name is, so that a power cut leaves the old file or the new one. Problem when
+    it cannot be written; what else goes wrong in the block, such as reading other files, passes as it is.
     """
     draft = path.with_name(f".{path.name}.draft")
+    in_the_block = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        in_the_block = True
         yield draft
+        in_the_block = False
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
+        if in_the_block and not is_of_writing(error, draft):
+            raise
         raise Problem(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
+
+
+def is_of_writing(error: OSError, path: pathlib.Path) -> bool:
+    """Whether an error comes of writing to `path`. Opening names the file; a write that fails names none."""
+    if error.filename is None:
+        return error.errno in ERRORS_OF_WRITING
+    return str(error.filename) in (str(path), str(path.parent))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

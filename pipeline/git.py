@@ -2,11 +2,16 @@
 
 The ledger is left out of account: it is tracked and each submission adds to it, but no stage's artefact depends on it.
 """
+import contextlib
+import hashlib
+import importlib.metadata
 import pathlib
 import subprocess
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 ALL_BUT_THE_LEDGER = (".", ":(exclude)submissions/ledger.csv")
+# What a prediction comes out of, beside our own code.
+PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "segmentation-models-pytorch", "timm")
 
 
 def commit() -> str:
@@ -23,6 +28,23 @@ def is_clean() -> bool:
 def same_code(one: str, other: str) -> bool:
     """Whether two commits hold the same files."""
     return git("diff", "--quiet", one, other, "--", *ALL_BUT_THE_LEDGER) is not None
+
+
+def code_digest() -> str:
+    """Hex digest of the pipeline's own files as they are: it tells code apart that no commit has, too."""
+    package, found = CHECKOUT / "pipeline", hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def packages() -> dict[str, str]:
+    """The versions of PACKAGES, as far as they are installed."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def git(*words: str) -> str | None:

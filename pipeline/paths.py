@@ -30,6 +30,10 @@ class Fold:
         return self.folder / "last.previous.pt"  # the one before
 
     @property
+    def damaged(self) -> pathlib.Path:
+        return self.folder / "last.damaged.pt"  # a last.pt that could not be read, out of the way of the next one
+
+    @property
     def lock(self) -> pathlib.Path:
         return self.folder / ".lock"  # held while it is trained
 

@@ -1,10 +1,14 @@
 """What several tests share: a tiny demo competition, drawn once, and how random tests are run."""
 import pathlib
 import shutil
+import signal
 import zipfile
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import torch
+from tiny_run import CONFIG, RUN, Pipeline
 
 from pipeline.stages import demo_data
 
@@ -38,3 +42,56 @@ def gif(demo_folder: pathlib.Path) -> bytes:
     """The mask of that picture."""
     with zipfile.ZipFile(demo_folder / "train_masks.zip") as archive:
         return archive.read(archive.namelist()[1])
+
+
+# --- the tiny run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The folder in which all tests of a module work. One thread: a network this small is no work for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("workplace"))
+        pathlib.Path("tiny.yaml").write_text(CONFIG)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_place: None, demo_folder: pathlib.Path) -> Pipeline:
+    return Pipeline(demo_folder)
+
+
+@pytest.fixture(scope="module")
+def trained(pipeline: Pipeline) -> None:
+    """Fold 0 of the tiny run."""
+    assert pipeline("folds") == 0 and pipeline("train") == 0
+
+
+@pytest.fixture
+def run_copy(trained: None) -> Iterator[pathlib.Path]:
+    """The trained run under another name, `--run copy`, for a test to damage."""
+    copy = pathlib.Path(shutil.copytree(RUN, "runs/copy"))
+    yield copy
+    shutil.rmtree(copy)
+
+
+@pytest.fixture
+def new_run(trained: None) -> Iterator[pathlib.Path]:
+    """`--run new`, with folds and nothing else."""
+    new = pathlib.Path("runs/new")
+    new.mkdir()
+    shutil.copy(RUN / "folds.csv", new)
+    yield new
+    shutil.rmtree(new)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """A test that cuts a run off leaves no handler behind."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

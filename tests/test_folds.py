@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.data.folds import absent, assign, normal_make, read_folds, split
+from pipeline.data.folds import absent, assign, digest, normal_make, read_folds, split
 from pipeline.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
@@ -80,6 +80,15 @@ def test_folds_csv_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
     table = assign({"331659860e11": "Ford", "011330127438": "", "0123456789ab": "NA"}, folds=2)
     table.to_csv(tmp_path / "folds.csv", index=False)
     pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.csv"), table, check_dtype=False)
+
+
+def test_a_digest_is_of_who_is_held_out_when_and_of_nothing_else(tmp_path: pathlib.Path) -> None:
+    table = assign(kaggle_like(), folds=5)
+    table.to_csv(tmp_path / "folds.csv", index=False, lineterminator="\r\n")
+    same = [read_folds(tmp_path / "folds.csv"), table[::-1], table.assign(make=""), table.reset_index(drop=True)]
+    assert {digest(one) for one in same} == {digest(table)}
+    other = [table.assign(fold=(table["fold"] + 1) % 5), table[1:], assign(kaggle_like(), folds=4)]
+    assert len({digest(one) for one in [table, *other]}) == 4
 
 
 @pytest.mark.parametrize(

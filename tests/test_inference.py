@@ -15,7 +15,7 @@ from pipeline.inference.blend import WEIGHTINGS_AT_MOST, Tally, blended_histogra
 from pipeline.inference.cutout import cut_out, opacity, read_photo
 from pipeline.inference.evaluate import count, histograms, one_behind
 from pipeline.inference.load import batch_that_fits
-from pipeline.inference.predictor import Ensemble, Member, Predictor, enlarged_on_device, to_bytes_on_device
+from pipeline.inference.predictor import Ensemble, Member, enlarged_on_device, to_bytes_on_device
 from pipeline.inference.views import VIEWS, View
 from pipeline.masks import dice
 from pipeline.problem import Problem
@@ -98,12 +98,13 @@ def test_weights_that_do_not_sum_to_1_are_refused() -> None:
         Ensemble([Member(Red(), 4, VIEWS["none"], 0.75)] * 2, HEIGHT, WIDTH)
 
 
-def test_the_plain_predictor_is_an_ensemble_of_equal_weights() -> None:
+def test_a_mean_of_one_network_with_itself_or_with_its_mirror_is_its_prediction() -> None:
     share = smooth()
-    predicted = Predictor([Red(), Red()], False, 4, HEIGHT, WIDTH)(red_pictures(share))
+    twice = [Member(Red(), 4, VIEWS["none"], 0.5)] * 2
+    predicted = Ensemble(twice, HEIGHT, WIDTH)({4: red_pictures(share)})
     expected = [full_size(((one * 255).round() / 255).numpy(), 4, HEIGHT, WIDTH) for one in share]
     assert (predicted.int() - torch.from_numpy(np.stack(expected)).int()).abs().max() <= 1
-    mirrored = Predictor([Red()], True, 4, HEIGHT, WIDTH)(red_pictures(share))
+    mirrored = Ensemble([Member(Red(), 4, VIEWS["hflip"], 1.0)], HEIGHT, WIDTH)({4: red_pictures(share)})
     assert (mirrored.int() - predicted.int()).abs().max() <= 1
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.kept import Kept, keeping, png
-from pipeline.inference.predictor import Ensemble, Member, Predictor
+from pipeline.inference.predictor import Ensemble, Member
 from pipeline.inference.views import VIEWS
 from pipeline.problem import Problem
 from tests.test_inference import HEIGHT, WIDTH, Red, red_pictures, smooth
@@ -84,7 +84,7 @@ def test_keeping_changes_no_histogram_and_keeps_the_mean_before_it_is_enlarged(k
     batches = red_pictures(shares).split(2)
     with keeping(kept) as keep:
         found = histograms(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
-    plain = Predictor([Red()], False, 4, HEIGHT, WIDTH)
-    np.testing.assert_array_equal(found, histograms(plain, batches, NAMES, masks.__getitem__))
+    without = histograms(lambda image_NHWC: ensemble({4: image_NHWC}), batches, NAMES, masks.__getitem__)
+    np.testing.assert_array_equal(found, without)
     read = np.stack([Kept(kept).read(name) for name in NAMES])
     np.testing.assert_array_equal(read, (shares * 255).round().numpy())

@@ -1,5 +1,7 @@
 """Submissions: written and proven, checked for what Kaggle would refuse, scored as it would score them."""
+import errno
 import gzip
+import os
 import pathlib
 import re
 import zipfile
@@ -10,7 +12,10 @@ import numpy as np
 import pytest
 
 from pipeline import carvana
-from pipeline.leaderboard import writer
+from pipeline.__main__ import main
+from pipeline.data.competition import read_table
+from pipeline.files import replacing, sha256
+from pipeline.leaderboard import origin, writer
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import rle
@@ -18,6 +23,7 @@ from pipeline.problem import Problem
 from pipeline.stages import score
 from pipeline.threads import in_order
 
+CONFIG = pathlib.Path(__file__).parent.parent / "configs/demo.yaml"
 HEADER = carvana.SUBMISSION_HEADER
 NAMES = [carvana.image_name("0004d4463b50", view) for view in carvana.VIEW_NUMBERS[:6]]
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
@@ -96,6 +102,39 @@ def test_a_submission_that_is_interrupted_leaves_the_old_one(tmp_path: pathlib.P
         writer.write(tmp_path / "run.csv.gz", HEADER, interrupted())
     assert (tmp_path / "run.csv.gz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.csv.gz"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),  # of a worker that reads pictures
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "data/carvana/test.zip"),
+        OSError(errno.EIO, "Input/output error", "data/carvana/test.zip"),
+    ],
+)
+def test_what_goes_wrong_with_other_files_is_not_told_of_the_file_that_is_written(
+    tmp_path: pathlib.Path, error: OSError
+) -> None:
+    def rows():
+        yield "a.jpg", "1 1"
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        writer.write_part(tmp_path / "00000.csv.gz", rows())
+    assert raised.value is error and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+def test_what_goes_wrong_with_the_file_that_is_written_names_it(tmp_path: pathlib.Path, number: int) -> None:
+    path = tmp_path / "x.json"
+    for where in ({}, {"filename": str(tmp_path / ".x.json.draft")}):
+        with pytest.raises(Problem, match="x.json could not be written: "), replacing(path):
+            raise OSError(number, os.strerror(number), *where.values())
+    (tmp_path / "a file").touch()
+    with pytest.raises(Problem, match="x.json could not be written: "), replacing(tmp_path / "a file" / "x.json"):
+        pass
+    with pytest.raises(Problem, match="x.json could not be written: No such file"), replacing(path):
+        pass  # and so nothing is there to be renamed
 
 
 @pytest.mark.parametrize("rows_per_part", [4, 8, 12, 1000])
@@ -241,6 +280,25 @@ def test_a_mask_that_kaggle_would_refuse_is_found(tmp_path: pathlib.Path, text: 
     rows[3][1] = text
     with pytest.raises(Problem, match=rf"line 4, image {NAMES[2]}: .*{complaint}"):
         check(save(tmp_path / "run.csv", rows), NAMES)
+
+
+def test_the_rows_that_predict_left_empty_pass_in_that_file_alone(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [list(HEADER), *([name, CAR] for name in read_table(demo_folder, "sample_submission.csv", HEADER)["img"])]
+    rows[3][1] = rows[5][1] = ""
+    path, words = pathlib.Path("submissions/x.csv.gz"), ["check", "--data", str(demo_folder), "--run", "x"]
+    path.parent.mkdir()
+    save(path, rows)
+    for unreadable in ([], [rows[3][0]], [rows[3][0], rows[5][0]]):
+        origin.write(path.with_name("x.json"), origin.Origin(sha256=sha256(path), unreadable=unreadable))
+        assert main([*words, "--config", str(CONFIG)]) == (0 if len(unreadable) == 2 else 1)
+    said = capsys.readouterr()
+    assert [line.count("the mask is empty") for line in said.err.splitlines()] == [1, 1]
+    assert f"2 pictures could not be read and have empty rows: {rows[3][0]}, {rows[5][0]}." in said.out
+    path.write_bytes(path.read_bytes() + gzip.compress(b""))  # the same rows in another file
+    assert main([*words, "--config", str(CONFIG)]) == 1
 
 
 @pytest.mark.parametrize("mask", ["1 1", f"1 {PIXELS}", f"1 {PIXELS // 10}", f"1 {PIXELS // 2}"])

@@ -31,7 +31,7 @@ def row_of(about: Origin, **other: Any) -> Row:
 
 PENDING = row_of(OWN)
 COMPLETE = row_of(OWN, ref=7, status="complete", public=0.99512, private=0.99487)
-FAILED = row_of(Origin(sha256=HASH), status="failed", error='Kaggle said: "no", and\nno more')
+FAILED = row_of(Origin(sha256="f" * 64), status="failed", error='Kaggle said: "no", and\nno more', message="#ffff")
 
 
 def submission_of(ref: int, description: str, status: str = "COMPLETE", public: float | None = 0.9) -> Submission:
@@ -42,8 +42,28 @@ def test_what_is_put_is_read_in_its_order(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "ledger.csv"
     assert ledger.read(path) == []
     assert [ledger.put(path, row) for row in (PENDING, FAILED)] == [1, 2]
-    assert ledger.put(path, COMPLETE, 1) == 1
-    assert ledger.read(path)[0] == COMPLETE and len(ledger.read(path)) == 2
+    assert ledger.put(path, COMPLETE) == 1
+    assert ledger.read(path) == [COMPLETE, FAILED.model_copy(update={"error": 'Kaggle said: "no", and no more'})]
+
+
+def test_a_row_that_git_has_moved_is_written_in_its_new_place(tmp_path: pathlib.Path) -> None:
+    """As when somebody else's rows are pulled while a submission waits for its score."""
+    path = tmp_path / "ledger.csv"
+    theirs = row_of(Origin(sha256="f" * 64), ref=5, status="complete", message="theirs #ffffffffffff")
+    assert ledger.put(path, PENDING) == 1
+    path.unlink()
+    assert [ledger.put(path, row) for row in (theirs, PENDING)] == [1, 2]
+    assert ledger.put(path, COMPLETE) == 2
+    assert ledger.read(path) == [theirs, COMPLETE]
+    path.unlink()  # or the row is not there any more
+    assert [ledger.put(path, row) for row in (theirs, COMPLETE)] == [1, 2]
+
+
+def test_the_same_file_of_another_account_is_another_row(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "ledger.csv"
+    theirs = COMPLETE.model_copy(update={"ref": 5})
+    assert [ledger.put(path, row) for row in (theirs, PENDING, COMPLETE)] == [1, 2, 2]
+    assert ledger.read(path) == [theirs, COMPLETE]
 
 
 def test_a_row_is_a_line(tmp_path: pathlib.Path) -> None:
@@ -94,9 +114,9 @@ WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="
 def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.unlink(missing_ok=True)
-    ledger.put(path, PENDING)
+    ledger.put(path, FAILED)
     ledger.put(path, row)
-    assert ledger.read(path) == [PENDING, row]
+    assert ledger.read(path)[1:] == [row]
 
 
 def spoilt(column: str, cell: str) -> str:
@@ -196,6 +216,7 @@ def test_the_message_tells_what_made_the_submission() -> None:
     assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 OOF 0.99123 commit abababa"
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
+    assert submit.describe(OWN.model_copy(update={"unreadable": ("a.jpg",)})).endswith("commit abababa 1 empty")
     assert submit.describe(Origin(sha256=HASH)) == "origin unknown"
 
 

@@ -58,7 +58,7 @@ def test_the_page_fits_a_terminal_and_has_no_colour_in_a_pipe(page: str) -> None
 def test_a_variable_that_does_not_exist_is_told() -> None:
     assert run_make("-n", "PY=py", "train", "FOLD=0", "SET=train.epochs=3").stderr == ""
     said = run_make("-n", "PY=py", "train", "EPOCHS=3").stderr
-    assert "EPOCHS is none of the variables that `make` lists" in said and 'SET="train.epochs=3"' in said
+    assert "EPOCHS: not among the variables that `make` lists" in said and 'SET="train.epochs=3"' in said
 
 
 def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:

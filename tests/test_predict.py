@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 
 from pipeline import carvana, config
 from pipeline.__main__ import main
-from pipeline.leaderboard import writer
+from pipeline.inference import device
+from pipeline.files import sha256
+from pipeline.leaderboard import origin, writer
 from pipeline.leaderboard.parts import Parts
 from pipeline.leaderboard.submission import read_rows
 from pipeline.masks import rle
@@ -179,12 +182,15 @@ def test_what_is_there_is_not_predicted_again(
     assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", ["checkpoint", "cut", "settings", "pictures", "damage"])
-def test_parts_of_another_prediction_are_discarded(
+@pytest.mark.parametrize(
+    "change", ["checkpoint", "cut", "settings", "batch", "pictures", "code", "packages", "machine", "damage"]
+)
+def test_parts_of_another_prediction_are_set_aside_and_found_again(
     whole: bytes, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: pathlib.Path
 ) -> None:
     kill_in_part(2, monkeypatch)
     run, words, named = pathlib.Path("runs/one"), [], change
+    slip = pytest.MonkeyPatch()
     backup = shutil.copytree(run, tmp_path / "backup")
     if change == "checkpoint":
         shutil.copy("runs/two/fold0/best.pt", run / "fold0" / "best.pt")
@@ -192,6 +198,14 @@ def test_parts_of_another_prediction_are_discarded(
         (run / "threshold.json").write_text('{"cut": 0.4}')
     elif change == "settings":
         words = ["--set", "predict.tta=none"]
+    elif change == "batch":
+        words = ["--set", "predict.batch_size=3"]
+    elif change == "code":
+        slip.setattr("pipeline.git.code_digest", lambda: "of another commit")
+    elif change == "packages":
+        slip.setattr("pipeline.git.PACKAGES", ("torch",))
+    elif change == "machine":
+        slip.setattr("pipeline.stages.predict.describe_machine", lambda device: "another")
     elif change == "pictures":
         folder = config.load(run / "fold0" / "config.yaml").data.folder
         words = ["--data", str(shutil.copytree(folder, tmp_path / "competition"))]
@@ -203,13 +217,69 @@ def test_parts_of_another_prediction_are_discarded(
     try:
         assert predict(*words) == 0
     finally:
+        slip.undo()
         shutil.rmtree(run)
         shutil.copytree(backup, run)
     out = capsys.readouterr().out
-    assert ".one.parts had 2 parts" in out and "they are discarded" in out
-    assert change == "damage" or named in out
-    assert ((SUBMISSIONS / "one.csv.gz").read_bytes() == whole) == (change == "damage")
-    (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
+    assert ".one.parts had 2 parts" in out and "are there already" not in out
+    same_rows = change in ("batch", "code", "packages", "machine", "damage")
+    assert ((SUBMISSIONS / "one.csv.gz").read_bytes() == whole) == same_rows
+    if change == "damage":
+        assert "they are discarded" in out
+    else:
+        (aside,) = SUBMISSIONS.glob(".one.parts.*")
+        (line,) = [line for line in out.splitlines() if "with another " in line]
+        assert named in line and f": they are in {aside} now" in line
+        assert predict() == 0
+        assert "2 of 6 parts are there already: going on" in capsys.readouterr().out
+        assert not aside.exists()
+    assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
+
+
+def test_only_the_last_parts_that_were_set_aside_are_kept(tmp_path: pathlib.Path) -> None:
+    parts, told = Parts(tmp_path / ".x.parts", ["a", "b"], rows_per_part=1), []
+    for cut in (1, 2, 1, 3, 4, 5):
+        told += parts.open({"cut": cut})
+        parts.write(0, [("a", f"{cut} 1")])
+    assert len([line for line in told if "1 of 2 parts are there already: going on" in line]) == 1
+    assert len([line for line in told if "the oldest parts that were set aside, are removed" in line]) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+    assert parts.earlier({"cut": 4}) and parts.earlier({"cut": 3}) and not parts.earlier({"cut": 1})
+
+
+def test_a_processor_is_named_by_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cpu_line", lambda word: f"{word}\t: Such a one\n")
+    assert device.describe_machine(torch.device("cpu")).startswith("Such a one, ")
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: pathlib.Path
+) -> None:
+    """So that no submission names weights that did not make it."""
+    path, load = pathlib.Path("runs/fine/fold0/best.pt"), checkpoint.load
+    before = shutil.copy(path, tmp_path / "best.pt")
+
+    def load_and_train_on(*given: Any, **more: Any) -> Any:
+        found = load(*given, **more)
+        shutil.copy("runs/two/fold0/best.pt", path)
+        return found
+
+    monkeypatch.setattr(checkpoint, "load", load_and_train_on)
+    assert predict("--run", "fine") == 1
+    assert "runs/fine/fold0/best.pt" in (err := capsys.readouterr().err) and "was replaced while it was loaded" in err
+    shutil.copy(before, path)
+    assert not (SUBMISSIONS / "fine.csv.gz").exists()
+
+
+def test_parts_go_on_with_their_batch_though_a_larger_one_would_fit_now(
+    whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.predict.batch_that_fits", lambda ensemble, batch_size: 1)
+        kill_in_part(4, monkeypatch)
+    assert predict() == 0
+    assert "4 of 6 parts are there already: going on" in capsys.readouterr().out
+    assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
 
 
 def test_a_part_that_is_damaged_is_a_problem_that_names_it(
@@ -227,7 +297,7 @@ def test_a_part_that_is_damaged_is_a_problem_that_names_it(
 
 def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> None:
     parts = Parts(tmp_path / "parts", ["a", "b", "c"], rows_per_part=2)
-    assert parts.open({"cut": 1}) == "" and parts.missing() == [0, 1]
+    assert parts.open({"cut": 1}) == [] and parts.missing() == [0, 1]
     parts.write(0, [("a", "1 2"), ("b", "")])
     with pytest.raises(Problem, match=r"parts \[1\]"):
         parts.join(tmp_path / "x.csv.gz", ("img", "rle_mask"))
@@ -277,6 +347,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
     out = capsys.readouterr().out
     assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
     assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
+    assert origin.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).unreadable == (bad,)
     (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
 
 

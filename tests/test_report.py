@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.analysis import paired
 from pipeline.files import locked, read_json, write_json
+from pipeline.masks.palette import ADDED, MISSED
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.report import charts, choice, gallery, overview, page, palette
@@ -61,7 +62,7 @@ def test_the_contrast_of_black_on_white_is_21() -> None:
 @pytest.mark.parametrize("blind", BLIND)
 def test_missed_and_added_differ_for_the_colour_blind(blind: str) -> None:
     pairs = [(palette.LIGHT["missed"], palette.LIGHT["added"]), (palette.DARK["missed"], palette.DARK["added"])]
-    pairs.append(("#%02x%02x%02x" % palette.MISSED, "#%02x%02x%02x" % palette.ADDED))
+    pairs.append(("#%02x%02x%02x" % MISSED, "#%02x%02x%02x" % ADDED))
     for one, other in pairs:
         seen = [np.array(BLIND[blind]) @ linear(colour) for colour in (one, other)]
         assert np.abs(seen[0] - seen[1]).max() > 0.25
@@ -103,7 +104,7 @@ def test_errors_are_missed_or_added() -> None:
 
 def test_a_layer_is_a_png_of_its_palette() -> None:
     image = image_of(gallery.png(np.array([[0, 1, 2]], np.uint8), gallery.ERROR_PALETTE)).convert("RGBA")
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0, 0), (*palette.MISSED, 255), (*palette.ADDED, 255)]
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0, 0), (*MISSED, 255), (*ADDED, 255)]
 
 
 def image_of(url: str) -> Image.Image:
@@ -182,7 +183,7 @@ def test_a_report_says_when_the_cut_is_of_other_predictions(place: pathlib.Path)
     threshold = Run("one").threshold
     found = read_json(threshold)
     try:
-        write_json(threshold, found | {"predictions": {str(Run("one").oof(0)): "another"}})
+        write_json(threshold, found | {"predictions": {"fold0": "another"}})
         report.run(Run("one"), [], [])
         assert "is the cut of other predictions than runs/one/oof holds now" in Run("one").report_page.read_text()
     finally:

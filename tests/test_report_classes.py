@@ -158,10 +158,10 @@ def test_compare_tells_the_difference_of_mean_iou(place: None, capsys: pytest.Ca
     compare.run(joint, [Run("several"), Run("worse")], [])
     text = joint.compare_page.read_text()
     assert "another class than in truth" in text and "missed: in the mask" not in text
-    assert "worse is worse than several" in text and "mean IoU of worse" in text and "By group" in text
+    assert "no sure difference between worse and several" in text and "mean IoU of worse" in text and "By group" in text
     assert not re.search(r"\bDice\b|View<|By view|\bcars\b", text)
     assert text.count('<article class="card"') == 12
-    assert "over 12 pictures of 4 groups" in capsys.readouterr().out
+    assert "over 12 pictures; groups: 4." in capsys.readouterr().out
 
 
 def test_a_cut_and_classes_cannot_be_compared(place: None) -> None:

@@ -19,6 +19,7 @@ from pipeline.leaderboard.origin import Origin
 from pipeline.model import checkpoint
 from pipeline.model.build import build
 from pipeline.paths import Run
+from pipeline.problem import Problem
 from pipeline.stages import reproduce, submit
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -127,8 +128,13 @@ def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.Captu
 
 
 def predicting(data: bytes) -> Callable[..., None]:
-    """In the place of the stage `predict`: a prediction that comes out so."""
-    return lambda *words: SUBMISSION.write_bytes(data) and None
+    """In the place of the stage `predict`: a prediction that comes out so, and says of what."""
+
+    def predict(*words: str) -> None:
+        SUBMISSION.write_bytes(data)
+        origin.write(Run("tiny").origin, Origin(sha256=sha256(SUBMISSION), runs=("predicted again",)))
+
+    return predict
 
 
 def test_go_keeps_another_file_that_stood_there(
@@ -136,9 +142,66 @@ def test_go_keeps_another_file_that_stood_there(
 ) -> None:
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
+    newer = Origin(sha256=sha256(SUBMISSION), runs=("newer",))
+    origin.write(Run("tiny").origin, newer)
     assert main(["reproduce", "1", "--go"]) == 0
     assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
+    assert origin.find(SUBMISSION.parent, newer.sha256) == newer
+    assert origin.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
+
+
+@pytest.mark.parametrize("blended", [False, True])
+def test_a_submission_of_several_runs_is_made_again(
+    checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture, blended: bool
+) -> None:
+    """Of all of them, with the weights that they had; printed or gone through."""
+    shutil.copytree("runs/tiny", "runs/other")
+    state = checkpoint.load(pathlib.Path("runs/other/fold1/best.pt"), ("network", "settings"))
+    state["network"] = {key: value * 1.5 for key, value in state["network"].items()}
+    checkpoint.save(pathlib.Path("runs/other/fold1/best.pt"), state)
+    joint, words = Run("tiny+other"), ["predict", "--runs", "tiny", "other", "--data", str(demo_folder), *WORDS]
+    if blended:
+        hashes = {str(best): sha256(best) for best in pathlib.Path("runs").glob("*/fold1/best.pt")}
+        found = {"weights": {"tiny": 0.25, "other": 0.75}, "cut": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
+        write_json(joint.blend, found)
+    assert main(words) == 0
+    about, before = origin.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
+    row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
+    assert ledger.put(LEDGER, row) == 2
+    in_git("commit", "-qam", "the ledger, and nothing else")
+    head, script = git.commit(), checkout_output("reproduce", "2")
+    for name in ("tiny", "other"):
+        assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
+    assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
+    joint.submission.unlink()
+    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert joint.submission.read_bytes() == before
+    in_git("checkout", "-q", head)  # whose ledger has the row
+    capsys.readouterr()
+    assert main(["reproduce", "2", "--go"]) == 0
+    assert f"{joint.submission} came out with the sha256 of row 2" in capsys.readouterr().out
+    write_json(joint.blend, {"cut": 0.4})
+    assert main(["reproduce", "2", "--go"]) == 1
+    assert ("has the cut 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
+
+
+def test_runs_that_gave_other_folds_each_need_no_fold_in_the_command() -> None:
+    digest = "0" * 64
+    hashes = {f"runs/{name}/best.pt": digest for name in ("a/fold0", "a/fold1", "b/fold0")}
+    row = Row(
+        sha256=digest, runs=("a", "b", "c"), folds=(0, 1), cut=0.5, oof_dice=0.9, checkpoints=hashes,
+        time=submit.now(), file="elsewhere/x.csv.gz", message="#tag",
+    )  # fmt: skip
+    said = reproduce.lines(row, 1, None)
+    assert "make predict RUN=a+b+c RUNS='a b c'" in said
+    assert "# There c weighs nothing, but it must be at hand." in said
+    with pytest.raises(Problem, match="Row 1 has the folds 0,1 of a, and here none is trained"):
+        reproduce.check_folds(row, 1)
+    with pytest.raises(Problem, match="names best.pt, which is no runs/RUN/fold0/best.pt; mend the ledger"):
+        reproduce.lines(row.model_copy(update={"checkpoints": {"best.pt": digest}}), 1, None)
 
 
 def test_bytes_that_differ_are_a_problem_and_both_are_kept(
@@ -176,6 +239,30 @@ def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: p
     assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
 
 
+def test_a_submission_of_other_words_is_predicted_again_and_one_without_words_is_taken_as_it_is(
+    checkout: pathlib.Path,
+) -> None:
+    run = Run("tiny")
+    run.fold(1).config.write_text(config.dump(config.load(pathlib.Path("configs/tiny.yaml"), ["train.epochs=2"])))
+    assert submit.reason_to_predict(run, [1]) is None  # made with predict.tta=none
+    assert submit.reason_to_predict(run, [1], ["predict.tta=none"]) is None
+    assert submit.reason_to_predict(run, [1], ["predict.batch_size=7", "predict.tta=none", "train.epochs=9"]) is None
+    for words in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"]):
+        assert "not made with SET=" in str(submit.reason_to_predict(run, [1], words))
+    run.fold(1).config.unlink()
+    assert "not made with" in str(submit.reason_to_predict(run, [1], ["predict.tta=none"]))
+
+
+def test_a_submission_that_predict_was_killed_behind_is_not_of_unknown_origin(checkout: pathlib.Path) -> None:
+    run = Run("tiny")
+    SUBMISSION.write_bytes(b"joined, and its origin not written yet")
+    assert submit.reason_to_predict(run, [1]) is None  # somebody's own
+    write_json(run.parts / "state.json", {"cut": 0.5})
+    assert "a prediction that was cut off: going on with it" in str(submit.reason_to_predict(run, [1]))
+    with pytest.raises(Problem, match="run its `make predict` again beforehand"):
+        submit.reason_to_predict(run, [])
+
+
 def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
     checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -208,7 +295,7 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
 
 
 def change_row(**what: Any) -> Callable[[], None]:
-    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what), 1) and None
+    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what)) and None
 
 
 def other_commit() -> None:

@@ -207,6 +207,25 @@ def test_an_answer_that_is_lost_after_kaggle_took_the_file_does_not_make_a_secon
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0
 
 
+def test_rows_that_are_pulled_while_the_score_is_awaited_are_kept(
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: Patch
+) -> None:
+    theirs = Row(sha256="f" * 64, time=submit.now(), file="theirs.csv.gz", message="#ffffffffffff", ref=1)
+    create = kaggle.CreateSubmission
+
+    def create_and_pull(asked: Answer) -> Answer:
+        (ours,) = rows()
+        LEDGER.unlink()
+        for row in (theirs, ours):
+            ledger.put(LEDGER, row)
+        return create(asked)
+
+    monkeypatch.setattr(kaggle, "CreateSubmission", create_and_pull)
+    assert submit_mine() == 0
+    first, second = rows()
+    assert first == theirs and second.file == str(MINE) and second.status == "complete"
+
+
 # --- trouble that stays ---------------------------------------------------------------------------
 
 
@@ -302,7 +321,7 @@ def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
 
 def test_a_submission_of_another_account_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine() == 0
-    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending"}), 1)
+    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending"}))
     kaggle.submissions.clear()
     assert submit_mine() == 1
     assert "does not list that for this account" in only_line(capsys)
@@ -393,7 +412,9 @@ def test_a_submission_that_kaggle_lists_late_is_not_doubled(
     kaggle: Kaggle, submit_mine: Submit, monkeypatch: Patch
 ) -> None:
     assert submit_mine() == 0
-    ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending", "ref": None}), 1)
+    (row,) = rows()
+    LEDGER.unlink()
+    ledger.put(LEDGER, row.model_copy(update={"status": "pending", "ref": None}))
     taken = kaggle.submissions.copy()
     kaggle.submissions.clear()
     threading.Timer(0.3, lambda: kaggle.submissions.extend(taken)).start()

@@ -5,8 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from pipeline.config import Settings
 from pipeline.files import sha256, write_json
-from pipeline.inference.cut import outdated, read_cut
+from pipeline.inference.cut import outdated, predicted_with, read_cut
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -56,13 +57,14 @@ def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str = "none") -> None:
-    np.savez(run.oof(fold), names=names, histograms=counts, checkpoint=sha256(run.fold(fold).best), tta=tta)
+    about = {"checkpoint": sha256(run.fold(fold).best), "predicted_with": predicted_with(tta, scale=2, hq=False)}
+    np.savez(run.oof(fold), names=names, histograms=counts, **about)
 
 
 def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
     threshold.run(judged)
     found = json.loads(judged.threshold.read_text())
-    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "tta", "predictions"]
+    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
     assert found["cut"] == pytest.approx(dice.cut_as_share(100), abs=1e-6)
@@ -82,6 +84,19 @@ def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
         predict.weights_and_cut(judged, [judged], [0])
     write_json(judged.threshold, {"cut": 0.4})  # by hand: it names no predictions
     assert outdated(judged) == ""
+    assert predict.weights_and_cut(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
+
+
+def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
+    threshold.run(judged)
+    judged.fold(1).best.write_text("trained on")
+    assert outdated(judged).endswith("fold1/best.pt; run `make validate` again.")
+
+
+def test_a_run_that_is_renamed_keeps_its_cut(judged: Run) -> None:
+    threshold.run(judged)
+    judged.folder.rename(Run("renamed").folder)
+    assert outdated(Run("renamed")) == ""
 
 
 def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> None:
@@ -91,13 +106,18 @@ def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> Non
     assert "run `make threshold RUN=small` again" in outdated(judged)
 
 
-def test_a_cut_knows_the_views_of_its_predictions(judged: Run) -> None:
+def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
     threshold.run(judged)
-    assert predict.views_differ(judged, "none") == ""
-    assert "found with predict.tta none, and this is predict.tta hflip;" in predict.views_differ(judged, "hflip")
-    save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
-    threshold.run(judged)
-    assert json.loads(judged.threshold.read_text())["tta"] == "hflip, none"
+    assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
+    paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
+    plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
+    assert predict.cut_told(judged, paths, [plain, plain]) == ""
+    assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in predict.cut_told(
+        judged, paths, [settings, settings]
+    )
+    assert predict.cut_told(judged, [Run("other").fold(0).best], [settings]) == ""  # that run has a cut of its own
+    write_json(judged.threshold, {"cut": 0.4})
+    assert predict.cut_told(judged, paths, [plain, plain]).endswith("does not say of which predictions it is.")
 
 
 def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:

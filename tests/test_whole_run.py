@@ -1,84 +1,29 @@
-"""One whole run on a tiny demo competition, through the command line; and runs that are stopped and continued."""
+"""One whole run on a tiny demo competition, through the command line."""
 import csv
 import gzip
 import json
-import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from tiny_run import RUN, Pipeline, listing, only_line, read_log
 
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
-from pipeline.files import locked, sha256
+from pipeline.files import sha256
 from pipeline.leaderboard import ledger
 from pipeline.masks import dice, rle
-from pipeline.model import checkpoint
-from pipeline.model.build import Segmenter
-from pipeline.model.ema import Ema
 from pipeline.problem import Problem
 from pipeline.stages import demo
 
-EPOCHS, STEPS_PER_EPOCH = 3, 8  # of 32 pictures, 4 a step
-CONFIG = """
-data: {scale: 8, folds: 2, workers: 0, cache: true}
-model: {width: 16, depth: 2, patch: 2}
-train: {epochs: 3, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9}
-"""
+pytestmark = pytest.mark.usefixtures("tiny_place")
 REPOSITORY = pathlib.Path(__file__).parent.parent
-RUN = pathlib.Path("runs/tiny")
 SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
-State = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The folder in which all of these tests work. One thread: a network this small is no work for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("workplace"))
-        pathlib.Path("tiny.yaml").write_text(CONFIG)
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """A test that cuts a run off leaves no handler behind."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def listing(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
-    """Size and time of everything in a folder."""
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
-
-
-class Pipeline:
-    """`pipeline("train", "--fold", "0")` -> exit code."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-
-    def __call__(self, stage: str, *words: str) -> int:
-        return main([stage, "--config", "tiny.yaml", "--data", str(self.folder), *words])
-
-
-@pytest.fixture(scope="module")
-def pipeline(demo_folder: pathlib.Path) -> Pipeline:
-    return Pipeline(demo_folder)
 
 
 @pytest.fixture(scope="module")
@@ -88,22 +33,9 @@ def finished(pipeline: Pipeline) -> dict[str, int]:
     return codes | {stage: pipeline(stage) for stage in ("validate", "threshold", "predict", "check", "score")}
 
 
-@pytest.fixture
-def run_copy(finished: dict[str, int]) -> Iterator[pathlib.Path]:
-    """The finished run under another name, `--run copy`, for a test to damage."""
-    copy = pathlib.Path(shutil.copytree(RUN, "runs/copy"))
-    yield copy
-    shutil.rmtree(copy)
-
-
-@pytest.fixture
-def new_run(finished: dict[str, int]) -> Iterator[pathlib.Path]:
-    """`--run new`, with folds and nothing else."""
-    new = pathlib.Path("runs/new")
-    new.mkdir()
-    shutil.copy(RUN / "folds.csv", new)
-    yield new
-    shutil.rmtree(new)
+@pytest.fixture(scope="module")
+def trained(finished: dict[str, int]) -> None:
+    """What `run_copy` copies is the finished run."""
 
 
 # --- the whole way --------------------------------------------------------------------------------
@@ -129,10 +61,6 @@ def test_folds_csv_has_one_row_a_car(finished: dict[str, int]) -> None:
     assert sorted(line[-1] for line in lines[1:]) == ["0", "0", "1", "1"]
 
 
-def read_log(fold: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
-
-
 def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
     for fold in (0, 1):
         rows = read_log(RUN / f"fold{fold}")
@@ -146,10 +74,9 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
 
 def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished: dict[str, int]) -> None:
     found = json.loads((RUN / "threshold.json").read_text())
-    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "tta", "predictions"]
-    assert found["tta"] == "hflip" and found["predictions"] == {
-        str(RUN / f"oof/fold{fold}.npz"): sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)
-    }
+    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert found["predicted_with"] == "predict.tta hflip, data.scale 8"
+    assert found["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
     assert found["images"] == 4 * carvana.VIEWS
     assert 0 <= found["cut"] <= 1
     assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1
@@ -249,283 +176,6 @@ def test_the_demo_goes_through_both_ends_of_kaggle(
     assert not set(stages) & set(ends)
 
 
-# --- stopped and continued ------------------------------------------------------------------------
-
-
-def assert_equal(one: object, other: object) -> None:
-    """Nested dicts and lists of tensors and numbers, to the last bit."""
-    assert type(one) is type(other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list) and isinstance(other, list):
-        assert len(one) == len(other)
-        for mine, theirs in zip(one, other):
-            assert_equal(mine, theirs)
-    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
-
-
-def assert_same_training(one: pathlib.Path, other: pathlib.Path) -> None:
-    for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average", "optimiser", "step")}.items():
-        states = [checkpoint.load(fold / name, keys) for fold in (one, other)]
-        for key in keys:
-            assert_equal(states[0][key], states[1][key])
-    timeless = ("epoch", "train_loss", "val_dice", "val_dice_cut", "lr")
-    logs = [[[row[key] for key in timeless] for row in read_log(fold)] for fold in (one, other)]
-    assert_equal(*logs)
-
-
-def test_ctrl_c_in_the_middle_of_an_epoch_saves_and_the_rest_ends_with_the_same_weights(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    update = Ema.update
-
-    def update_and_interrupt(self: Ema, step: int) -> None:
-        update(self, step)
-        if step == STEPS_PER_EPOCH + 2:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ema, "update", update_and_interrupt)
-        assert pipeline("train", "--run", "new") == 1
-    assert "Stopped after step 11 of 24" in capsys.readouterr().err
-    assert checkpoint.load(new_run / "fold0" / "last.pt", ("step",))["step"] == 11
-
-    # how pictures are read is free to change in between
-    words = ("--set", "data.workers=1", "data.cache=false", "train.checkpoint_minutes=1")
-    assert pipeline("train", "--run", "new", *words) == 0
-    assert "going on after step 11 of 24" in capsys.readouterr().out
-    assert_same_training(new_run / "fold0", RUN / "fold0")
-
-
-@pytest.mark.parametrize("last_step", [STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH])
-def test_ctrl_c_in_the_last_step_of_an_epoch_judges_it_first(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, last_step: int
-) -> None:
-    update = Ema.update
-
-    def update_and_interrupt(self: Ema, step: int) -> None:
-        update(self, step)
-        if step == last_step - 1:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ema, "update", update_and_interrupt)
-        assert pipeline("train", "--run", "new") == 1
-    assert len(read_log(new_run / "fold0")) == last_step // STEPS_PER_EPOCH
-    assert pipeline("train", "--run", "new") == 0
-    assert_same_training(new_run / "fold0", RUN / "fold0")
-
-
-def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    clip, steps = torch.nn.utils.clip_grad_norm_, iter(range(99))
-    spoilt_step = STEPS_PER_EPOCH + 2
-    monkeypatch.setattr(
-        "torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * (torch.inf if next(steps) == spoilt_step else 1)
-    )
-    assert pipeline("train", "--run", "new") == 1
-    line = only_line(capsys)
-    assert f"at step {spoilt_step + 1} of 24" in line and "last good checkpoint is runs/new/fold0/last.pt" in line
-    assert len(re.findall(carvana.IMAGE_NAME.pattern, line)) == 4  # the pictures of that batch
-    assert checkpoint.load(new_run / "fold0" / "last.pt", ("step",))["step"] == STEPS_PER_EPOCH
-
-
-def test_folds_do_not_change_under_a_network_that_was_trained_on_them(
-    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    before = (run_copy / "folds.csv").read_text()
-    assert pipeline("folds", "--run", "copy", "--set", "data.folds=3") == 1
-    assert "runs/copy/folds.csv would change" in only_line(capsys)
-    assert (run_copy / "folds.csv").read_text() == before
-
-
-def test_a_batch_larger_than_the_fold_is_a_problem(
-    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert pipeline("train", "--run", "new", "--set", "train.batch_size=999") == 1
-    assert "32 pictures to train on" in only_line(capsys)
-
-
-def test_a_misspelt_setting_is_a_problem_in_later_stages_too(
-    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
-) -> None:
-    assert pipeline("predict", "--set", "predict.ttta=none") == 1
-    assert "predict.tta" in only_line(capsys)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours runs after it."""
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update, save = Ema.update, checkpoint.save
-    last_epoch = (EPOCHS - 1) * STEPS_PER_EPOCH
-
-    def killed_before_any_checkpoint(self: Ema, step: int) -> None:
-        update(self, step)
-        if step == 2:
-            raise Killed
-
-    def killed_between_best_and_last(path: pathlib.Path, state: State, keep_as: pathlib.Path | None = None) -> None:
-        if path.name == "last.pt" and state["step"] == 2 * STEPS_PER_EPOCH:
-            raise Killed
-        save(path, state, keep_as)
-
-    def killed_in_the_last_epoch(self: Ema, step: int) -> None:
-        update(self, step)
-        if step == last_epoch + 1:
-            raise Killed
-
-    for place, killer in (
-        ("pipeline.model.ema.Ema.update", killed_before_any_checkpoint),
-        ("pipeline.model.checkpoint.save", killed_between_best_and_last),
-        ("pipeline.model.ema.Ema.update", killed_in_the_last_epoch),
-    ):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(place, killer)
-            pipeline("train", "--run", "new")
-    assert pipeline("train", "--run", "new") == 0
-    assert_same_training(new_run / "fold0", RUN / "fold0")
-
-
-def test_a_damaged_checkpoint_costs_no_more_than_the_way_from_the_one_before(
-    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    fold = run_copy / "fold0"
-    assert checkpoint.load(fold / "last.previous.pt", ("step",))["step"] == (EPOCHS - 1) * STEPS_PER_EPOCH
-    (fold / "last.pt").write_bytes((fold / "last.pt").read_bytes()[:-1000])
-    assert pipeline("train", "--run", "copy") == 0
-    assert "last.pt is damaged" in (out := capsys.readouterr().out) and "last.previous.pt, the one before" in out
-    assert_same_training(fold, RUN / "fold0")
-
-
-def test_deterministic_kernels_are_asked_for(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back in the end
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    try:
-        assert pipeline("train", "--run", "new", "--deterministic", "--set", "train.epochs=1") == 0
-        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def test_two_trainers_of_one_fold_are_one_too_many(
-    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    with locked(new_run / "fold0" / ".lock", "never said"):
-        assert pipeline("train", "--run", "new") == 1
-    assert "runs/new/fold0 is being trained by another process" in only_line(capsys)
-    assert not (new_run / "fold0" / "last.pt").exists()
-
-
-def test_checkpoints_come_by_steps_too(pipeline: Pipeline, new_run: pathlib.Path) -> None:
-    words = ("--set", "train.checkpoint_steps=3", "train.epochs=1")
-    assert pipeline("train", "--run", "new", *words) == 0
-    assert checkpoint.load(new_run / "fold0" / "last.previous.pt", ("step",))["step"] == 6
-
-
-def test_too_little_memory_is_told_with_the_batch_that_fits(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def forward_of_at_most_3(self: Segmenter, image_NHWC: torch.Tensor) -> torch.Tensor:
-        if len(image_NHWC) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, image_NHWC)
-
-    forward = Segmenter.forward
-    monkeypatch.setattr(Segmenter, "forward", forward_of_at_most_3)
-    assert pipeline("train", "--run", "new", "--set", "train.batch_size=8") == 1
-    line = only_line(capsys)
-    assert "train.batch_size 8" in line and "3 pictures at once fit" in line and "train.accumulate=4" in line
-    assert pipeline("train", "--run", "new", "--find-batch") == 0
-    assert capsys.readouterr().out.startswith("3 pictures at once fit on CPU")
-    assert not (new_run / "fold0").exists() or not (new_run / "fold0" / "last.pt").exists()
-
-
-def test_a_batch_that_cannot_be_shared_out_is_a_problem(
-    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert pipeline("train", "--run", "new", "--set", "train.accumulate=3") == 1
-    assert "train.batch_size (4) must be a multiple of train.accumulate (3)" in only_line(capsys)
-
-
-def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update, judgements = Ema.update, iter([{"val_dice": score, "val_dice_cut": 0.5} for score in (0.9, 0.8, 0.7)])
-
-    def interrupt_after_the_first_epoch(self: Ema, step: int) -> None:
-        update(self, step)
-        if step == STEPS_PER_EPOCH:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: next(judgements))
-    with monkeypatch.context() as patch:
-        patch.setattr(Ema, "update", interrupt_after_the_first_epoch)
-        assert pipeline("train", "--run", "new") == 1
-    assert pipeline("train", "--run", "new") == 0
-    assert [row["val_dice"] for row in read_log(new_run / "fold0")] == [0.9, 0.8, 0.7]
-    assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # as it was after the first
-
-
-def test_a_network_that_finds_nothing_at_all_is_kept_too(
-    pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_cut": 0.5})
-    assert pipeline("train", "--run", "new") == 0
-    assert "best.pt: Dice 0.00000" in capsys.readouterr().out
-    assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # the first of equals
-
-
-def test_a_run_that_is_killed_before_its_last_line_of_log_still_gets_it(
-    pipeline: Pipeline, run_copy: pathlib.Path
-) -> None:
-    log = run_copy / "fold0" / "log.jsonl"
-    whole = log.read_text()
-    log.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    assert pipeline("train", "--run", "copy") == 0
-    assert log.read_text() == whole
-
-
-def test_a_finished_run_says_so_and_changes_nothing(
-    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
-) -> None:
-    before = listing(RUN)
-    assert pipeline("folds") == 0 and pipeline("train", "--fold", "all") == 0
-    out = capsys.readouterr().out
-    assert "runs/tiny/fold0 is trained already" in out and "runs/tiny/fold1 is trained already" in out
-    assert listing(RUN) == before
-
-
-def only_line(capsys: pytest.CaptureFixture) -> str:
-    """What was said on stderr, which is one line without a traceback."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
-@pytest.mark.parametrize("word", ["train.seed=1", "model.width=4", "augment.flip=0.1", "train.epochs=4"])
-def test_other_settings_on_the_same_run_are_a_problem_that_names_them(
-    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture, word: str
-) -> None:
-    before = listing(RUN)
-    assert pipeline("train", "--set", word) == 1
-    line = only_line(capsys)
-    assert "runs/tiny/fold0 was begun with other settings" in line and word.partition("=")[0] in line
-    assert listing(RUN) == before
-
-
 # --- exit codes and messages ----------------------------------------------------------------------
 
 
@@ -548,7 +198,14 @@ def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert re.fullmatch(r"[a-z-]+: [^\n]+; `python -m pipeline( [a-z-]+)? --help` shows what it takes\.\n",
+                        capsys.readouterr().err)  # fmt: skip
+
+
+def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo-data", "--test-cars", "0"])
+    assert "TEST_CARS (--test-cars): '0' must be a whole number from 1 up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -580,6 +237,23 @@ def test_a_problem_is_one_line_on_stderr_and_exit_code_1(
     assert pipeline(*words) == 1
     line = only_line(capsys)
     assert line.startswith(f"{words[0]}: ") and named in line
+
+
+def test_a_misspelt_setting_is_a_problem_in_later_stages_too(
+    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("predict", "--set", "predict.ttta=none") == 1
+    assert "predict.tta" in only_line(capsys)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(
+    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
+) -> None:
+    before = listing(RUN)
+    assert pipeline("folds") == 0 and pipeline("train", "--fold", "all") == 0
+    out = capsys.readouterr().out
+    assert "runs/tiny/fold0 is trained already" in out and "runs/tiny/fold1 is trained already" in out
+    assert listing(RUN) == before
 
 
 def test_debug_adds_the_traceback(pipeline: Pipeline) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
+from pipeline import files
 from pipeline.carvana import car_of
 from pipeline.problem import Problem
 
@@ -83,6 +84,25 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     if (twice := table[unit].duplicated()).any():
         raise Problem(f"{path} has {unit} {table[unit][twice.argmax()][:40]} twice; delete it and run `make folds`.")
     return table
+
+
+def digest(table: pd.DataFrame) -> str:
+    """Tells who is held out in which fold from another table's; not who the groups are, nor the order of rows."""
+    return files.digest(sorted(zip(table[table.columns[0]], table["fold"].tolist())))
+
+
+def check_trained_on(
+    table: pd.DataFrame, trained_on: str | None, table_path: pathlib.Path, checkpoint_path: pathlib.Path
+) -> None:
+    """Problem where a network was trained on another table, or its pictures that are held out may be ones that it saw.
+
+    trained_on: the digest that its checkpoint holds; those of before hold none, and are not judged.
+    """
+    if trained_on is not None and trained_on != digest(table):
+        raise Problem(
+            f"{checkpoint_path} was trained on other folds than {table_path} has, and may have seen the pictures that "
+            f"are held out there; put the {table_path.name} of its training back, or train it again under another RUN=."
+        )
 
 
 def numbers(table: pd.DataFrame) -> list[int]:

@@ -1,6 +1,7 @@
 """Where the network runs, and in which precision."""
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -16,12 +17,13 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the processor multiplies bf16 in hardware; elsewhere bf16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in cpu_flags()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in cpu_line("flags")
 
 
-def cpu_flags() -> str:
+def cpu_line(word: str) -> str:
+    """The first line of that word in what Linux says of its processors, "" where there is none."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith("flags")), "")
+        return next((line for line in file if line.startswith(word)), "")
     return ""
 
 
@@ -68,11 +70,18 @@ def no_kernel_told() -> Iterator[None]:
 
 def describe(device: torch.device) -> str:
     """One line for logs and tables."""
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return describe_machine(device) + threads
+    if device.type == "cuda":
+        return describe_machine(device)
+    return f"CPU, {name_of(precision(device))}, {torch.get_num_threads()} threads"
 
 
 def describe_machine(device: torch.device) -> str:
     """What the bits of a result depend on, as far as one can tell."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{name}, {str(precision(device)).removeprefix('torch.')}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {name_of(precision(device))}"
+    model = cpu_line("model name").partition(":")[2].strip() or platform.machine()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {name_of(precision(device))}"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

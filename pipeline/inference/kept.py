@@ -38,7 +38,7 @@ class Judged:
     histograms: NDArray[np.int32]  # (images, 2, 256), see masks.dice
     checkpoint: str
     probabilities: str
-    tta: str = ""  # `predict.tta` of these predictions; "" of files from before it was noted
+    predicted_with: str = ""  # see `cut.predicted_with`; "" in files from before it was noted
 
 
 def read_judged(path: pathlib.Path) -> Judged:
@@ -49,7 +49,7 @@ def read_judged(path: pathlib.Path) -> Judged:
                 raise Problem(f"{path} is of several classes; a cut is for one object and its background.")
             probabilities = str(file["probabilities"]) if "probabilities" in file else ""
             names, histograms, checkpoint = file["names"], file["histograms"], str(file["checkpoint"])
-            tta = str(file["tta"]) if "tta" in file else ""
+            way = str(file["predicted_with"]) if "predicted_with" in file else ""
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make validate` first.") from None
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
@@ -58,7 +58,7 @@ def read_judged(path: pathlib.Path) -> Judged:
     shape = (len(names) if names.ndim else 0, 2, CUTS)
     if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
         raise Problem(f"{path} does not hold histograms (images, 2, {CUTS}); run `make validate` again.")
-    return Judged(names.tolist(), histograms, checkpoint, probabilities, tta)
+    return Judged(names.tolist(), histograms, checkpoint, probabilities, way)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Confused:
     classes: tuple[str, ...]
     checkpoint: str
     probabilities: str  # of the zip with its class maps
-    tta: str = ""
+    predicted_with: str = ""
 
 
 def read_confused(path: pathlib.Path) -> Confused:
@@ -81,7 +81,7 @@ def read_confused(path: pathlib.Path) -> Confused:
             names, classes, matrix = file["names"], file["classes"], file["matrix"]
             counts = Counts(*(file[key] for key in Counts._fields))
             checkpoint, probabilities = str(file["checkpoint"]), str(file["probabilities"])
-            tta = str(file["tta"]) if "tta" in file else ""
+            way = str(file["predicted_with"]) if "predicted_with" in file else ""
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make validate` first.") from None
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
@@ -91,7 +91,7 @@ def read_confused(path: pathlib.Path) -> Confused:
     fits = matrix.shape == shape[1:] * 2 and all(each.shape == shape and each.dtype.kind == "i" for each in counts)
     if names.dtype.kind != "U" or classes.dtype.kind != "U" or not fits or not all(shape):
         raise Problem(f"{path} does not hold counts (pictures, classes); run `make validate` again.")
-    return Confused(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities, tta)
+    return Confused(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities, way)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,11 @@ def facts_of(path: pathlib.Path) -> tuple[tuple[int, int] | None, tuple[str, ...
     return ((height, width) if height else None), tuple(state.get("classes", ()))
 
 
+def folds_of(path: pathlib.Path) -> str | None:
+    """The digest of the folds that a `best.pt` was trained on; None of checkpoints from before it was noted."""
+    return checkpoint.load(path, keys=("settings",)).get("folds")
+
+
 def member_of(network: Segmenter, settings: Settings, weight: float) -> Member:
     if settings.predict.compile:
         network.compile()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.data.images import enlarged, to_bytes
 from pipeline.inference.device import autocast
-from pipeline.inference.views import VIEWS, View
+from pipeline.inference.views import View
 from pipeline.threads import in_order
 
 ByScale = dict[int, Tensor]  # the same pictures, or what was found in them, at 1/scale
@@ -106,22 +106,6 @@ class Ensemble:
         """The sum over the scales, float32 (N, height, width)."""
         one, *others = (enlarged_on_device(shares[s], s, self.height, self.width) for s in self.scales)
         return sum(others, start=one)
-
-
-class Predictor:
-    """The plain case: `predictor(image_NHWC)` for networks of equal weight that all see pictures at 1/scale.
-
-    flip: average with the mirrored picture. The result is uint8 (N, height, width) on the networks' device.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module], flip: bool, scale: int, height: int, width: int):
-        views = VIEWS["hflip" if flip else "none"]
-        members = [Member(network, scale, views, 1 / len(networks)) for network in networks]
-        self.ensemble, self.scale = Ensemble(members, height, width), scale
-        self.device = self.ensemble.device
-
-    def __call__(self, image_NHWC: Tensor) -> Tensor:
-        return self.ensemble({self.scale: image_NHWC})
 
 
 def share(network: nn.Module, image_NHWC: Tensor) -> Tensor:

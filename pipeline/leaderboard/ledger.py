@@ -57,7 +57,8 @@ class Row(Origin):
         return self.message.split()[-1]
 
 
-assert set(COLUMNS) == set(Row.model_fields)
+NOT_KEPT = {"unreadable"}  # `submissions/RUN.json` has it, and the message says how many
+assert set(COLUMNS) == set(Row.model_fields) - NOT_KEPT
 
 
 def read(path: pathlib.Path) -> list[Row]:
@@ -88,17 +89,26 @@ def parse(cells: list[str], where: str) -> Row:
         raise Problem(f"{where}: {column} is {value}: {first['msg']}; mend it, or take it from git.") from None
 
 
-def put(path: pathlib.Path, row: Row, number: int | None = None) -> int:
-    """Write a row: as the `number`th, or below all others; its number, counted from 1."""
+def put(path: pathlib.Path, row: Row) -> int:
+    """Write a row: in the place of what was known of the same submission, or below all others; its number, from 1.
+
+    Known by content and tag: numbers change when git merges the rows of somebody else into the ledger.
+    """
     rows = read(path)
-    number = number or len(rows) + 1
-    rows[number - 1 :] = [row, *rows[number:]]
+    of_before = [number for number, other in enumerate(rows) if is_news_of(row, other)]
+    number = of_before[-1] if of_before else len(rows)
+    rows[number : number + 1] = [row]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([cell_of(getattr(row, name)) for name in COLUMNS] for row in rows)
     write_text(path, text.getvalue())
-    return number
+    return number + 1
+
+
+def is_news_of(row: Row, other: Row) -> bool:
+    """Whether the row tells of the same submission as the other one. A ref that is known does not change."""
+    return (row.sha256, row.tag) == (other.sha256, other.tag) and other.ref in (None, row.ref)
 
 
 def cell_of(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pipeline.files import sha256 as sha256_of
 from pipeline.files import write_text
 from pipeline.problem import Problem
 
@@ -48,6 +49,7 @@ class Origin(BaseModel):
     checkpoints: Hashes = {}  # path -> sha256
     commit: str = ""  # of the code that predicted; "" where git did not know it
     clean: bool = False  # whether that code was the commit's
+    unreadable: tuple[str, ...] = ()  # pictures whose rows are empty for that reason
 
 
 def write(path: pathlib.Path, origin: Origin) -> None:
@@ -67,3 +69,8 @@ def find(folder: pathlib.Path, sha256: str) -> Origin:
     """The origin of a submission by its content; one that says nothing when no .json in the folder names it."""
     origins = map(read, sorted(folder.glob("*.json")))
     return next((origin for origin in origins if origin.sha256 == sha256), Origin(sha256=sha256))
+
+
+def unreadable(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
+    """The pictures whose rows in the submission at `path` may be empty; none in one that is not there."""
+    return find(folder, sha256_of(path)).unreadable if path.is_file() else ()

@@ -4,11 +4,13 @@
                           00000.csv.gz      the rows of the first `rows_per_part` pictures, whole or not there
                           ...
                           unreadable.jsonl  pictures that could not be read, whose rows are empty
+                .RUN.parts.1a2b3c4d5e6f/    the same of another state, set aside until a start has that state again
 
 Where a part begins does not depend on who writes it or when, so that the joined file has the same bytes after any
 number of kills, and with any number of processes that share the parts out.
 """
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -16,12 +18,14 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.files import read_json, write_json
+from pipeline.files import digest, read_json, write_json
 from pipeline.leaderboard import writer
 from pipeline.leaderboard.writer import Row
 from pipeline.problem import Problem
 
 State = dict[str, Any]  # as JSON gives it back
+KEPT_ASIDE = 2  # folders; a test set's parts are some hundred megabytes
+DIGITS = 12
 
 
 class Parts:
@@ -32,26 +36,63 @@ class Parts:
         self.state_path, self.unreadable_path = folder / "state.json", folder / "unreadable.jsonl"
         self.numbers = range(-(-len(names) // rows_per_part))
 
-    def open(self, state: State) -> str:
-        """Keep what an earlier start left, if it had the same `state`, else begin anew; say which, "" for nothing."""
-        found = self.read_state()
-        if found == state:
-            return f"{self.done()} of {len(self.numbers)} parts are there already: going on in {self.folder}."
-        lost = self.done()
-        self.remove()
-        if self.done():
-            raise Problem(f"The parts of another prediction in {self.folder} cannot be removed; remove that folder.")
-        write_json(self.state_path, state)
-        if not lost:
-            return ""
-        changed = [key for key in state if found is None or found.get(key) != state[key]]
-        return f"{self.folder} had {lost} parts with another {', '.join(changed)}: they are discarded."
+    def open(self, state: State) -> list[str]:
+        """Go on with what an earlier start with the same `state` left, else begin anew; what is to be told of it.
 
-    def read_state(self) -> State | None:
-        try:
-            return read_json(self.state_path)
-        except (OSError, ValueError):
-            return None
+        What was there with another state is set aside: it may be hours of work, and the other state a slip.
+        """
+        told = []
+        if (found := read_state(self.folder)) != state:
+            told += self.set_aside(found, state)
+            before = next((folder for folder in self.aside() if read_state(folder) == state), None)
+            if before:
+                move(before, self.folder)
+            else:
+                write_json(self.state_path, state)
+            told += self.forget_the_oldest()
+        if done := self.done():
+            told += [f"{done} of {len(self.numbers)} parts are there already: going on in {self.folder}."]
+        return told
+
+    def earlier(self, facts: State) -> State | None:
+        """The state of parts that are there, or set aside, if these facts are among its own."""
+        states = map(read_state, [self.folder, *reversed(self.aside())])
+        return next((state for state in states if state is not None and state | facts == state), None)
+
+    def set_aside(self, found: State | None, state: State) -> list[str]:
+        """Make room for the parts of `state`. found: that of those that are there."""
+        told, lost = [], self.there()
+        if lost and found is not None:
+            changed = [key for key in state if found.get(key) != state[key]]
+            place = self.folder.with_name(f"{self.folder.name}.{digest(found)[:DIGITS]}")
+            move(self.folder, place)
+            os.utime(place)  # the last to be forgotten
+            told = [
+                f"{self.folder} had {lost} parts with another {', '.join(changed)}: they are in {place} now, and as it "
+                "was before `make predict` goes on with them."
+            ]
+        elif lost:
+            told = [f"{self.folder} had {lost} parts of nobody knows what (no whole state.json): they are discarded."]
+        self.remove()
+        if self.there() or self.unreadable_path.exists():
+            raise Problem(f"The parts of another prediction in {self.folder} cannot be removed; remove that folder.")
+        return told
+
+    def there(self) -> int:
+        """How many parts lie here, of whatever state; another one may have had more of them."""
+        return len(list(self.folder.glob("[0-9]*.csv.gz")))
+
+    def aside(self) -> list[pathlib.Path]:
+        """The folders that were set aside, the last one last."""
+        name = glob.escape(self.folder.name) + "." + "[0-9a-f]" * DIGITS
+        return sorted(self.folder.parent.glob(name), key=lambda folder: folder.stat().st_mtime_ns)
+
+    def forget_the_oldest(self) -> list[str]:
+        told = []
+        for folder in self.aside()[:-KEPT_ASIDE]:
+            shutil.rmtree(folder, ignore_errors=True)
+            told += [f"{folder}, the oldest parts that were set aside, are removed."]
+        return told
 
     def path(self, number: int) -> pathlib.Path:
         return self.folder / f"{number:05d}.csv.gz"
@@ -103,3 +144,19 @@ class Parts:
     def remove(self) -> None:
         """As far as that is possible."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_state(folder: pathlib.Path) -> State | None:
+    """What parts in a folder depend on; None where that cannot be read."""
+    try:
+        state = read_json(folder / "state.json")
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def move(folder: pathlib.Path, target: pathlib.Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise Problem(f"{folder} could not be renamed to {target}: {error.strerror or error}; move it away.") from None

@@ -18,7 +18,7 @@ NOT_JUDGED = (0, 0, 0)
 OKABE_ITO = (
     (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
-ADDED, MISSED = OKABE_ITO[4], OKABE_ITO[5]  # of errors: blue, vermilion, which all eyes tell apart
+CAR, ADDED, MISSED = OKABE_ITO[2], OKABE_ITO[4], OKABE_ITO[5]  # green; errors: blue, vermilion, told apart by all eyes
 LEVELS = 16  # of red, green and blue in the grid
 # Linear RGB as an eye without one kind of cone has it: Viénot's equations in one matrix each.
 SEEN_BY = {

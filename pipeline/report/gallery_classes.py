@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.masks.confusion import Indices, ignored
-from pipeline.masks.palette import NOT_JUDGED, palette
+from pipeline.masks.palette import MISSED, NOT_JUDGED, palette
 from pipeline.report import gallery
-from pipeline.report.palette import MISSED
 
 OPACITY = 190  # of class maps over a photo, of 255: the legend's colours stay what they are
 RIGHT, WRONG, UNJUDGED = 0, 1, 2

@@ -19,8 +19,7 @@ from pipeline.config import Settings
 from pipeline.data.collection import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
-from pipeline.files import sha256
-from pipeline.inference.cut import outdated, read_cut, views_of
+from pipeline.inference.cut import of_another_network, outdated, read_cut, ways_of
 from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
 from pipeline.masks.dice import cut_as_share, cut_from_share
 from pipeline.paths import Run
@@ -61,14 +60,12 @@ class HeldOut:
 
     @property
     def judged_by(self) -> str:
-        """By which cut and in which views, in a few words."""
-        return ", ".join(word for word in (f"cut {cut_as_share(self.cut):.3f}", self.views) if word)
+        """By which cut and of what predictions, in a few words."""
+        return ", ".join(word for word in (f"cut {cut_as_share(self.cut):.3f}", self.predicted_with) if word)
 
     @property
-    def views(self) -> str:
-        """In which views the pictures were judged, as far as that is known."""
-        tta = views_of(self.judged.values())
-        return f"predict.tta {tta}" if tta else ""
+    def predicted_with(self) -> str:
+        return ways_of(self.judged.values())
 
     def truth(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
@@ -118,16 +115,14 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
     """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
     cut_known = run.threshold.is_file()
     found = HeldOut(read_cut(run.threshold) if cut_known else cut_from_share(0.5))
-    if cut_known and (sentence := outdated(run)):
-        found.gaps.append(sentence)
     data, task = Settings().data, Settings().task
     for fold in run.trained_folds():
         settings = settings_of(run, fold, overrides)
         data, task = settings.data, settings.task
         try:
             found.judged[fold] = judged = read_judged(run.oof(fold))
-            if judged.checkpoint != sha256(run.fold(fold).best):
-                found.gaps.append(f"{run.oof(fold)} was predicted by an older network; run `make validate` again.")
+            if sentence := of_another_network(run, fold, judged.checkpoint):
+                found.gaps.append(sentence)
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no Dice of its pictures. {problem}")
             continue
@@ -137,6 +132,8 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
             found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
+    if cut_known and (sentence := outdated(run)) not in ("", *found.gaps):
+        found.gaps.append(sentence)
     folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
     found.of_cars = data.kind == "carvana"
     try:

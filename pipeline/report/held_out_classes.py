@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pipeline.analysis import errors, table
 from pipeline.config import Settings
 from pipeline.data.collection import Collection, open_collection
-from pipeline.files import sha256
-from pipeline.inference.cut import views_of
+from pipeline.inference.cut import of_another_network, ways_of
 from pipeline.inference.kept import Confused, Kept, open_kept, read_confused
 from pipeline.masks import confusion
 from pipeline.paths import Run
@@ -44,9 +43,8 @@ class HeldOutClasses:
 
     @property
     def judged_by(self) -> str:
-        """In which views, as far as that is known."""
-        tta = views_of(self.judged.values())
-        return f"predict.tta {tta}" if tta else ""
+        """Of what predictions, as far as that is known."""
+        return ways_of(self.judged.values())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,8 +103,8 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no scores of its pictures. {problem}")
             continue
-        if judged.checkpoint != sha256(run.fold(fold).best):
-            found.gaps.append(f"{run.oof(fold)} was predicted by an older network; run `make validate` again.")
+        if sentence := of_another_network(run, fold, judged.checkpoint):
+            found.gaps.append(sentence)
         if found.classes and judged.classes != found.classes:
             found.gaps.append(f"Fold {fold} has other classes than the folds before it, and is left out.")
             continue

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pipeline.masks.palette import ADDED, MISSED
 from pipeline.report import palette
 
 PARTS = pathlib.Path(__file__).parent / "parts"  # *.html.j2, style.css, page.js
@@ -25,8 +26,8 @@ def render(template: str, **context: Any) -> str:
         script=Markup((PARTS / "page.js").read_text()),
         light=Markup(palette.css_variables(palette.LIGHT, palette.SERIES_LIGHT)),
         dark=Markup(palette.css_variables(palette.DARK, palette.SERIES_DARK)),
-        missed=palette.MISSED,
-        added=palette.ADDED,
+        missed=MISSED,
+        added=ADDED,
         **context,
     )
 

@@ -28,9 +28,7 @@ DARK = {
     "missed": "#ff8a3d",  # vermilion, lighter
     "added": "#56b4e9",
 }
-# The same in both sets, because they lie on pictures: RGB.
-MISSED, ADDED = (213, 94, 0), (0, 114, 178)
-CAR = (0, 158, 115)  # their bluish green
+# What lies on pictures is the same in both sets: `masks.palette`.
 # A line for each fold or run: their colours, as the two sets can carry them.
 SERIES_LIGHT = ("#0072b2", "#b94900", "#00785a", "#a8508a", "#8a6d00", "#3b7ea6")
 SERIES_DARK = ("#56b4e9", "#ff8a3d", "#2fc79d", "#e08dc0", "#e0b000", "#9ad2f5")

@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from pipeline import carvana, config
 from pipeline.data import competition
-from pipeline.data.folds import groups, read_folds, split
+from pipeline.data.folds import check_trained_on, groups, read_folds, split
 from pipeline.data.stream import PicturesAtScales, stream
-from pipeline.files import locked, sha256, write_json
+from pipeline.files import locked, write_json
 from pipeline.inference.blend import Tally, blended_histograms, weightings
 from pipeline.inference.device import describe, pick_device
-from pipeline.inference.load import check_cars, load_members
+from pipeline.inference.load import check_cars, folds_of, load_members
 from pipeline.inference.predictor import Ensemble
 from pipeline.masks.dice import cut_as_share
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -39,9 +40,10 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
     check_that_folds_agree(runs)
     tried = weightings(len(runs))
     tally = Tally(len(tried))
+    digest_of: dict[str, str] = {}
     with locked(joint.lock("blend"), f"{joint.blend} is being made by another process; wait until it is done."):
         for fold in folds:
-            tally_fold(tally, tried, runs, fold, overrides)
+            digest_of |= tally_fold(tally, tried, runs, fold, overrides)
 
     single = (tried == 1).any(axis=1)
     best, best_single = tally.best(among=np.ones(len(tried), bool)), tally.best(among=single)
@@ -57,7 +59,7 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
         "best_single_run_cross_fitted": round(best_single.dice_cross_fitted, 6),
         "gain_cross_fitted": round(gain, 6),
         "images": tally.pictures,
-        "checkpoints": {str(path): sha256(path) for path in (run.fold(fold).best for run in runs for fold in folds)},
+        "checkpoints": digest_of,
     })  # fmt: skip
     print(
         f"{joint.blend}: {', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, "
@@ -68,19 +70,24 @@ def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> 
 
 def tally_fold(
     tally: Tally, weightings: NDArray[np.float32], runs: list[Run], fold: int, overrides: list[str]
-) -> None:
-    """Add each held-out picture of a fold at each of the weightings (weightings, runs)."""
+) -> dict[str, str]:
+    """Add each held-out picture of a fold at each of the weightings (weightings, runs): checkpoint -> its sha256."""
     device = pick_device()
     paths = [run.fold(fold).best for run in runs]
-    members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
-    check_cars(paths, trained, "A blend")
+    table = read_folds(runs[0].folds)
+    with checkpoint.unchanged(paths) as digest_of:
+        members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
+        check_cars(paths, trained, "A blend")
+        for path in paths:
+            check_trained_on(table, folds_of(path), runs[0].folds, path)
     settings = config.for_later_stage(trained[0], overrides)
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
     pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)
     competition.check_training_set(pictures, masks, competition.read_makes(folder))
-    table = read_folds(runs[0].folds)
     _, names = split(table, fold, pictures.names)
+    if not names:
+        raise Problem(f"{folder} holds no picture of fold {fold} in {runs[0].folds}; is it another folder?")
     group_of_car = groups(table)
 
     ensembles = [Ensemble([member], *SHAPE) for member in members]
@@ -98,6 +105,7 @@ def tally_fold(
 
             for name, counts in zip(batch.names, in_order(histograms, range(len(batch.names)))):
                 tally.add(group_of_car[carvana.car_of(name)], counts)
+    return digest_of
 
 
 def check_that_folds_agree(runs: list[Run]) -> None:

@@ -3,13 +3,18 @@ import pathlib
 
 from pipeline import carvana
 from pipeline.data.competition import read_table
+from pipeline.leaderboard import origin
 from pipeline.leaderboard.check import check
+from pipeline.paths import SUBMISSIONS
 
 
 def run(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
-    mean_share = check(submission, names)
+    unreadable = origin.unreadable(SUBMISSIONS, submission)
+    mean_share = check(submission, names, unreadable)
+    if unreadable:
+        print(f"{len(unreadable)} pictures could not be read and have empty rows: {', '.join(unreadable)}.")
     print(
         f"{submission}: {len(names)} images, masks cover {mean_share:.1%} on average; "
         f"it fits the sample submission of {folder}."

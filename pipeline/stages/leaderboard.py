@@ -51,10 +51,10 @@ def fill_in(path: pathlib.Path) -> list[Row]:
     with ledger.alone(path, "`make submit` is at work, and will write them."):
         submissions = kaggle.connect().submissions()
         rows = ledger.read(path)
-        for number, row in enumerate(rows, start=1):
+        for row in rows:
             news = ledger.told(row, submissions) if row.status == "pending" or row.ref is None else None
             if news is not None and news != row:
-                ledger.put(path, news, number)
+                ledger.put(path, news)
     return ledger.read(path)
 
 

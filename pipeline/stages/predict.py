@@ -21,7 +21,7 @@ from pipeline.config import Settings
 from pipeline.data import competition
 from pipeline.data.stream import Batch, PicturesAtScales, stream
 from pipeline.files import locked, read_json, sha256
-from pipeline.inference.cut import outdated, read_cut, read_threshold
+from pipeline.inference.cut import outdated, predicted_with, read_threshold
 from pipeline.inference.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
 from pipeline.inference.load import batch_that_fits, check_cars, load_members
@@ -30,8 +30,9 @@ from pipeline.leaderboard import origin
 from pipeline.leaderboard.parts import Parts
 from pipeline.leaderboard.writer import Row, proven_text
 from pipeline.masks import on_device, rle
-from pipeline.masks.dice import cut_as_share, cut_from_share
+from pipeline.masks.dice import cut_from_share
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.parallel import processes
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -50,40 +51,48 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
         with everyone.first_goes_ahead():
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
-            weight_of_path, cut = weights_and_cut(run, runs or [run], folds)
-            members, trained = load_members(weight_of_path, overrides, everyone.device)
+            weight_of_path, cut, cut_file = weights_and_cut(run, runs or [run], folds)
+            with checkpoint.unchanged(weight_of_path) as hashes:
+                members, trained = load_members(weight_of_path, overrides, everyone.device)
             check_cars(weight_of_path, trained, "A submission")
             each = [config.for_later_stage(one, overrides) for one in trained]
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)
             names, pictures = open_pictures(settings)
             parts = Parts(run.parts, names, settings.predict.rows_per_part)
-        asked = settings.predict.batch_size
-        batch_size = min(everyone.gather(batch_that_fits(ensemble, asked)))
+            asked = settings.predict.batch_size
+            facts = {
+                "checkpoints": {path: [hashes[path], weight_of_path[pathlib.Path(path)]] for path in hashes},
+                "cut": cut,
+                "settings": [trace(one) for one in each],
+                "batch": asked,
+                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
+                "test pictures": fingerprint(pictures, names),
+                "machine": describe_machine(everyone.device),
+                "code": git.code_digest(),
+                "packages": git.packages(),
+            }
+            earlier = (parts.earlier(facts) or {}).get("batch that fits")  # parts go on with no other
+        if any(found != hashes for found in everyone.gather(hashes)):
+            raise everyone.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
+        first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
+        batch_size = min(everyone.gather(batch_that_fits(ensemble, first_try)))
         with everyone.first_goes_ahead():
             if everyone.first:
                 busy = f"{run.submission} is being predicted by another process; wait until it is done."
                 until_done.enter_context(locked(run.submission_lock, busy))
-            found = parts.open({
-                "checkpoints": {str(path): [sha256(path), weight] for path, weight in weight_of_path.items()},
-                "cut": cut,
-                "settings": [trace(one) for one in each],
-                "batch that fits": batch_size,
-                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
-                "test pictures": fingerprint(pictures, names),
-                "machine": describe_machine(everyone.device),
-            })  # fmt: skip
+                of_before = parts.open(facts | {"batch that fits": batch_size})
         missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
         if everyone.first:
-            about = origin_of(run, runs or [run], list(weight_of_path), trained, settings, cut)
+            about = origin_of(runs or [run], hashes, trained, settings, cut_file)
             count = f", {everyone.count} processes" if everyone.count > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
             tell(
-                *(views_differ(one, settings.predict.tta) for one in runs or [run] if not run.blend.is_file()),
+                *(cut_told(one, weight_of_path, each) for one in runs or [run] if not run.blend.is_file()),
                 "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
                 f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
-                found,
+                *of_before,
             )
 
         started = time.monotonic()
@@ -101,9 +110,11 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
 
         rows_written = sum(everyone.gather(total))  # and so all parts are there
         if everyone.first:
-            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(parts.unreadable().items())))
+            unreadable = parts.unreadable()
+            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(unreadable.items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
-            origin.write(run.origin, origin.Origin(sha256=sha256(run.submission), **about))
+            about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
+            origin.write(run.origin, origin.Origin(**about))
             parts.remove()
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
@@ -144,8 +155,10 @@ def masks_and_bounds(probability_u8_NHW: Tensor, cut: int) -> Iterable[tuple[NDA
     return ((mask, rle.bounds(mask)) for mask in masks)
 
 
-def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[dict[pathlib.Path, float], int]:
-    """Checkpoint -> its weight in the mean, and the cut as the smallest 8-bit value that counts as car.
+def weights_and_cut(
+    joint: Run, runs: Sequence[Run], folds: list[int]
+) -> tuple[dict[pathlib.Path, float], int, dict[str, Any]]:
+    """Checkpoint -> its weight in the mean; the cut as the smallest 8-bit value that counts as car; its file's content.
 
     The weights of several runs are those that the stage `blend` found; without it they are equal, and the cut is the
     mean of the runs' own.
@@ -154,31 +167,34 @@ def weights_and_cut(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[
     for run in runs:
         if not paths[run.name]:
             raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
-    if not (len(runs) > 1 and joint.blend.is_file()):
-        for run in runs:
-            if sentence := outdated(run):
-                raise Problem(sentence)
-    if len(runs) == 1:
-        weights, cut = {runs[0].name: 1.0}, read_cut(runs[0].threshold)
-    elif joint.blend.is_file():
-        weights, cut = read_blend(joint.blend, runs), read_cut(joint.blend)
+    if len(runs) > 1 and joint.blend.is_file():
+        weights, found = read_blend(joint.blend, runs), read_threshold(joint.blend, maker="blend")
     else:
-        weights = {run.name: 1 / len(runs) for run in runs}
-        cut = cut_from_share(sum(read_threshold(run.threshold)["cut"] for run in runs) / len(runs))
+        if sentence := next(filter(None, map(outdated, runs)), ""):
+            raise Problem(sentence)
+        weights, all_found = {run.name: 1 / len(runs) for run in runs}, [read_threshold(run.threshold) for run in runs]
+        found = all_found[0] if len(runs) == 1 else {"cut": sum(each["cut"] for each in all_found) / len(runs)}
     weight_of_path = {
         path: weights[run.name] / len(paths[run.name]) for run in runs for path in paths[run.name] if weights[run.name]
     }
-    return weight_of_path, cut
+    return weight_of_path, cut_from_share(found["cut"]), found
 
 
-def views_differ(run: Run, tta: str) -> str:
-    """A sentence when the cut is of predictions in other views than those that are made now, else ""."""
-    found = read_threshold(run.threshold).get("tta", "")
-    if found in ("", tta):
+def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> str:
+    """A sentence when the cut of a run is of predictions made otherwise than now, or nobody knows how, else "".
+
+    settings: by which each of the networks at `paths` predicts.
+    """
+    its = [one for path, one in zip(paths, settings) if path.parent.parent == run.folder]
+    ways = {predicted_with(one.predict.tta, one.data.scale, one.data.hq) for one in its}
+    known = read_threshold(run.threshold).get("predicted_with", "")
+    if not known:
+        return f"{run.threshold} does not say of which predictions it is."
+    if ways <= {known}:
         return ""
     return (
-        f"{run.threshold} was found with predict.tta {found}, and this is predict.tta {tta}; `make validate threshold` "
-        "with the same SET finds its own cut."
+        f"{run.threshold} is of {known}, and this is {'; '.join(sorted(ways))}: `make validate threshold` with the "
+        "same SET finds its own cut."
     )
 
 
@@ -194,9 +210,9 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
         raise Problem(f"{path} is damaged; delete it and run `make blend`.")
     if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
         raise Problem(f"{path} weighs the runs {', '.join(weights)}; choose another RUN=, or run `make blend` again.")
-    for checkpoint, digest in hashes.items():
-        if not pathlib.Path(checkpoint).is_file() or sha256(pathlib.Path(checkpoint)) != digest:
-            raise Problem(f"{path} was found with another {checkpoint}; run `make blend` again.")
+    for name, digest in hashes.items():
+        if not pathlib.Path(name).is_file() or sha256(pathlib.Path(name)) != digest:
+            raise Problem(f"{path} was found with another {name}; run `make blend` again.")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
@@ -230,23 +246,23 @@ def tell(*lines: str) -> None:
 
 
 def origin_of(
-    joint: Run, runs: Sequence[Run], paths: list[pathlib.Path], trained: list[Settings], settings: Settings, cut: int
+    runs: Sequence[Run], hashes: dict[str, str], trained: list[Settings], settings: Settings, found: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the submission is made of, noted before the work begins. trained: the settings of each checkpoint."""
-    source = runs[0].threshold if len(runs) == 1 else joint.blend
-    found = read_json(source) if source.is_file() else {}
+    """What the submission is made of, noted before the work begins. hashes, trained: of each checkpoint; found: what
+    the file with the cut holds.
+    """
     nearest, words = config.nearest(trained[0]) if all(other == trained[0] for other in trained) else ("", [])
     return {
         "runs": [run.name for run in runs],
-        "folds": sorted({int(path.parent.name.removeprefix("fold")) for path in paths}),
-        "cut": found.get("cut", cut_as_share(cut)),
+        "folds": sorted({int(pathlib.Path(path).parent.name.removeprefix("fold")) for path in hashes}),
+        "cut": found["cut"],
         "oof_dice": found.get("oof_dice"),
         "oof_dice_cross_fitted": found.get("oof_dice_cross_fitted"),
         "config": nearest,
         "train_set": words,
         "predict_set": config.words_between(trained[0], settings),
         "config_sha256": hashlib.sha256("".join(dict.fromkeys(map(config.dump, trained))).encode()).hexdigest(),
-        "checkpoints": {str(path): sha256(path) for path in paths},
+        "checkpoints": hashes,
         "commit": git.commit(),
         "clean": git.is_clean(),
     }

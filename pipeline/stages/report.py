@@ -159,7 +159,7 @@ def head(
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
-        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", found.views or "of the probability"),
+        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", found.predicted_with or "of the probability"),
         ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),

@@ -6,6 +6,7 @@ sha256. Prediction from the same weights gives the same bytes on the same kind o
 import contextlib
 import json
 import pathlib
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -36,7 +37,9 @@ def run(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> N
 
 def lines(row: Row, number: int, data: str | None) -> list[str]:
     """A script for a shell, which begins where the weights are at hand."""
-    target = {"RUN": ",".join(row.runs), "FOLD": ",".join(map(str, row.folds))}
+    folds = folds_of(row)
+    later = variables(row.predict_set, data)
+    predicted = {"RUN": joint_of(row).name} | runs_and_folds(row) | later
     hashes = [f"#   {path} {digest}" for path, digest in row.checkpoints.items()]
     said = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
     if not row.commit or not row.clean:
@@ -45,14 +48,50 @@ def lines(row: Row, number: int, data: str | None) -> list[str]:
         said += [f"git checkout {row.commit}"]
     said += ["# The weights, by their sha256:", *hashes]
     if row.config:
-        train = {"CONFIG": row.config} | target | variables(row.train_set, data)
-        said += [
-            "# Should they be lost, these make them again, on a CPU the same to the last bit:",
-            "#   " + make("train", train),
-            "#   " + make("validate threshold", target | variables(row.predict_set, data)),
-        ]
-    said += [f"# The submission, at the cut {row.cut}:", make("predict", target | variables(row.predict_set, data))]
-    return [*said, f"echo '{row.sha256}  {Run(row.runs[0]).submission}' | sha256sum --check"]
+        said += ["# Should they be lost, these make them again, on a CPU the same to the last bit:"]
+        for name in folds:
+            one = {"RUN": name, "FOLD": folds[name]}
+            said += [
+                "#   " + make("train", {"CONFIG": row.config} | one | variables(row.train_set, data)),
+                "#   " + make("validate threshold", one | later),
+            ]
+    if was_blended(row):
+        said += [f"# What each weighs is in {joint_of(row).blend}; if it is lost:", "#   " + make("blend", predicted)]
+        said += [f"# There {name} weighs nothing, but it must be at hand." for name in row.runs if name not in folds]
+    said += [f"# The submission, at the cut {row.cut}:", make("predict", predicted)]
+    return [*said, f"echo '{row.sha256}  {joint_of(row).submission}' | sha256sum --check"]
+
+
+def joint_of(row: Row) -> Run:
+    """The run that gave its name to the submission: of several, that of the file, as in `submissions/a+b.csv.gz`."""
+    if len(row.runs) == 1:
+        return Run(row.runs[0])
+    named = Run(pathlib.Path(row.file).name.removesuffix(".csv.gz"))
+    return named if str(named.submission) == row.file else Run("+".join(row.runs))
+
+
+def folds_of(row: Row) -> dict[str, str]:
+    """Each run whose weights are in it -> its folds as FOLD= takes them."""
+    if len(row.runs) == 1:
+        return {row.runs[0]: ",".join(map(str, row.folds))}
+    found: dict[str, list[str]] = {}
+    for path in row.checkpoints:
+        if not (match := re.fullmatch(r"runs/([^/]+)/fold(\d+)/best\.pt", path)):
+            raise Problem(f"The row of {row.file} names {path}, which is no runs/RUN/fold0/best.pt; mend the ledger.")
+        found.setdefault(match[1], []).append(match[2])
+    return {name: ",".join(folds) for name, folds in found.items()}
+
+
+def runs_and_folds(row: Row) -> dict[str, str]:
+    """RUNS= and FOLD= of the prediction; no FOLD= where each run gave all of its own."""
+    several = {"RUNS": " ".join(row.runs)} if len(row.runs) > 1 else {}
+    folds = set(folds_of(row).values())
+    return several | ({"FOLD": folds.pop()} if len(folds) == 1 else {})
+
+
+def was_blended(row: Row) -> bool:
+    """Whether `blend` found the weights of several runs: it is what gives them a Dice of their own."""
+    return len(row.runs) > 1 and row.oof_dice is not None
 
 
 def variables(words: tuple[str, ...], data: str | None) -> dict[str, str]:
@@ -69,11 +108,13 @@ def make(goals: str, given: dict[str, str]) -> str:
 
 def predict_again(row: Row, number: int, data: str | None) -> None:
     """Predict with the code, the weights and the cut of the row, and compare."""
-    run = Run(row.runs[0])
+    run, given = joint_of(row), runs_and_folds(row)
     check_code(row, number)
     check_weights(row, number)
+    check_folds(row, number)
     check_cut(row, run)
-    words = ["--run", run.name, "--fold", ",".join(map(str, row.folds)), *(["--data", data] if data else [])]
+    words = ["--run", run.name, *(["--runs", *row.runs] if "RUNS" in given else [])]
+    words += [*(["--fold", given["FOLD"]] if "FOLD" in given else []), *(["--data", data] if data else [])]
     with kept(run.submission):
         run_stage("predict", *words, *(["--set", *row.predict_set] if row.predict_set else []))
     if (found := sha256(run.submission)) != row.sha256:
@@ -86,17 +127,25 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
 
 @contextlib.contextmanager
 def kept(path: pathlib.Path) -> Iterator[None]:
-    """Put what stands at `path` under another name while it is made anew; keep both when they differ."""
-    before = path.with_name(f"before.{path.name}")
+    """Put what stands at `path` under another name while it is made anew; keep both when they differ.
+
+    Its origin goes with it, or nobody would know what it was made of.
+    """
+    origin_path = path.with_name(path.name.removesuffix(".csv.gz") + ".json")
+    before, origin_before = (one.with_name(f"before.{one.name}") for one in (path, origin_path))
     if path.exists():
-        while before.exists():  # of a start that was killed
-            before = before.with_name(f"before.{before.name}")
+        while before.exists() or origin_before.exists():  # of a start that was killed
+            before, origin_before = (one.with_name(f"before.{one.name}") for one in (before, origin_before))
+        if origin_path.exists():
+            origin_path.replace(origin_before)
         path.replace(before)
     try:
         yield
     finally:
         if before.exists() and (not path.exists() or sha256(path) == sha256(before)):
             before.replace(path)
+            if origin_before.exists():
+                origin_before.replace(origin_path)
     if before.exists():
         print(f"What stood at {path} was something else; it is {before} now.")
 
@@ -130,10 +179,24 @@ def check_weights(row: Row, number: int) -> None:
             )
 
 
+def check_folds(row: Row, number: int) -> None:
+    """Of several runs that gave other folds each: no FOLD= says so, and all that are trained now would take part."""
+    for name, folds in folds_of(row).items():
+        trained = ",".join(map(str, Run(name).trained_folds()))
+        if "FOLD" not in runs_and_folds(row) and trained != folds:
+            raise Problem(f"Row {number} has the folds {folds} of {name}, and here {trained or 'none'} is trained.")
+
+
 def check_cut(row: Row, run: Run) -> None:
+    """Of several runs the cut and the weights of `blend`, if they were; else they are the mean of the runs' own."""
+    if len(row.runs) > 1 and not was_blended(row):
+        if run.blend.is_file():
+            raise Problem(f"{run.blend} says what each run weighs, but the row has equal weights; move it away.")
+        return
+    path, goals = (run.threshold, "validate threshold") if len(row.runs) == 1 else (run.blend, "blend")
     try:
-        cut = read_json(run.threshold)["cut"]
+        cut = read_json(path)["cut"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise Problem(f"There is no cut in {run.threshold}; it was {row.cut}: run `make validate threshold`.") from None
+        raise Problem(f"There is no cut in {path}; it was {row.cut}: run `make {goals}`.") from None
     if cut != row.cut:
-        raise Problem(f"{run.threshold} has the cut {cut}, but the row has {row.cut}; run `make validate threshold`.")
+        raise Problem(f"{path} has the cut {cut}, but the row has {row.cut}; run `make {goals}`.")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pipeline import carvana
+from pipeline import carvana, config
 from pipeline.data.competition import read_table
 from pipeline.files import sha256
 from pipeline.inference.cut import read_threshold
@@ -20,6 +20,7 @@ from pipeline.leaderboard import kaggle, ledger, origin
 from pipeline.leaderboard.check import check
 from pipeline.leaderboard.ledger import Row
 from pipeline.leaderboard.origin import Origin
+from pipeline.leaderboard.parts import read_state
 from pipeline.paths import SUBMISSIONS, Run
 from pipeline.problem import Problem
 from pipeline.substage import run_stage
@@ -29,6 +30,7 @@ LOOK_PAUSES_S = (2.0, 8.0)  # for a submission that was cut off, and may still b
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between looks, each twice as long as the one before
 LONGEST_MESSAGE = 250  # characters; what Kaggle cuts off could not be found again
 TAG_DIGITS = 12
+MASKS_DEPEND_ON = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # of what SET= may lay over a trained run
 
 
 def run(
@@ -40,14 +42,19 @@ def run(
     message: str | None = None,
     dry_run: bool = False,
     force: bool = False,
+    overrides: list[str] = [],
     predict_words: list[str] = [],
 ) -> None:
-    """file: without it the run's own, predicted by `folds` if need be. folder: the competition's."""
+    """file: without it the run's own, predicted by `folds` if need be. folder: the competition's.
+
+    overrides: words that the prediction is to be made with. None: with whatever words it was made.
+    """
     path = file or run.submission
-    if file is None and (reason := reason_to_predict(run, folds)):
+    if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
         run_stage("predict", *predict_words)
-    check(path, read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist())
+    names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
+    check(path, names, origin.unreadable(SUBMISSIONS, path))
     about = origin.find(SUBMISSIONS, sha256(path))
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
@@ -71,19 +78,26 @@ def hand_in(
     if dry_run:
         return
     if row.ref is None:
-        row, number = upload(client, path, row, number, ledger_path)
+        row = upload(client, path, row, ledger_path)
     for row in until_scored(client, row):
-        number = ledger.put(ledger_path, row, number)
+        number = ledger.put(ledger_path, row)
     if row.status == "failed":
         raise Problem(f"Kaggle has {path} (ref {row.ref}) but could not score it: {row.error or 'no reason given'}.")
     print(result(row, number, ledger_path))
 
 
-def reason_to_predict(run: Run, folds: list[int]) -> str | None:
-    """Why the run's own submission is not the one that predict would write now; None when it is, as far as known."""
+def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> str | None:
+    """Why the run's own submission is not the one that predict would write now; None when it is, as far as known.
+
+    Problem when it may be one that predict has written and not yet said of what, and nothing here can tell.
+    """
     if not run.submission.is_file():
         return f"There is no {run.submission} yet: predicting."
     about = origin.find(SUBMISSIONS, sha256(run.submission))
+    if not about.checkpoints and read_state(run.parts) is not None:
+        if not folds:
+            raise Problem(f"{run.parts} holds a prediction that was cut off; run its `make predict` again beforehand.")
+        return f"{run.parts} holds a prediction that was cut off: going on with it."
     if not folds or not about.checkpoints:
         return None  # weights that lie elsewhere, or a file that predict did not make: nothing to compare
     weights = [run.fold(fold).best for fold in folds]
@@ -91,7 +105,18 @@ def reason_to_predict(run: Run, folds: list[int]) -> str | None:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
     if about.runs == (run.name,) and run.threshold.is_file() and read_threshold(run.threshold)["cut"] != about.cut:
         return f"{run.submission} was made with the cut {about.cut}, and {run.threshold} has another: predicting again."
+    if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
+        return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
+
+
+def made_with(about: Origin, trained_path: pathlib.Path, overrides: list[str]) -> bool:
+    """Whether these words, instead of those that a submission was made with, would have given the same masks."""
+    if not trained_path.is_file():
+        return False  # nobody knows
+    trained = config.load(trained_path)
+    then, now = (config.for_later_stage(trained, list(words)) for words in (about.predict_set, overrides))
+    return then.model_dump(include=MASKS_DEPEND_ON) == now.model_dump(include=MASKS_DEPEND_ON)
 
 
 def row_for(
@@ -146,12 +171,10 @@ def look(client: kaggle.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
     return row
 
 
-def upload(
-    client: kaggle.Client, path: pathlib.Path, row: Row, number: int | None, ledger_path: pathlib.Path
-) -> tuple[Row, int]:
-    """The row with Kaggle's ref, and its number. A refusal is noted in it, unless Kaggle cannot even be asked."""
+def upload(client: kaggle.Client, path: pathlib.Path, row: Row, ledger_path: pathlib.Path) -> Row:
+    """The row with Kaggle's ref. A refusal is noted in it, unless Kaggle cannot even be asked."""
     row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
-    number = ledger.put(ledger_path, row, number)
+    ledger.put(ledger_path, row)
     try:
         ref = client.submit(path, row.message)
     except Problem as problem:
@@ -160,11 +183,11 @@ def upload(
         except Problem:
             raise problem from None  # nobody knows: the row stays pending
         if found is None:
-            ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}), number)
+            ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}))
             raise
-        return found, number
+        return found
     print(f"Kaggle has it (ref {ref}).")
-    return row.model_copy(update={"ref": ref}), number
+    return row.model_copy(update={"ref": ref})
 
 
 def until_scored(client: kaggle.Client, row: Row) -> Iterator[Row]:
@@ -194,6 +217,7 @@ def describe(about: Origin) -> str:
     words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.cut:.3f}"]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
+    words += [f"{len(about.unreadable)} empty"] if about.unreadable else []
     return " ".join(words)
 
 

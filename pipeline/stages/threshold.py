@@ -4,14 +4,16 @@ The cut is the one with the best mean Dice over all held-out images. A cut that 
 the same images flatters itself, so its cross-fitted Dice is told too: each make is judged at the cut
 that is best on all other makes.
 """
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
 from pipeline.data.folds import groups, read_folds, unit_of
-from pipeline.files import locked, sha256, write_json
-from pipeline.inference.cut import predictions_of, views_of
-from pipeline.inference.kept import read_judged
+from pipeline.files import locked, write_json
+from pipeline.inference.cut import of_another_network, predictions_of, ways_of
+from pipeline.inference.kept import Judged, read_judged
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.problem import Problem
@@ -20,27 +22,34 @@ from pipeline.problem import Problem
 def run(run: Run) -> None:
     for fold in run.trained_folds():
         config.check_binary(run.fold(fold).config, "A cut")
-    names, histograms, tta = read_oof(run)
+    with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
+        found = find_cut(run)
+        write_json(run.threshold, found)
+    print(
+        f"{run.threshold}: cut {found['cut']:.3f}, Dice {found['oof_dice']:.5f}, "
+        f"cross-fitted {found['oof_dice_cross_fitted']:.5f}, over {found['images']} images."
+    )
+
+
+def find_cut(run: Run) -> dict[str, Any]:
+    """What `threshold.json` holds."""
+    predictions = predictions_of(run)  # before they are read: what is judged anew meanwhile makes the cut outdated
+    judged_folds = read_oof(run)
+    names = [name for judged in judged_folds for name in judged.names]
     table = read_folds(run.folds)
     group_of_unit = groups(table)
     group = np.array([group_of_unit.get(unit_of(name, table), "") for name in names])
 
-    scores = dice.dice_at_every_cut(histograms)
+    scores = dice.dice_at_every_cut(np.concatenate([judged.histograms for judged in judged_folds]))
     cut = dice.best_cut(scores)
-    result = {
+    return {
         "cut": round(dice.cut_as_share(cut), 6),
         "oof_dice": round(float(scores[:, cut].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
-        "tta": tta,
-        "predictions": predictions_of(run),
+        "predicted_with": ways_of(judged_folds),
+        "predictions": predictions,
     }
-    with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
-        write_json(run.threshold, result)
-    print(
-        f"{run.threshold}: cut {result['cut']:.3f}, Dice {result['oof_dice']:.5f}, "
-        f"cross-fitted {result['oof_dice_cross_fitted']:.5f}, over {len(names)} images."
-    )
 
 
 def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
@@ -53,14 +62,13 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
     return float(judged.mean())
 
 
-def read_oof(run: Run) -> tuple[list[str], NDArray[np.int32], str]:
-    """Names and histograms (images, 2, 256) of all validated folds, and the views in which they were predicted."""
+def read_oof(run: Run) -> list[Judged]:
+    """Of each validated fold what was judged."""
     folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
     if not folds:
         raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate` first.")
-    judged_folds = [read_judged(run.oof(fold)) for fold in folds]
-    for fold, judged in zip(folds, judged_folds):
-        if judged.checkpoint != sha256(run.fold(fold).best):
-            raise Problem(f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again.")
-    names = [name for judged in judged_folds for name in judged.names]
-    return names, np.concatenate([judged.histograms for judged in judged_folds]), views_of(judged_folds)
+    found = [read_judged(run.oof(fold)) for fold in folds]
+    for fold, judged in zip(folds, found):
+        if sentence := of_another_network(run, fold, judged.checkpoint):
+            raise Problem(sentence)
+    return found

@@ -4,7 +4,6 @@ The loop below is the whole of it: no trainer class, no callbacks. A run is a fu
 the pictures: each batch, each augmentation and each learning rate follows from the seed and the step, so
 that a run that was stopped and started again ends with the same weights, on a CPU to the last bit.
 """
-import hashlib
 import pathlib
 import time
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -80,12 +80,12 @@ def train_fold(
 ) -> None:
     fold, device, hyper = run.fold(fold_number), everyone.device, settings.train
     with everyone.first_goes_ahead():
-        last = resume.read_last(fold, settings)  # where an earlier start of the same run left off, or nothing
-        dataset, held_out = open_pictures(settings, run, fold_number, folder, everyone.count)
+        last = resume.read_last(fold, settings, mend=everyone.first and not find_batch)
+        table = folds.read_folds(run.folds)
+        dataset, held_out = open_pictures(settings, run, table, fold_number, folder, everyone.count)
         collection = dataset.collection
-        full_size = [collection.height, collection.width]
         other_masks = suspects.fingerprint(dataset.relabelled)
-        fingerprint = fingerprint_of(dataset.names, held_out.names, collection, other_masks)
+        fingerprint = resume.fingerprint_of(dataset.names, held_out.names, collection, other_masks)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
@@ -148,6 +148,12 @@ def train_fold(
         if everyone.first:
             checkpoint.save(fold.last, state, keep_as=fold.previous)
 
+    def save_best() -> None:
+        best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
+        best |= {"log": resume.timeless(log), "full_size": [collection.height, collection.width]}
+        best |= {"classes": list(collection.classes), "folds": folds.digest(table)}
+        checkpoint.save(fold.best, best)
+
     def stop_if_spoilt() -> None:
         """Never go on from weights that are no numbers, and never save them."""
         if (at := int(spoilt_step)) >= 0:
@@ -174,6 +180,12 @@ def train_fold(
         return
     if everyone.first:
         resume.write_log(fold, log)  # a kill may have come between the checkpoint and its line
+        if (best_row := resume.best_row(log, key_of_score)) and not fold.best.exists():
+            if best_row["epoch"] * steps_per_epoch == step:
+                save_best()
+                print(f"{fold.best} was gone; it is made again.")
+            else:
+                resume.tell_of_lost_best(fold, best_row["epoch"], is_last=step == steps)
         if step == steps:
             print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
@@ -186,8 +198,10 @@ def train_fold(
             f"{suspects.told(dataset.names, held_out.names, collection.names, dataset.relabelled)}, {describe(device)}"
             f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
         )
+        if gone := [unit for number in folds.numbers(table) for unit in folds.absent(table, number, collection.names)]:
+            print(f"{folder} lacks {len(gone)} of the {len(table)} rows of {run.folds}, {gone[0]} the first.")
         if step:
-            print(f"{fold.last} is there: going on after step {step} of {steps}.")
+            print(f"{fold.folder} was begun: going on after step {step} of {steps}.")
 
     # The loop: each turn is one step, and the last turn of an epoch also judges and saves
     loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
@@ -250,9 +264,7 @@ def train_fold(
             watch.restart()
             if everyone.first:
                 if is_best:
-                    best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-                    best |= {"log": resume.timeless(log), "full_size": full_size, "classes": list(collection.classes)}
-                    checkpoint.save(fold.best, best)
+                    save_best()
                 save_last()
                 resume.write_log(fold, log)
                 if curves:
@@ -267,7 +279,9 @@ def train_fold(
 
     if everyone.first:
         minutes = (time.monotonic() - started) / 60
-        best_row = max(log, key=lambda row: resume.score_of(row, key_of_score))
+        best_row = resume.best_row(log, key_of_score)
+        if not fold.best.exists():
+            resume.tell_of_lost_best(fold, best_row["epoch"], is_last=True)
         cut = f" at the cut 0.5, best is {best_row['val_dice_cut']:.3f}," if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
@@ -308,12 +322,12 @@ def one_step(
 
 
 def open_pictures(
-    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, processes: int
+    settings: Settings, run: Run, table: pd.DataFrame, fold_number: int, folder: pathlib.Path, processes: int
 ) -> tuple[TrainingPictures, HeldOutPictures]:
     """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
     hyper = settings.train
     collection = open_collection(settings.data, settings.task, folder)
-    training, held_out = folds.split(folds.read_folds(run.folds), fold_number, collection.names)
+    training, held_out = folds.split(table, fold_number, collection.names)
     if len(training) + len(held_out) != len(collection.names):
         raise Problem(f"{folder} has pictures that {run.folds} does not know; run `make folds` under another RUN=.")
     training = suspects.without(training, settings.data.exclude)
@@ -334,13 +348,6 @@ def open_pictures(
         TrainingPictures(collection, training, scale, change, hyper.seed, cache, other_masks),
         HeldOutPictures(collection, held_out, scale),
     )
-
-
-def fingerprint_of(training: list[str], held_out: list[str], collection: Collection, other_masks: str) -> str:
-    """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
-    lines = [*training, "held out", *held_out, f"stored at 1/{collection.stored_scale}", *other_masks.splitlines()]
-    text = "\n".join([*lines, *collection.fingerprint.splitlines()])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stopped_after(step: int, steps: int) -> str:

@@ -13,13 +13,15 @@ from torch import Tensor
 from pipeline import config
 from pipeline.data.collection import open_collection
 from pipeline.data.dataset import HeldOutPictures, held_out_loader
-from pipeline.data.folds import absent, read_folds, split
+from pipeline.data.folds import absent, check_trained_on, read_folds, split
 from pipeline.files import locked, replacing, sha256
+from pipeline.inference.cut import predicted_with
 from pipeline.inference.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
 from pipeline.inference.kept import keeping
-from pipeline.inference.load import batch_that_fits, ensemble_of, load_network, member_of
+from pipeline.inference.load import batch_that_fits, ensemble_of, folds_of, load_network, member_of
 from pipeline.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.problem import Problem
 from pipeline.progress import progress
@@ -38,11 +40,13 @@ def run(run: Run, folds: list[int], overrides: list[str]) -> None:
 def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     device = pick_device()
     checkpoint_path = run.fold(fold).best
-    network, trained = load_network(checkpoint_path, device)
+    table = read_folds(run.folds)
+    with checkpoint.unchanged([checkpoint_path]) as digest_of:
+        network, trained = load_network(checkpoint_path, device)
+        check_trained_on(table, folds_of(checkpoint_path), run.folds, checkpoint_path)
     settings = config.for_later_stage(trained, overrides)
     folder = pathlib.Path(settings.data.folder)
     collection = open_collection(settings.data, settings.task, folder)
-    table = read_folds(run.folds)
     _, names = split(table, fold, collection.names)
     if not names:
         raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
@@ -75,8 +79,8 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
                 scores = class_scores(confused)
                 tell_not_shown(fold, not_shown(confused), collection.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
-        found |= {"checkpoint": sha256(checkpoint_path), "probabilities": sha256(kept_path)}
-        found |= {"tta": settings.predict.tta}
+        found |= {"checkpoint": digest_of[str(checkpoint_path)], "probabilities": sha256(kept_path)}
+        found |= {"predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)}
         with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **found)
     print(

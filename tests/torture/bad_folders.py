@@ -169,9 +169,13 @@ def reports() -> Iterator[Case]:
     for what, text in {
         "cut": '{"cut": 0.', "a list": "[1]", "a word": '{"cut": "0.5"}', "beyond 1": '{"cut": 1.5}',
         "not a number": '{"cut": NaN}', "with a Dice of words": '{"cut": 0.5, "oof_dice_cross_fitted": "x"}',
+        "with an empty Dice": '{"cut": 0.5, "oof_dice": ""}',
+        "with a list of predictions": '{"cut": 0.5, "predictions": []}',
+        "of predictions that are numbers": '{"cut": 0.5, "predictions": {"fold0": 1}}',
     }.items():  # fmt: skip
         spoil = with_log("runs/tiny/threshold.json", text)
-        yield bad(f"a report's threshold.json is {what}", REPORT, spoil, r"threshold\.json is damaged")
+        says = r"threshold\.json(: the .* is .*, but it must lie between 0 and 1| is damaged)"
+        yield bad(f"a report's threshold.json is {what}", REPORT, spoil, says)
     for name in ("fold0/config.yaml", "folds.csv"):
         yield bad(f"a report's {name} is cut", REPORT, with_log(f"runs/tiny/{name}", "a: {"), f"runs/tiny/{name}")
 

@@ -76,7 +76,7 @@ def settings() -> Iterator[Case]:
         yield bad(f"the word {word[:20]}", (*FOLDS, "--set", word), nothing, word[:5].split(".")[0])
     yield bad(
         "a word into a section that is a number", (*FOLDS, "--set", "train.epochs=1"), put("tiny.yaml", "train: 3"),
-        "holds 3",
+        "train is 3",
     )
     yield bad(
         "a batch larger than the data", (*TRAIN, "--set", "train.batch_size=1000"), nothing, "train.batch_size is 1000"
