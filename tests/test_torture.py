@@ -89,8 +89,8 @@ def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) ->
 
 
 def test_parts_of_another_cut_never_get_into_a_submission(places: Places) -> None:
-    row = faults.parts_that_cannot_be_removed(places)
-    assert row.ok and "cannot be removed" in row.said, row.problem
+    row = faults.parts_that_stay(places)
+    assert row.ok and "could not be renamed" in row.said, row.problem
 
 
 def test_training_twice_gives_the_same_bytes_from_the_checkpoint_to_the_csv(places: Places) -> None:
