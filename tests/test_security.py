@@ -236,13 +236,13 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     assert {"drawn/train.zip", "half/train.zip", "fetched/download.json"} <= written
     assert {"runs/tiny+better/blend.json", "runs/tiny+better/compare/index.html"} <= written
     assert not list(temporary.glob("matplotlib*")) and not (place.folder / "home").exists()
-    # Beside git: matplotlib asks which fonts there are, and Python, for its module platform, which processor.
-    known = {("fc-list", "--help"), ("fc-list", "--format=%{file}\\n"), ("uname", "-p")}
+    # Beside git: matplotlib asks which fonts there are, and Python which processor (platform) and libraries (ctypes).
+    known = {("fc-list", "--help"), ("fc-list", "--format=%{file}\\n"), ("uname", "-p"), ("/sbin/ldconfig", "-p")}
     started = [tuple(about) for _, what, about in events if what == "started" and about[0] != "git"]
     strangers = [command for command in started if command not in known]
     assert all(command[0] == sys.executable for command in strangers), strangers
     assert {command[1:4] for command in strangers if command[1] == "-m"} == {("-m", "pipeline", "predict")}
-    assert called_by_stage(events) == {name: {kaggle.server_port} for name in ("download", "submit", "leaderboard")}
+    assert called_by_stage(events) == {name: {kaggle.server_port} for name in ("download", "submit")}
 
 
 def called_by_stage(events: list[Event]) -> dict[str, set[int]]:
