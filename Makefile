@@ -81,7 +81,7 @@ types: ## mypy
 unit: ## pytest
 	$(PY) -m pytest
 lock: ## make requirements.lock again from the ranges in setup.cfg (UPGRADE)
-	$(PY) -m pip install -qq --disable-pip-version-check uv
+	$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	$(PY) -m uv pip compile setup.cfg --output-file requirements.lock $(if $(UPGRADE),--upgrade) --quiet --all-extras \
 		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 browser: ## install Chromium and its driver, in which tests open the report (Debian, Ubuntu)

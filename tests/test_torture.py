@@ -2,6 +2,7 @@
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,20 +16,21 @@ from pipeline.leaderboard.parts import Parts
 from pipeline.problem import Problem
 from pipeline.stages import reproduce
 from tests.torture import __main__ as harness
-from tests.torture import faults, kills, place, warm
-from tests.torture.place import STAGES, Places
-from tests.torture.table import Row
+from tests.torture import clocks, faults, kills, place, warm
+from tests.torture.place import Places
+from tests.torture.table import Row, figures_of
 from tests.torture.warm import Plan
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = ("demo-data", "folds", "threshold", "predict")
+QUICK = ("demo-data", "shrink", "folds", "validate", "threshold", "predict")
+KILLED = ("demo-data, really drawn", *QUICK, "submit, predicting first", "submit", "report")
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     """In which all stages were run, undisturbed, and these are then disturbed."""
     threads = torch.get_num_threads()
-    yield Places(tmp_path_factory.mktemp("torture") / "places", only=QUICK)
+    yield Places(tmp_path_factory.mktemp("torture") / "places", only=KILLED)
     torch.set_num_threads(threads)
 
 
@@ -38,7 +40,18 @@ def assert_all_well(rows: list[Row], at_least: int) -> None:
 
 
 def test_every_stage_that_is_killed_ends_as_if_it_had_not_been(places: Places) -> None:
-    assert_all_well(list(kills.rows(places, random.Random(0), most=2, at_random=0)), at_least=len(QUICK) * 2)
+    rows = list(kills.rows(places, random.Random(0), most=2, at_random=0))
+    assert_all_well(rows, at_least=2 * len(KILLED))
+    assert {row.what.partition(": ")[0] for row in rows if row.kind == "kills"} == set(KILLED)
+
+
+def test_a_prediction_whose_submit_was_killed_is_waited_for(places: Places) -> None:
+    assert_all_well([kills.killed_alone(places)], at_least=1)
+
+
+def test_drawing_that_is_killed_in_a_write_is_begun_again(places: Places) -> None:
+    (plan,) = [("in a write", Plan(file_bytes=10_000, die_of_it=True))]
+    assert_all_well(list(kills.killed(places, place.STAGE["demo-data, really drawn"], [plan])), at_least=1)
 
 
 def test_training_that_is_killed_between_two_checkpoints_ends_with_the_same_bytes(places: Places) -> None:
@@ -55,6 +68,20 @@ def test_a_second_start_says_so_and_leaves(places: Places, name: str) -> None:
     assert row.ok and "another process" in row.said, row.problem
 
 
+@pytest.mark.parametrize("quarters", [0, 2])
+@pytest.mark.parametrize("name", ["shrink", "threshold"])
+def test_a_real_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str, quarters: int) -> None:
+    """Also where all that the stage writes is one page."""
+    row = faults.on_a_small_disk(places, faults.STAGE[name], quarters)
+    assert row.ok and (row.kind == "not_here" or "No space left on device" in row.said), row.problem
+
+
+@pytest.mark.parametrize("fault", list(clocks.of_submit), ids=lambda fault: fault.__name__)
+def test_a_clock_that_jumps_back_changes_no_submission(places: Places, fault: Callable[[Places], Row]) -> None:
+    row = fault(places)
+    assert row.ok, row.problem
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) -> None:
     row = faults.full_within_a_write(places, faults.STAGE[name])
@@ -62,14 +89,14 @@ def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) ->
 
 
 def test_parts_of_another_cut_never_get_into_a_submission(places: Places) -> None:
-    row = faults.parts_that_cannot_be_removed(places)
-    assert row.ok and "cannot be removed" in row.said, row.problem
+    row = faults.parts_that_stay(places)
+    assert row.ok and "could not be renamed" in row.said, row.problem
 
 
 def test_training_twice_gives_the_same_bytes_from_the_checkpoint_to_the_csv(places: Places) -> None:
     first = places.folder / "after" / "predict"
     with places.copy(faults.STAGE["train"]) as again:
-        for stage in STAGES[STAGES.index(faults.STAGE["train"]) :][:4]:
+        for stage in (faults.STAGE[name] for name in ("train", "validate", "threshold", "predict")):
             assert places.run(again, stage).code == 0
         for name in ("runs/tiny/fold0/best.pt", "runs/tiny/oof/fold0.npz", "submissions/tiny.csv.gz"):
             assert (again / name).read_bytes() == (first / name).read_bytes(), name
@@ -124,8 +151,61 @@ def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monke
         yield Row("kills", "one that went well")
         raise ProcessLookupError("nobody")
 
-    first, last = harness.shown("kills", room)
-    assert first.ok and last.kind == "kills" and "ProcessLookupError: nobody" in last.problem
+    def killed() -> Iterator[Row]:
+        yield Row("inputs", "one that went well")
+        os.kill(os.getpid(), 9)
+
+    rows = harness.shown({"kills": room, "inputs": killed, "faults": lambda: iter([Row("faults", "all")])})
+    assert [row.ok for row in rows] == [True, False, True, False, True]
+    assert rows[1].kind == "kills" and "ProcessLookupError: nobody" in rows[1].problem
+    assert rows[3].kind == "inputs" and "its process died" in rows[3].problem
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGALRM)
+
+
+def fail() -> None:
+    raise RuntimeError("of its own accord")
+
+
+@pytest.mark.parametrize("do, says", [(crash, "exit code -14"), (fail, "RuntimeError: of its own accord")])
+def test_a_start_that_fails_by_itself_is_no_kill(places: Places, do: Callable[[], None], says: str) -> None:
+    """Though the next start heals it."""
+    plans = [("at the end", Plan(die_after_s=60, do_at=3, do=do)), ("at once", Plan(die_at=0))]
+    (row,) = kills.killed(places, faults.STAGE["folds"], plans)
+    assert row.what == "folds: killed at once, os.mkdir runs/tiny" and says in row.problem
+    (row,) = kills.killed(places, faults.STAGE["folds"], plans[:1])
+    assert row.kind == "not_killed" and says in row.problem
+
+
+def test_a_hang_is_no_kill(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "LONGEST_S", 0.5)
+    hanging = Plan(die_at=1000, do_at=3, do=lambda: time.sleep(60))
+    (row,) = kills.killed(places, faults.STAGE["folds"], [("never", hanging)])
+    assert row.kind == "not_killed" and "never: not killed, but no end after 0 s" in row.problem
+
+
+def test_a_plan_that_does_not_come_to_pass_is_told(places: Places) -> None:
+    folds = faults.STAGE["folds"]
+    (row,) = kills.killed(places, folds, [("too late", Plan(die_at=1000))])
+    assert row.problem == "too late: it was not killed, and ended well"
+    assert "did not come to pass" in faults.tried(places, folds, "too late", Plan(fail_at=1000, errno=28)).problem
+    assert faults.tried(places, folds, "too much room", Plan(file_bytes=10**6)).problem == "no write was refused"
+    (row,) = kills.killed(places, folds, [("after it had ended", Plan(die_after_s=60))])
+    assert row.ok and row.kind == "not_killed"
+
+
+def test_too_few_kills_and_inputs_are_told_and_what_cannot_be_tried_is_not_well() -> None:
+    rows = [Row("kills", "x")] * 100 + [Row("bad_inputs", "x")] * 59 + [Row("not_here", "x")]
+    figures = figures_of(rows)
+    assert figures == {"kills": 100, "kills_survived": 100, "bad_inputs": 59, "bad_inputs_ok": 59, "not_here": 1}
+    assert [row.ok for row in harness.enough(("kills", "faults", "inputs"), figures)] == [True, False]
+
+
+def test_a_step_that_says_nothing_new_is_left_out() -> None:
+    steps = ["os.mkdir a", "open a/1.gz", "fsync a/b", "os.mkdir a", "open a/2.gz", "fsync a/b"]
+    assert faults.different(steps) == [0, 1, 2, 5]
 
 
 def test_checkpoints_of_a_run_with_workers_may_differ_in_these_alone(places: Places) -> None:

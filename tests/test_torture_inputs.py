@@ -1,9 +1,14 @@
-"""Every bad input of `make torture`: one sentence, nothing changed, nothing executed; and a few of the good ones."""
+"""Every bad input of `make torture`: one sentence, nothing changed, nothing executed; and every good one."""
 import pathlib
+import re
+import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.torture import inputs, table
+from pipeline.problem import Problem
+from pipeline.stages import threshold
+from tests.torture import bad_data, inputs, table
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +33,7 @@ def test_bad_inputs(cases: list[inputs.Case], demo_folder: pathlib.Path, tmp_pat
 def test_good_inputs_that_look_strange(
     cases: list[inputs.Case], demo_folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    quick = [case for case in of_kind("good_inputs", cases) if case.words[0] in ("folds", "check")]
-    rows = list(inputs.try_inputs(demo_folder, tmp_path / "tried", quick))
+    rows = list(inputs.try_inputs(demo_folder, tmp_path / "tried", of_kind("good_inputs", cases)))
     assert not (worse := [row for row in rows if not row.ok]), table.text_of(worse)
 
 
@@ -38,9 +42,6 @@ def test_the_harness_sees_what_is_wrong(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None, says: str
 ) -> None:
     """A stage that is content with a bad input, and one that executes it."""
-    from pipeline.problem import Problem
-    from pipeline.stages import threshold
-
     def stage(run: object) -> None:
         if data is None:
             pathlib.Path("executed").touch()
@@ -49,3 +50,51 @@ def test_the_harness_sees_what_is_wrong(
     monkeypatch.setattr(threshold, "run", stage)
     (row,) = inputs.try_inputs(demo_folder, tmp_path / "tried", [inputs.bad("x", ("threshold",), lambda place: None)])
     assert not row.ok and says in row.problem
+
+
+def busy() -> None:
+    began = time.process_time()
+    while time.process_time() - began < 0.6:
+        pass
+
+
+def patient() -> None:
+    """As a stage that takes all that goes wrong for a bad file."""
+    try:
+        time.sleep(30)
+    except Exception as error:
+        raise Problem("It could not be read.") from error
+
+
+def greedy() -> None:
+    len(bytearray(b"x") * 10**8)
+
+
+@pytest.mark.parametrize(
+    "do, limit, value, says",
+    [(busy, "LONGEST_S", 0.3, "s of a processor"), (patient, "HANGS_S", 0.5, "exit code -9"),
+     (greedy, "MOST_MEMORY_MB", 50, r"took (9|1\d)\d MB")],
+)  # fmt: skip
+def test_the_limits_are_seen(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, do: Callable[[], None],
+    limit: str, value: float, says: str,
+) -> None:  # fmt: skip
+    """Of each case alone: the second is found out like the first."""
+
+    def stage(run: object) -> None:
+        do()
+        raise Problem("Something is wrong.")
+
+    monkeypatch.setattr(threshold, "run", stage)
+    monkeypatch.setattr(inputs, limit, value)
+    twice = [inputs.bad(what, ("threshold",), lambda place: None) for what in ("first", "second")]
+    for row in inputs.try_inputs(demo_folder, tmp_path / "tried", twice):
+        assert not row.ok and re.search(says, row.problem), row.problem
+
+
+def test_same_pixels_looks_at_each_picture(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    place = inputs.copy_place(inputs.make_place(tmp_path / "place", demo_folder), tmp_path / "copy")
+    assert bad_data.same_pixels(place)
+    first, last = (name.rpartition("/")[2] for name in (min(place.members("test.zip")), max(place.members("test.zip"))))
+    place.put(f"demo/{last}", place.members("test.zip")[f"test/{first}"])
+    assert not bad_data.same_pixels(place)

@@ -4,45 +4,54 @@ A stage must then say so in one sentence and leave with 1, or not be harmed at a
 same command must end as if there had been none.
 """
 import ctypes
+import dataclasses
 import errno
 import os
 import pathlib
+import re
 import shutil
 import signal
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.data import dataset, stream
 from pipeline.model.ema import Ema
-from tests.torture import warm
-from tests.torture.place import STAGES, Places, Stage, contents, prepare, words_of
-from tests.torture.table import Row
+from tests.torture import clocks, warm
+from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, words_of
+from tests.torture.table import NOT_HERE, Row
 from tests.torture.warm import Ended, Plan
 
 FULL, READ_ONLY = errno.ENOSPC, errno.EROFS
-STAGE = {stage.name: stage for stage in STAGES}
 PAGE_BYTES = 4096
 ONE_WORKER = ("--set", "data.workers=1")
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC_PRIVATE = 0x20000, 1, 32, 4096, 16384 | 1 << 18
 
 
-def rows(places: Places, most: int) -> Iterator[Row]:
-    """most: steps towards the disk of a stage at which to refuse, evenly among all of them."""
+def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
+    """most: steps towards the disk of a stage at which to refuse, evenly among all of them.
+
+    each: all steps of the stages that are not long, in the place of `most` of them.
+    """
     for stage in places.stages:
-        yield from refused(places, stage, most)
-        for fault in (full_within_a_write, second_start, on_a_small_disk, on_a_read_only_disk):
+        if stage.aside:
+            continue
+        yield from refused(places, stage, None if each and not stage.is_long else most)
+        for fault in (full_within_a_write, second_start, on_a_read_only_disk):
             yield attempted(fault, places, stage)
+        for share in (0, 2):
+            yield attempted(on_a_small_disk, places, stage, share)
     for stage in places.stages:
         if stage.name in ("train", "validate", "predict"):
             for trouble in (worker_dies, worker_without_memory, little_shared_memory):
                 yield attempted(trouble, places, stage)
     if STAGE["train"] in places.stages:
-        for surprise in (clock_jumps_back, config_is_edited, killed_with_a_worker):
+        for surprise in (config_is_edited, killed_with_a_worker):
             yield attempted(surprise, places)
     if STAGE["predict"] in places.stages:
-        yield attempted(parts_that_cannot_be_removed, places)
+        yield attempted(parts_that_stay, places)
+    for surprise in clocks.of(places):
+        yield attempted(surprise, places)
 
 
 def attempted(fault: Callable[..., Row], places: Places, *given: Any) -> Row:
@@ -50,32 +59,64 @@ def attempted(fault: Callable[..., Row], places: Places, *given: Any) -> Row:
     try:
         return fault(places, *given)
     except Exception:
-        what = ": ".join([stage.name for stage in given[:1]] + [fault.__name__])
+        what = ": ".join([stage.name for stage in given[:1]] + [fault.__name__, *map(str, given[1:2])])
         return Row("faults", what, f"the harness failed: {traceback.format_exc()[-1500:]}")
 
 
 # --- the disk -------------------------------------------------------------------------------------
 
 
-def refused(places: Places, stage: Stage, most: int) -> Iterator[Row]:
-    """Each step towards the disk in turn is refused, as by a disk that is full, and that and all later ones, as
-    by one that may not be written."""
+def refused(places: Places, stage: Stage, most: int | None) -> Iterator[Row]:
+    """A step towards the disk is refused, as by a disk that is full, and that and all later ones, as by one that may
+    not be written; and a file that is opened is refused what is written to it. For `most` steps, None for each."""
     steps = places.steps[stage.name]
-    for number in sorted({round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(min(most, len(steps)))}):
-        for error, for_good in ((FULL, False), (READ_ONLY, True)):
-            what = f"step {number + 1} of {len(steps)}{' and all later' if for_good else ''}, {steps[number]}"
-            plan = Plan(fail_at=number, errno=error, for_good=for_good)
-            yield attempted(tried, places, stage, f"{errno.errorcode[error]} at {what}", plan)
+    numbers = different(steps)
+    if most is not None:
+        numbers = [numbers[i] for i in evenly(len(numbers), most)]
+    for number in numbers:
+        where = f"step {number + 1} of {len(steps)}"
+        for error, and_later in ((FULL, ""), (READ_ONLY, " and all later")):
+            plan = Plan(fail_at=number, errno=error, for_good=bool(and_later))
+            yield attempted(tried, places, stage, f"{errno.errorcode[error]} at {where}{and_later}", plan)
+        if steps[number].startswith("open ") and not steps[number].endswith("lock"):
+            plan = Plan(file_bytes=0, limit_at=number)
+            yield attempted(tried, places, stage, f"a full disk at the first write after {where}", plan)
+
+
+def different(steps: list[str]) -> list[int]:
+    """Numbers of the steps that are not as one before: a folder that is there, the second part of many and so on."""
+    seen, numbers = set[str](), []
+    for number, step in enumerate(steps):
+        kind = re.sub(r"\d+", "#", step)
+        if kind in seen and ("#" in kind or kind.startswith("os.mkdir")):
+            continue
+        seen.add(kind)
+        numbers.append(number)
+    return numbers
 
 
 def full_within_a_write(places: Places, stage: Stage) -> Row:
-    return tried(places, stage, "files end in the middle of a write, at 40 bytes", Plan(file_bytes=40))
+    size = min(40, longest_write(places, stage) - 1)
+    return tried(places, stage, f"files end in the middle of a write, at {size} bytes", Plan(file_bytes=size))
 
 
 def tried(places: Places, stage: Stage, what: str, plan: Plan) -> Row:
+    """A fault that the process meets from within."""
     with places.copy(stage) as place, places.kaggle() as kaggle:
         ended = places.run(place, stage, plan, kaggle)
-        return judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        at = max((at for at in (plan.fail_at, plan.limit_at) if at is not None), default=-1)
+        met = f"{what}, {ended.steps[at]}" if 0 <= at < len(ended.steps) else what
+        row = judged(places, stage, met, ended, place, kaggle if stage.at_kaggle else None)
+        if at >= len(ended.steps):
+            return but(row, f"it did not come to pass: the stage ended after {len(ended.steps)} steps")
+        if plan.file_bytes is not None and ended.code != 1:
+            return but(row, "no write was refused")
+        return row
+
+
+def but(row: Row, problem: str) -> Row:
+    """The row, with what speaks against believing it; what was wrong with it already comes first."""
+    return dataclasses.replace(row, problem="; ".join(filter(None, (row.problem, problem))))
 
 
 def judged(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib.Path, kaggle=None) -> Row:
@@ -84,7 +125,7 @@ def judged(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib
     if not ended.code:  # not harmed: then it must have ended well
         problem = places.difference(place, stage)
     last = places.run(place, stage, kaggle=kaggle)
-    problem = problem or (f"then exit code {last.code}: {last.err[-600:]}" if last.code else "")
+    problem = problem or (f"then {last.told()}: {last.err[-600:]}" if last.code else "")
     problem = problem or places.difference(place, stage)
     if kaggle and kaggle.submissions() != 1:
         problem += f" Kaggle has it {kaggle.submissions()} times."
@@ -120,13 +161,14 @@ def may_mount(folder: pathlib.Path) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def on_a_small_disk(places: Places, stage: Stage) -> Row:
-    """A real one, with room for half of what the stage writes; it grows afterwards, and the stage goes on."""
-    what = "a real disk with room for half"
+def on_a_small_disk(places: Places, stage: Stage, quarters: int) -> Row:
+    """A real one, with room for so many quarters of what the stage writes; it grows, and the stage goes on."""
+    what = f"a real disk with room for {quarters}/4" if quarters else "a real disk without room"
     if not may_mount(places.folder):
         return not_here(stage, what)
     with places.copy(stage) as place, places.kaggle() as kaggle:
-        room = (pages_bytes(place) + pages_bytes(places.after(stage))) // 2
+        before, after = pages_bytes(place), pages_bytes(places.after(stage))
+        room = before + (after - before) * quarters // 4 // PAGE_BYTES * PAGE_BYTES
 
         def mounted() -> None:
             original = place.with_name(f"{place.name}.original")
@@ -145,10 +187,11 @@ def on_a_small_disk(places: Places, stage: Stage) -> Row:
         shutil.rmtree(place.with_name(f"{place.name}.original"))
         left = place.with_name(f"{place.name}.left")
         if not left.exists():
-            return Row("faults", f"{stage.name}: {what}", f"it ended with {ended.code}: {ended.err[-600:]}")
+            return Row("faults", f"{stage.name}: {what}", f"{ended.told()}: {ended.err[-600:]}")
         shutil.rmtree(place)
         left.rename(place)
-        return judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        row = judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        return row if ended.code == 1 else but(row, f"it wrote {after - before} bytes into a room of {room - before}")
 
 
 def pages_bytes(folder: pathlib.Path) -> int:
@@ -170,12 +213,12 @@ def on_a_read_only_disk(places: Places, stage: Stage) -> Row:
 
         ended = warm.run(place, words_of(stage), Plan(), mounted)
         row = judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
-        return row if ended.code == 1 else Row("faults", row.what, "it wrote where nothing can be written")
+        return row if ended.code == 1 else but(row, "it wrote where nothing can be written")
 
 
 def not_here(stage: Stage, what: str) -> Row:
     said = "this user may not mount; the faults at each step stand for it"
-    return Row("not_here", f"{stage.name}: {what}", said=said)
+    return Row(NOT_HERE, f"{stage.name}: {what}", said=said)
 
 
 # --- two at once ----------------------------------------------------------------------------------
@@ -218,7 +261,7 @@ def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], N
 
         ended = warm.run(place, [*words_of(stage), *ONE_WORKER, *words], Plan(), prepared)
         row = judged(places, stage, what, ended, place)
-        return row if ended.code else Row("faults", row.what, "it went on as if nothing were missing")
+        return row if ended.code else but(row, "it went on as if nothing were missing")
 
 
 def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
@@ -271,7 +314,7 @@ def little_shared_memory(places: Places, stage: Stage) -> Row:
 
         ended = warm.run(place, [*words_of(stage), *ONE_WORKER], Plan(), prepared)
         row = judged(places, stage, what + ", nearly full", ended, place)
-        return row if ended.code else Row("faults", row.what, "it went on as if nothing were missing")
+        return row if ended.code else but(row, "it went on as if nothing were missing")
 
 
 def killed_with_a_worker(places: Places) -> Row:
@@ -304,22 +347,7 @@ def kill_at_step(number: int) -> Callable[[], None]:
     return patch
 
 
-# --- clocks, settings, parts ----------------------------------------------------------------------
-
-
-def clock_jumps_back(places: Places) -> Row:
-    """By a day, in the middle of training."""
-    stage = STAGE["train"]
-    with places.copy(stage) as place:
-
-        def prepared() -> None:
-            prepare(stage, None)
-            real, began = time.time, time.time()
-            time.time = lambda: real() if real() < began + 1 else real() - 86_400
-
-        ended = warm.run(place, words_of(stage), Plan(), prepared)
-        problem = f"exit code {ended.code}: {ended.err[-300:]}" if ended.code else places.difference(place, stage)
-    return Row("faults", "train: the clock jumps back by a day", problem, seconds=ended.seconds)
+# --- settings, parts ----------------------------------------------------------------------
 
 
 def config_is_edited(places: Places) -> Row:
@@ -355,8 +383,9 @@ def config_is_edited(places: Places) -> Row:
     return Row("faults", "train: its config is edited in the middle", problem, refused_start.err.strip())
 
 
-def parts_that_cannot_be_removed(places: Places) -> Row:
-    """Parts of another cut that stay there must never get into a submission."""
+def parts_that_stay(places: Places) -> Row:
+    """Parts of another cut that can be neither moved nor removed must never get into a submission; later they are
+    set aside, and not lost."""
     stage = STAGE["predict"]
     with places.copy(stage) as place:
         threshold = place / "runs/tiny/threshold.json"
@@ -368,13 +397,20 @@ def parts_that_cannot_be_removed(places: Places) -> Row:
 
         def nothing_goes() -> None:
             prepare(stage, None)
-            os.unlink = os.remove = refuse  # type: ignore[assignment]
+            os.unlink = os.remove = os.rename = refuse  # type: ignore[assignment]
 
         second = warm.run(place, words_of(stage), Plan(), nothing_goes)
+        last = places.run(place, stage)
+        aside = list((place / "submissions").glob(".tiny.parts.*"))
         problem = "" if first.died else "it was not killed"
-        row = judged(places, stage, "parts of another cut cannot be removed", second, place)
-    return Row("faults", row.what, problem or row.problem, row.said)
+        problem = problem or second.complaint("predict")
+        problem = problem or (f"then {last.told()}: {last.err[-600:]}" if last.code else "")
+        problem = problem or ("" if len(aside) == 1 and len(list(aside[0].glob("0*.gz"))) == 2 else "parts are lost")
+        for folder in aside:
+            shutil.rmtree(folder)
+        problem = problem or places.difference(place, stage)
+    return Row("faults", "predict: parts of another cut stay where they are", problem, second.err.strip())
 
 
-def refuse(path: object, *, dir_fd: int | None = None) -> None:
+def refuse(path: object, target: object = None, *, dir_fd: int | None = None) -> None:
     raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)

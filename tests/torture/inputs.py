@@ -2,6 +2,7 @@
 
 A bad one must end with exit code 1 and one sentence on stderr that names the file and the place in it, within
 `LONGEST_S` and `MOST_MEMORY_MB`, with nothing executed and nothing changed on the disk. A good one must be read right.
+Each is a process of its own, forked from one that has imported all stages, so that its time and memory are its own.
 
 The cases are in `bad_data` (archives, pictures), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
 results, submissions) and `bad_folders` (plain folders, NYU Depth v2, what a report reads).
@@ -9,13 +10,11 @@ results, submissions) and `bad_folders` (plain folders, NYU Depth v2, what a rep
 import contextlib
 import gzip
 import importlib
-import io
 import multiprocessing
 import os
 import pathlib
 import random
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -38,10 +37,11 @@ from pipeline.model import checkpoint
 from pipeline.model.build import build
 from pipeline.problem import LONGEST_SENTENCE
 from tests.torture.table import Row
+from tests.torture.warm import be_ready, end_with_parent, stay_on_the_cpu
 
-LONGEST_S = 5.0  # on a machine with nothing else to do
-HANGS_S = 60
-MOST_MEMORY_MB = 1024
+LONGEST_S = 5.0  # of a processor's time; by the clock, too, on a machine with nothing else to do
+HANGS_S = 20.0  # by the clock, whatever else the machine does
+MOST_MEMORY_MB = 1024  # beyond what its process began with
 SETTINGS = """\
 data: {folder: demo, scale: 8, folds: 2, workers: 0}
 model: {width: 2, depth: 1, patch: 4}
@@ -172,13 +172,12 @@ def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | Non
         importlib.import_module(f"pipeline.stages.{stage}")  # beforehand: a start is not what is timed
     import albumentations  # noqa: F401
 
+    be_ready()
     first = make_place(folder / "place", demo)
     for number, case in enumerate(all_cases() if cases is None else cases):
         place = copy_place(first, folder / f"case{number}")
         case.spoil(place)
         yield try_case(place, case)
-        for worker in multiprocessing.active_children():  # of a stage that stopped: a process of its own would end them
-            worker.terminate()
         shutil.rmtree(place.folder)
 
 
@@ -188,77 +187,94 @@ def all_cases() -> list[Case]:
     return [case for room in (bad_data, bad_tables, bad_run, bad_folders) for case in room.cases()]
 
 
+@dataclass(frozen=True)
+class Said:
+    """How a stage took its input."""
+
+    code: int  # exit code, or minus the signal
+    err: str
+    seconds: float  # by the clock
+    processor_s: float  # of its own and of the processes that it waited for
+    grown_mb: float  # at most, beyond what it began with
+
+
 def try_case(place: Place, case: Case) -> Row:
-    before, memory_before = listing(place.folder), peak_mb()
-    began = time.monotonic()
-    code, err = call(place.folder, [case.words[0], "--config", "tiny.yaml", *case.words[1:]])
-    seconds = time.monotonic() - began
+    before = listing(place.folder)
+    said = call(place.folder, [case.words[0], "--config", "tiny.yaml", *case.words[1:]])
     wrong = []
     if case.kind == "good_inputs":
-        if code != 0:
-            wrong.append(f"exit code {code}: {err[-900:]}")
+        if said.code != 0:
+            wrong.append(f"exit code {said.code}: {said.err[-900:]}")
         elif case.right is not None and not case.right(place):
             wrong.append("it was not read right")
-        return Row(case.kind, case.what, "; ".join(wrong), "", seconds)
-    if code != 1:
-        wrong.append(f"exit code {code}")
-    if len(err.splitlines()) != 1 or not err.startswith(f"{case.words[0]}: ") or "Traceback" in err:
-        wrong.append(f"no single sentence: {err[-900:]}")
-    if len(err) > LONGEST_SENTENCE + 100:
-        wrong.append(f"a sentence of {len(err)} letters")
-    wrong += [f"does not say {pattern}" for pattern in case.says if not re.search(pattern, err)]
-    if seconds > LONGEST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)):
-        wrong.append(f"took {seconds:.1f} s")
-    if (grown := peak_mb() - memory_before) > MOST_MEMORY_MB:
-        wrong.append(f"took {grown:.0f} MB")
+        return Row(case.kind, case.what, "; ".join(wrong), "", said.seconds)
+    if said.code != 1:
+        wrong.append(f"exit code {said.code}")
+    if len(said.err.splitlines()) != 1 or not said.err.startswith(f"{case.words[0]}: ") or "Traceback" in said.err:
+        wrong.append(f"no single sentence: {said.err[-900:]}")
+    if len(said.err) > LONGEST_SENTENCE + 100:
+        wrong.append(f"a sentence of {len(said.err)} letters")
+    wrong += [f"does not say {pattern}" for pattern in case.says if not re.search(pattern, said.err)]
+    if said.processor_s > LONGEST_S:
+        wrong.append(f"took {said.processor_s:.1f} s of a processor")
+    if said.seconds > min(HANGS_S, LONGEST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))):
+        wrong.append(f"took {said.seconds:.1f} s")
+    if said.grown_mb > MOST_MEMORY_MB:
+        wrong.append(f"took {said.grown_mb:.0f} MB")
     changed = {name for name, _ in before ^ listing(place.folder)}
     if changed := sorted(name for name in changed if not LEFT_BEHIND.fullmatch(name)):
         wrong.append(f"changed {', '.join(changed)[:200]}")
-    return Row(case.kind, case.what, "; ".join(wrong), " ".join(err.split())[:400], seconds)
+    return Row(case.kind, case.what, "; ".join(wrong), " ".join(said.err.split())[:400], said.seconds)
 
 
-def call(folder: pathlib.Path, words: list[str]) -> tuple[int, str]:
-    """Exit code and all that was said on stderr, by Python or by a library below it, of a stage in this process."""
-    back = os.getcwd()
-    said = io.StringIO()
-    os.chdir(folder)
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(HANGS_S)
-    try:
-        with below_python() as low, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            try:
-                code = main(words)
-            except SystemExit as left:
-                code = left.code if isinstance(left.code, int) else 1
-            except BaseException:  # a bug: what the interpreter would print
-                traceback.print_exc()
-                code = 70
-            finally:
-                signal.alarm(0)
-        return code, "".join(low) + said.getvalue()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        os.chdir(back)
-
-
-def hangs(number: int, frame: object) -> None:
-    raise TimeoutError(f"no end after {HANGS_S} s")
-
-
-@contextlib.contextmanager
-def below_python() -> Iterator[list[str]]:
-    """What libraries write on stderr themselves, as libjpeg does; in the list when the block has ended."""
-    said: list[str] = []
-    with tempfile.TemporaryFile() as file:
+def call(folder: pathlib.Path, words: list[str]) -> Said:
+    """A stage in a child, and all that was said on stderr, by Python or by a library below it; killed when it hangs."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as first:
+        began = time.monotonic()
+        sys.stdout.flush()
         sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            said.append(os.pread(file.fileno(), 2**20, 0).decode("utf-8", "replace"))
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            end_with_parent()
+            os.pwrite(first.fileno(), str(memory_mb()).encode(), 0)  # less than what it was forked from has
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            child(folder, words)
+        found, status, used = os.wait4(pid, os.WNOHANG)
+        while not found:
+            if time.monotonic() - began > HANGS_S:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.002)
+            found, status, used = os.wait4(pid, os.WNOHANG)
+        seconds = time.monotonic() - began
+        with contextlib.suppress(ProcessLookupError):  # workers that it left
+            os.killpg(pid, signal.SIGKILL)
+        text = os.pread(err.fileno(), 2**20, 0).decode("utf-8", "replace")
+        grown_mb = used.ru_maxrss / 1024 - float(first.read())
+    return Said(os.waitstatus_to_exitcode(status), text, seconds, used.ru_utime + used.ru_stime, grown_mb)
+
+
+def child(folder: pathlib.Path, words: list[str]) -> None:
+    """As the interpreter would do it with `python -m pipeline WORDS`; to the end of the process."""
+    code = 70
+    try:
+        os.chdir(folder)
+        stay_on_the_cpu()
+        code = main(words)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+    except BaseException:  # a bug
+        traceback.print_exc()
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+            worker.join()  # so that its time is counted
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def listing(folder: pathlib.Path) -> set[tuple[str, tuple[int, ...]]]:
@@ -271,8 +287,10 @@ def listing(folder: pathlib.Path) -> set[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mb() -> float:
+    """What of this process is in memory now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def some(cases: list[Case], seed: int, count: int) -> list[Case]:

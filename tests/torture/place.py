@@ -48,24 +48,31 @@ COMMANDS = build_parser()._subparsers._group_actions[0].choices  # argparse has 
 
 @dataclass(frozen=True)
 class Stage:
+    """A start that is tried. aside: the stages after it do not build on it, and it is killed alone, and seldom."""
+
     name: str
     words: tuple[str, ...] = ()
     before: Callable[[], Any] | None = None
     at_kaggle: bool = False
+    is_long: bool = False  # seconds a start: then some of its steps are tried, and of the others each
+    aside: str = ""  # the stage's own name, where `name` tells of something special
 
 
 STAGES = (
+    Stage("demo-data, really drawn", ("--cars", "1", "--test-cars", "1"), warm.as_no_module, aside="demo-data"),
     Stage("demo-data", ("--cars", str(CARS), "--test-cars", str(TEST_CARS)), warm.draw_from_memory),
     Stage("shrink", ("--out", "half", "--scale", "8")),
     Stage("folds"),
-    Stage("train"),
+    Stage("train", is_long=True),
     Stage("validate"),
     Stage("threshold"),
+    Stage("submit, predicting first", (), warm.run_stages_within, at_kaggle=True, aside="submit"),
     Stage("predict"),
     Stage("submit", (MINE,), at_kaggle=True),
-    Stage("report"),
+    Stage("report", is_long=True),
 )
-STAGES = tuple(stage for stage in STAGES if stage.name in COMMANDS)  # without those that this checkout has not
+STAGES = tuple(stage for stage in STAGES if (stage.aside or stage.name) in COMMANDS)  # those that this checkout has
+STAGE = {stage.name: stage for stage in STAGES}
 
 
 class Places:
@@ -87,12 +94,19 @@ class Places:
         (place / "tiny.yaml").write_text(CONFIG)
         for stage in STAGES:
             shutil.copytree(place, self.before(stage))
+            if stage.aside and only and stage.name not in only:
+                continue
+            if stage.aside:
+                shutil.copytree(place, here := self.after(stage))
+            else:
+                here = place
             with self.kaggle() if stage.at_kaggle else contextlib.nullcontext() as kaggle:
-                ended = self.run(place, stage, kaggle=kaggle)
+                ended = self.run(here, stage, kaggle=kaggle)
             if ended.code:
                 raise AssertionError(f"{stage.name} fails undisturbed: {ended.err}")
             self.steps[stage.name], self.seconds[stage.name] = ended.steps, ended.seconds
-            shutil.copytree(place, self.after(stage))
+            if not stage.aside:
+                shutil.copytree(place, self.after(stage))
             if stage.name == "demo-data":
                 hand_in_the_solution(place)
             if only and stage.name == only[-1]:
@@ -107,7 +121,7 @@ class Places:
     @contextlib.contextmanager
     def copy(self, stage: Stage) -> Iterator[pathlib.Path]:
         """A place as it was before the stage, to be disturbed."""
-        place = self.folder / f"try{next(self.numbers)}"
+        place = self.folder / f"try{os.getpid()}.{next(self.numbers)}"
         shutil.copytree(self.before(stage), place)
         yield place
         shutil.rmtree(place)
@@ -117,7 +131,7 @@ class Places:
 
     @contextlib.contextmanager
     def kaggle(self) -> Iterator["Kaggle"]:
-        inbox = self.folder / f"inbox{next(self.numbers)}"
+        inbox = self.folder / f"inbox{os.getpid()}.{next(self.numbers)}"
         inbox.mkdir()
         with Kaggle(self.folder / "after" / "demo-data" / "demo", inbox) as server:
             yield server
@@ -131,7 +145,19 @@ class Places:
 
 
 def words_of(stage: Stage) -> list[str]:
-    return [stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+    return [stage.aside or stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """`most` of the numbers below `count`, with the first and the last."""
+    return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))})
+
+
+def longest_write(places: Places, stage: Stage) -> int:
+    """Size of the largest file that a stage makes."""
+    before, after = places.before(stage), places.after(stage)
+    sizes = [path.stat().st_size for path in after.rglob("*") if not (before / path.relative_to(after)).exists()]
+    return max(sizes, default=1)
 
 
 def prepare(stage: Stage, kaggle: "Kaggle | None") -> None:

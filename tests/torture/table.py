@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Row:
     """What was done to the pipeline, and whether it bore it."""
 
-    kind: str  # it is counted under, a plural: "kills", "faults", "bad_inputs", "good_inputs"
+    kind: str  # it is counted under: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
     what: str  # was tried, as in "train: killed at step 3" or "test.zip: cut after 3/10"
     problem: str = ""  # what was wrong with how the pipeline took it; "" when nothing was
     said: str = ""  # by the pipeline, its one sentence
@@ -20,13 +20,15 @@ class Row:
 
 
 GOOD_WORD = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
+NOT_HERE = "not_here"  # what this machine does not allow to be tried: neither well nor bad
 
 
 def text_of(rows: Iterable[Row]) -> str:
     """The table: a line a row, and below a row that is not well what was wrong."""
     lines = []
     for row in rows:
-        lines.append(f"{'ok ' if row.ok else 'BAD'} {row.kind:<12} {row.seconds:6.2f} s  {row.what}")
+        mark = "BAD" if not row.ok else "-- " if row.kind == NOT_HERE else "ok "
+        lines.append(f"{mark} {row.kind:<12} {row.seconds:6.2f} s  {row.what}")
         if row.said:
             lines.append(f"{'':28}{row.said}")
         if row.problem:
@@ -38,9 +40,10 @@ def figures_of(rows: Iterable[Row]) -> dict[str, int]:
     """`{"kills": 100, "kills_survived": 100, "bad_inputs": 60, "bad_inputs_ok": 60, ...}`."""
     figures: dict[str, int] = {}
     for row in rows:
-        good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
         figures[row.kind] = figures.get(row.kind, 0) + 1
-        figures[good] = figures.get(good, 0) + row.ok
+        if row.kind != NOT_HERE:
+            good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
+            figures[good] = figures.get(good, 0) + row.ok
     return figures
 
 

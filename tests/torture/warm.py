@@ -8,6 +8,7 @@ after, misses nothing: after one is before the next.
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import pathlib
@@ -26,14 +27,14 @@ import torch
 from pipeline import git
 from pipeline.__main__ import main
 from pipeline.leaderboard import kaggle, patience
-from pipeline.stages import demo_data, folds, predict, report, shrink, submit, threshold, train, validate
+from pipeline.stages import demo_data, download, folds, predict, report, shrink, submit, threshold, train, validate
 
 # Imported before any fork.
-STAGES_AT_HAND = (demo_data, folds, predict, report, shrink, submit, threshold, train, validate)
+STAGES_AT_HAND = (demo_data, download, folds, predict, report, shrink, submit, threshold, train, validate)
 CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
 LONGEST_S = 120.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-Todo = Callable[[], Any] | None
+Todo = Callable[[], Any] | None  # to be called in a child
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class Plan:
     errno: int = 0
     die_after_s: float | None = None  # killed from outside
     file_bytes: int | None = None  # no file may grow beyond: the write stops there ...
+    limit_at: int | None = None  # ... from this step on, without it from the beginning ...
     die_of_it: bool = False  # ... and the process dies of it, else the rest of the write is refused (EFBIG)
     stop_at_lock: bool = False  # stopped (SIGSTOP) as soon as it holds a lock
+    do_at: int | None = None  # before this step ...
+    do: Todo = None  # ... this is called
 
 
 @dataclass
@@ -58,24 +62,40 @@ class Ended:
     seconds: float
     out: str
     err: str
-    steps: list[str] = field(default_factory=list)  # towards the disk, of a child that ended by itself
+    steps: list[str] = field(default_factory=list)  # towards the disk; none of one that was killed elsewhere than there
+    hung: bool = False  # it came to no end in `LONGEST_S`, and was killed for that
 
     @property
     def died(self) -> bool:
-        return self.code < 0
+        """As a plan wants it: of a crash, or after a hang, nothing is known that a kill would show."""
+        return self.code in (-signal.SIGKILL, -signal.SIGXFSZ) and not self.hung
 
     def complaint(self, stage: str) -> str:
         """What is wrong with how a refusal was told: it must be exit code 1 and one sentence; "" when it was."""
         lines = self.err.splitlines()
         if self.code != 1 or len(lines) != 1 or not lines[0].startswith(f"{stage}: "):
-            return f"exit code {self.code}, and said: {self.err[-1500:] or 'nothing'}"
+            return f"{self.told()}, and said: {self.err[-1500:] or 'nothing'}"
         return ""
+
+    def told(self) -> str:
+        return f"no end after {LONGEST_S:.0f} s" if self.hung else f"exit code {self.code}"
 
 
 def be_ready() -> None:
-    """Once in the parent: no threads, which a fork would lose."""
+    """Once in the parent: no threads, which a fork would lose, and what an optimiser imports at its first step."""
+    importlib.import_module("torch._dynamo")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+def end_with_parent() -> None:
+    """In a child: a harness that is stopped leaves none behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stay_on_the_cpu() -> None:
+    """In a child: there the same bits come out each time, and a GPU is not for a fork of one that has used it."""
+    torch.cuda.is_available = lambda: False
 
 
 def run(
@@ -96,7 +116,7 @@ def start(
         code = 70
         try:
             os.setpgid(0, 0)
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a harness that is stopped leaves none behind
+            end_with_parent()
             code = child(folder, words, plan, before, theirs)
             if after:
                 after()
@@ -124,19 +144,20 @@ class Child:
 
     def wait(self, die_after_s: float | None = None) -> Ended:
         """Its end; it is killed after that time, or when it hangs."""
-        limit_s = LONGEST_S if die_after_s is None else die_after_s
+        limit_s, hung = LONGEST_S if die_after_s is None else die_after_s, False
         while True:
             found, status = os.waitpid(self.pid, os.WNOHANG)
             seconds = time.monotonic() - self.began
             if found:
                 break
             if seconds >= limit_s:
-                os.kill(self.pid, signal.SIGKILL)
+                hung = die_after_s is None
+                (os.killpg if hung else os.kill)(self.pid, signal.SIGKILL)
                 _, status = os.waitpid(self.pid, 0)
                 break
             time.sleep(min(0.002, max(0.0, limit_s - seconds)))
         out, err, steps = map(drained, self.pipes)
-        return Ended(os.waitstatus_to_exitcode(status), seconds, out, err, json.loads(steps or "[]"))
+        return Ended(os.waitstatus_to_exitcode(status), seconds, out, err, json.loads(steps or "[]"), hung)
 
 
 def drained(pipe: int) -> str:
@@ -157,23 +178,30 @@ def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipe
     # Pipes and no files, to which a limit of their size would apply as well.
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     os.chdir(folder)
+    stay_on_the_cpu()
     git.commit, git.is_clean = lambda: "", lambda: False  # a checkout in which somebody works tells now this, now that
     have_little_patience()
     if before:
         before()
+    if plan.limit_at is None:
+        limit_files(plan)
+    if plan.stop_at_lock:
+        stop_at_first_lock()
+    steps: list[str] = []
+    fcntl.fcntl(pipes[2], fcntl.F_SETPIPE_SZ, 2**20)
+    watch(folder, plan, steps, lambda: os.write(pipes[2], json.dumps(steps).encode()))
+    try:
+        return main(words)
+    finally:
+        watching.clear()
+        os.write(pipes[2], json.dumps(steps).encode())
+
+
+def limit_files(plan: Plan) -> None:
     if plan.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if plan.die_of_it else signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_bytes, resource.RLIM_INFINITY))
-    if plan.stop_at_lock:
-        stop_at_first_lock()
-    steps: list[str] = []
-    watch(folder, plan, steps)
-    code = main(words)
-    watching.clear()
-    fcntl.fcntl(pipes[2], fcntl.F_SETPIPE_SZ, 2**20)
-    os.write(pipes[2], json.dumps(steps).encode())
-    return code
 
 
 def stop_at_first_lock() -> None:
@@ -198,8 +226,11 @@ def have_little_patience() -> None:
 watching: list[bool] = []  # while it holds something, in a child
 
 
-def watch(folder: pathlib.Path, plan: Plan, steps: list[str]) -> None:
-    """Note each step within the folder, and let the plan have its way; for good, as audit hooks cannot be removed."""
+def watch(folder: pathlib.Path, plan: Plan, steps: list[str], tell: Callable[[], Any]) -> None:
+    """Note each step within the folder, and let the plan have its way; for good, as audit hooks cannot be removed.
+
+    tell: called before a death at a step, of which nobody could tell afterwards.
+    """
     inside, fsync = f"{folder}{os.sep}", os.fsync
 
     def step(what: str, path: Any) -> None:
@@ -208,7 +239,12 @@ def watch(folder: pathlib.Path, plan: Plan, steps: list[str]) -> None:
         number = len(steps)
         steps.append(f"{what} {os.fspath(path)}".replace(inside, ""))
         if number == plan.die_at:
+            tell()
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == plan.limit_at:
+            limit_files(plan)
+        if number == plan.do_at and plan.do:
+            plan.do()
         if plan.fail_at is not None and (number == plan.fail_at or plan.for_good and number > plan.fail_at):
             raise OSError(plan.errno, os.strerror(plan.errno), path)
 
@@ -233,6 +269,26 @@ def watch(folder: pathlib.Path, plan: Plan, steps: list[str]) -> None:
     os.fsync = watched_fsync  # type: ignore[assignment]
     sys.addaudithook(hook)
     watching.append(True)
+
+
+# --- stages that start processes ------------------------------------------------------------------
+
+
+def as_no_module() -> None:
+    """`before` of a child that starts Python anew, as drawing does: without this module and all that it imports."""
+    __main__ = sys.modules["__main__"]
+    __main__.__spec__ = None
+    __main__.__dict__.pop("__file__", None)
+
+
+def run_stages_within() -> None:
+    """`before` of a child whose stage runs others: in this very process, so that their steps are steps of it."""
+
+    def run_stage(stage: str, *words: str) -> None:
+        if code := main([stage, *words]):
+            raise SystemExit(code)
+
+    submit.run_stage = run_stage  # type: ignore[assignment]
 
 
 # --- drawing --------------------------------------------------------------------------------------
