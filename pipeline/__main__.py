@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import re
+import reprlib
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from pipeline.problem import Problem, sentence_of
 
 DEFAULT_CONFIG = "configs/unet_640.yaml"
 DEFAULT_DATA = "data/carvana"
+DIGITS = 18  # of a number; Python reads none of thousands
 
 
 def main(words: list[str] | None = None) -> int:
@@ -225,14 +227,12 @@ def fold_numbers(word: str) -> list[int]:
 
 
 def count(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 1 up")
-    return int(word)
+    return whole_number(word, least=1)
 
 
-def whole_number(word: str) -> int:
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number from 0 up")
+def whole_number(word: str, least: int = 0) -> int:
+    if not word.isdecimal() or len(word) > DIGITS or int(word) < least:
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(word)} must be a whole number from {least} up")
     return int(word)
 
 
@@ -260,7 +260,7 @@ class Parser(argparse.ArgumentParser):
     """One sentence for a wrong word, by its name in the Makefile and here, instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        named = re.sub(r"(argument |required: )--([a-z-]+)", lambda found: found[1] + shown_flag(found[2]), message)
+        named = re.sub(r"(^argument |(?<=required: ))--([a-z-]+)", lambda found: shown_flag(found[2]), message)
         self.exit(2, f"{self.prog.split()[-1]}: {named}; `{self.prog} --help` shows what it takes.\n")
 
 

@@ -392,7 +392,7 @@ def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
 def test_a_seed_is_a_whole_number_from_0(stage: str, seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([stage, "--seed", seed])
-    assert left.value.code == 2 and "argument --seed" in capsys.readouterr().err
+    assert left.value.code == 2 and "SEED (--seed): " in capsys.readouterr().err
 
 
 def test_a_box_in_front_hides_the_wall_at_its_own_depth() -> None:
