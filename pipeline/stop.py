@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl+C, and SIGTERM as Kaggle and spot machines send it."""
+"""Being asked to stop: Ctrl+C, SIGTERM as Kaggle and spot machines send it, and SIGHUP of a terminal that is closed."""
 import signal
 import sys
 
@@ -12,7 +12,10 @@ class StopSignals:
     asked = False
 
     def __enter__(self) -> "StopSignals":
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it, under which a training goes on
+            numbers += [signal.SIGHUP]
+        self.before = {number: signal.signal(number, self.ask) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:

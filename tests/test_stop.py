@@ -1,0 +1,43 @@
+"""Signals that ask a training to stop."""
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.stop import StopSignals
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_and_what_was_there_comes_back(number: int, capsys: pytest.CaptureFixture) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), number)
+        assert stop.asked
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr().err == "Stopping as soon as this is saved ...\n"
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.asked
