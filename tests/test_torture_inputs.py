@@ -1,4 +1,5 @@
 """Every bad input of `make torture`: one sentence, nothing changed, nothing executed; and every good one."""
+import multiprocessing
 import pathlib
 import re
 import time
@@ -98,3 +99,15 @@ def test_same_pixels_looks_at_each_picture(demo_folder: pathlib.Path, tmp_path: 
     first, last = (name.rpartition("/")[2] for name in (min(place.members("test.zip")), max(place.members("test.zip"))))
     place.put(f"demo/{last}", place.members("test.zip")[f"test/{first}"])
     assert not bad_data.same_pixels(place)
+
+
+def test_workers_of_who_tries_are_left_alone(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A fork has its parent's list of workers: to end them would fail, or end what is not its own."""
+    sleeper = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    sleeper.start()
+    try:
+        said = inputs.call(tmp_path, ["threshold", "--run", "nobody"])
+        assert said.code == 1 and sleeper.is_alive()
+    finally:
+        sleeper.kill()
+        sleeper.join()
