@@ -30,10 +30,10 @@ blend: ## find what each of several runs should weigh in their mean (RUNS)
 	$(call stage,blend,$(runs_flag))
 predict: ## write submissions/RUN.csv.gz, or go on where that was stopped (RUNS GPUS ON_BAD_IMAGE)
 	$(call stage,predict,$(runs_flag)$(call given,--gpus,GPUS)$(call given,--on-bad-image,ON_BAD_IMAGE))
-check: ## say what is wrong with a submission (FILE)
-	$(call stage,check,$(call given,,FILE))
-submit: ## predict if need be, check, upload, await the score (FILE MESSAGE DRY_RUN FORCE LEDGER)
-	$(call stage,submit,$(call given,,FILE)$(call given,--message,MESSAGE)$(call switch,--dry-run,DRY_RUN)$(call \
+check: ## say what is wrong with a submission (FILE RUNS)
+	$(call stage,check,$(call given,,FILE)$(runs_flag))
+submit: ## predict if need be, check, upload, await the score (FILE RUNS MESSAGE DRY_RUN FORCE LEDGER)
+	$(call stage,submit,$(call given,,FILE)$(runs_flag)$(call given,--message,MESSAGE)$(call switch,--dry-run,DRY_RUN)$(call \
 		switch,--force,FORCE)$(call given,--ledger,LEDGER))
 submission: ## validate, threshold, predict and check, for a trained run
 	$(call stage,validate)
@@ -48,8 +48,8 @@ compare: ## a page that shows where one of two runs is better (RUNS)
 	$(call stage,compare,$(runs_flag))
 cutout: ## cut the object out of photos: PNGs with a transparent background, or classes (PHOTO OUT)
 	$(call stage,cutout,$(foreach photo,$(PHOTO), $(call quote,$(photo)))$(call given,--out,OUT))
-score: ## grade a submission against a solution.csv (FILE SOLUTION)
-	$(call stage,score,$(call given,,FILE)$(call given,--solution,SOLUTION))
+score: ## grade a submission against a solution.csv (FILE RUNS SOLUTION)
+	$(call stage,score,$(call given,,FILE)$(runs_flag)$(call given,--solution,SOLUTION))
 leaderboard: ## the ledger of submissions, and where their scores would have stood (LEDGER)
 	$(call stage,leaderboard,$(call given,--ledger,LEDGER))
 reproduce: ## print the commands that make a submission of the ledger again, or predict (ROW GO LEDGER)
@@ -119,8 +119,8 @@ clean: ## remove caches; data, runs and submissions stay
 ## SCENES=48                demo-rooms: rooms, of four pictures each
 ## SPLITS=1                 demo-rooms: a splits.mat, too, with the first half of the rooms to train on
 ## OUT=dir                  shrink: the folder of the copy; cutout: of the PNGs
-## RUNS="a b c"             blend, predict: several runs, whose mean is called a+b+c without RUN=
-##                          compare: two; report: more that must accuse a mask before it is a suspect
+## RUNS="a b c"             blend, predict, check, score, submit: their mean, called a+b+c without RUN=
+##                          compare: two; report: of a, and the others must accuse a mask, too
 ## ON_BAD_IMAGE=empty       predict: an empty row for a picture that cannot be read; without it an error
 ## PHOTO="a.jpg b.jpg"      cutout: of any size
 ## SCALE=2                  shrink: 2, 4 or 8 times smaller

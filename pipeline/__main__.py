@@ -155,7 +155,7 @@ def reproduce(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     from pipeline.stages import report as stage
 
-    run = Run(args.run or pathlib.Path(args.config).stem)
+    run = Run(args.run or next(iter(args.runs), pathlib.Path(args.config).stem))
     stage.run(run, overrides_of(args), runs_of(args))
 
 
@@ -183,9 +183,10 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 
 def folder_of(args: argparse.Namespace) -> pathlib.Path:
-    """The competition folder: --data, else what the run was trained on, else the config's."""
-    trained = run_of(args).trained_folds()
-    path = run_of(args).fold(trained[0]).config if trained else pathlib.Path(args.config)
+    """The competition folder: --data, else what the run, or the first of several, was trained on, else the config's."""
+    runs = [run_of(args), *(Run(name) for name in getattr(args, "runs", []))]
+    of_runs = (run.fold(run.trained_folds()[0]).config for run in runs if run.trained_folds())
+    path = next(of_runs, pathlib.Path(args.config))
     return pathlib.Path(config.load(path, overrides_of(args)).data.folder)
 
 
@@ -206,6 +207,8 @@ def shared_words(args: argparse.Namespace) -> list[str]:
         words += ["--fold", ",".join(map(str, args.fold)) or "all"]
     if args.data:
         words += ["--data", args.data]
+    if getattr(args, "runs", []):
+        words += ["--runs", *args.runs]
     return words + (["--set", *args.set] if args.set else [])
 
 
@@ -283,6 +286,9 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument("--test-cars", type=count, default=8)
         stage.add_argument("--seed", type=whole_number, default=0)
 
+    def add_runs(stage: argparse.ArgumentParser) -> None:
+        stage.add_argument("--runs", type=run_name, nargs="+", default=[], metavar="NAME", help="that of their mean")
+
     def add_ledger(stage: argparse.ArgumentParser) -> None:
         stage.add_argument("--ledger", default=str(LEDGER), metavar="CSV", help=f"default {LEDGER}")
 
@@ -323,11 +329,14 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("photo", nargs="+", type=pathlib.Path, metavar="PHOTO")
     stage.add_argument("--out", required=True, metavar="DIR")
     stage = add("check", check, "say what is wrong with a submission")
+    add_runs(stage)
     stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
     stage = add("score", score, "grade a submission against a solution.csv")
+    add_runs(stage)
     stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own")
     stage.add_argument("--solution", metavar="CSV", help="default: solution.csv in the competition folder")
     stage = add("submit", submit, "hand a submission in at Kaggle, and wait for its score")
+    add_runs(stage)
     stage.add_argument("file", nargs="?", metavar="FILE", help="default: the run's own, predicted if need be")
     stage.add_argument("--message", metavar="TEXT", help="default: what made the submission")
     stage.add_argument("--dry-run", action="store_true", help="do all but upload, and print the command that would")
@@ -340,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ledger(stage)
     stage = add("report", report, "a page that shows where a run is wrong")
     stage.add_argument(
-        "--runs", type=run_name, nargs="+", default=[], metavar="NAME", help="more runs that must accuse a mask too"
+        "--runs", type=run_name, nargs="+", default=[], metavar="NAME", help="of the first; the others must agree"
     )
     stage = add("compare", compare, "a page that shows where one of two runs is better")
     stage.add_argument("--runs", type=run_name, nargs="+", required=True, metavar="NAME", help="two of them")

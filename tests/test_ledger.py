@@ -213,7 +213,7 @@ def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, tex
 
 
 def test_the_message_tells_what_made_the_submission() -> None:
-    assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 OOF 0.99123 commit abababa"
+    assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 predict.tta=none OOF 0.99123 commit abababa"
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
     assert submit.describe(OWN.model_copy(update={"unreadable": ("a.jpg",)})).endswith("commit abababa 1 empty")

@@ -22,7 +22,8 @@ from pipeline.leaderboard import ledger, origin, patience, stand_in
 from pipeline.leaderboard.ledger import Row
 from pipeline.leaderboard.stand_in import Answer
 from pipeline.leaderboard.submission import read_rows
-from pipeline.paths import Run
+from pipeline.paths import SUBMISSIONS, Run
+from pipeline.problem import Problem
 from pipeline.stages import submit
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -168,6 +169,40 @@ def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kag
     assert submit.reason_to_predict(run, [0]) is None
     write_json(run.threshold, {"cut": 0.47})
     assert "was made with the cut 0.5, and runs/mine/threshold.json has another" in submit.reason_to_predict(run, [0])
+
+
+def test_a_submission_is_its_own_runs_though_another_has_the_same_bytes(kaggle: Kaggle) -> None:
+    """As a blend has that gives one run all the weight."""
+    run, blend = Run("mine"), Run("a+mine")
+    for one, runs in ((run, ("mine",)), (blend, ("a", "mine"))):
+        one.submission.parent.mkdir(exist_ok=True)
+        shutil.copy(MINE, one.submission)
+        origin.write(one.origin, origin.Origin(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
+    assert origin.of(SUBMISSIONS, run.submission).runs == ("mine",)
+    assert origin.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
+    assert origin.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
+    (SUBMISSIONS / "0.json").write_text("{")
+    assert origin.of(SUBMISSIONS, run.submission).runs == ("mine",)
+
+
+def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: Kaggle) -> None:
+    both, one = Run("a+b"), Run("a").fold(0).best
+    one.parent.mkdir(parents=True)
+    one.write_text("weights")
+    both.submission.parent.mkdir()
+    shutil.copy(MINE, both.submission)
+    about = {"sha256": sha256(MINE), "runs": ("a", "b"), "folds": (0,), "checkpoints": {str(one): sha256(one)}}
+    origin.write(both.origin, origin.Origin(**about))
+    assert submit.reason_to_predict(both, []) is None
+    one.write_text("other weights")
+    with pytest.raises(Problem, match=r'was made by another runs/a/fold0/best.pt; run `make predict RUNS="a b"` again'):
+        submit.reason_to_predict(both, [])
+
+
+def test_the_message_says_how_it_was_predicted() -> None:
+    words = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
+    about = origin.Origin(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
+    assert submit.describe(about) == "a folds 0,1 cut 0.500 predict.tta=none data.scale=4"
 
 
 # --- trouble that passes --------------------------------------------------------------------------

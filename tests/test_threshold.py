@@ -111,13 +111,22 @@ def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
     assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
     paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
     plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
-    assert predict.cut_told(judged, paths, [plain, plain]) == ""
-    assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in predict.cut_told(
-        judged, paths, [settings, settings]
-    )
-    assert predict.cut_told(judged, [Run("other").fold(0).best], [settings]) == ""  # that run has a cut of its own
+    assert predict.cut_told(judged, paths, [plain, plain]) == ("", False)
+    told, is_of_others = predict.cut_told(judged, paths, [settings, settings])
+    assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in told
+    assert is_of_others
+    assert predict.cut_told(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
     write_json(judged.threshold, {"cut": 0.4})
-    assert predict.cut_told(judged, paths, [plain, plain]).endswith("does not say of which predictions it is.")
+    told, is_of_others = predict.cut_told(judged, paths, [plain, plain])
+    assert told.endswith("does not say of which predictions it is.") and not is_of_others
+
+
+def test_a_blend_of_the_same_runs_in_another_order_is_told(judged: Run) -> None:
+    write_json(Run("b+a").blend, {})
+    assert predict.no_blend(Run("a+b"), [Run("a"), Run("b")]).endswith(
+        "Runs named in the order of runs/b+a/blend.json are weighed as it says."
+    )
+    assert predict.no_blend(Run("a+c"), [Run("a"), Run("c")]).endswith("equal weights, mean cut.")
 
 
 def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:

@@ -65,12 +65,32 @@ def read(path: pathlib.Path) -> Origin:
         raise Problem(f"{path} is damaged; delete it, or write it again with `make predict`.") from None
 
 
+def of(folder: pathlib.Path, submission: pathlib.Path) -> Origin:
+    """The origin of a submission: what the .json beside it says when it names this content, else as `find`.
+
+    Two runs may have made the same bytes: a blend that gives one of its runs all the weight does.
+    """
+    if not submission.is_file():
+        raise Problem(f"There is no submission {submission}; `make predict` writes one, or name yours with FILE=.")
+    digest = sha256_of(submission)
+    beside = submission.with_name(submission.name.removesuffix(".csv.gz") + ".json")
+    if beside.parent == folder and beside.is_file() and (about := read(beside)).sha256 == digest:
+        return about
+    return find(folder, digest)
+
+
 def find(folder: pathlib.Path, sha256: str) -> Origin:
-    """The origin of a submission by its content; one that says nothing when no .json in the folder names it."""
-    origins = map(read, sorted(folder.glob("*.json")))
-    return next((origin for origin in origins if origin.sha256 == sha256), Origin(sha256=sha256))
+    """The origin of a submission by its content; one that says nothing when no .json in the folder names it.
 
-
-def unreadable(folder: pathlib.Path, path: pathlib.Path) -> tuple[str, ...]:
-    """The pictures whose rows in the submission at `path` may be empty; none in one that is not there."""
-    return find(folder, sha256_of(path)).unreadable if path.is_file() else ()
+    Problem when none of those that can be read does, and one is damaged.
+    """
+    damaged: Problem | None = None
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if (about := read(path)).sha256 == sha256:
+                return about
+        except Problem as problem:
+            damaged = problem
+    if damaged:
+        raise damaged
+    return Origin(sha256=sha256)

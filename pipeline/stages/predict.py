@@ -85,13 +85,16 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
                 of_before = parts.open(facts | {"batch that fits": batch_size})
         missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
         if everyone.first:
+            of_cut = [] if run.blend.is_file() else [cut_told(one, weight_of_path, each) for one in runs or [run]]
+            if any(is_of_others for _, is_of_others in of_cut):  # so is the Dice that stands beside it
+                cut_file = {"cut": cut_file["cut"]}
             about = origin_of(runs or [run], hashes, trained, settings, cut_file)
             count = f", {everyone.count} processes" if everyone.count > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
             tell(
-                *(cut_told(one, weight_of_path, each) for one in runs or [run] if not run.blend.is_file()),
-                "" if len(runs) < 2 or run.blend.is_file() else f"There is no {run.blend}: equal weights, mean cut.",
+                *(sentence for sentence, _ in of_cut),
+                "" if len(runs) < 2 or run.blend.is_file() else no_blend(run, runs),
                 f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
                 *of_before,
             )
@@ -183,8 +186,9 @@ def weights_and_cut(
     return weight_of_path, cut_from_share(found["cut"]), found
 
 
-def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> str:
-    """A sentence when the cut of a run is of predictions made otherwise than now, or nobody knows how, else "".
+def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
+    """A sentence when the cut of a run is of predictions made otherwise than now, or nobody knows how, else "";
+    and whether they surely were.
 
     settings: by which each of the networks at `paths` predicts.
     """
@@ -192,13 +196,20 @@ def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) 
     ways = {predicted_with(one.predict.tta, one.data.scale, one.data.hq) for one in its}
     known = read_threshold(run.threshold).get("predicted_with", "")
     if not known:
-        return f"{run.threshold} does not say of which predictions it is."
+        return f"{run.threshold} does not say of which predictions it is.", False
     if ways <= {known}:
-        return ""
-    return (
-        f"{run.threshold} is of {known}, and this is {'; '.join(sorted(ways))}: `make validate threshold` with the "
-        "same SET finds its own cut."
-    )
+        return "", False
+    now = "; ".join(sorted(ways))
+    its_own = "`make validate threshold` with the same SET finds its own cut"
+    return f"{run.threshold} is of {known}, and this is {now}: {its_own}.", True
+
+
+def no_blend(joint: Run, runs: Sequence[Run]) -> str:
+    """What is taken instead, and the blend of the same runs in another order, should there be one."""
+    names = sorted(run.name for run in runs)
+    others = (path for path in joint.folder.parent.glob("*/blend.json") if sorted(path.parent.name.split("+")) == names)
+    hint = next((f" Runs named in the order of {path} are weighed as it says." for path in others), "")
+    return f"There is no {joint.blend}: equal weights, mean cut.{hint}"
 
 
 def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:

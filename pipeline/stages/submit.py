@@ -30,6 +30,7 @@ LOOK_PAUSES_S = (2.0, 8.0)  # for a submission that was cut off, and may still b
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between looks, each twice as long as the one before
 LONGEST_MESSAGE = 250  # characters; what Kaggle cuts off could not be found again
 TAG_DIGITS = 12
+SAID_OF_SET = ("predict.tta", "data.scale", "data.hq")
 MASKS_DEPEND_ON = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # of what SET= may lay over a trained run
 
 
@@ -54,8 +55,8 @@ def run(
         print(reason)
         run_stage("predict", *predict_words)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
-    check(path, names, origin.unreadable(SUBMISSIONS, path))
-    about = origin.find(SUBMISSIONS, sha256(path))
+    about = origin.of(SUBMISSIONS, path)
+    check(path, names, about.unreadable)
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
     with ledger.alone(ledger_path, f"Another `make submit` works with {ledger_path}; wait until it is done."):
@@ -93,13 +94,19 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     """
     if not run.submission.is_file():
         return f"There is no {run.submission} yet: predicting."
-    about = origin.find(SUBMISSIONS, sha256(run.submission))
+    about = origin.of(SUBMISSIONS, run.submission)
     if not about.checkpoints and read_state(run.parts) is not None:
         if not folds:
             raise Problem(f"{run.parts} holds a prediction that was cut off; run its `make predict` again beforehand.")
         return f"{run.parts} holds a prediction that was cut off: predicting first."
-    if not folds or not about.checkpoints:
-        return None  # weights that lie elsewhere, or a file that predict did not make: nothing to compare
+    if not about.checkpoints:
+        return None  # a file that predict did not make: nothing to compare
+    if len(about.runs) > 1 or not folds:  # or of weights that lie elsewhere
+        check_weights(run, about)
+        run, folds = Run(about.runs[0]), list(about.folds)
+        if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
+            return f"The submission was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
+        return None
     weights = [run.fold(fold).best for fold in folds]
     if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
@@ -108,6 +115,18 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
         return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
+
+
+def check_weights(run: Run, about: Origin) -> None:
+    """Problem when a network that took part is another by now."""
+    for name, digest in about.checkpoints.items():
+        path = pathlib.Path(name)
+        if path.is_file() and sha256(path) != digest:
+            words = f'RUNS="{" ".join(about.runs)}"' if len(about.runs) > 1 else f"RUN={run.name}"
+            raise Problem(
+                f"{run.submission} was made by another {path}; run `make predict {words}` again, or submit it as it is "
+                f"with FILE={run.submission}."
+            )
 
 
 def made_with(about: Origin, trained_path: pathlib.Path, overrides: list[str]) -> bool:
@@ -215,6 +234,7 @@ def describe(about: Origin) -> str:
     if about.cut is None:
         return "origin unknown"
     words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.cut:.3f}"]
+    words += [word.replace('"', "") for word in about.predict_set if word.startswith(SAID_OF_SET)]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
     words += [f"{len(about.unreadable)} empty"] if about.unreadable else []

@@ -156,8 +156,8 @@ def evenly(count: int, most: int) -> list[int]:
 def longest_write(places: Places, stage: Stage) -> int:
     """Size of the largest file that a stage makes."""
     before, after = places.before(stage), places.after(stage)
-    sizes = [path.stat().st_size for path in after.rglob("*") if not (before / path.relative_to(after)).exists()]
-    return max(sizes, default=1)
+    made = (path for path in after.rglob("*") if path.is_file() and not (before / path.relative_to(after)).exists())
+    return max((path.stat().st_size for path in made), default=1)
 
 
 def prepare(stage: Stage, kaggle: "Kaggle | None") -> None:
