@@ -455,3 +455,12 @@ def test_a_photo_is_cut_out(tmp_path: pathlib.Path) -> None:
     assert main(["cutout", str(tmp_path / "car.jpg"), *words]) == 0
     with Image.open(tmp_path / "cut" / "car.png") as cut:
         assert cut.size == (300, 200) and cut.mode == "RGBA"
+
+
+def test_parts_that_stay_behind_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts(tmp_path / ".x.parts", ["a"], rows_per_part=1)
+    parts.open({"a state": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda folder, ignore_errors: None)
+        assert parts.remove().endswith(".x.parts could not be removed; nothing needs it any more.")
+    assert parts.remove() == "" and not parts.folder.exists()

@@ -141,8 +141,10 @@ class Parts:
             raise Problem(f"The parts {missing[:5]} of {self.folder} are gone; run `make predict` again.")
         writer.join(map(self.path, self.numbers), path, header)
 
-    def remove(self) -> None:
+    def remove(self) -> str:
+        """A sentence when something stays, else ""."""
         remove(self.folder)
+        return f"{self.folder} could not be removed; nothing needs it any more." if self.folder.exists() else ""
 
 
 def read_state(folder: pathlib.Path) -> State | None:

@@ -119,7 +119,7 @@ def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = 
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
             about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
             origin.write(run.origin, origin.Origin(**about))
-            parts.remove()
+            tell(parts.remove())
             others = ", ".join(map(str, parts.aside()))
             tell(f"Parts of other predictions are kept in {others}; remove what nobody wants." if others else "")
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
