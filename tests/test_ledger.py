@@ -243,3 +243,13 @@ def test_leaderboard_shows_scores_side_by_side_and_where_they_would_have_stood(
 def test_leaderboard_of_no_ledger_says_how_to_begin(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     leaderboard.run(tmp_path / "ledger.csv")
     assert "make submit" in capsys.readouterr().out
+
+
+def test_a_ledger_that_is_not_there_is_a_problem_where_it_was_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Problem, match="There is no ledger submisions/ledger.csv"):
+        leaderboard.run(pathlib.Path("submisions/ledger.csv"))
+    leaderboard.run(LEDGER)
+    assert "has no submission yet" in capsys.readouterr().out

@@ -144,8 +144,14 @@ def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
 def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
     for fold in (0, 1):
         judged.oof(fold).unlink()
-    with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate` first"):
+    with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate RUN=small` first"):
         threshold.run(judged)
+
+
+def test_a_run_that_is_not_there_gets_no_folder(judged: Run) -> None:
+    with pytest.raises(Problem, match="runs/typo has no out-of-fold predictions"):
+        threshold.run(Run("typo"))
+    assert not Run("typo").folder.exists()
 
 
 def test_predictions_of_another_network_do_not_choose_the_cut(judged: Run) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pipeline.leaderboard import kaggle, ledger
 from pipeline.leaderboard.ledger import Row
+from pipeline.paths import LEDGER
 from pipeline.problem import Problem
 
 # Dice, of which pictures, whose, and where it was published.
@@ -28,6 +29,8 @@ COLUMNS = ("row", "time (UTC)", "submission", "made by", "cut", "OOF", "crossfit
 
 
 def run(ledger_path: pathlib.Path) -> None:
+    if ledger_path != LEDGER and not ledger_path.is_file():
+        raise Problem(f"There is no ledger {ledger_path}; `make submit` writes {LEDGER} where none is named.")
     rows = ledger.read(ledger_path)
     if not rows:
         print(f"{ledger_path} has no submission yet; `make submit` makes one.")

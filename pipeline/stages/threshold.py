@@ -22,8 +22,11 @@ from pipeline.problem import Problem
 def run(run: Run) -> None:
     for fold in run.trained_folds():
         config.check_binary(run.fold(fold).config, "A cut")
+    folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
+    if not folds:
+        raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate RUN={run.name}` first.")
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
-        found = find_cut(run)
+        found = find_cut(run, folds)
         write_json(run.threshold, found)
     print(
         f"{run.threshold}: cut {found['cut']:.3f}, Dice {found['oof_dice']:.5f}, "
@@ -31,10 +34,10 @@ def run(run: Run) -> None:
     )
 
 
-def find_cut(run: Run) -> dict[str, Any]:
+def find_cut(run: Run, folds: list[int]) -> dict[str, Any]:
     """What `threshold.json` holds."""
     predictions = predictions_of(run)  # before they are read: what is judged anew meanwhile makes the cut outdated
-    judged_folds = read_oof(run)
+    judged_folds = read_oof(run, folds)
     names = [name for judged in judged_folds for name in judged.names]
     table = read_folds(run.folds)
     group_of_unit = groups(table)
@@ -62,11 +65,8 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
     return float(judged.mean())
 
 
-def read_oof(run: Run) -> list[Judged]:
-    """Of each validated fold what was judged."""
-    folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
-    if not folds:
-        raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate` first.")
+def read_oof(run: Run, folds: list[int]) -> list[Judged]:
+    """Of each of the folds what was judged, by its network of now."""
     found = [read_judged(run.oof(fold)) for fold in folds]
     for fold, judged in zip(folds, found):
         if sentence := of_another_network(run, fold, judged.checkpoint):
