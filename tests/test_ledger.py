@@ -12,6 +12,7 @@ from pipeline.leaderboard import ledger, origin
 from pipeline.leaderboard.kaggle import Submission
 from pipeline.leaderboard.ledger import COLUMNS, Row
 from pipeline.leaderboard.origin import Origin
+from pipeline.paths import LEDGER
 from pipeline.problem import Problem
 from pipeline.stages import leaderboard, submit
 
@@ -240,11 +241,6 @@ def test_leaderboard_shows_scores_side_by_side_and_where_they_would_have_stood(
     assert public.split() == ["0.99812", "▶", "row", "1:", "a.csv.gz"]
 
 
-def test_leaderboard_of_no_ledger_says_how_to_begin(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
-    leaderboard.run(tmp_path / "ledger.csv")
-    assert "make submit" in capsys.readouterr().out
-
-
 def test_a_ledger_that_is_not_there_is_a_problem_where_it_was_named(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -252,4 +248,4 @@ def test_a_ledger_that_is_not_there_is_a_problem_where_it_was_named(
     with pytest.raises(Problem, match="There is no ledger submisions/ledger.csv"):
         leaderboard.run(pathlib.Path("submisions/ledger.csv"))
     leaderboard.run(LEDGER)
-    assert "has no submission yet" in capsys.readouterr().out
+    assert "has no submission yet; `make submit` makes one" in capsys.readouterr().out
