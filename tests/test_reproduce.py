@@ -230,9 +230,9 @@ def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: p
     run, best = Run("tiny"), pathlib.Path("runs/tiny/fold1/best.pt")
     assert submit.reason_to_predict(run, [1]) is None
     assert "other weights" in str(submit.reason_to_predict(run, [0, 1]))
+    assert submit.reason_to_predict(run, []) is None  # trained elsewhere
     append_to(str(best))()
     assert "other weights" in str(submit.reason_to_predict(run, [1]))
-    assert submit.reason_to_predict(run, []) is None  # trained elsewhere
     SUBMISSION.write_bytes(b"from elsewhere")
     assert submit.reason_to_predict(run, [1]) is None
     SUBMISSION.unlink()
@@ -332,7 +332,7 @@ def test_go_refuses_what_is_not_as_it_was(
     assert SUBMISSION.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", ["0", "2", "-1"])
+@pytest.mark.parametrize("number", ["0", "2"])
 def test_a_row_that_is_not_there_is_a_problem(
     checkout: pathlib.Path, capsys: pytest.CaptureFixture, number: str
 ) -> None:
