@@ -70,13 +70,16 @@ def of(folder: pathlib.Path, submission: pathlib.Path) -> Origin:
 
     Two runs may have made the same bytes: a blend that gives one of its runs all the weight does.
     """
-    if not submission.is_file():
-        raise Problem(f"There is no submission {submission}; `make predict` writes one, or name yours with FILE=.")
     digest = sha256_of(submission)
     beside = submission.with_name(submission.name.removesuffix(".csv.gz") + ".json")
     if beside.parent == folder and beside.is_file() and (about := read(beside)).sha256 == digest:
         return about
     return find(folder, digest)
+
+
+def unreadable(folder: pathlib.Path, submission: pathlib.Path) -> tuple[str, ...]:
+    """The pictures whose rows in a submission may be empty; none in one that is not there."""
+    return of(folder, submission).unreadable if submission.is_file() else ()
 
 
 def find(folder: pathlib.Path, sha256: str) -> Origin:

@@ -11,7 +11,7 @@ from pipeline.paths import SUBMISSIONS
 def run(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
-    unreadable = origin.of(SUBMISSIONS, submission).unreadable
+    unreadable = origin.unreadable(SUBMISSIONS, submission)
     mean_share = check(submission, names, unreadable)
     if unreadable:
         print(f"{len(unreadable)} pictures could not be read and have empty rows: {', '.join(unreadable)}.")

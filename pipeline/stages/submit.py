@@ -55,8 +55,8 @@ def run(
         print(reason)
         run_stage("predict", *predict_words)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
+    check(path, names, origin.unreadable(SUBMISSIONS, path))
     about = origin.of(SUBMISSIONS, path)
-    check(path, names, about.unreadable)
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
     with ledger.alone(ledger_path, f"Another `make submit` works with {ledger_path}; wait until it is done."):
