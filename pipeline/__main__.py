@@ -282,8 +282,8 @@ def build_parser() -> argparse.ArgumentParser:
         return stage
 
     def add_drawing(stage: argparse.ArgumentParser) -> None:
-        stage.add_argument("--cars", type=count, default=32, help="training cars")
-        stage.add_argument("--test-cars", type=count, default=8)
+        stage.add_argument("--cars", type=whole_number, default=32, help="training cars")
+        stage.add_argument("--test-cars", type=whole_number, default=8)
         stage.add_argument("--seed", type=whole_number, default=0)
 
     def add_runs(stage: argparse.ArgumentParser) -> None:
@@ -301,9 +301,9 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("--only", nargs="+", action="extend", default=[], metavar="NAME", help="these files alone")
     add_drawing(add("demo-data", demo_data, "draw a synthetic competition folder"))
     stage = add("demo-rooms", demo_rooms, "draw rooms in a file of the structure of NYU Depth v2")
-    stage.add_argument("--scenes", type=count, default=48, help="rooms, of four pictures each")
-    stage.add_argument("--height", type=count, default=240, help="of a picture, in pixels")
-    stage.add_argument("--width", type=count, default=320)
+    stage.add_argument("--scenes", type=whole_number, default=48, help="rooms, of four pictures each")
+    stage.add_argument("--height", type=whole_number, default=240, help="of a picture, in pixels")
+    stage.add_argument("--width", type=whole_number, default=320)
     stage.add_argument("--seed", type=whole_number, default=0)
     stage.add_argument("--splits", action="store_true", help="a splits.mat, too: the first half is to train on")
     stage = add("shrink", shrink, "make a light copy of a competition folder")

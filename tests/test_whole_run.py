@@ -204,8 +204,8 @@ def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.Captu
 
 def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        main(["demo-data", "--test-cars", "0"])
-    assert "TEST_CARS (--test-cars): '0' must be a whole number from 1 up" in capsys.readouterr().err
+        main(["demo-data", "--test-cars", "-1"])
+    assert "TEST_CARS (--test-cars): '-1' must be a whole number from 0 up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
