@@ -24,7 +24,7 @@ NAME = "train.zip"
 # The server of the stand-in, until somebody closes its input.
 SERVER = """
 import json, pathlib, sys
-from pipeline.leaderboard.stand_in import StandIn
+from pipeline.synthetic.fake_kaggle import StandIn
 with StandIn(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as server:
     print(json.dumps(server.environment()), flush=True)
     sys.stdin.read()

@@ -27,12 +27,12 @@ from benchmarks import straightforward
 from benchmarks.submission import seconds_of, test_names
 from pipeline import carvana
 from pipeline.data import competition
-from pipeline.files import write_json
-from pipeline.inference.device import describe, pick_device
-from pipeline.inference.load import load_network
+from pipeline.runtime.files import write_json
+from pipeline.runtime.device import describe, pick_device
+from pipeline.inference.loading import load_network
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
-from pipeline.stages import demo_data
+from pipeline.synthetic import write_competition
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DISTINCT_MASKS = 1000
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def draw(folder: pathlib.Path, with_test_set: bool) -> pathlib.Path:
-    demo_data.run(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
+    write_competition.run(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
     return folder / "drawn"
 
 

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from benchmarks.submission import peak_mb, seconds_of
 from pipeline import carvana, config
-from pipeline.analysis.table import probability_of
+from pipeline.report.error_table import probability_of
 from pipeline.config import Settings
-from pipeline.data import competition, folds
-from pipeline.files import replacing, sha256, write_json, write_text
-from pipeline.inference.kept import keeping, png
+from pipeline.data import competition, grouping
+from pipeline.runtime.files import replacing, sha256, write_json, write_text
+from pipeline.inference.oof import keeping, png
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
-from pipeline.stages import demo_data, report
-from pipeline.threads import THREADS, in_order
+from pipeline.synthetic import write_competition
+from pipeline.report import report
+from pipeline.runtime.progress import THREADS, in_order
 
 SCALE, FOLDS = 2, 5
 DRAWN_CARS = 13
@@ -45,7 +46,7 @@ def main() -> None:
         is_real = (source / "train.zip").is_file()
         if not is_real:
             source = folder / "drawn"
-            demo_data.run(source, cars=DRAWN_CARS, test_cars=1)
+            write_competition.run(source, cars=DRAWN_CARS, test_cars=1)
         print(f"{args.cars * carvana.VIEWS} pictures of {'real' if is_real else 'drawn'} cars, {THREADS} threads")
         with contextlib.chdir(folder):
             run = Run("bench")
@@ -77,19 +78,19 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
     write_pictures(data, source, source_of)
     makes = [f"make {number}" for number in range(min(cars, 27))]
     make_of_car = {f"{car:012x}": makes[car % len(makes)] for car in range(cars)}
-    demo_data.write_table(data / "metadata.csv.zip", [("id", "make"), *make_of_car.items()])
+    write_competition.write_table(data / "metadata.csv.zip", [("id", "make"), *make_of_car.items()])
 
     predicted = dict(zip(distinct, in_order(lambda name: prediction(masks.read(name), distinct.index(name)), distinct)))
     wrong = set(np.random.default_rng(0).permutation(names)[: round(WRONG_SHARE * len(names))].tolist())
-    rows: list[demo_data.Row] = [carvana.SUBMISSION_HEADER]
+    rows: list[write_competition.Row] = [carvana.SUBMISSION_HEADER]
     for name, of in source_of.items():
         rows.append((name, rle.encode(with_hole(masks.read(of)) if name in wrong else masks.read(of))))
-    demo_data.write_table(data / "train_masks.csv.zip", rows)
+    write_competition.write_table(data / "train_masks.csv.zip", rows)
 
-    table = folds.assign(make_of_car, FOLDS)
+    table = grouping.assign(make_of_car, FOLDS)
     write_text(run.folds, table.to_csv(index=False))
     for number in range(FOLDS):
-        _, held_out = folds.split(table, number, names)
+        _, held_out = grouping.split(table, number, names)
         fold = run.fold(number)
         write_text(fold.config, config.dump(Settings()))
         write_text(fold.best, f"what the network of fold {number} would be\n")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.images import small_shape
-from pipeline.model.build import Segmenter
+from pipeline.model.factory import Segmenter
 
 
 def encode(img: NDArray) -> str:

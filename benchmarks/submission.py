@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.leaderboard import writer
-from pipeline.leaderboard.check import check
-from pipeline.stages import score
+from pipeline.submission import writer
+from pipeline.submission.checks import check
+from pipeline import score
 
 ROWS = carvana.TEST_IMAGES
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)

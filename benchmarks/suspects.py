@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.analysis.suspects import suspects_table
-from pipeline.analysis.table import probability_of
+from pipeline.report.suspects import suspects_table
+from pipeline.report.error_table import probability_of
 from pipeline.data import competition
-from pipeline.files import write_json
-from pipeline.inference.kept import Kept, open_kept, read_judged
-from pipeline.inference.load import load_network
+from pipeline.runtime.files import write_json
+from pipeline.inference.oof import Kept, open_kept, read_judged
+from pipeline.inference.loading import load_network
 from pipeline.masks import rle
 from pipeline.paths import Run
-from pipeline.stages.demo_data import Row, write_table
+from pipeline.synthetic.write_competition import Row, write_table
 
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 KINDS = ("neighbour", "filled", "missing")

@@ -29,14 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.reference import ReferencePictures, ReferenceTrainer
 from pipeline import carvana, config
 from pipeline.data import augment, competition
-from pipeline.data.dataset import Schedule, TrainingPictures, copied_ahead, training_loader
-from pipeline.inference.device import describe, loss_scaler, pick_device, precision, set_up
+from pipeline.data.loader import Schedule, TrainingPictures, copied_ahead, training_loader
+from pipeline.runtime.device import describe, loss_scaler, pick_device, precision, set_up
 from pipeline.model import losses, optim
-from pipeline.model.build import build
+from pipeline.model.factory import build
 from pipeline.model.ema import Ema
-from pipeline.progress import Stopwatch
-from pipeline.stages import demo_data
-from pipeline.stages.train import one_step
+from pipeline.runtime.progress import Stopwatch
+from pipeline.synthetic import write_competition
+from pipeline.train import one_step
 
 FULL_SIZE_BATCHES = (8, 4, 2, 1)  # tried in turn, on a GPU
 TRAINING_PICTURES = 5088  # of the competition, whose folders the reference lists again for each picture
@@ -130,7 +130,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        demo_data.run(folder, cars=2, test_cars=1, seed=0)
+        write_competition.run(folder, cars=2, test_cars=1, seed=0)
         unpack(folder)
         ours_read, reference_read = loader_speeds(folder, scale)
         workers = args.workers if on_gpu else 0

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline import carvana  # noqa: E402
 from pipeline.data.competition import Pictures  # noqa: E402
-from pipeline.leaderboard.submission import read_rows  # noqa: E402
+from pipeline.submission.reader import read_rows  # noqa: E402
 from pipeline.masks import rle  # noqa: E402
 
 MISSED, ADDED = (230, 120, 20), (30, 90, 255)  # RGB

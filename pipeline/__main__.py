@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from pipeline import config
 from pipeline.paths import LEDGER, Run
-from pipeline.problem import Problem, sentence_of
+from pipeline.runtime.problem import Problem, sentence_of
 
 DEFAULT_CONFIG = "configs/unet_640.yaml"
 DEFAULT_DATA = "data/carvana"
@@ -37,45 +37,45 @@ def main(words: list[str] | None = None) -> int:
 
 
 def download(args: argparse.Namespace) -> None:
-    from pipeline.stages import download as stage
+    from pipeline.kaggle import download as stage
 
     settings = settings_of(args)
     stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only, settings.data.kind)
 
 
 def demo_data(args: argparse.Namespace) -> None:
-    from pipeline.stages import demo_data as stage
+    from pipeline.synthetic import write_competition as stage
 
     stage.run(pathlib.Path(args.data or "data/demo"), args.cars, args.test_cars, args.seed)
 
 
 def demo_rooms(args: argparse.Namespace) -> None:
-    from pipeline.stages import demo_rooms as stage
+    from pipeline.synthetic import write_rooms as stage
 
     stage.run(pathlib.Path(args.data or "data/rooms"), args.scenes, args.height, args.width, args.seed, args.splits)
 
 
 def shrink(args: argparse.Namespace) -> None:
-    from pipeline.stages import shrink as stage
+    from pipeline.data import shrink as stage
 
     stage.run(pathlib.Path(args.data or DEFAULT_DATA), pathlib.Path(args.out), args.scale, args.quality)
 
 
 def folds(args: argparse.Namespace) -> None:
-    from pipeline.stages import folds as stage
+    from pipeline import folds as stage
 
     settings = settings_of(args)
     stage.run(settings, run_of(args), pathlib.Path(settings.data.folder))
 
 
 def train(args: argparse.Namespace) -> None:
-    from pipeline import launch, parallel
-    from pipeline.data import folds
-    from pipeline.stages import train as stage
+    from pipeline.runtime import launch, distributed
+    from pipeline.data import grouping
+    from pipeline import train as stage
 
     settings = settings_of(args)
-    numbers = [0] if args.fold is None else args.fold or folds.numbers(folds.read_folds(run_of(args).folds))
-    if args.gpus > 1 and not args.find_batch and not parallel.by_torchrun():
+    numbers = [0] if args.fold is None else args.fold or grouping.numbers(grouping.read_folds(run_of(args).folds))
+    if args.gpus > 1 and not args.find_batch and not distributed.by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:
         folder = pathlib.Path(settings.data.folder)
@@ -83,34 +83,34 @@ def train(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> None:
-    from pipeline.stages import validate as stage
+    from pipeline import validate as stage
 
     stage.run(run_of(args), trained_folds(args), overrides_of(args))
 
 
 def threshold(args: argparse.Namespace) -> None:
-    from pipeline.stages import threshold as stage
+    from pipeline import threshold as stage
 
     stage.run(run_of(args))
 
 
 def blend(args: argparse.Namespace) -> None:
-    from pipeline.stages import blend as stage
+    from pipeline import blend as stage
 
     stage.run(run_of(args), runs_of(args), args.fold or [], overrides_of(args))
 
 
 def cutout(args: argparse.Namespace) -> None:
-    from pipeline.stages import cutout as stage
+    from pipeline import cutout as stage
 
     stage.run(run_of(args), trained_folds(args), overrides_of(args), args.photo, pathlib.Path(args.out))
 
 
 def predict(args: argparse.Namespace) -> None:
-    from pipeline import launch, parallel
-    from pipeline.stages import predict as stage
+    from pipeline.runtime import launch, distributed
+    from pipeline import predict as stage
 
-    if args.gpus > 1 and not parallel.by_torchrun():
+    if args.gpus > 1 and not distributed.by_torchrun():
         launch.together(args.words, args.gpus)
     else:
         forgive = args.on_bad_image == "empty"
@@ -118,20 +118,20 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    from pipeline.stages import check as stage
+    from pipeline import check as stage
 
     stage.run(submission_of(args), folder_of(args))
 
 
 def score(args: argparse.Namespace) -> None:
-    from pipeline.stages import score as stage
+    from pipeline import score as stage
 
     solution = pathlib.Path(args.solution) if args.solution else folder_of(args) / "solution.csv"
     stage.run(submission_of(args), solution)
 
 
 def submit(args: argparse.Namespace) -> None:
-    from pipeline.stages import submit as stage
+    from pipeline.kaggle import submit as stage
 
     file = pathlib.Path(args.file) if args.file else None
     stage.run(
@@ -141,32 +141,32 @@ def submit(args: argparse.Namespace) -> None:
 
 
 def leaderboard(args: argparse.Namespace) -> None:
-    from pipeline.stages import leaderboard as stage
+    from pipeline.kaggle import leaderboard as stage
 
     stage.run(pathlib.Path(args.ledger))
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    from pipeline.stages import reproduce as stage
+    from pipeline.kaggle import reproduce as stage
 
     stage.run(pathlib.Path(args.ledger), args.row, args.data, args.go)
 
 
 def report(args: argparse.Namespace) -> None:
-    from pipeline.stages import report as stage
+    from pipeline.report import report as stage
 
     run = Run(args.run or next(iter(args.runs), pathlib.Path(args.config).stem))
     stage.run(run, overrides_of(args), runs_of(args))
 
 
 def compare(args: argparse.Namespace) -> None:
-    from pipeline.stages import compare as stage
+    from pipeline.report import compare as stage
 
     stage.run(run_of(args), runs_of(args), overrides_of(args))
 
 
 def demo(args: argparse.Namespace) -> None:
-    from pipeline.stages import demo as stage
+    from pipeline.synthetic import demo as stage
 
     drawing = ["--cars", str(args.cars), "--test-cars", str(args.test_cars), "--seed", str(args.seed)]
     drawn, args.data = pathlib.Path(args.data), None

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 
 def run_stage(stage: str, *words: str, environment: dict[str, str] = {}) -> None:

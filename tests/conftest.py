@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_run import CONFIG, RUN, Pipeline
 
-from pipeline.stages import demo_data
+from pipeline.synthetic import write_competition
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("repeatable")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Four training cars of four makes and one test car; tests only read it."""
     folder = tmp_path_factory.mktemp("competition") / "demo"
-    demo_data.run(folder, cars=4, test_cars=1)
+    write_competition.run(folder, cars=4, test_cars=1)
     return folder
 
 

@@ -5,7 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from pipeline.leaderboard.stand_in import KEY, TOKEN, Answer, Handler, Refusal, StandIn
+from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, Handler, Refusal, StandIn
 
 Fault = Callable[[Handler], None]  # what happens to a request in the place of its answer
 ALWAYS = 50  # more often than anything is tried

@@ -6,9 +6,9 @@ import numpy as np
 from plain_folder import CLASSES, draw
 
 from pipeline import config
-from pipeline.data.collection import Collection, open_collection
-from pipeline.files import sha256, write_json, write_text
-from pipeline.inference.kept import keeping, png
+from pipeline.data.loader import Collection, open_collection
+from pipeline.runtime.files import sha256, write_json, write_text
+from pipeline.inference.oof import keeping, png
 from pipeline.masks import confusion, dice
 from pipeline.paths import Run
 

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 
 from pipeline import carvana, config
-from pipeline.analysis.table import probability_of
-from pipeline.data import competition, folds
-from pipeline.files import sha256, write_json, write_text
-from pipeline.inference.kept import keeping, png
+from pipeline.report.error_table import probability_of
+from pipeline.data import competition, grouping
+from pipeline.runtime.files import sha256, write_json, write_text
+from pipeline.inference.oof import keeping, png
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
 
@@ -22,7 +22,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     run = Run(name)
     cars = sorted({carvana.car_of(picture) for picture in competition.Pictures(folder, "train").names})
     makes = competition.read_makes(folder)
-    table = folds.assign({car: makes[car] for car in cars}, folds=2)
+    table = grouping.assign({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     words = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", words)

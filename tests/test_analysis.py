@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from pipeline.analysis import suspects
-from pipeline.analysis.errors import DISTANCES_PX, errors_of, largest_piece_px, worst_spot
-from pipeline.analysis.pieces import piece_sizes_px
-from pipeline.analysis.suspects import scores, suspect_of, suspects_table
-from pipeline.analysis.table import COLUMNS, counts_table, mask_of, with_groups, with_places
+from pipeline.report import suspects
+from pipeline.report.errors import DISTANCES_PX, errors_of, largest_piece_px, worst_spot
+from pipeline.report.drift import piece_sizes_px
+from pipeline.report.suspects import scores, suspect_of, suspects_table
+from pipeline.report.error_table import COLUMNS, counts_table, mask_of, with_groups, with_places
 from pipeline.data.images import coverage
 from pipeline.masks import dice, rle
 

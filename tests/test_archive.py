@@ -8,8 +8,8 @@ import zipfile
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data.archive import FileSet
-from pipeline.problem import Problem
+from pipeline.data.zip_reader import FileSet
+from pipeline.runtime.problem import Problem
 
 NAMES = re.compile(r"[abcd]\.jpg")
 FILES = {"a.jpg": b"apple" * 20, "b.jpg": b"banana" * 20, "c.jpg": b"cherry" * 20}

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import predict, straightforward, submission
 from pipeline import carvana
-from pipeline.leaderboard.check import check
+from pipeline.submission.checks import check
 from pipeline.masks import rle
-from pipeline.model.build import build
-from pipeline.problem import Problem
+from pipeline.model.factory import build
+from pipeline.runtime.problem import Problem
 
 
 def test_the_usual_encoders_agree_with_ours_where_they_are_right() -> None:

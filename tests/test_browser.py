@@ -17,7 +17,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.paths import Run
-from pipeline.stages import compare, report
+from pipeline.report import compare, report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WIDTHS_PX = (400, 1600)

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from pipeline.data import augment
 from pipeline.inference.class_maps import ClassEnsemble
-from pipeline.inference.cutout import class_map
+from pipeline.cutout import class_map
 from pipeline.inference.evaluate import class_scores, confusions, together
-from pipeline.inference.load import ensemble_of
-from pipeline.inference.predictor import Member
-from pipeline.inference.views import VIEWS
+from pipeline.inference.loading import ensemble_of
+from pipeline.inference.ensemble import Member
+from pipeline.inference.tta import VIEWS
 from pipeline.masks.confusion import ignored
-from pipeline.masks.palette import NOT_JUDGED, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
-from pipeline.problem import Problem
+from pipeline.masks.colours import NOT_JUDGED, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
+from pipeline.runtime.problem import Problem
 
 HEIGHT, WIDTH = 30, 44
 STILL = dict(flip=0.0, shift=0.0, zoom=0.0, rotate_deg=0.0, brightness=0.0, contrast=0.0, hue_deg=0.0, saturation=0.0)

@@ -18,9 +18,9 @@ from PIL import Image
 from plain_folder import CLASSES, draw
 
 from pipeline.__main__ import main
-from pipeline.files import sha256
+from pipeline.runtime.files import sha256
 from pipeline.masks import confusion
-from pipeline.masks.palette import palette
+from pipeline.masks.colours import palette
 from pipeline.model import checkpoint
 from pipeline.model.ema import Ema
 
@@ -180,7 +180,7 @@ def test_other_classes_are_another_run(several: pathlib.Path, capsys: pytest.Cap
 
 
 def test_the_largest_batch_is_found(several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("pipeline.stages.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
+    monkeypatch.setattr("pipeline.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
     assert main(["train", "--config", "several.yaml", "--find-batch"]) == 0
     assert capsys.readouterr().out.startswith("3 pictures at once")
 

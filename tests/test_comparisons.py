@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from pipeline import carvana
-from pipeline.analysis.drift import Shape, drift_by_view, odd_masks, shape_of, shapes_table, submission_masks
-from pipeline.analysis.paired import difference_by, difference_of, paired
+from pipeline.report.drift import Shape, drift_by_view, odd_masks, shape_of, shapes_table, submission_masks
+from pipeline.report.paired import difference_by, difference_of, paired
 from pipeline.masks import rle
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 
 def table_of(dice: np.ndarray) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pipeline import carvana
 from pipeline.data import competition
 from pipeline.data.competition import CsvMasks, GifMasks, Pictures
 from pipeline.data.images import coverage
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 CARS = ("011330127438", "331659860e11")  # as Kaggle's, both of which a careless reader takes for numbers
 METADATA = "id,year,make,model,trim1,trim2\n" + "".join(f"{car},2012,Acura,One,Base,FWD\n" for car in CARS)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline import config
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

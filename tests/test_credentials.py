@@ -8,7 +8,7 @@ import pytest
 from kaggle_stand_in import Kaggle, answering, leaks
 
 from pipeline.__main__ import DEFAULT_CONFIG, main
-from pipeline.leaderboard import stand_in
+from pipeline.synthetic import fake_kaggle
 
 CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME")
 
@@ -55,14 +55,14 @@ def test_credentials_are_found_where_kaggle_s_own_client_finds_them(
 ) -> None:
     folder = tmp_path / "home" / place
     if place == "variables":
-        monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
-        monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
+        monkeypatch.setenv("KAGGLE_USERNAME", fake_kaggle.USER)
+        monkeypatch.setenv("KAGGLE_KEY", fake_kaggle.KEY)
     elif place == "access_token":
         (tmp_path / "home/.kaggle").mkdir()
-        (tmp_path / "home/.kaggle/access_token").write_text(stand_in.TOKEN + "\n")
+        (tmp_path / "home/.kaggle/access_token").write_text(fake_kaggle.TOKEN + "\n")
     else:
         folder.mkdir(parents=True)
-        (folder / "kaggle.json").write_text(json.dumps({"username": stand_in.USER, "key": stand_in.KEY}))
+        (folder / "kaggle.json").write_text(json.dumps({"username": fake_kaggle.USER, "key": fake_kaggle.KEY}))
         if place == "KAGGLE_CONFIG_DIR":
             monkeypatch.setenv(place, str(folder))
     assert fetch() == 0
@@ -70,8 +70,8 @@ def test_credentials_are_found_where_kaggle_s_own_client_finds_them(
 
 def test_wrong_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "stolen")
-    monkeypatch.setenv("KAGGLE_USERNAME", stand_in.USER)
-    monkeypatch.setenv("KAGGLE_KEY", stand_in.KEY)
+    monkeypatch.setenv("KAGGLE_USERNAME", fake_kaggle.USER)
+    monkeypatch.setenv("KAGGLE_KEY", fake_kaggle.KEY)
     assert fetch() == 1
     line = only_line(capsys)
     assert "does not accept the access token of KAGGLE_API_TOKEN; remove it" in line and "stolen" not in line
@@ -85,9 +85,9 @@ def test_wrong_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, caps
 def test_what_kaggle_says_is_cleaned_of_links_and_secrets(
     kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    said = f"No, {stand_in.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
+    said = f"No, {fake_kaggle.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
     kaggle.faults["ListDataFiles"] = [answering(400, said)]
-    monkeypatch.setenv("KAGGLE_API_TOKEN", stand_in.TOKEN)
+    monkeypatch.setenv("KAGGLE_API_TOKEN", fake_kaggle.TOKEN)
     assert fetch() == 1
     line = only_line(capsys)
     assert "(400: No, (a secret), see (a link) and so on" in line and len(line) < 400

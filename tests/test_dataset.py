@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import augment
 from pipeline.data.competition import Carvana, Pictures
-from pipeline.data.dataset import (
+from pipeline.data.loader import (
     HeldOutPictures,
     Schedule,
     TrainingPictures,
@@ -20,7 +20,7 @@ from pipeline.data.dataset import (
     shared_zeros,
     training_loader,
 )
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 STILL = {"flip": 0.0, "shift": 0.0, "zoom": 0.0, "rotate_deg": 0.0}
 PALE = {"brightness": 0.0, "contrast": 0.0, "hue_deg": 0.0, "saturation": 0.0}

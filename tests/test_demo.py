@@ -1,7 +1,7 @@
 """The demo beside its stages, which tests/test_whole_run.py runs."""
 import pathlib
 
-from pipeline.stages import demo
+from pipeline.synthetic import demo
 
 
 def test_what_was_downloaded_of_other_cars_is_removed(tmp_path: pathlib.Path) -> None:

@@ -18,11 +18,12 @@ from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, garbage, leak
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
-from pipeline.files import length_bytes
-from pipeline.leaderboard import kaggle as kaggle_client
-from pipeline.leaderboard import patience, stand_in
-from pipeline.problem import Problem
-from pipeline.stages import download
+from pipeline.runtime.files import length_bytes
+from pipeline.kaggle import client as kaggle_client
+from pipeline.kaggle import retry
+from pipeline.synthetic import fake_kaggle
+from pipeline.runtime.problem import Problem
+from pipeline.kaggle import download
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = pathlib.Path("data")

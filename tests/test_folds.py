@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.data.folds import absent, assign, digest, normal_make, read_folds, split
-from pipeline.problem import Problem
+from pipeline.data.grouping import absent, assign, digest, normal_make, read_folds, split
+from pipeline.runtime.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
 

@@ -8,10 +8,10 @@ from PIL import ExifTags, Image
 from plain_folder import CLASSES, COLOURS, draw
 
 from pipeline.config import Data, Settings, Task
-from pipeline.data.collection import open_collection
+from pipeline.data.loader import open_collection
 from pipeline.data.image_folder import ImageFolder, nearest
 from pipeline.data.images import TURN_OF
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 SIZE = (64, 96)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import carvana
-from pipeline.data import synthetic
+from pipeline.synthetic import cars
 from pipeline.data.images import (
     coverage,
     coverage_of_runs,
@@ -22,7 +22,7 @@ from pipeline.data.images import (
     small_shape,
 )
 from pipeline.masks import rle
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 HEIGHT, WIDTH = carvana.HEIGHT_PX, carvana.WIDTH_PX
 SHAPES = {1: (1280, 1918), 2: (640, 959), 4: (320, 480), 8: (160, 240)}
@@ -43,7 +43,7 @@ def dice(a: Mask, b: Mask) -> float:
 
 @pytest.fixture(scope="module")
 def mask() -> Mask:
-    return synthetic.draw_view(synthetic.make_car("Fjord", 7), 3)[1]
+    return cars.draw_view(cars.make_car("Fjord", 7), 3)[1]
 
 
 # --- the grid -------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from pipeline.config import Predict
 from pipeline.data.images import full_size
-from pipeline.inference.blend import WEIGHTINGS_AT_MOST, Tally, blended_histograms, weightings
-from pipeline.inference.cutout import cut_out, opacity, read_photo
+from pipeline.blend import WEIGHTINGS_AT_MOST, Tally, blended_histograms, weightings
+from pipeline.cutout import cut_out, opacity, read_photo
 from pipeline.inference.evaluate import count, histograms, one_behind
-from pipeline.inference.load import batch_that_fits
-from pipeline.inference.predictor import Ensemble, Member, enlarged_on_device, to_bytes_on_device
-from pipeline.inference.views import VIEWS, View
+from pipeline.inference.loading import batch_that_fits
+from pipeline.inference.ensemble import Ensemble, Member, enlarged_on_device, to_bytes_on_device
+from pipeline.inference.tta import VIEWS, View
 from pipeline.masks import dice
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 HEIGHT, WIDTH = 24, 34  # at 1/4: 6 x 9 cells, the last column hanging over
 

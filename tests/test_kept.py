@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.inference.evaluate import histograms
-from pipeline.inference.kept import Kept, keeping, png
-from pipeline.inference.predictor import Ensemble, Member
-from pipeline.inference.views import VIEWS
-from pipeline.problem import Problem
+from pipeline.inference.oof import Kept, keeping, png
+from pipeline.inference.ensemble import Ensemble, Member
+from pipeline.inference.tta import VIEWS
+from pipeline.runtime.problem import Problem
 from tests.test_inference import HEIGHT, WIDTH, Red, red_pictures, smooth
 
 NAMES = ["00000000000a_01.jpg", "00000000000a_02.jpg", "00000000000b_01.jpg"]

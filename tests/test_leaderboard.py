@@ -14,14 +14,14 @@ import pytest
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
-from pipeline.files import replacing, sha256
-from pipeline.leaderboard import origin, writer
-from pipeline.leaderboard.check import check
-from pipeline.leaderboard.submission import read_rows
+from pipeline.runtime.files import replacing, sha256
+from pipeline.submission import provenance, writer
+from pipeline.submission.checks import check
+from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
-from pipeline.problem import Problem
-from pipeline.stages import score
-from pipeline.threads import in_order
+from pipeline.runtime.problem import Problem
+from pipeline import score
+from pipeline.runtime.progress import in_order
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/demo.yaml"
 HEADER = carvana.SUBMISSION_HEADER
@@ -292,7 +292,7 @@ def test_the_rows_that_predict_left_empty_pass_in_that_file_alone(
     path.parent.mkdir()
     save(path, rows)
     for unreadable in ([], [rows[3][0]], [rows[3][0], rows[5][0]]):
-        origin.write(path.with_name("x.json"), origin.Origin(sha256=sha256(path), unreadable=unreadable))
+        provenance.write(path.with_name("x.json"), provenance.Origin(sha256=sha256(path), unreadable=unreadable))
         assert main([*words, "--config", str(CONFIG)]) == (0 if len(unreadable) == 2 else 1)
     said = capsys.readouterr()
     assert [line.count("the mask is empty") for line in said.err.splitlines()] == [1, 1]

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.leaderboard import ledger, origin
-from pipeline.leaderboard.kaggle import Submission
-from pipeline.leaderboard.ledger import COLUMNS, Row
-from pipeline.leaderboard.origin import Origin
+from pipeline.kaggle import ledger
+from pipeline.submission import provenance
+from pipeline.kaggle.client import Submission
+from pipeline.kaggle.ledger import COLUMNS, Row
+from pipeline.submission.provenance import Origin
 from pipeline.paths import LEDGER
-from pipeline.problem import Problem
-from pipeline.stages import leaderboard, submit
+from pipeline.runtime.problem import Problem
+from pipeline.kaggle import leaderboard, submit
 
 HASH = "0123456789abcdef" * 4
 OWN = Origin(
@@ -200,17 +201,17 @@ def test_other_messages_are_other_submissions(description: str) -> None:
 
 
 def test_an_origin_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
-    origin.write(tmp_path / "run.json", OWN)
-    origin.write(tmp_path / "other.json", Origin(sha256="f" * 64, runs=("other",)))
-    assert origin.find(tmp_path, HASH) == OWN
-    assert origin.find(tmp_path, "0" * 64) == Origin(sha256="0" * 64)
+    provenance.write(tmp_path / "run.json", OWN)
+    provenance.write(tmp_path / "other.json", Origin(sha256="f" * 64, runs=("other",)))
+    assert provenance.find(tmp_path, HASH) == OWN
+    assert provenance.find(tmp_path, "0" * 64) == Origin(sha256="0" * 64)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": "abc"}', f'{{"sha256": "{HASH}", "colour": 1}}'])
 def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(Problem, match="run.json is damaged"):
-        origin.find(tmp_path, HASH)
+        provenance.find(tmp_path, HASH)
 
 
 def test_the_message_tells_what_made_the_submission() -> None:

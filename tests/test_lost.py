@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from tiny_run import EPOCHS, RUN, STEPS_PER_EPOCH, Killed, Pipeline, assert_same_training, listing, only_line, read_log
 
-from pipeline import config, resume
-from pipeline.data.folds import digest, read_folds
-from pipeline.files import locked, read_json, sha256
-from pipeline.inference import load
-from pipeline.inference.blend import Tally
+from pipeline import config
+from pipeline.training import resume
+from pipeline.data.grouping import digest, read_folds
+from pipeline.runtime.files import locked, read_json, sha256
+from pipeline.inference import loading
+from pipeline.blend import Tally
 from pipeline.model import checkpoint
 from pipeline.paths import Fold
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 ONE_VIEW = ("--set", "predict.tta=none")
 
@@ -33,7 +34,7 @@ def rewrite(best: pathlib.Path, **other: Any) -> None:
 
 def judged_as(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     judgements = iter([{"val_dice": score, "val_dice_cut": 0.5} for score in scores])
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: next(judgements))
+    monkeypatch.setattr("pipeline.train.judge", lambda *things: next(judgements))
 
 
 # --- last.pt --------------------------------------------------------------------------------------
@@ -51,7 +52,7 @@ def test_a_damaged_last_pt_and_a_kill_in_the_next_save_lose_no_more_than_one_of_
         replace(old, new)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("pipeline.files.os.replace", killed_before_last)
+        patch.setattr("pipeline.runtime.files.os.replace", killed_before_last)
         pipeline("train", "--run", "copy")
     assert (fold / "last.damaged.pt").is_file() and "delete" not in capsys.readouterr().out
     assert pipeline("train", "--run", "copy") == 0
@@ -252,14 +253,14 @@ def test_cars_that_the_folder_lacks_are_told_before_hours_go_without_them(
 def test_weights_that_are_replaced_while_they_are_loaded_are_a_problem(
     pipeline: Pipeline, run_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    best, load_network = run_copy / "fold0" / "best.pt", load.load_network
+    best, load_network = run_copy / "fold0" / "best.pt", loading.load_network
 
     def load_and_train_on(*given: Any) -> Any:
         loaded = load_network(*given)
         rewrite(best, log=[])
         return loaded
 
-    monkeypatch.setattr("pipeline.stages.validate.load_network", load_and_train_on)
+    monkeypatch.setattr("pipeline.validate.load_network", load_and_train_on)
     assert pipeline("validate", "--run", "copy") == 1
     assert "runs/copy/fold0/best.pt was replaced while it was loaded" in only_line(capsys)
 
@@ -274,7 +275,7 @@ def test_predictions_are_named_after_the_weights_that_made_them(
         rewrite(best, log=[])
         return 2  # pictures at once
 
-    monkeypatch.setattr("pipeline.stages.validate.batch_that_fits", train_on)
+    monkeypatch.setattr("pipeline.validate.batch_that_fits", train_on)
     assert pipeline("validate", "--run", "copy", *ONE_VIEW) == 0
     with np.load(run_copy / "oof" / "fold0.npz") as file:
         assert str(file["checkpoint"]) == judging != sha256(best)

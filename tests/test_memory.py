@@ -7,11 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inference.device import no_kernel_told
-from pipeline.memory import (
-    LARGEST_TRIED, largest_that_fits, limited_to_free_memory, out_of_memory_told, smaller_batch,
-)  # fmt: skip
-from pipeline.problem import Problem
+from pipeline.runtime.device import no_kernel_told
+from pipeline.runtime.memory import (
+    LARGEST_TRIED,
+    largest_that_fits,
+    limited_to_free_memory,
+    out_of_memory_told,
+    smaller_batch,
+)
+from pipeline.runtime.problem import Problem
 
 
 @given(limit=st.integers(0, 1500), kind=st.sampled_from(["cpu", "cuda"]))
@@ -24,7 +28,7 @@ def test_the_largest_batch_is_found(limit: int, kind: str) -> None:
             raise torch.OutOfMemoryError() if kind == "cuda" else RuntimeError("CPUAllocator: can't allocate memory")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.memory.give_back", lambda: None)  # slow, and nothing to give back
+        patch.setattr("pipeline.runtime.memory.give_back", lambda: None)  # slow, and nothing to give back
         assert largest_that_fits(step, LARGEST_TRIED[kind]) == min(limit, LARGEST_TRIED[kind])
     assert max(tried) <= LARGEST_TRIED[kind] and len(tried) <= 2 * 11
 

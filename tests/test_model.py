@@ -11,11 +11,11 @@ from torch import nn
 
 from pipeline import config
 from pipeline.model import checkpoint
-from pipeline.model.build import MEAN_RGB, STD_RGB, Segmenter, build, count_parameters, pad_to_multiple, unpad
+from pipeline.model.factory import MEAN_RGB, STD_RGB, Segmenter, build, count_parameters, pad_to_multiple, unpad
 from pipeline.model.ema import Ema
 from pipeline.model.losses import soft_dice_loss
 from pipeline.model.unet import UNet
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = {"width": 2, "depth": 2, "patch": 1, "encoder": "resnet18", "encoder_weights": None}

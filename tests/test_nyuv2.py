@@ -12,21 +12,23 @@ import scipy.io
 from numpy.typing import NDArray
 
 from pipeline.__main__ import main
-from pipeline.data import nyuv2, nyuv2_classes, rooms
+from pipeline.data import nyuv2, nyuv2_classes
+from pipeline.synthetic import rooms
 from pipeline.data.nyuv2 import FILE, SPLITS, NyuV2, depth_bytes, room_of_scene
-from pipeline.files import locked, read_json
-from pipeline.problem import Problem
-from pipeline.stages import demo_rooms, download
+from pipeline.runtime.files import locked, read_json
+from pipeline.runtime.problem import Problem
+from pipeline.synthetic import write_rooms
+from pipeline.kaggle import download
 
 SCENES, HEIGHT_PX, WIDTH_PX = 4, 48, 64
-PICTURES = SCENES * demo_rooms.VIEWS
+PICTURES = SCENES * write_rooms.VIEWS
 
 
 @pytest.fixture(scope="session")
 def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Sixteen tiny pictures of four rooms; tests only read it."""
     folder = tmp_path_factory.mktemp("nyuv2") / "rooms"
-    demo_rooms.run(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.run(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     return folder
 
 
@@ -38,7 +40,7 @@ def rooms_copy(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pa
 
 def view(picture: int) -> rooms.View:
     """The drawing that the picture, counted from 0, was made from."""
-    scene, number = divmod(picture, demo_rooms.VIEWS)
+    scene, number = divmod(picture, write_rooms.VIEWS)
     room_m, boxes = rooms.make_room(list(rooms.KINDS)[scene], scene)
     return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
 
@@ -116,8 +118,8 @@ def test_a_file_as_large_as_the_real_one_is_not_loaded(tmp_path: pathlib.Path) -
         file.create_dataset("images", (pictures, 3, 640, 480), "u1")
         file.create_dataset("labels", (pictures, 640, 480), "u2")
         file.create_dataset("depths", (pictures, 640, 480), "f4")
-        demo_rooms.add_texts(file, "names", [f"thing {number}" for number in range(894)])
-        demo_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(pictures)])
+        write_rooms.add_texts(file, "names", [f"thing {number}" for number in range(894)])
+        write_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(pictures)])
     before = resident_bytes()
     collection = NyuV2(tmp_path, classes=40, inputs="rgbd")
     for name in collection.names[::60]:
@@ -284,7 +286,7 @@ def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> 
         chunk = file["images"].id.get_chunk_info(2)
     with open(rooms_copy / FILE, "r+b") as file:
         # h5py counts a chunk's place from the end of MATLAB's own 512 bytes
-        file.seek(chunk.byte_offset + demo_rooms.USER_BLOCK_BYTES + chunk.size // 2)
+        file.seek(chunk.byte_offset + write_rooms.USER_BLOCK_BYTES + chunk.size // 2)
         file.write(b"\xff" * 64)
     collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
     collection.read("0002", 1)
@@ -342,13 +344,13 @@ def test_the_tables_are_whole() -> None:
 
 
 def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     for name in (FILE, SPLITS):
         assert (tmp_path / name).read_bytes() == (rooms_folder / name).read_bytes()
     before = (tmp_path / FILE).stat().st_mtime_ns
-    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
-    demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
     assert (tmp_path / FILE).read_bytes() != (rooms_folder / FILE).read_bytes()
 
 
@@ -356,7 +358,7 @@ def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_
 def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"the real one")
     with pytest.raises(Problem, match=f"{name} was not drawn here and would be overwritten"):
-        demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
+        write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
     assert (tmp_path / name).read_bytes() == b"the real one"
 
 
@@ -364,7 +366,7 @@ def test_a_split_is_there_when_it_was_asked_for_and_only_then(
     tmp_path: pathlib.Path, rooms_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def draw(splits: bool) -> None:
-        demo_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=splits)
+        write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=splits)
 
     draw(True)
     (tmp_path / SPLITS).unlink()
@@ -377,14 +379,14 @@ def test_a_split_is_there_when_it_was_asked_for_and_only_then(
 
 
 def test_a_mark_of_brackets_in_brackets_is_drawn_over(rooms_copy: pathlib.Path) -> None:
-    (rooms_copy / demo_rooms.ABOUT).write_text("[" * 10**5)
-    demo_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
-    assert read_json(rooms_copy / demo_rooms.ABOUT)["complete"]
+    (rooms_copy / write_rooms.ABOUT).write_text("[" * 10**5)
+    write_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    assert read_json(rooms_copy / write_rooms.ABOUT)["complete"]
 
 
 def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
     with locked(rooms_copy / ".lock", "busy"), pytest.raises(Problem, match="is being drawn by another process"):
-        demo_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+        write_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
 
 
 @pytest.mark.parametrize("stage", ["demo-rooms", "demo-data", "demo"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from pipeline.inference.device import pick_device
+from pipeline.runtime.device import pick_device
 from pipeline.masks import dice, on_device, rle
 
 Masks = NDArray[np.bool_]

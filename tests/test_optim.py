@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.model import checkpoint, optim
-from pipeline.model import build as models
-from pipeline.problem import Problem
+from pipeline.model import factory as models
+from pipeline.runtime.problem import Problem
 
 NAMES = ["adamw", "sgd", "muon"]
 SCHEDULES = ["cosine", "linear", "constant"]

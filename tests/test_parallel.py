@@ -16,15 +16,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.__main__ import main
-from pipeline.data.dataset import Schedule
+from pipeline.data.loader import Schedule
 from pipeline.model import checkpoint
-from pipeline.model.batch_norm import SharedBatchNorm2d, share_batch_norm
-from pipeline.model.build import build
+from pipeline.model.sync_batchnorm import SharedBatchNorm2d, share_batch_norm
+from pipeline.model.factory import build
 from pipeline.model.losses import mask_loss
 from pipeline.model.unet import UNet
-from pipeline.parallel import processes
-from pipeline.problem import Problem
-from pipeline.stages.train import one_step
+from pipeline.runtime.distributed import processes
+from pipeline.runtime.problem import Problem
+from pipeline.train import one_step
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 CONFIG = """

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 import requests
 
-from pipeline.leaderboard import kaggle, patience
-from pipeline.leaderboard.patience import Patience, Unusable, is_unclear, may_pass, seconds_of
-from pipeline.problem import Problem
+from pipeline.kaggle import client, retry
+from pipeline.kaggle.retry import Patience, Unusable, is_unclear, may_pass, seconds_of
+from pipeline.runtime.problem import Problem
 
 
 def error_of(status: int, method: str = "POST", **headers: str) -> requests.HTTPError:
@@ -29,8 +29,8 @@ def test_retry_after_comes_in_two_forms() -> None:
 
 def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", pauses.append)
-    monkeypatch.setattr(patience.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
     monkeypatch.setattr(patience, "TRIES", 9)
     ours = Patience("it", [])
     for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
@@ -41,7 +41,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
 
 
 def test_what_would_end_after_the_deadline_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("it waited"))
     with pytest.raises(Problem, match="wait 301 seconds and run it again"):
         Patience("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
 
@@ -71,9 +71,9 @@ def test_which_errors_may_pass_and_which_leave_it_open_what_kaggle_did(
 
 def test_a_slow_line_is_no_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     now = 0.0
-    monkeypatch.setattr(kaggle.time, "monotonic", lambda: now)
+    monkeypatch.setattr(client.time, "monotonic", lambda: now)
     (tmp_path / "file").write_bytes(bytes(1_000_000))
-    with kaggle.PacedFile(tmp_path / "file") as file:
+    with client.PacedFile(tmp_path / "file") as file:
         for _ in range(100):
             now += 1
             file.read(5_000)

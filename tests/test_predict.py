@@ -16,15 +16,15 @@ from PIL import Image
 
 from pipeline import carvana, config
 from pipeline.__main__ import main
-from pipeline.inference import device
-from pipeline.files import sha256
-from pipeline.leaderboard import origin, writer
-from pipeline.leaderboard.parts import Parts
-from pipeline.leaderboard.submission import read_rows
+from pipeline.runtime import device
+from pipeline.runtime.files import sha256
+from pipeline.submission import provenance, writer
+from pipeline.submission.shards import Parts
+from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
 from pipeline.model import checkpoint
-from pipeline.model.build import Segmenter
-from pipeline.problem import Problem
+from pipeline.model.factory import Segmenter
+from pipeline.runtime.problem import Problem
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ROWS = carvana.VIEWS  # of the one test car
@@ -108,7 +108,7 @@ KILL = """
 import json, os, random, signal, sys, time
 from pipeline.__main__ import main
 words, kills = sys.argv[1:], 20
-import pipeline.stages.predict  # once, so that a start takes no longer than a kill
+import pipeline.predict  # once, so that a start takes no longer than a kill
 sys.stdout = open(os.devnull, "w")
 
 def start():
@@ -201,11 +201,11 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
     elif change == "batch":
         words = ["--set", "predict.batch_size=3"]
     elif change == "code":
-        slip.setattr("pipeline.git.code_digest", lambda: "of another commit")
+        slip.setattr("pipeline.runtime.git.code_digest", lambda: "of another commit")
     elif change == "packages":
-        slip.setattr("pipeline.git.PACKAGES", ("torch",))
+        slip.setattr("pipeline.runtime.git.PACKAGES", ("torch",))
     elif change == "machine":
-        slip.setattr("pipeline.stages.predict.describe_machine", lambda device: "another")
+        slip.setattr("pipeline.predict.describe_machine", lambda device: "another")
     elif change == "pictures":
         folder = config.load(run / "fold0" / "config.yaml").data.folder
         words = ["--data", str(shutil.copytree(folder, tmp_path / "competition"))]
@@ -290,7 +290,7 @@ def test_parts_go_on_with_their_batch_though_a_larger_one_would_fit_now(
     whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.predict.batch_that_fits", lambda ensemble, batch_size: 1)
+        patch.setattr("pipeline.predict.batch_that_fits", lambda ensemble, batch_size: 1)
         kill_in_part(4, monkeypatch)
     assert predict() == 0
     assert "4 of 6 parts are there already: going on" in capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_a_sample_of_the_rows_is_proven_where_the_config_says_so(
 ) -> None:
     proven = []
     monkeypatch.setattr(
-        "pipeline.stages.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
+        "pipeline.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
     )
     for every in (1, 5):
         assert predict("--set", f"predict.prove_every_rows={every}") == 0
@@ -362,7 +362,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
     out = capsys.readouterr().out
     assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
     assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
-    assert origin.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).unreadable == (bad,)
+    assert provenance.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).unreadable == (bad,)
     (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
 
 

@@ -13,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import carvana, config
-from pipeline.data.archive import FileSet
+from pipeline.data.zip_reader import FileSet
 from pipeline.data.competition import read_table
-from pipeline.leaderboard import ledger
-from pipeline.leaderboard.check import PIXELS, check
-from pipeline.leaderboard.submission import read_rows
+from pipeline.kaggle import ledger
+from pipeline.submission.checks import PIXELS, check
+from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
-from pipeline.problem import LONGEST_SENTENCE, Problem, sentence_of
+from pipeline.runtime.problem import LONGEST_SENTENCE, Problem, sentence_of
 
 NAMES = [carvana.image_name("0123456789ab", view) for view in carvana.VIEW_NUMBERS[:3]]
 ANY_FILE = re.compile(r"[a-z]{1,3}\.jpg")

@@ -13,13 +13,13 @@ import pytest
 import small_run
 from PIL import Image
 
-from pipeline.analysis import paired
-from pipeline.files import locked, read_json, write_json
-from pipeline.masks.palette import ADDED, MISSED
+from pipeline.report import paired
+from pipeline.runtime.files import locked, read_json, write_json
+from pipeline.masks.colours import ADDED, MISSED
 from pipeline.paths import Run
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 from pipeline.report import charts, choice, gallery, overview, page, palette
-from pipeline.stages import compare, report
+from pipeline.report import compare, report
 
 GROUNDS = ("page", "card")
 # Viénot, Brettel and Mollon 1999, for linear RGB: what a person without long- or middle-wave cones sees.

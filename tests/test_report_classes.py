@@ -9,13 +9,13 @@ import pytest
 import small_classes_run
 from test_report import image_of
 
-from pipeline.inference.kept import read_confused
+from pipeline.inference.oof import read_confused
 from pipeline.masks import confusion
-from pipeline.masks.palette import palette
+from pipeline.masks.colours import palette
 from pipeline.paths import Run
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 from pipeline.report import classes, gallery_classes, matrix
-from pipeline.stages import compare, report
+from pipeline.report import compare, report
 
 # Of 10 pixels of wall 8 are right; floor is never found; nobody has seen or named a lamp.
 TOTAL = np.array([[8, 2, 0, 0], [1, 4, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])

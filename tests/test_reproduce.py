@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import config, git
+from pipeline import config
+from pipeline.runtime import git
 from pipeline.__main__ import main
-from pipeline.files import sha256, write_json
-from pipeline.leaderboard import ledger, origin
-from pipeline.leaderboard.ledger import Row
-from pipeline.leaderboard.origin import Origin
+from pipeline.runtime.files import sha256, write_json
+from pipeline.kaggle import ledger
+from pipeline.submission import provenance
+from pipeline.kaggle.ledger import Row
+from pipeline.submission.provenance import Origin
 from pipeline.model import checkpoint
-from pipeline.model.build import build
+from pipeline.model.factory import build
 from pipeline.paths import Run
-from pipeline.problem import Problem
-from pipeline.stages import reproduce, submit
+from pipeline.runtime.problem import Problem
+from pipeline.kaggle import reproduce, submit
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
@@ -60,7 +62,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         found = {"cut": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
         write_json(pathlib.Path("runs/tiny/threshold.json"), found)
         assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *WORDS]) == 0
-        about = origin.find(SUBMISSION.parent, sha256(SUBMISSION))
+        about = provenance.find(SUBMISSION.parent, sha256(SUBMISSION))
         ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(SUBMISSION), message="#tag"))
         yield folder
 
@@ -79,7 +81,7 @@ def checkout(made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: pathlib.Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=made, capture_output=True, text=True).stdout.strip()
     settings = config.load(made / "configs/tiny.yaml", ["train.epochs=2"])
-    assert origin.read(made / "submissions/tiny.json") == Origin(
+    assert provenance.read(made / "submissions/tiny.json") == Origin(
         sha256=sha256(made / SUBMISSION),
         runs=("tiny",),
         folds=(1,),
@@ -132,7 +134,7 @@ def predicting(data: bytes) -> Callable[..., None]:
 
     def predict(*words: str) -> None:
         SUBMISSION.write_bytes(data)
-        origin.write(Run("tiny").origin, Origin(sha256=sha256(SUBMISSION), runs=("predicted again",)))
+        provenance.write(Run("tiny").origin, Origin(sha256=sha256(SUBMISSION), runs=("predicted again",)))
 
     return predict
 
@@ -143,12 +145,12 @@ def test_go_keeps_another_file_that_stood_there(
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
     newer = Origin(sha256=sha256(SUBMISSION), runs=("newer",))
-    origin.write(Run("tiny").origin, newer)
+    provenance.write(Run("tiny").origin, newer)
     assert main(["reproduce", "1", "--go"]) == 0
     assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
-    assert origin.find(SUBMISSION.parent, newer.sha256) == newer
-    assert origin.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
+    assert provenance.find(SUBMISSION.parent, newer.sha256) == newer
+    assert provenance.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
 
 
 @pytest.mark.parametrize("blended", [False, True])
@@ -166,7 +168,7 @@ def test_a_submission_of_several_runs_is_made_again(
         found = {"weights": {"tiny": 0.25, "other": 0.75}, "cut": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
         write_json(joint.blend, found)
     assert main(words) == 0
-    about, before = origin.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
+    about, before = provenance.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
     row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
     assert ledger.put(LEDGER, row) == 2
     in_git("commit", "-qam", "the ledger, and nothing else")
@@ -272,7 +274,7 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
     for stage in ("folds", "train", "validate", "threshold", "predict"):
         assert main([stage, *words, "--fold", "1", *trained]) == 0
     best, submission = pathlib.Path("runs/lost/fold1/best.pt"), pathlib.Path("submissions/lost.csv.gz")
-    about, weights, rows = origin.find(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
+    about, weights, rows = provenance.find(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
     ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")

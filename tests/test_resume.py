@@ -10,9 +10,9 @@ import torch
 from tiny_run import EPOCHS, RUN, STEPS_PER_EPOCH, Killed, Pipeline, assert_same_training, listing, only_line, read_log
 
 from pipeline import carvana
-from pipeline.files import locked
+from pipeline.runtime.files import locked
 from pipeline.model import checkpoint
-from pipeline.model.build import Segmenter
+from pipeline.model.factory import Segmenter
 from pipeline.model.ema import Ema
 
 pytestmark = pytest.mark.usefixtures("signals")
@@ -199,7 +199,7 @@ def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
         if step == STEPS_PER_EPOCH:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: next(judgements))
+    monkeypatch.setattr("pipeline.train.judge", lambda *things: next(judgements))
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", interrupt_after_the_first_epoch)
         assert pipeline("train", "--run", "new") == 1
@@ -211,7 +211,7 @@ def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
 def test_a_network_that_finds_nothing_at_all_is_kept_too(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.stages.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_cut": 0.5})
+    monkeypatch.setattr("pipeline.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_cut": 0.5})
     assert pipeline("train", "--run", "new") == 0
     assert "best.pt: Dice 0.00000" in capsys.readouterr().out
     assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # the first of equals

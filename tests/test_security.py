@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kaggle_stand_in import ALWAYS, Kaggle, answering, leaks
 
-from pipeline.leaderboard import stand_in
+from pipeline.synthetic import fake_kaggle
 from tests.torture import inputs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -273,14 +273,14 @@ def test_a_key_is_nowhere_to_be_found(
     """In no file, log, list of processes or report of an error, with --debug too."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
     if way == "a refusal":
-        kaggle.faults["StartSubmissionUpload"] = [answering(403, f"No, {stand_in.KEY} of {stand_in.TOKEN}")] * ALWAYS
+        kaggle.faults["StartSubmissionUpload"] = [answering(403, f"No, {fake_kaggle.KEY} of {fake_kaggle.TOKEN}")] * ALWAYS
     home = tmp_path / "home"
     (home / ".kaggle").mkdir(parents=True)
-    (home / ".kaggle/kaggle.json").write_text(json.dumps({"username": stand_in.USER, "key": stand_in.KEY}))
+    (home / ".kaggle/kaggle.json").write_text(json.dumps({"username": fake_kaggle.USER, "key": fake_kaggle.KEY}))
     environment = {name: text for name, text in os.environ.items() if not name.startswith("KAGGLE")}
     environment |= kaggle.environment() | {"HOME": str(home), "PYTHONPATH": str(ROOT), "VERBOSE": "1"}
     if way == "a score":
-        environment["KAGGLE_API_TOKEN"] = stand_in.TOKEN  # it is taken before the file
+        environment["KAGGLE_API_TOKEN"] = fake_kaggle.TOKEN  # it is taken before the file
     submit = [sys.executable, "-m", "pipeline", "submit", "submissions/tiny.csv.gz", "--config", "tiny.yaml", "--debug"]
     seen = []
     with open(place.folder / "said.log", "w") as said:

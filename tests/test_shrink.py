@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.data import competition
-from pipeline.problem import Problem
-from pipeline.stages import shrink
+from pipeline.runtime.problem import Problem
+from pipeline.data import shrink
 
 
 @pytest.fixture(scope="module")

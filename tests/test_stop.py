@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.stop import StopSignals
+from pipeline.runtime.signals import StopSignals
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,17 @@ from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
-from pipeline.files import sha256, write_json
-from pipeline.leaderboard import kaggle as kaggle_client
-from pipeline.leaderboard import ledger, origin, patience, stand_in
-from pipeline.leaderboard.ledger import Row
-from pipeline.leaderboard.stand_in import Answer
-from pipeline.leaderboard.submission import read_rows
+from pipeline.runtime.files import sha256, write_json
+from pipeline.kaggle import client as kaggle_client
+from pipeline.kaggle import ledger, retry
+from pipeline.submission import provenance
+from pipeline.synthetic import fake_kaggle
+from pipeline.kaggle.ledger import Row
+from pipeline.synthetic.fake_kaggle import Answer
+from pipeline.submission.reader import read_rows
 from pipeline.paths import SUBMISSIONS, Run
-from pipeline.problem import Problem
-from pipeline.stages import submit
+from pipeline.runtime.problem import Problem
+from pipeline.kaggle import submit
 
 ROOT = pathlib.Path(__file__).parent.parent
 Capture, Patch = pytest.CaptureFixture, pytest.MonkeyPatch
@@ -76,7 +78,7 @@ def only_line(capsys: Capture) -> str:
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     ledger_text = LEDGER.read_text() if LEDGER.exists() else ""
-    for secret in (stand_in.KEY, stand_in.TOKEN, "signature="):
+    for secret in (fake_kaggle.KEY, fake_kaggle.TOKEN, "signature="):
         assert secret not in said.out + said.err + ledger_text
     return line
 
@@ -158,13 +160,13 @@ def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
 
 def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kaggle: Kaggle) -> None:
     run = Run("mine")
-    about = origin.Origin(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
+    about = provenance.Origin(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
     run.fold(0).folder.mkdir(parents=True)
     run.fold(0).best.write_text("weights")
     about = about.model_copy(update={"checkpoints": {str(run.fold(0).best): sha256(run.fold(0).best)}})
     run.submission.parent.mkdir()
     shutil.copy(MINE, run.submission)
-    origin.write(run.origin, about)
+    provenance.write(run.origin, about)
     write_json(run.threshold, {"cut": 0.5})
     assert submit.reason_to_predict(run, [0]) is None
     write_json(run.threshold, {"cut": 0.47})
@@ -177,12 +179,12 @@ def test_a_submission_is_its_own_runs_though_another_has_the_same_bytes(kaggle: 
     for one, runs in ((run, ("mine",)), (blend, ("a", "mine"))):
         one.submission.parent.mkdir(exist_ok=True)
         shutil.copy(MINE, one.submission)
-        origin.write(one.origin, origin.Origin(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
-    assert origin.of(SUBMISSIONS, run.submission).runs == ("mine",)
-    assert origin.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
-    assert origin.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
+        provenance.write(one.origin, provenance.Origin(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
+    assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
+    assert provenance.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
+    assert provenance.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
     (SUBMISSIONS / "0.json").write_text("{")
-    assert origin.of(SUBMISSIONS, run.submission).runs == ("mine",)
+    assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
 
 
 def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: Kaggle) -> None:
@@ -192,7 +194,7 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
     both.submission.parent.mkdir()
     shutil.copy(MINE, both.submission)
     about = {"sha256": sha256(MINE), "runs": ("a", "b"), "folds": (0,), "checkpoints": {str(one): sha256(one)}}
-    origin.write(both.origin, origin.Origin(**about))
+    provenance.write(both.origin, provenance.Origin(**about))
     assert submit.reason_to_predict(both, []) is None
     one.write_text("other weights")
     with pytest.raises(Problem, match=r'was made by another runs/a/fold0/best.pt; run `make predict RUNS="a b"` again'):
@@ -201,7 +203,7 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
 
 def test_the_message_says_how_it_was_predicted() -> None:
     words = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
-    about = origin.Origin(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
+    about = provenance.Origin(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
     assert submit.describe(about) == "a folds 0,1 cut 0.500 predict.tta=none data.scale=4"
 
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from pipeline.files import locked
-from pipeline.problem import Problem
-from pipeline.substage import run_stage
+from pipeline.runtime.files import locked
+from pipeline.runtime.problem import Problem
+from pipeline.runtime.launch import run_stage
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_file_system_without_locks_is_told(
     def flock(*_) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pipeline.files.fcntl.flock", flock)
+    monkeypatch.setattr("pipeline.runtime.files.fcntl.flock", flock)
     told = r"lock cannot be locked \(.*\); put its folder on"
     with pytest.raises(Problem, match=told), locked(tmp_path / "lock", "busy"):
         pytest.fail("in a block that is not locked")

@@ -10,33 +10,33 @@ import pytest
 from PIL import Image
 
 from pipeline import carvana
-from pipeline.data import synthetic
+from pipeline.synthetic import cars
 from pipeline.masks import rle
-from pipeline.problem import Problem
-from pipeline.stages import demo_data
+from pipeline.runtime.problem import Problem
+from pipeline.synthetic import write_competition
 
 PICTURE_SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
 def test_same_car_and_view_give_the_same_pixels() -> None:
-    first, second = (synthetic.draw_view(synthetic.make_car("Fjord", 7), 3) for _ in range(2))
+    first, second = (cars.draw_view(cars.make_car("Fjord", 7), 3) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
 
 
 def test_draw_car_is_draw_view_16_times() -> None:
-    car = synthetic.make_car("Hazel", 1)
-    views = synthetic.draw_car(car)
+    car = cars.make_car("Hazel", 1)
+    views = cars.draw_car(car)
     assert len(views) == carvana.VIEWS
-    image, mask = synthetic.draw_view(car, 11)
+    image, mask = cars.draw_view(car, 11)
     np.testing.assert_array_equal(views[10][0], image)
     np.testing.assert_array_equal(views[10][1], mask)
 
 
-@pytest.mark.parametrize("make", synthetic.MAKES)
+@pytest.mark.parametrize("make", cars.MAKES)
 @pytest.mark.parametrize("view", [2, 5])
 def test_a_mask_is_one_piece_inside_the_picture(make: str, view: int) -> None:
-    image, mask = synthetic.draw_view(synthetic.make_car(make, 2), view)
+    image, mask = cars.draw_view(cars.make_car(make, 2), view)
     assert image.shape == (*PICTURE_SHAPE, 3) and image.dtype == np.uint8
     assert mask.shape == PICTURE_SHAPE and mask.dtype == np.bool_
     assert 0.08 < mask.mean() < 0.40
@@ -47,7 +47,7 @@ def test_a_mask_is_one_piece_inside_the_picture(make: str, view: int) -> None:
 
 def test_makes_and_cars_and_views_differ() -> None:
     def mask_of(make: str, seed: int, view: int) -> np.ndarray:
-        return synthetic.draw_view(synthetic.make_car(make, seed), view)[1]
+        return cars.draw_view(cars.make_car(make, seed), view)[1]
 
     saloon = mask_of("Aster", 0, 5)
     for other in (mask_of("Gale", 0, 5), mask_of("Aster", 1, 5), mask_of("Aster", 0, 1)):
@@ -56,7 +56,7 @@ def test_makes_and_cars_and_views_differ() -> None:
 
 def test_mask_edges_lie_on_picture_edges() -> None:
     """The picture changes more across the mask's outline than it does a few pixels off it."""
-    image, mask = synthetic.draw_view(synthetic.make_car("Ember", 2), 4)
+    image, mask = cars.draw_view(cars.make_car("Ember", 2), 4)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     change = np.abs(np.diff(grey, axis=1))
     outline = mask[:, 1:] != mask[:, :-1]
@@ -73,16 +73,16 @@ def read_table(folder: pathlib.Path, name: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    demo_data.run(folder, cars=2, test_cars=1, workers=2)
+    write_competition.run(folder, cars=2, test_cars=1, workers=2)
     return folder
 
 
 def test_demo_has_kaggles_files_and_members(demo: pathlib.Path) -> None:
-    assert {path.name for path in demo.iterdir()} == {*demo_data.FILES, "demo.json", ".lock"}
+    assert {path.name for path in demo.iterdir()} == {*write_competition.FILES, "demo.json", ".lock"}
     metadata = read_table(demo, "metadata.csv")
     assert list(metadata[0]) == ["id", "year", "make", "model", "trim1", "trim2"]
     ids = {row["id"] for row in metadata}
-    assert len(ids) == 3 and set(demo_data.NUMBER_LIKE_IDS) <= ids
+    assert len(ids) == 3 and set(write_competition.NUMBER_LIKE_IDS) <= ids
 
     names = {}
     for set_name in ("train", "train_masks", "test"):
@@ -117,19 +117,19 @@ def test_demo_masks_are_the_same_in_gif_and_csv(demo: pathlib.Path) -> None:
 def test_demo_is_left_alone_and_drawn_again_to_the_same_bytes(
     demo: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {name: (demo / name).read_bytes() for name in demo_data.FILES}
+    before = {name: (demo / name).read_bytes() for name in write_competition.FILES}
     written = (demo / "test.zip").stat().st_mtime_ns
-    demo_data.run(demo, cars=2, test_cars=1)
+    write_competition.run(demo, cars=2, test_cars=1)
     assert "is there already" in capsys.readouterr().out
     assert (demo / "test.zip").stat().st_mtime_ns == written
 
     (demo / "train_masks.csv.zip").unlink()  # as if interrupted
-    demo_data.run(demo, cars=2, test_cars=1, workers=1)
-    assert {name: (demo / name).read_bytes() for name in demo_data.FILES} == before
+    write_competition.run(demo, cars=2, test_cars=1, workers=1)
+    assert {name: (demo / name).read_bytes() for name in write_competition.FILES} == before
 
 
 def test_demo_never_overwrites_a_competition(tmp_path: pathlib.Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"5,088 pictures")
     with pytest.raises(Problem, match="train.zip but no demo.json"):
-        demo_data.run(tmp_path, cars=1, test_cars=1)
+        write_competition.run(tmp_path, cars=1, test_cars=1)
     assert (tmp_path / "train.zip").read_bytes() == b"5,088 pictures"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.threads import batches, in_order
+from pipeline.runtime.progress import batches, in_order
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

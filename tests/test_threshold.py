@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.config import Settings
-from pipeline.files import sha256, write_json
-from pipeline.inference.cut import outdated, predicted_with, read_cut
+from pipeline.runtime.files import sha256, write_json
+from pipeline.inference.stored_threshold import outdated, predicted_with, read_cut
 from pipeline.masks import dice
 from pipeline.paths import Run
-from pipeline.problem import Problem
-from pipeline.stages import predict, threshold
+from pipeline.runtime.problem import Problem
+from pipeline import predict, threshold
 
 
 def scores(*best_cuts: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from pipeline.files import held, locked
-from pipeline.leaderboard.parts import Parts
-from pipeline.problem import Problem
-from pipeline.stages import reproduce
+from pipeline.runtime.files import held, locked
+from pipeline.submission.shards import Parts
+from pipeline.runtime.problem import Problem
+from pipeline.kaggle import reproduce
 from tests.torture import __main__ as harness
 from tests.torture import clocks, faults, kills, place, warm
 from tests.torture.place import Places
@@ -227,7 +227,7 @@ def test_checkpoints_of_a_run_with_workers_may_differ_in_these_alone(places: Pla
 
 def test_a_worker_holds_no_lock_of_its_killed_owner(tmp_path: pathlib.Path) -> None:
     script = (
-        "import os, pathlib, time\nfrom pipeline.files import locked\n"
+        "import os, pathlib, time\nfrom pipeline.runtime.files import locked\n"
         f"with locked(pathlib.Path({str(tmp_path / 'lock')!r}), 'busy'):\n"
         "    if os.fork() == 0:\n        print('ready', flush=True)\n        time.sleep(20)\n        os._exit(0)\n"
         "    time.sleep(0.2)\n    os.kill(os.getpid(), 9)\n"
@@ -281,7 +281,7 @@ def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path)
     script = (
         "import pathlib, resource, signal, torch\nfrom pipeline.model import checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "from pipeline.problem import Problem\ntry:\n"
+        "from pipeline.runtime.problem import Problem\ntry:\n"
         f"    checkpoint.save(pathlib.Path({str(tmp_path / 'x.pt')!r}), {{'network': torch.zeros(100_000)}})\n"
         "except Problem as problem:\n    print(problem)\n"
     )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.problem import Problem
-from pipeline.stages import threshold
+from pipeline.runtime.problem import Problem
+from pipeline import threshold
 from tests.torture import bad_data, inputs, table
 
 

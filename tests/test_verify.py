@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.data import verify as module
-from pipeline.data.verify import Damaged, Follower, check_archive, verify
+from pipeline.kaggle import verify as module
+from pipeline.kaggle.verify import Damaged, Follower, check_archive, verify
 
 TABLES = ("metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip")
 FILES = (*TABLES, "train_masks.zip", "train.zip", "test.zip")

@@ -15,11 +15,11 @@ from tiny_run import RUN, Pipeline, listing, only_line, read_log
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
-from pipeline.files import sha256
-from pipeline.leaderboard import ledger
+from pipeline.runtime.files import sha256
+from pipeline.kaggle import ledger
 from pipeline.masks import dice, rle
-from pipeline.problem import Problem
-from pipeline.stages import demo
+from pipeline.runtime.problem import Problem
+from pipeline.synthetic import demo
 
 pytestmark = pytest.mark.usefixtures("tiny_place")
 REPOSITORY = pathlib.Path(__file__).parent.parent

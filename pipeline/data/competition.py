@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.data import folds
-from pipeline.data.archive import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
+from pipeline.data import grouping
+from pipeline.data.zip_reader import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
-from pipeline.files import read_json
+from pipeline.runtime.files import read_json
 from pipeline.masks import rle
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask has 12 million
@@ -118,7 +118,7 @@ class Carvana:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
-        return folds.assign(self.make_of_car, count)
+        return grouping.assign(self.make_of_car, count)
 
 
 def open_masks(folder: pathlib.Path) -> Masks:

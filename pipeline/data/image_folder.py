@@ -19,11 +19,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data import folds
+from pipeline.data import grouping
 from pipeline.data.images import averaged, coverage, picked, upright_rgb, upright_size
-from pipeline.files import digest
+from pipeline.runtime.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 GROUPS = "groups.csv"
@@ -117,7 +117,7 @@ class ImageFolder:
         return np.where(is_judged, values, ignored(dtype)).astype(dtype)
 
     def folds(self, count: int) -> pd.DataFrame:
-        return folds.assign_groups(self.group_of, count)
+        return grouping.assign_groups(self.group_of, count)
 
 
 def files_of(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 JPEG_READ_FLAG = {
     1: cv2.IMREAD_COLOR,

@@ -21,11 +21,11 @@ import scipy.io
 from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
-from pipeline.data import folds, nyuv2_classes
+from pipeline.data import grouping, nyuv2_classes
 from pipeline.data.images import averaged, picked
-from pipeline.files import digest
+from pipeline.runtime.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 FILE, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 TEST_FOLD, TRAINING_FOLD = 0, 1  # FOLD=0 trains on the 795 pictures and judges on the 654
@@ -97,10 +97,10 @@ class NyuV2:
         """
         splits = self.path.with_name(SPLITS)
         if not splits.is_file():
-            return folds.assign_groups(self.room_of, count)
+            return grouping.assign_groups(self.room_of, count)
         fold_of = official_folds(splits, self.names)
         rows = [(name, self.room_of[name], fold_of[name]) for name in sorted(fold_of)]
-        return pd.DataFrame(rows, columns=folds.HEADERS[1])
+        return pd.DataFrame(rows, columns=grouping.HEADERS[1])
 
     def array(self, dataset: str, name: str) -> NDArray:
         """That of one picture, as it is stored. Workers and threads may ask for one at any time."""

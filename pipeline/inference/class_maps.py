@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.images import enlarged
-from pipeline.inference.device import autocast
-from pipeline.inference.predictor import ByScale, Ensemble, enlarged_on_device
+from pipeline.runtime.device import autocast
+from pipeline.inference.ensemble import ByScale, Ensemble, enlarged_on_device
 from pipeline.masks.confusion import index_dtype
-from pipeline.threads import in_order
+from pipeline.runtime.progress import in_order
 
 
 class ClassEnsemble(Ensemble):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.data.images import small_shape, upright_rgb
 from pipeline.inference.class_maps import largest
-from pipeline.inference.predictor import Ensemble
-from pipeline.problem import Problem
+from pipeline.inference.ensemble import Ensemble
+from pipeline.runtime.problem import Problem
 
 EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
 

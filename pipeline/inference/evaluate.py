@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.kept import png
+from pipeline.inference.oof import png
 from pipeline.masks import confusion, dice, on_device
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 Batch = TypeVar("Batch")
 Predicted = TypeVar("Predicted", bound=Tensor | tuple[Tensor, ...])  # all on one device

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.files import replacing, sha256
-from pipeline.problem import Problem
+from pipeline.runtime.files import replacing, sha256
+from pipeline.runtime.problem import Problem
 
 # What `train` then does: it goes on from the checkpoint before, makes best.pt again, or says what is lost.
 ADVICE = "delete it and run `make train` again"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 
 
 def build(

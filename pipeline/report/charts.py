@@ -11,7 +11,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.report.svg import colour, drawing, series, svg_of
+from pipeline.report.charts import colour, drawing, series, svg_of
 
 WIDTH, HEIGHT = 360, 230
 MARGINS = {"left": 0.15, "right": 0.97, "top": 0.93, "bottom": 0.19}

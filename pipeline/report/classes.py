@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.masks import confusion
-from pipeline.masks.palette import palette
+from pipeline.masks.colours import palette
 from pipeline.report import charts, matrix, overview, page
 from pipeline.report.overview import Panel
 

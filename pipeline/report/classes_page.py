@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.progress import progress
+from pipeline.runtime.progress import progress
 from pipeline.report import choice, classes, overview
 from pipeline.report.held_out_classes import HeldOutClasses
-from pipeline.threads import in_order
+from pipeline.runtime.progress import in_order
 
 
 def context(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.masks.palette import ADDED, CAR, MISSED
+from pipeline.masks.colours import ADDED, CAR, MISSED
 
 SMALL_WIDTH_PX = 480
 CROP_PX = (128, 192)  # rows and columns of the piece that is shown pixel for pixel

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.masks.confusion import Indices, ignored
-from pipeline.masks.palette import MISSED, NOT_JUDGED, palette
+from pipeline.masks.colours import MISSED, NOT_JUDGED, palette
 from pipeline.report import gallery
 
 OPACITY = 190  # of class maps over a photo, of 255: the legend's colours stay what they are

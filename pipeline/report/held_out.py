@@ -13,17 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import config
-from pipeline.analysis import table
+from pipeline.report import error_table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
-from pipeline.data.collection import Collection, open_collection
+from pipeline.data.loader import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
-from pipeline.inference.cut import of_another_network, outdated, read_cut, ways_of
-from pipeline.inference.kept import Judged, Kept, open_kept, read_judged
+from pipeline.inference.stored_threshold import of_another_network, outdated, read_cut, ways_of
+from pipeline.inference.oof import Judged, Kept, open_kept, read_judged
 from pipeline.masks.dice import cut_as_share, cut_from_share
 from pipeline.paths import Run
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 from pipeline.report import gallery
 
 
@@ -75,7 +75,7 @@ class HeldOut:
     def probability(self, name: str) -> NDArray[np.uint8]:
         """0 to 255, uint8 (height, width)."""
         fold = self.fold_of[name]
-        return table.probability_of(self.kept[fold].read(name), self.scale_of[fold], *self.size)
+        return error_table.probability_of(self.kept[fold].read(name), self.scale_of[fold], *self.size)
 
     def prediction(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
@@ -85,9 +85,9 @@ class HeldOut:
         """One row a picture with the columns `analysis.table.COLUMNS`. count: sees each picture's result come."""
         shown, rows = set(self.shown), []
         for fold, judged in self.judged.items():
-            counts = table.counts_table(judged.names, judged.histograms, self.cut)
+            counts = error_table.counts_table(judged.names, judged.histograms, self.cut)
             whole = all(name in shown for name in judged.names)
-            places = table.with_places(counts, self.truth, self.prediction if whole else None, count)
+            places = error_table.with_places(counts, self.truth, self.prediction if whole else None, count)
             rows.append(self.grouped(places, fold, make_of_car))
         return pd.concat(rows, ignore_index=True)
 
@@ -95,13 +95,13 @@ class HeldOut:
         """The same without reading a picture: what is known from the histograms alone."""
         rows = []
         for fold, judged in self.judged.items():
-            counts = table.counts_table(judged.names, judged.histograms, self.cut)
-            rows.append(self.grouped(table.with_places(counts, self.truth, None), fold, make_of_car))
+            counts = error_table.counts_table(judged.names, judged.histograms, self.cut)
+            rows.append(self.grouped(error_table.with_places(counts, self.truth, None), fold, make_of_car))
         return pd.concat(rows, ignore_index=True)
 
     def grouped(self, counts: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:
         """make_of_car: of a plain folder, the group of each picture."""
-        with_groups = table.with_groups if self.of_cars else table.with_image_groups
+        with_groups = error_table.with_groups if self.of_cars else error_table.with_image_groups
         return with_groups(counts, fold, dict(make_of_car))
 
     def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.analysis import errors, table
+from pipeline.report import errors, error_table
 from pipeline.config import Settings
-from pipeline.data.collection import Collection, open_collection
-from pipeline.inference.cut import of_another_network, ways_of
-from pipeline.inference.kept import Confused, Kept, open_kept, read_confused
+from pipeline.data.loader import Collection, open_collection
+from pipeline.inference.stored_threshold import of_another_network, ways_of
+from pipeline.inference.oof import Confused, Kept, open_kept, read_confused
 from pipeline.masks import confusion
 from pipeline.paths import Run
-from pipeline.problem import Problem
+from pipeline.runtime.problem import Problem
 from pipeline.report import gallery, gallery_classes
 from pipeline.report.held_out import settings_of
 
@@ -78,7 +78,7 @@ class HeldOutClasses:
                 "wrong_px": (its.in_truth - its.hits).sum(-1),
                 "classes": (its.in_truth > 0).sum(-1),
             })  # fmt: skip
-            rows.append(table.with_image_groups(counted, fold, dict(group_of_image)))
+            rows.append(error_table.with_image_groups(counted, fold, dict(group_of_image)))
         return pd.concat(rows, ignore_index=True)
 
     def worst_spot(self, name: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pipeline.report.svg import FONT_UNITS, colour, drawing, svg_of
+from pipeline.report.charts import FONT_UNITS, colour, drawing, svg_of
 
 MOST = 60  # classes that a chart can show
 NUMBERED = 16  # up to so many, each cell has its number

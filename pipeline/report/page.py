@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pipeline.masks.palette import ADDED, MISSED
+from pipeline.masks.colours import ADDED, MISSED
 from pipeline.report import palette
 
 PARTS = pathlib.Path(__file__).parent / "parts"  # *.html.j2, style.css, page.js

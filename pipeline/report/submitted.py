@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline import carvana
-from pipeline.analysis import drift, errors
+from pipeline.report import drift, errors
 from pipeline.data import competition
-from pipeline.leaderboard.submission import read_rows
+from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
 from pipeline.paths import Run
-from pipeline.problem import Problem
-from pipeline.progress import progress
+from pipeline.runtime.problem import Problem
+from pipeline.runtime.progress import progress
 from pipeline.report import charts, gallery, overview, page
 from pipeline.report.held_out import photos
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.stages import demo_data
+from pipeline.synthetic import write_competition
 from tests.torture import faults, inputs, kills
 from tests.torture.place import Places
 from tests.torture.table import Row, figures_of, print_table
@@ -116,7 +116,7 @@ def enough(rooms: Sequence[str], figures: dict[str, int]) -> Iterator[Row]:
 
 def inputs_of(folder: pathlib.Path, seed: int, short: bool) -> Iterator[Row]:
     demo = folder / "competition"
-    demo_data.run(demo, cars=4, test_cars=1)
+    write_competition.run(demo, cars=4, test_cars=1)
     cases = inputs.some(inputs.all_cases(), seed, 20) if short else None
     return inputs.try_inputs(demo, folder / "inputs", cases)
 

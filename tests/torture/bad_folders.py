@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data.image_folder import ImageFolder
 from pipeline.data.nyuv2 import FILE, SPLITS
-from pipeline.stages import demo_rooms
+from pipeline.synthetic import write_rooms
 from tests.plain_folder import CLASSES, draw
 from tests.torture.bad_data import Spoil, put
 from tests.torture.inputs import FOLDS, SETTINGS, TRAIN, Case, Place, bad
@@ -133,7 +133,7 @@ def drawn(change: Callable[[pathlib.Path], object]) -> Spoil:
 def whole_file() -> bytes:
     """Of two rooms, four tiny pictures each."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        demo_rooms.run(pathlib.Path(folder), scenes=2, height=32, width=48, seed=0, splits=False)
+        write_rooms.run(pathlib.Path(folder), scenes=2, height=32, width=48, seed=0, splits=False)
         return (pathlib.Path(folder) / FILE).read_bytes()
 
 

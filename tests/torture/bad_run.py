@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.leaderboard.ledger import COLUMNS
+from pipeline.kaggle.ledger import COLUMNS
 from tests.torture.bad_data import Spoil, cut, put, zip_of
 from tests.torture.inputs import (
     CHECK, FOLDS, PREDICT, SETTINGS, THRESHOLD, TRAIN, VALIDATE, Case, Place, bad, good, write_oof,

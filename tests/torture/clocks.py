@@ -13,7 +13,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from pipeline.leaderboard import ledger
+from pipeline.kaggle import ledger
 from tests.torture import warm
 from tests.torture.place import MINE, STAGE, Kaggle, Places, prepare, words_of
 from tests.torture.table import Row
@@ -89,7 +89,7 @@ def back_in_download(places: Places) -> Row:
 
         def at_second_file() -> None:
             prepare(stage, kaggle)
-            from pipeline.stages import download
+            from pipeline.kaggle import download
 
             remember = download.remember
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.data import dataset, stream
+from pipeline.data import loader, image_stream
 from pipeline.model.ema import Ema
 from tests.torture import clocks, warm
 from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, words_of
@@ -268,7 +268,7 @@ def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
     """To happen in a worker when it is asked for its third batch of pictures or so."""
 
     def patch() -> None:
-        for kind in (dataset.TrainingPictures, dataset.HeldOutPictures, stream.PicturesAtScales):
+        for kind in (loader.TrainingPictures, loader.HeldOutPictures, image_stream.PicturesAtScales):
             kind.__getitem__ = disturbed(kind.__getitem__)  # type: ignore[method-assign]
 
     def disturbed(read: Callable) -> Callable:

@@ -25,12 +25,13 @@ with atheris.instrument_imports(include=["pipeline", "zipfile", "csv", "gzip", "
     import zipfile
 
     from pipeline import carvana, config
-    from pipeline.data import competition, folds, images
-    from pipeline.data.archive import FileSet
-    from pipeline.leaderboard import ledger, origin
-    from pipeline.leaderboard.check import PIXELS, check
+    from pipeline.data import competition, grouping, images
+    from pipeline.data.zip_reader import FileSet
+    from pipeline.kaggle import ledger
+    from pipeline.submission import provenance
+    from pipeline.submission.checks import PIXELS, check
     from pipeline.masks import rle
-    from pipeline.problem import Problem
+    from pipeline.runtime.problem import Problem
 
 MEMORY_MB = 1024
 SECONDS_FOR_ONE = 10
@@ -134,10 +135,10 @@ def tables(data: bytes, folder: pathlib.Path) -> None:
     readers: list[tuple[str, Callable[[pathlib.Path], object]]] = [
         ("metadata.csv", lambda path: competition.read_makes(path.parent)),
         ("metadata.csv.zip", lambda path: competition.read_makes(path.parent)),
-        ("folds.csv", folds.read_folds),
+        ("folds.csv", grouping.read_folds),
         ("x.yaml", config.load),
         ("ledger.csv", ledger.read),
-        ("x.json", origin.read),
+        ("x.json", provenance.read),
         ("shrink.json", lambda path: competition.stored_scale(path.parent)),
     ]
     name, read = readers[data[0] % len(readers) if data else 0]

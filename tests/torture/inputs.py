@@ -30,12 +30,12 @@ import torch
 
 from pipeline import carvana, config
 from pipeline.__main__ import main
-from pipeline.data import competition, folds
-from pipeline.files import sha256
-from pipeline.leaderboard.submission import read_rows
+from pipeline.data import competition, grouping
+from pipeline.runtime.files import sha256
+from pipeline.submission.reader import read_rows
 from pipeline.model import checkpoint
-from pipeline.model.build import build
-from pipeline.problem import LONGEST_SENTENCE
+from pipeline.model.factory import build
+from pipeline.runtime.problem import LONGEST_SENTENCE
 from tests.torture.table import Row
 from tests.torture.warm import be_ready, end_with_parent, stay_on_the_cpu
 
@@ -127,7 +127,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     settings = config.load(folder / "tiny.yaml")
     makes = competition.read_makes(demo)
     names = competition.Pictures(demo, "train").names
-    table = folds.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
+    table = grouping.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
     torch.manual_seed(0)
@@ -144,8 +144,8 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
 
 def write_oof(place: Place, **other: object) -> None:
     """What validate would write, with other arrays where given."""
-    _, held_out = folds.split(
-        folds.read_folds(place.run / "folds.csv"), 0, competition.Pictures(place.demo(""), "train").names
+    _, held_out = grouping.split(
+        grouping.read_folds(place.run / "folds.csv"), 0, competition.Pictures(place.demo(""), "train").names
     )
     counts = np.random.default_rng(0).integers(0, 9, (len(held_out), 2, 256), np.int32)
     arrays = {"names": np.array(held_out), "histograms": counts, "checkpoint": sha256(place.best)} | other

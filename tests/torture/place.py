@@ -28,8 +28,8 @@ import yaml
 
 from pipeline import carvana
 from pipeline.__main__ import build_parser
-from pipeline.leaderboard.stand_in import StandIn
-from pipeline.leaderboard.submission import read_rows
+from pipeline.synthetic.fake_kaggle import StandIn
+from pipeline.submission.reader import read_rows
 from tests.torture import warm
 from tests.torture.warm import Ended, Plan
 

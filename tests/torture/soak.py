@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import carvana, config
-from pipeline.data import synthetic
-from pipeline.files import write_json
-from pipeline.leaderboard.submission import read_rows
+from pipeline.synthetic import cars
+from pipeline.runtime.files import write_json
+from pipeline.submission.reader import read_rows
 from pipeline.model import checkpoint
-from pipeline.model.build import build
+from pipeline.model.factory import build
 from pipeline.paths import Run
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -62,8 +62,8 @@ def main(count: int) -> int:
 def make_competition(folder: pathlib.Path, count: int) -> None:
     """`test.zip` and `sample_submission.csv` of so many names."""
     folder.mkdir()
-    car = synthetic.make_car(next(iter(synthetic.MAKES)), 0)
-    jpegs = [small_jpeg(mask) for _, mask in synthetic.draw_car(car)]
+    car = cars.make_car(next(iter(cars.MAKES)), 0)
+    jpegs = [small_jpeg(mask) for _, mask in cars.draw_car(car)]
     names = [carvana.image_name(f"{car:012x}", view) for car in range(-(-count // 16)) for view in carvana.VIEW_NUMBERS]
     with zipfile.ZipFile(folder / "test.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for number, name in enumerate(names[:count]):

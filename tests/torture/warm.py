@@ -24,10 +24,14 @@ from typing import Any
 import cv2
 import torch
 
-from pipeline import git
+from pipeline.runtime import git
 from pipeline.__main__ import main
-from pipeline.leaderboard import kaggle, patience
-from pipeline.stages import demo_data, download, folds, predict, report, shrink, submit, threshold, train, validate
+from pipeline.kaggle import client, retry
+from pipeline.synthetic import write_competition
+from pipeline.kaggle import download, submit
+from pipeline import folds, predict, threshold, train, validate
+from pipeline.report import report
+from pipeline.data import shrink
 
 # Imported before any fork.
 STAGES_AT_HAND = (demo_data, download, folds, predict, report, shrink, submit, threshold, train, validate)
@@ -217,7 +221,7 @@ def stop_at_first_lock() -> None:
 
 def have_little_patience() -> None:
     """With the stand-in for Kaggle, as in tests/test_submit.py."""
-    patience.FIRST_PAUSE_S, patience.ANSWER_S, kaggle.LOOK_PAUSE_S = 0.01, 5.0, 0.01
+    retry.FIRST_PAUSE_S, retry.ANSWER_S, client.LOOK_PAUSE_S = 0.01, 5.0, 0.01
     submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.LOOK_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
 
 
@@ -293,18 +297,18 @@ def run_stages_within() -> None:
 
 # --- drawing --------------------------------------------------------------------------------------
 
-drawn: dict[str, list[demo_data.View]] = {}  # by car id
+drawn: dict[str, list[write_competition.View]] = {}  # by car id
 
 
 def draw_once(cars: int, test_cars: int) -> None:
     """In the parent, so that children who draw have it done already: it is the writing that is tried."""
-    for car in sum(demo_data.invent_cars(cars, test_cars, seed=0), []):
-        drawn[car.car_id] = demo_data.draw_car(car)
+    for car in sum(write_competition.invent_cars(cars, test_cars, seed=0), []):
+        drawn[car.car_id] = write_competition.draw_car(car)
 
 
 def draw_from_memory() -> None:
     """`before` of a child."""
-    def views(cars: list[demo_data.DemoCar], workers: int) -> Iterator[demo_data.View]:
+    def views(cars: list[write_competition.DemoCar], workers: int) -> Iterator[write_competition.View]:
         return (view for car in cars for view in drawn[car.car_id])
 
-    demo_data.drawn_views = views  # type: ignore[assignment]
+    write_competition.drawn_views = views  # type: ignore[assignment]

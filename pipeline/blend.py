@@ -1,0 +1,119 @@
+"""Stage `blend`: several runs that hold out the same cars in; `runs/A+B/blend.json` out: what each weighs, and the cut.
+
+A histogram knows a run's Dice at every cut but not that of a mean with others, so the held-out pictures are predicted
+anew: each by the networks, one of each run, that never saw its make.
+"""
+import pathlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import carvana, config
+from pipeline.data import competition
+from pipeline.data.grouping import check_trained_on, groups, read_folds, split
+from pipeline.data.image_stream import PicturesAtScales, stream
+from pipeline.runtime.files import locked, write_json
+from pipeline.blend import Tally, blended_histograms, weightings
+from pipeline.runtime.device import describe, pick_device
+from pipeline.inference.loading import check_cars, folds_of, load_members
+from pipeline.inference.ensemble import Ensemble
+from pipeline.masks.dice import cut_as_share
+from pipeline.runtime.memory import out_of_memory_told, too_large
+from pipeline.model import checkpoint
+from pipeline.paths import Run
+from pipeline.runtime.problem import Problem
+from pipeline.runtime.progress import progress
+from pipeline.runtime.progress import batches, in_order
+
+SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+
+def run(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) -> None:
+    """joint: names the result; folds: their numbers, none for those that are trained in every run."""
+    if len(set(runs)) < 2:
+        raise Problem('One run alone cannot be blended; name several, as in RUNS="a b".')
+    folds = folds or sorted(set.intersection(*(set(run.trained_folds()) for run in runs)))
+    if not folds:
+        raise Problem(f"No fold is trained in all of {', '.join(str(run.folder) for run in runs)}; train one in each.")
+    for path in (run.fold(fold).config for run in runs for fold in folds):
+        config.check_binary(path, "A blend", only_cars=True)
+    check_that_folds_agree(runs)
+    tried = weightings(len(runs))
+    tally = Tally(len(tried))
+    digest_of: dict[str, str] = {}
+    with locked(joint.lock("blend"), f"{joint.blend} is being made by another process; wait until it is done."):
+        for fold in folds:
+            digest_of |= tally_fold(tally, tried, runs, fold, overrides)
+
+    single = (tried == 1).any(axis=1)
+    best, best_single = tally.best(among=np.ones(len(tried), bool)), tally.best(among=single)
+    weights = {run.name: round(float(weight), 6) for run, weight in zip(runs, tried[best.weighting])}
+    name_of_single = runs[int(tried[best_single.weighting].argmax())].name
+    gain = best.dice_cross_fitted - best_single.dice_cross_fitted
+    write_json(joint.blend, {
+        "weights": weights,
+        "cut": round(cut_as_share(best.cut), 6),
+        "oof_dice": round(best.dice, 6),
+        "oof_dice_cross_fitted": round(best.dice_cross_fitted, 6),
+        "best_single_run": name_of_single,
+        "best_single_run_cross_fitted": round(best_single.dice_cross_fitted, 6),
+        "gain_cross_fitted": round(gain, 6),
+        "images": tally.pictures,
+        "checkpoints": digest_of,
+    })  # fmt: skip
+    print(
+        f"{joint.blend}: {', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, "
+        f"cut {cut_as_share(best.cut):.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the "
+        f"best single run, {name_of_single}, over {tally.pictures} images."
+    )
+
+
+def tally_fold(
+    tally: Tally, weightings: NDArray[np.float32], runs: list[Run], fold: int, overrides: list[str]
+) -> dict[str, str]:
+    """Add each held-out picture of a fold at each of the weightings (weightings, runs): checkpoint -> its sha256."""
+    device = pick_device()
+    paths = [run.fold(fold).best for run in runs]
+    table = read_folds(runs[0].folds)
+    with checkpoint.unchanged(paths) as digest_of:
+        members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
+        check_cars(paths, trained, "A blend")
+        for path in paths:
+            check_trained_on(table, folds_of(path), runs[0].folds, path)
+    settings = config.for_later_stage(trained[0], overrides)
+    folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
+    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
+    masks = competition.open_masks(folder)
+    competition.check_training_set(pictures, masks, competition.read_makes(folder))
+    _, names = split(table, fold, pictures.names)
+    if not names:
+        raise Problem(f"{folder} holds no picture of fold {fold} in {runs[0].folds}; is it another folder?")
+    group_of_car = groups(table)
+
+    ensembles = [Ensemble([member], *SHAPE) for member in members]
+    scales = tuple(sorted({member.scale for member in members}))
+    dataset = PicturesAtScales(pictures, scales, SHAPE, forgive=False)
+    name_batches = list(batches(names, batch_size))
+    loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
+    bar = progress(loader, f"fold {fold} on {describe(device)}")
+    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        for batch in bar:
+            share_RNHW = np.stack([ensemble.unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles])
+
+            def histograms(place: int) -> NDArray[np.int32]:
+                return blended_histograms(share_RNHW[:, place], masks.read(batch.names[place]), weightings)
+
+            for name, counts in zip(batch.names, in_order(histograms, range(len(batch.names)))):
+                tally.add(group_of_car[carvana.car_of(name)], counts)
+    return digest_of
+
+
+def check_that_folds_agree(runs: list[Run]) -> None:
+    """A picture must be held out in the same fold of each run, or some of the networks have seen its make."""
+    first, *others = runs
+    for other in others:
+        if not read_folds(other.folds).equals(read_folds(first.folds)):
+            raise Problem(
+                f"{first.folds} and {other.folds} differ, so that no picture is new to the networks of both; train the "
+                "runs with the same data.folds on the same cars, or predict them with equal weights, without blend."
+            )

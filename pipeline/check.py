@@ -1,0 +1,21 @@
+"""Stage `check`: a submission and the sample submission in; exit 0, or a Problem that names the wrong row."""
+import pathlib
+
+from pipeline import carvana
+from pipeline.data.competition import read_table
+from pipeline.submission import provenance
+from pipeline.submission.checks import check
+from pipeline.paths import SUBMISSIONS
+
+
+def run(submission: pathlib.Path, folder: pathlib.Path) -> None:
+    sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
+    names = sample["img"].tolist()
+    unreadable = provenance.unreadable(SUBMISSIONS, submission)
+    mean_share = check(submission, names, unreadable)
+    if unreadable:
+        print(f"{len(unreadable)} pictures could not be read and have empty rows: {', '.join(unreadable)}.")
+    print(
+        f"{submission}: {len(names)} images, masks cover {mean_share:.1%} on average; "
+        f"it fits the sample submission of {folder}."
+    )

@@ -1,0 +1,87 @@
+"""Stage `leaderboard`: the ledger in; its scores side by side out, and where they would have stood.
+
+Rows that wait for their score are told it first, when Kaggle can be asked.
+"""
+import pathlib
+from collections.abc import Iterable
+
+from pipeline.kaggle import client, ledger
+from pipeline.kaggle.ledger import Row
+from pipeline.paths import LEDGER
+from pipeline.runtime.problem import Problem
+
+# Dice, of which pictures, whose, and where it was published.
+HELD_OUT = "oof_dice_cross_fitted"
+PUBLISHED = (
+    (0.997332, "private", "1st place, 49 networks", "their README"),
+    (0.9970, "public", "5th place, one network at 1918x1280", "their write-up"),
+    (0.9969, "private", "5th place, one network at 1918x1280", "their write-up"),
+    (0.996899, "private", "31st place, 5 U-Nets", "their write-up"),
+    (0.996, "public", "petrosgk's Keras U-Net at 1024", "its README"),
+    (0.995, "public", "petrosgk's Keras U-Net at 512", "its README"),
+    (0.992, "public", "petrosgk's Keras U-Net at 256", "its README"),
+    (0.990, "public", "petrosgk's Keras U-Net at 128", "its README"),
+    (0.988423, "public", "milesial/Pytorch-UNet, half size, 5 epochs", "its README"),
+    (0.99711, HELD_OUT, "4th place, its best network at full size", "names of its weights; by car only"),
+    (0.9926, HELD_OUT, "Christopher Ley's U-Net, half size, 5 epochs", "his document; by make, as ours"),
+)
+COLUMNS = ("row", "time (UTC)", "submission", "made by", "cut", "OOF", "crossfit", "public", "private", "status")
+
+
+def run(ledger_path: pathlib.Path) -> None:
+    if ledger_path != LEDGER and not ledger_path.is_file():
+        raise Problem(f"There is no ledger {ledger_path}; `make submit` writes {LEDGER} where none is named.")
+    rows = ledger.read(ledger_path)
+    if not rows:
+        print(f"{ledger_path} has no submission yet; `make submit` makes one.")
+        return
+    if any(row.status == "pending" for row in rows):
+        try:
+            rows = fill_in(ledger_path)
+        except Problem as problem:
+            print(f"Scores that are still to come could not be asked for: {problem}\n")
+    print_table([COLUMNS, *(cells(number, row) for number, row in enumerate(rows, start=1))])
+    for row in rows:
+        if row.error:
+            print(f"{row.file}: {row.error}")
+    for kind, name in {"private": "private", "public": "public", HELD_OUT: "held-out"}.items():
+        print(f"\nAmong the {name} scores that were published:\n")
+        print_table(standing(kind, rows))
+
+
+def fill_in(path: pathlib.Path) -> list[Row]:
+    """The rows, those that wait with what Kaggle says now, written to the ledger as well."""
+    with ledger.alone(path, "`make submit` is at work, and will write them."):
+        submissions = client.connect().submissions()
+        rows = ledger.read(path)
+        for row in rows:
+            news = ledger.told(row, submissions) if row.status == "pending" or row.ref is None else None
+            if news is not None and news != row:
+                ledger.put(path, news)
+    return ledger.read(path)
+
+
+def cells(number: int, row: Row) -> tuple[str, ...]:
+    made_by = f"{','.join(row.runs)} {','.join(map(str, row.folds))}" if row.runs else "unknown"
+    scores = (row.oof_dice, row.oof_dice_cross_fitted, row.public, row.private)
+    cut = "" if row.cut is None else f"{row.cut:.3f}"
+    return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, cut, *map(digits, scores), row.status)
+
+
+def standing(kind: str, rows: list[Row]) -> Iterable[tuple[str, ...]]:
+    """One line a score, ours and the published ones, the best first."""
+    ours = [(getattr(row, kind), f"▶ row {number}: {row.file}", "") for number, row in enumerate(rows, start=1)]
+    theirs = [(dice, who, f"({source})") for dice, which, who, source in PUBLISHED if which == kind]
+    scored = [line for line in theirs + ours if line[0] is not None]
+    return [(f"{dice:.6g}", who, source) for dice, who, source in sorted(scored, key=lambda line: -line[0])]
+
+
+def digits(dice: float | None) -> str:
+    return "" if dice is None else f"{dice:.5f}"
+
+
+def print_table(lines: Iterable[tuple[str, ...]]) -> None:
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())

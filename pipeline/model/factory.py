@@ -1,0 +1,135 @@
+"""From the words of a config to a network that takes pictures as they were decoded.
+
+A `Segmenter` is the U-Net of this project or one of segmentation-models-pytorch, with its door and its
+exit: bytes are normalised on the device (a byte crosses the bus four times as fast as a float), any size
+is padded to what the network can halve, and the padding is cut off again.
+"""
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model.unet import UNet
+from pipeline.runtime.problem import Problem
+
+# Mean and standard deviation of ImageNet's pictures, 0 to 255, which pretrained encoders expect; a network
+# from scratch does not mind. https://docs.pytorch.org/vision/stable/models.html
+MEAN_RGB = (123.675, 116.28, 103.53)
+STD_RGB = (58.395, 57.12, 57.375)
+MEAN_DEPTH, STD_DEPTH = 200.0, 30.0  # of a fourth channel: about those of rooms, as `data.nyuv2.depth_bytes` has them
+SMP_MULTIPLE = 32  # encoders of segmentation-models-pytorch halve five times
+
+
+class Segmenter(nn.Module):
+    """Pictures to logits, one map per class at the size of the pictures."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, multiple: int, channels: int = 3):
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+        mean, std = (*MEAN_RGB, MEAN_DEPTH)[:channels], (*STD_RGB, STD_DEPTH)[:channels]
+        self.register_buffer("mean", torch.tensor(mean).view(1, channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, channels, 1, 1), persistent=False)
+
+    def forward(self, image_NHWC: Tensor) -> Tensor:
+        """uint8 (N, H, W, channels) -> logits (N, classes, H, W).
+
+        Seen as NCHW the bytes of an NHWC tensor lie in channels-last order, the one in which convolutions
+        are fastest; nothing is copied for it.
+        """
+        image_NCHW = (image_NHWC.permute(0, 3, 1, 2) - self.mean) / self.std
+        padded, margins = pad_to_multiple(image_NCHW, self.multiple)
+        return unpad(self.network(padded), margins)
+
+
+def build(
+    *,
+    arch: str,
+    width: int,
+    depth: int,
+    patch: int,
+    encoder: str,
+    encoder_weights: str | None,
+    channels: int = 3,
+    classes: int = 1,
+    checkpoint_activations: bool = False,
+) -> Segmenter:
+    """The network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
+
+    channels: of the pictures, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
+    """
+    if arch == "unet":
+        unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
+        return Segmenter(unet, unet.multiple, channels).to(memory_format=torch.channels_last)
+    if not arch.startswith("smp."):
+        raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
+    if checkpoint_activations:
+        raise Problem(f"train.checkpoint_activations works for model.arch unet, but it is {arch}; set it to false.")
+    network = build_smp(arch.removeprefix("smp."), encoder, encoder_weights, channels, classes)
+    return Segmenter(network, SMP_MULTIPLE, channels).to(memory_format=torch.channels_last)
+
+
+def build_smp(name: str, encoder: str, encoder_weights: str | None, channels: int, classes: int) -> nn.Module:
+    """A network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
+    import segmentation_models_pytorch as smp  # takes seconds, and only these networks need it
+
+    factory = getattr(smp, name, None)
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        raise Problem(f"model.arch is smp.{name}, which segmentation-models-pytorch {smp.__version__} does not have.")
+    file = pathlib.Path(encoder_weights or "")
+    is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
+    fetched = None if is_file else encoder_weights
+    try:
+        network = factory(encoder_name=encoder, encoder_weights=fetched, in_channels=channels, classes=classes)
+    except Exception as error:  # smp, timm and the hub's client have no common one
+        if fetched is None or isinstance(error, KeyError):
+            reason = " ".join(str(error).split())[:200]
+            raise Problem(
+                f"model.arch smp.{name} does not go with model.encoder {encoder!r} and "
+                f"model.encoder_weights {encoder_weights!r} ({reason})."
+            ) from error
+        raise Problem(
+            f"The {fetched} weights of {encoder} could not be fetched ({type(error).__name__}); fetch them on a "
+            "machine with a network, save the encoder's state_dict with torch.save, and give the file's path as "
+            "model.encoder_weights, or set it to null to train from scratch."
+        ) from error
+    if is_file:
+        load_encoder(network.get_submodule("encoder"), file)
+    return network
+
+
+def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
+    """Load a state_dict into an encoder of segmentation-models-pytorch; only tensors are ever unpickled."""
+    try:
+        encoder.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise Problem(f"model.encoder_weights names {file}, but there is no such file.") from None
+    except Exception as error:  # the bytes of a damaged file may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise Problem(f"{file} does not hold the weights of this encoder ({reason}).") from None
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+Margins = tuple[int, int, int, int]  # columns left and right, rows above and below
+
+
+def pad_to_multiple(image_NCHW: Tensor, multiple: int) -> tuple[Tensor, Margins]:
+    """Grow both sides to the next multiple, evenly on both ends, by repeating the edge."""
+    height, width = image_NCHW.shape[-2:]
+    rows, columns = -height % multiple, -width % multiple
+    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return (F.pad(image_NCHW, margins, mode="replicate") if rows or columns else image_NCHW), margins
+
+
+def unpad(map_NCHW: Tensor, margins: Margins) -> Tensor:
+    """The exact inverse of `pad_to_multiple`."""
+    left, right, above, below = margins
+    height, width = map_NCHW.shape[-2:]
+    return map_NCHW[..., above : height - below, left : width - right]

@@ -1,0 +1,117 @@
+"""Masks of a submission against those of training: their area from each side, and which are empty or broken.
+
+A network that meets cars, light or colours that it was not trained on shows it here, before any score comes back.
+All is told from run lengths, a row at a time: of 100,064 rows only a line of numbers each is kept.
+"""
+import pathlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from pipeline import carvana
+from pipeline.report.drift import piece_sizes_px
+from pipeline.data.images import runs_by_row
+from pipeline.submission.reader import read_rows
+from pipeline.masks import rle
+from pipeline.runtime.problem import Problem
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+STRAY_SHARE = 0.01  # of an object's pixels, which more than one piece may have outside the largest
+TRAINING_RANGE = 1.25  # how much larger or smaller than all of training an area may be
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one mask looks like."""
+
+    area_px: int
+    pieces: int
+    stray_px: int  # outside the largest piece
+    touches_border: bool
+
+
+def shape_of(bounds: NDArray[np.int64], height: int, width: int) -> Shape:
+    """bounds: of the mask's runs, int64 array (runs, 2), as `rle.parse` gives them. Some 0.5 ms for a real mask."""
+    sizes = piece_sizes_px(bounds, width)
+    area_px = int(sizes.sum())
+    row, begin, end = runs_by_row(bounds, width)
+    at_border = (row == 0) | (row == height - 1) | (begin == 0) | (end == width)
+    return Shape(area_px, len(sizes), area_px - int(sizes[:1].sum()), bool(at_border.any()))
+
+
+def shapes_table(masks: Iterable[tuple[str, NDArray[np.int64]]], height: int, width: int) -> pd.DataFrame:
+    """One row a mask: `img`, `car`, `view` (1 to 16) and the fields of Shape.
+
+    masks: (name of the picture, bounds of the runs), for example `submission_masks`.
+    """
+    names: list[str] = []
+    shapes: list[tuple[int, int, int, bool]] = []
+    for name, bounds in masks:
+        names.append(name)
+        shape = shape_of(bounds, height, width)
+        shapes.append((shape.area_px, shape.pieces, shape.stray_px, shape.touches_border))
+    table = pd.DataFrame(shapes, columns=["area_px", "pieces", "stray_px", "touches_border"])
+    table.insert(0, "img", names)
+    table.insert(1, "car", [carvana.car_of(name) for name in names])
+    table.insert(2, "view", [carvana.view_of(name) for name in names])
+    return table
+
+
+def submission_masks(path: pathlib.Path) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """(img, bounds of its runs) of each row of a submission, read as they are asked for; Problem for a wrong row."""
+    for line, (name, text) in read_rows(path, carvana.SUBMISSION_HEADER):
+        if not carvana.IMAGE_NAME.fullmatch(name):
+            raise Problem(f"{path}, line {line}: {name[:40]!r} is no name of a picture.")
+        try:
+            yield name, rle.parse(text, carvana.HEIGHT_PX * carvana.WIDTH_PX)
+        except ValueError as error:
+            raise Problem(f"{path}, line {line}, image {name}: {error}.") from None
+
+
+def drift_by_view(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
+    """The area of the masks from each side: one row a view that both tables of `shapes_table` have.
+
+    Columns: `view`; `test_images`, `training_images`; for each of QUANTILES `test_05` ... `training_95`, in pixels;
+    `ks`, the largest distance between the two distributions (Kolmogorov and Smirnov's; 0: the same, 1: apart), and
+    `ks_p`, how often chance alone would set them so far apart.
+    """
+    names = [f"{round(100 * quantile):02d}" for quantile in QUANTILES]
+    rows = []
+    for view in sorted(set(test["view"]) & set(training["view"])):
+        row: dict[str, float] = {"view": view}
+        tables = {"test": test, "training": training}
+        areas = {kind: table.loc[table["view"] == view, "area_px"] for kind, table in tables.items()}
+        for kind, area in areas.items():
+            row[f"{kind}_images"] = len(area)
+            row |= {f"{kind}_{name}": float(px) for name, px in zip(names, area.quantile(QUANTILES))}
+        tested = stats.ks_2samp(areas["test"], areas["training"])
+        row |= {"ks": float(tested.statistic), "ks_p": float(tested.pvalue)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def odd_masks(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `test` with something that is wrong with them in words, `why`, the worst first.
+
+    In training a mask is one piece, or nearly, that touches no border, and from each side its area lies in a range.
+    What some mask of training is like is no fault in the test set.
+    """
+    stray_at_most = max(STRAY_SHARE, float((training["stray_px"] / training["area_px"].clip(lower=1)).max()))
+    areas = training.groupby("view")["area_px"].agg(["min", "max"])
+    lowest, highest = (test["view"].map(areas[column]) for column in ("min", "max"))
+    faults = {
+        "empty": test["area_px"] == 0,
+        "touches the border": test["touches_border"] & (not training["touches_border"].any()),
+        "smaller than any in training": (test["area_px"] > 0) & (test["area_px"] * TRAINING_RANGE < lowest),
+        "larger than any in training": test["area_px"] > TRAINING_RANGE * highest,
+        "in several pieces": test["stray_px"] > stray_at_most * test["area_px"],
+    }
+    table = pd.DataFrame(faults)
+    words = [", ".join(table.columns[row]) for row in table.to_numpy()]
+    found = test.assign(why=words, first_fault=table.to_numpy().argmax(axis=1))[table.any(axis=1)]
+    found = found.sort_values(["first_fault", "stray_px", "img"], ascending=[True, False, True], ignore_index=True)
+    return found.drop(columns="first_fault")

@@ -1,0 +1,273 @@
+"""A loopback server that stands in for Kaggle: it serves a competition folder and grades what is submitted.
+
+The real `kaggle` package talks to it, unchanged, when it runs with `StandIn.environment`. The demo uses it to show
+both ends without an account; the tests put faults on top. The calls that it answers are those of kaggle 2.2.4.
+"""
+import base64
+import datetime
+import itertools
+import json
+import pathlib
+import re
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from pipeline import carvana
+from pipeline.submission.scoring import score
+from pipeline.runtime.problem import Problem
+
+USER, KEY, TOKEN = "newcomer", "key-of-the-stand-in", "token-of-the-stand-in"
+SOLUTION = "solution.csv"
+PAGE_FILES = 5  # fewer than the competition has, so that the client has to turn pages
+DAILY_SUBMISSIONS = 5
+LOOKS_UNTIL_SCORED = 1  # how often a submission is listed as pending
+Answer = dict[str, Any]
+
+
+class Refusal(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class StandIn(ThreadingHTTPServer):
+    """`with StandIn(folder, inbox) as server:` it answers on a free port of 127.0.0.1 until the block is left.
+
+    folder: a competition folder with the `solution.csv` that Kaggle keeps to itself. inbox: an empty folder for
+    what is handed in.
+    """
+
+    daemon_threads = True
+    storage_url = "http://localhost"  # where files lie; the proxy setting brings the client back here
+
+    def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.inbox = folder, inbox
+        self.lock = threading.Lock()
+        self.numbers = itertools.count(1)
+        self.uploads: dict[str, str] = {}  # token -> name of the file
+        self.submissions: list[Answer] = []  # the newest first
+        self.looks: dict[int, int] = {}  # ref of a submission -> how often it was listed
+
+    def __enter__(self) -> "StandIn":
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may hang up at any moment; other errors are ours, and are shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def environment(self) -> dict[str, str]:
+        """Variables that lead the client here and nowhere else, with credentials of its own."""
+        return {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "KAGGLE_API_TOKEN": TOKEN,  # comes before every file with credentials that the user may have
+            "KAGGLE_API_V1_TOKEN": "",
+            "http_proxy": f"http://127.0.0.1:{self.server_port}",
+            "https_proxy": "http://127.0.0.1:9",  # nobody listens there
+            "no_proxy": "",
+            "NO_PROXY": "",
+        }
+
+    def files(self) -> list[pathlib.Path]:
+        """What the competition serves."""
+        return sorted([*self.folder.glob("*.zip"), *self.folder.glob("*.jpg")])
+
+    def fault(self, handler: "Handler", call: str) -> bool:
+        """Whether a test's fault has answered in the place of a call; here none ever does."""
+        return False
+
+    def send_file(self, handler: "Handler", path: pathlib.Path, first: int) -> None:
+        with open(path, "rb") as file:
+            handler.connection.sendfile(file, first)
+
+    def answer(self, call: str, asked: Answer) -> Answer:
+        """The answer to a call of Kaggle's API."""
+        if asked.get("competitionName", carvana.SLUG) != carvana.SLUG:
+            raise Refusal(404, "Competition not found")
+        with self.lock:
+            return getattr(self, call)(asked)
+
+    # --- the calls, by the names that Kaggle gives them ---
+
+    def IntrospectToken(self, asked: Answer) -> Answer:
+        return {"active": asked.get("token") == TOKEN, "username": USER, "userId": 1, "scope": "", "exp": 2**31}
+
+    def ListDataFiles(self, asked: Answer) -> Answer:
+        first = int(asked.get("pageToken") or 0)
+        files = self.files()
+        page = [
+            {"ref": path.name, "name": path.name, "totalBytes": path.stat().st_size, "creationDate": now()}
+            for path in files[first : first + PAGE_FILES]
+        ]
+        return {"files": page} | next_page(first + PAGE_FILES, len(files))
+
+    def DownloadDataFile(self, asked: Answer) -> Answer:
+        name = asked.get("fileName", "")
+        if name not in {path.name for path in self.files()}:
+            raise Refusal(404, "File not found")
+        return {"Location": f"{self.storage_url}/blob/{quote(name)}?signature=secret-{next(self.numbers)}"}
+
+    def StartSubmissionUpload(self, asked: Answer) -> Answer:
+        token = f"upload-{next(self.numbers)}"
+        self.uploads[token] = asked["fileName"]
+        return {"token": token, "createUrl": f"{self.storage_url}/upload/{token}?signature=secret-{token}"}
+
+    def CreateSubmission(self, asked: Answer) -> Answer:
+        token = asked.get("blobFileTokens", "")
+        path = self.inbox / token / pathlib.Path(self.uploads.get(token, "")).name
+        if not path.is_file():
+            raise Refusal(400, "The uploaded file was not found")
+        if self.GetSubmissionLimits({}).get("numAllowedNow", 0) < 1:
+            raise Refusal(400, f"Your team has used its daily submission allowance ({DAILY_SUBMISSIONS}) today")
+        submission = {
+            "ref": next(self.numbers), "fileName": path.name, "date": now(), "teamName": USER, "submittedBy": USER,
+            "description": asked.get("submissionDescription", ""), "totalBytes": path.stat().st_size,
+        }  # fmt: skip
+        self.submissions.insert(0, submission | grade(path, self.folder / SOLUTION))
+        return {"message": f"Successfully submitted to {carvana.SLUG}", "ref": submission["ref"]}
+
+    def GetSubmissionLimits(self, asked: Answer) -> Answer:
+        made = len(self.submissions)
+        return {"numToday": made, "numTotal": made, "numAllowedNow": max(0, DAILY_SUBMISSIONS - made)}
+
+    def ListSubmissions(self, asked: Answer) -> Answer:
+        first, size = int(asked.get("pageToken") or 0), int(asked.get("pageSize") or 20)
+        page = [self.look(submission) for submission in self.submissions[first : first + size]]
+        return {"submissions": page} | next_page(first + size, len(self.submissions))
+
+    def look(self, submission: Answer) -> Answer:
+        """A submission as it is listed: it is pending for a while."""
+        seen = self.looks[submission["ref"]] = self.looks.get(submission["ref"], 0) + 1
+        if seen > LOOKS_UNTIL_SCORED:
+            return submission
+        hidden = ("publicScore", "privateScore", "errorDescription")
+        return {key: value for key, value in submission.items() if key not in hidden} | {"status": "PENDING"}
+
+
+def grade(path: pathlib.Path, solution: pathlib.Path) -> Answer:
+    try:
+        result = score(path, solution)
+    except Problem as problem:
+        return {"status": "ERROR", "errorDescription": str(problem)}
+    public, private = ("" if dice is None else f"{dice:.5f}" for dice in (result.public, result.private))
+    return {"status": "COMPLETE", "publicScore": public, "privateScore": private}
+
+
+def next_page(first: int, count: int) -> Answer:
+    return {"nextPageToken": str(first)} if first < count else {}
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection: `POST …/v1/SERVICE/CALL` for the API, `GET /blob/NAME` and `PUT /upload/TOKEN` for files."""
+
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        call = urlsplit(self.path).path.rpartition("/")[2]
+        if self.server.fault(self, call):
+            return
+        try:
+            if call != "IntrospectToken":
+                self.check_credentials()
+            answer = self.server.answer(call, json.loads(body or b"{}"))
+        except Refusal as refusal:
+            self.send_answer(refusal.status, {"code": refusal.status, "message": refusal.message})
+        else:
+            self.send_answer(302 if "Location" in answer else 200, answer)
+
+    def do_GET(self) -> None:
+        """A file, or from `Range: bytes=N-` on if it is still the one that `If-Range` names."""
+        if self.server.fault(self, "blob"):
+            return
+        path = self.server.folder / unquote(urlsplit(self.path).path.removeprefix("/blob/"))
+        if path not in self.server.files() or "signature" not in parse_qs(urlsplit(self.path).query):
+            self.send_bytes(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
+            return
+        size_bytes, tag = path.stat().st_size, etag(path)
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        first = int(wanted[1]) if wanted and is_still(tag, self.headers.get("If-Range")) else None
+        if first is not None and first >= size_bytes:
+            self.send_bytes(416, b"", "application/xml")
+            return
+        self.send_response(200 if first is None else 206)
+        if first is not None:
+            self.send_header("Content-Range", f"bytes {first}-{size_bytes - 1}/{size_bytes}")
+        self.send_header("Content-Length", str(size_bytes - (first or 0)))
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", tag)
+        self.end_headers()
+        self.server.send_file(self, path, first or 0)
+
+    def do_PUT(self) -> None:
+        token = urlsplit(self.path).path.removeprefix("/upload/")
+        if self.server.fault(self, "upload"):
+            return
+        if token not in self.server.uploads:
+            self.send_bytes(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
+            return
+        path = self.server.inbox / token / pathlib.Path(self.server.uploads[token]).name
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(".draft")
+        left_bytes = int(self.headers["Content-Length"])
+        with open(draft, "wb") as file:
+            while piece := self.rfile.read(min(left_bytes, 2**20)):
+                file.write(piece)
+                left_bytes -= len(piece)
+        if left_bytes:  # the sender hung up
+            self.close_connection = True
+            return
+        draft.replace(path)
+        self.send_bytes(201, b"", "text/plain")
+
+    def check_credentials(self) -> None:
+        given = self.headers.get("Authorization", "")
+        if given not in (f"Bearer {TOKEN}", basic(USER, KEY)):
+            raise Refusal(401, "Unauthenticated")
+
+    def send_answer(self, status: int, answer: Answer) -> None:
+        headers = {"Location": answer["Location"]} if "Location" in answer else {}
+        self.send_bytes(status, json.dumps(answer).encode(), "application/json", headers)
+
+    def send_bytes(self, status: int, body: bytes, kind: str, headers: dict[str, str] = {}) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *words: object) -> None:
+        """Nobody reads the server's log."""
+
+
+def basic(user: str, key: str) -> str:
+    """The header of a user and a key."""
+    return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode()
+
+
+def is_still(tag: str, asked: str | None) -> bool:
+    """Whether a part of a file may be sent to somebody who has the beginning of the version `asked`."""
+    return asked is None or asked == tag
+
+
+def etag(path: pathlib.Path) -> str:
+    """Changes when the file does."""
+    about = path.stat()
+    return f'"{about.st_size:x}-{about.st_mtime_ns:x}"'

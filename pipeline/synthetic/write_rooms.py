@@ -1,0 +1,138 @@
+"""Stage `demo-rooms`: nothing -> a small `nyu_depth_v2_labeled.mat` of drawn rooms.
+
+It has the structure of the real one: MATLAB 7.3, which is HDF5 behind 512 bytes of MATLAB's own, every array with its
+axes in MATLAB's order, text as 16-bit codes behind references. So `data/nyuv2.py`, the reader of the real one, reads
+it. What no reader here wants is left out: rawDepths, accelData, and the names of the raw files.
+
+The same arguments give the same bytes.
+"""
+import io
+import pathlib
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import savemat
+
+from pipeline.synthetic import rooms
+from pipeline.data.nyuv2 import FILE, SPLITS
+from pipeline.runtime.files import locked, read_json, replacing, write_json
+from pipeline.runtime.problem import Problem
+from pipeline.runtime.progress import progress
+
+VIEWS = 4  # pictures of a scene
+NAMES = 894  # as many words as in the real one; most of them never occur
+ID_STRIDE = 311  # it has no factor in common with 894, so that multiples of it are ids all over the range
+USER_BLOCK_BYTES = 512
+ABOUT = "rooms.json"  # marks a folder as drawn, and says from what
+
+
+def run(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, splits: bool) -> None:
+    """Draw `scenes` rooms, four pictures each, of height x width pixels.
+
+    splits: write a `splits.mat` beside them, too, else there is none. A folder that holds these very rooms is left
+    alone. Raises Problem when it holds a file of one of these two names that was not drawn.
+    """
+    if scenes < 2 or min(height, width) < 32 or width < height:
+        raise Problem(f"{scenes} scenes of {width}x{height} pixels, but rooms need two, 32x32, and no less width.")
+    settings = {"scenes": scenes, "height": height, "width": width, "seed": seed, "splits": splits}
+    path = folder / FILE
+    if holds(folder, settings):
+        print(f"{folder} is there already ({scenes} scenes, seed {seed})")
+        return
+
+    with locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."):
+        write_json(folder / ABOUT, {**settings, "complete": False})
+        with replacing(path) as draft:
+            write_rooms(draft, scenes, height, width, seed)
+        if splits:
+            write_splits(folder / SPLITS, scenes)
+        else:
+            (folder / SPLITS).unlink(missing_ok=True)
+        write_json(folder / ABOUT, {**settings, "complete": True})
+    print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * VIEWS} pictures, {path.stat().st_size / 1e6:.0f} MB")
+
+
+def holds(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
+    """Whether the folder holds these very rooms, whole. Problem when it holds a file that was not drawn."""
+    if not (folder / ABOUT).is_file():
+        for path in (folder / FILE, folder / SPLITS):
+            if path.exists():
+                raise Problem(f"{path} was not drawn here and would be overwritten; choose another folder with DATA=.")
+        return False
+    try:
+        found = read_json(folder / ABOUT)
+    except ValueError:
+        return False  # damaged: draw again
+    whole = (folder / FILE).is_file() and (folder / SPLITS).is_file() == settings["splits"]
+    return whole and found == {**settings, "complete": True}
+
+
+def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:
+    pictures = scenes * VIEWS
+    kinds = [list(rooms.KINDS)[scene % len(rooms.KINDS)] for scene in range(scenes)]
+    ids = word_ids()
+    with h5py.File(path, "w", userblock_size=USER_BLOCK_BYTES) as file:
+        images = add_array(file, "images", (pictures, 3, width, height), "uint8")
+        labels = add_array(file, "labels", (pictures, width, height), "uint16")
+        instances = add_array(file, "instances", (pictures, width, height), "uint8")
+        depths = add_array(file, "depths", (pictures, width, height), "float32")
+        for index in progress(range(pictures), "demo-rooms"):
+            scene, number = divmod(index, VIEWS)
+            room_m, boxes = rooms.make_room(kinds[scene], seed * scenes + scene)
+            view = rooms.draw_view(room_m, boxes, height, width, seed * scenes + scene, number)
+            images[index] = view.image.T
+            labels[index] = np.where(view.words >= 0, ids[view.words], 0).T
+            instances[index] = view.instances.T
+            depths[index] = view.depth_m.T
+        words = [f"thing {number}" for number in range(1, NAMES + 1)]
+        for word, number in zip(rooms.WORDS, ids):
+            words[number - 1] = word
+        add_texts(file, "names", words)
+        add_texts(file, "sceneTypes", [kind for kind in kinds for _ in range(VIEWS)])
+        add_texts(file, "scenes", [f"{kind}_{i + 1:04d}" for i, kind in enumerate(kinds) for _ in range(VIEWS)])
+    with open(path, "r+b") as raw:
+        raw.write(user_block())
+
+
+def word_ids() -> NDArray[np.int64]:
+    """Of each of rooms.WORDS its label, 1 to NAMES."""
+    return np.arange(len(rooms.WORDS)) * ID_STRIDE % NAMES + 1
+
+
+def add_array(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+    """An array, compressed picture by picture."""
+    array = file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=3)
+    array.attrs["MATLAB_class"] = np.bytes_({"float32": "single"}.get(dtype, dtype))
+    return array
+
+
+def add_texts(file: h5py.File, name: str, texts: list[str]) -> None:
+    """MATLAB's cell array of texts: references to arrays of UTF-16 codes."""
+    cell = file.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
+    cell.attrs["MATLAB_class"] = np.bytes_("cell")
+    for index, text in enumerate(texts):
+        codes = np.frombuffer(text.encode("utf-16-le"), np.uint16).reshape(-1, 1)
+        array = file.create_dataset(f"#refs#/{name}{index}", data=codes)
+        array.attrs["MATLAB_class"] = np.bytes_("char")
+        array.attrs["MATLAB_int_decode"] = np.int32(2)
+        cell[0, index] = array.ref
+
+
+def user_block() -> bytes:
+    """What a MATLAB 7.3 file begins with: words for people, version 2.0, and little-endian's mark."""
+    words = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Thu Jan  1 00:00:00 1970 HDF5 schema 1.00 ."
+    return words.ljust(124) + b"\x00\x02IM"
+
+
+def write_splits(path: pathlib.Path, scenes: int) -> None:
+    """A `splits.mat`, which is MATLAB 5, with the first half of the scenes to train on; pictures count from 1."""
+    first_test = scenes // 2 * VIEWS + 1
+    indices = {
+        "trainNdxs": np.arange(1, first_test, dtype=np.uint16)[:, None],
+        "testNdxs": np.arange(first_test, scenes * VIEWS + 1, dtype=np.uint16)[:, None],
+    }
+    file = io.BytesIO()
+    savemat(file, indices)
+    with replacing(path) as draft:  # without the day on which it was written
+        draft.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + file.getvalue()[116:])

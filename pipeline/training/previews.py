@@ -1,0 +1,67 @@
+"""A few held-out pictures with what a network makes of them, for TensorBoard: to see it learn."""
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.data.loader import Collection
+from pipeline.data.loader import HeldOutPictures
+from pipeline.inference.class_maps import shares
+from pipeline.inference.ensemble import share
+from pipeline.masks.confusion import ignored
+from pipeline.masks.colours import ADDED, MISSED, NOT_JUDGED, palette
+
+PICTURES_SHOWN = 4
+BACKGROUND_LIGHT = 0.4  # of the picture, where the network sees background
+CLASS_SHARE = 0.6  # of a class's colour over the picture
+
+
+def pictures_to_show(
+    network: nn.Module, held_out: HeldOutPictures, collection: Collection, device: torch.device
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Names and previews of the same pictures each time, one by one, which no memory is too small for."""
+    for index in range(0, len(held_out), -(-len(held_out) // PICTURES_SHOWN)):
+        name = held_out.names[index]
+        image, target = held_out[index], collection.target(name, held_out.scale)
+        if collection.classes:
+            yield name, preview_of_classes(network, image, target, len(collection.classes), device)
+        else:
+            yield name, preview(network, image, target, device)
+
+
+@torch.inference_mode()
+def preview(
+    network: nn.Module, image: NDArray[np.uint8], coverage: NDArray[np.uint8], device: torch.device
+) -> NDArray[np.uint8]:
+    """RGB uint8 (rows, columns, 3): the picture, darker where the network sees background, its errors in colour.
+
+    image: uint8 (rows, columns, channels); coverage: of its mask, uint8 (rows, columns). Blue was added to the object,
+    vermilion was missed. The network is left in evaluation mode.
+    """
+    network.eval()
+    predicted = share(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
+    truth, colours = coverage >= 128, image[..., :3]
+    shown = np.where(predicted[..., None], colours, (colours * BACKGROUND_LIGHT).astype(np.uint8))
+    shown[predicted & ~truth] = ADDED
+    shown[truth & ~predicted] = MISSED
+    return shown
+
+
+@torch.inference_mode()
+def preview_of_classes(
+    network: nn.Module, image: NDArray[np.uint8], truth: NDArray, classes: int, device: torch.device
+) -> NDArray[np.uint8]:
+    """RGB uint8 (rows, 2 columns, 3): the classes in truth and, to the right, as predicted, over the picture.
+
+    image: uint8 (rows, columns, channels); truth: class indices. Black is not judged.
+    The network is left in evaluation mode.
+    """
+    network.eval()
+    of_classes = shares(network, torch.from_numpy(image.copy())[None].to(device))[0]
+    predicted = of_classes.argmax(dim=0).cpu().numpy()
+    colours = np.vstack((palette(classes), NOT_JUDGED))
+    maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))
+    pair = np.hstack((image[..., :3], image[..., :3]))
+    return (CLASS_SHARE * colours[maps] + (1 - CLASS_SHARE) * pair).astype(np.uint8)
