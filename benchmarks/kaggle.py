@@ -32,11 +32,11 @@ with StandIn(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as server:
 # The stage, timed without the start of Python and of the client; its peak memory is that of its own process.
 DOWNLOAD = """
 import pathlib, resource, sys, time
-from pipeline.leaderboard import kaggle
-from pipeline.stages import download
-kaggle.connect()
+from pipeline.kaggle import client
+from pipeline.kaggle import download
+client.connect()
 began = time.perf_counter()
-download.run(pathlib.Path(sys.argv[1]), hq=False, only=[sys.argv[2]])
+download.main(pathlib.Path(sys.argv[1]), hq=False, only=[sys.argv[2]])
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

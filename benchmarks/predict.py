@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def draw(folder: pathlib.Path, with_test_set: bool) -> pathlib.Path:
-    write_competition.run(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
+    write_competition.main(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
     return folder / "drawn"
 
 

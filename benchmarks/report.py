@@ -46,13 +46,13 @@ def main() -> None:
         is_real = (source / "train.zip").is_file()
         if not is_real:
             source = folder / "drawn"
-            write_competition.run(source, cars=DRAWN_CARS, test_cars=1)
+            write_competition.main(source, cars=DRAWN_CARS, test_cars=1)
         print(f"{args.cars * carvana.VIEWS} pictures of {'real' if is_real else 'drawn'} cars, {THREADS} threads")
         with contextlib.chdir(folder):
             run = Run("bench")
             pretend(run, source, folder / "data", args.cars)
             cpu_begun = time.process_time()
-            seconds = seconds_of(lambda: report.run(run, [f"data.folder={folder / 'data'}"], []))
+            seconds = seconds_of(lambda: report.main(run, [f"data.folder={folder / 'data'}"], []))
             cpu_seconds = time.process_time() - cpu_begun
             page_mb = run.report_page.stat().st_size / 1e6
             suspects = len((run.report / "suspects.csv").read_text().splitlines()) - 1

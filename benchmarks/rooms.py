@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from pipeline import config
-from pipeline.data.loader import Collection, open_collection
+from pipeline.data.dataset import Collection, open_collection
 from pipeline.data.grouping import read_folds, split
 from pipeline.masks import confusion
 from pipeline.paths import RUNS

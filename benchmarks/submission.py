@@ -31,7 +31,7 @@ def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
     write_peak_mb = peak_mb()
     check_s = seconds_of(lambda: check(path, names))
     write_solution(path, folder / "solution.csv")
-    score_s = seconds_of(lambda: score.run(path, folder / "solution.csv"))
+    score_s = seconds_of(lambda: score.main(path, folder / "solution.csv"))
     figures = {
         "write_100064_s": write_s,
         "write_peak_mb": write_peak_mb,

@@ -130,7 +130,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        write_competition.run(folder, cars=2, test_cars=1, seed=0)
+        write_competition.main(folder, cars=2, test_cars=1, seed=0)
         unpack(folder)
         ours_read, reference_read = loader_speeds(folder, scale)
         workers = args.workers if on_gpu else 0

@@ -40,32 +40,32 @@ def download(args: argparse.Namespace) -> None:
     from pipeline.kaggle import download as stage
 
     settings = settings_of(args)
-    stage.run(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only, settings.data.kind)
+    stage.main(pathlib.Path(settings.data.folder), args.hq or settings.data.hq, args.only, settings.data.kind)
 
 
 def demo_data(args: argparse.Namespace) -> None:
     from pipeline.synthetic import write_competition as stage
 
-    stage.run(pathlib.Path(args.data or "data/demo"), args.cars, args.test_cars, args.seed)
+    stage.main(pathlib.Path(args.data or "data/demo"), args.cars, args.test_cars, args.seed)
 
 
 def demo_rooms(args: argparse.Namespace) -> None:
     from pipeline.synthetic import write_rooms as stage
 
-    stage.run(pathlib.Path(args.data or "data/rooms"), args.scenes, args.height, args.width, args.seed, args.splits)
+    stage.main(pathlib.Path(args.data or "data/rooms"), args.scenes, args.height, args.width, args.seed, args.splits)
 
 
 def shrink(args: argparse.Namespace) -> None:
     from pipeline.data import shrink as stage
 
-    stage.run(pathlib.Path(args.data or DEFAULT_DATA), pathlib.Path(args.out), args.scale, args.quality)
+    stage.main(pathlib.Path(args.data or DEFAULT_DATA), pathlib.Path(args.out), args.scale, args.quality)
 
 
 def folds(args: argparse.Namespace) -> None:
     from pipeline import folds as stage
 
     settings = settings_of(args)
-    stage.run(settings, run_of(args), pathlib.Path(settings.data.folder))
+    stage.main(settings, run_of(args), pathlib.Path(settings.data.folder))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -79,31 +79,31 @@ def train(args: argparse.Namespace) -> None:
         launch.train(args.words, numbers, args.gpus)
     else:
         folder = pathlib.Path(settings.data.folder)
-        stage.run(settings, run_of(args), numbers, folder, args.deterministic, args.find_batch)
+        stage.main(settings, run_of(args), numbers, folder, args.deterministic, args.find_batch)
 
 
 def validate(args: argparse.Namespace) -> None:
     from pipeline import validate as stage
 
-    stage.run(run_of(args), trained_folds(args), overrides_of(args))
+    stage.main(run_of(args), trained_folds(args), overrides_of(args))
 
 
 def threshold(args: argparse.Namespace) -> None:
     from pipeline import threshold as stage
 
-    stage.run(run_of(args))
+    stage.main(run_of(args))
 
 
 def blend(args: argparse.Namespace) -> None:
     from pipeline import blend as stage
 
-    stage.run(run_of(args), runs_of(args), args.fold or [], overrides_of(args))
+    stage.main(run_of(args), runs_of(args), args.fold or [], overrides_of(args))
 
 
 def cutout(args: argparse.Namespace) -> None:
     from pipeline import cutout as stage
 
-    stage.run(run_of(args), trained_folds(args), overrides_of(args), args.photo, pathlib.Path(args.out))
+    stage.main(run_of(args), trained_folds(args), overrides_of(args), args.photo, pathlib.Path(args.out))
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -114,27 +114,27 @@ def predict(args: argparse.Namespace) -> None:
         launch.together(args.words, args.gpus)
     else:
         forgive = args.on_bad_image == "empty"
-        stage.run(run_of(args), args.fold or [], overrides_of(args), runs_of(args), forgive)
+        stage.main(run_of(args), args.fold or [], overrides_of(args), runs_of(args), forgive)
 
 
 def check(args: argparse.Namespace) -> None:
     from pipeline import check as stage
 
-    stage.run(submission_of(args), folder_of(args))
+    stage.main(submission_of(args), folder_of(args))
 
 
 def score(args: argparse.Namespace) -> None:
     from pipeline import score as stage
 
     solution = pathlib.Path(args.solution) if args.solution else folder_of(args) / "solution.csv"
-    stage.run(submission_of(args), solution)
+    stage.main(submission_of(args), solution)
 
 
 def submit(args: argparse.Namespace) -> None:
     from pipeline.kaggle import submit as stage
 
     file = pathlib.Path(args.file) if args.file else None
-    stage.run(
+    stage.main(
         run_of(args), file, trained_folds(args), folder_of(args), pathlib.Path(args.ledger),
         args.message, args.dry_run, args.force, args.set, predict_words=shared_words(args),
     )  # fmt: skip
@@ -143,26 +143,26 @@ def submit(args: argparse.Namespace) -> None:
 def leaderboard(args: argparse.Namespace) -> None:
     from pipeline.kaggle import leaderboard as stage
 
-    stage.run(pathlib.Path(args.ledger))
+    stage.main(pathlib.Path(args.ledger))
 
 
 def reproduce(args: argparse.Namespace) -> None:
     from pipeline.kaggle import reproduce as stage
 
-    stage.run(pathlib.Path(args.ledger), args.row, args.data, args.go)
+    stage.main(pathlib.Path(args.ledger), args.row, args.data, args.go)
 
 
 def report(args: argparse.Namespace) -> None:
     from pipeline.report import report as stage
 
     run = Run(args.run or next(iter(args.runs), pathlib.Path(args.config).stem))
-    stage.run(run, overrides_of(args), runs_of(args))
+    stage.main(run, overrides_of(args), runs_of(args))
 
 
 def compare(args: argparse.Namespace) -> None:
     from pipeline.report import compare as stage
 
-    stage.run(run_of(args), runs_of(args), overrides_of(args))
+    stage.main(run_of(args), runs_of(args), overrides_of(args))
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def demo(args: argparse.Namespace) -> None:
 
     drawing = ["--cars", str(args.cars), "--test-cars", str(args.test_cars), "--seed", str(args.seed)]
     drawn, args.data = pathlib.Path(args.data), None
-    stage.run(run_of(args), drawn, drawing, shared_words(args), args.offline)
+    stage.main(run_of(args), drawn, drawing, shared_words(args), args.offline)
 
 
 def settings_of(args: argparse.Namespace) -> config.Settings:

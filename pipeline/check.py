@@ -8,7 +8,7 @@ from pipeline.submission.checks import check
 from pipeline.paths import SUBMISSIONS
 
 
-def run(submission: pathlib.Path, folder: pathlib.Path) -> None:
+def main(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
     unreadable = provenance.unreadable(SUBMISSIONS, submission)

@@ -2,26 +2,32 @@
 
 Of several classes the PNG is the class map, in colours: an index PNG with a palette.
 """
+import math
 import pathlib
 
+import cv2
 import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from pipeline import carvana
-from pipeline.runtime.files import replacing
-from pipeline.cutout import class_map, cut_out, read_photo
-from pipeline.runtime.device import describe, pick_device
+from pipeline.data.images import small_shape, upright_rgb
+from pipeline.inference.class_maps import largest
+from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import ensemble_of, facts_of, load_members
 from pipeline.masks.colours import palette_image
-from pipeline.runtime.memory import out_of_memory_told
 from pipeline.paths import Run
+from pipeline.runtime.device import describe, pick_device
+from pipeline.runtime.files import replacing
+from pipeline.runtime.memory import out_of_memory_told
 from pipeline.runtime.problem import Problem
 
 CLASSES_TOLD = 4  # the largest of a photo
 
 
-def run(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.Path], out: pathlib.Path) -> None:
+def main(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.Path], out: pathlib.Path) -> None:
     """`photos` to `out/NAME.png`. folds: the networks whose mean it is."""
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
@@ -55,3 +61,81 @@ def covers(found: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
         return f"the object covers {(found[..., 3] >= 128).mean():.0%}"
     shares = np.bincount(found.ravel(), minlength=len(classes)) / found.size
     return ", ".join(f"{classes[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:CLASSES_TOLD])
+
+
+# --- one photo -------------------------------------------------------------------------------------------------------
+
+# Any photo to one of the object alone, transparent where no object is; or to its class map.
+
+EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
+
+
+def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
+    """RGB array (height, width, 3), upright as the camera noted. Raises Problem for what is no picture."""
+    try:
+        with Image.open(path) as photo:
+            return upright_rgb(photo, str(path))
+    except FileNotFoundError:
+        raise Problem(f"There is no {path}.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise Problem(f"{path} is no picture that can be read ({' '.join(str(error).split())[:120]}).") from None
+
+
+def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no object is.
+
+    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: what
+    fills it then has about the size of what they know.
+    """
+    height, width = photo.shape[:2]
+    share = np.zeros((height, width), np.float32)
+    side_px = sides_px(ensemble, height, width)
+    for scale, small in seen_at(side_px, photo).items():
+        with torch.inference_mode():
+            small_share = ensemble.weighted_share(scale, small)[0].cpu().numpy()
+        share += cv2.resize(small_share, (width, height), interpolation=cv2.INTER_CUBIC)
+    alpha = opacity(share, min(side_px.values()))
+    return np.dstack((np.where(alpha[..., None] > 0, photo, 0), alpha))
+
+
+def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
+    """The most probable class of each pixel of the photo, indices (height, width); seen as by `cut_out`."""
+    height, width = photo.shape[:2]
+    with torch.inference_mode():
+        shares = [
+            ensemble.weighted_share(scale, small)[0].cpu().numpy()
+            for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
+        ]
+
+    def share(index: int) -> NDArray[np.float32]:
+        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
+        return sum(others, start=one)
+
+    return largest(share, classes=len(shares[0]))
+
+
+def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
+    """Scale of a network -> side, in pixels of the photo, of the cells that it is to see."""
+    cells = {scale: math.prod(small_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
+    return {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}
+
+
+def seen_at(side_px: dict[int, float], photo: NDArray[np.uint8]) -> dict[int, Tensor]:
+    """The photo with cells of these sides, uint8 (1, rows, columns, 3) each."""
+    height, width = photo.shape[:2]
+    seen = {}
+    for scale, side in side_px.items():
+        size = (max(1, round(width / side)), max(1, round(height / side)))
+        small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
+        seen[scale] = torch.from_numpy(small)[None]
+    return seen
+
+
+def opacity(share: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
+    """0 to 255: 128 where the share is one half, and an edge that is `EDGE_PX` wide.
+
+    At an edge the share of a cell goes from 0 to 1 over the cell's side: so wide an edge would look blurred, and a
+    background of which the network is only nearly sure would shine through.
+    """
+    steepness = max(1.0, side_px / EDGE_PX)
+    return cv2.convertScaleAbs(np.clip((share - 0.5) * steepness + 0.5, 0, 1), alpha=255)

@@ -7,14 +7,14 @@ import pandas as pd
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.loader import open_collection
+from pipeline.data.dataset import open_collection
 from pipeline.data.grouping import digest, read_folds
 from pipeline.runtime.files import locked, write_text
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 
 
-def run(settings: Settings, run: Run, folder: pathlib.Path) -> None:
+def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     table = open_collection(settings.data, settings.task, folder).folds(settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:

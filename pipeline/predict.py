@@ -43,7 +43,7 @@ from pipeline.runtime.progress import batches
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
-def run(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), forgive: bool = False) -> None:
+def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), forgive: bool = False) -> None:
     """folds: their numbers; none stands for all that are trained. runs: to be averaged; `run` then names the result.
 
     forgive: a picture that cannot be read gets an empty row, and is told at the end, instead of ending the stage.

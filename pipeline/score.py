@@ -5,7 +5,7 @@ from pipeline.submission.scoring import score
 from pipeline.runtime.problem import Problem
 
 
-def run(submission: pathlib.Path, solution: pathlib.Path) -> None:
+def main(submission: pathlib.Path, solution: pathlib.Path) -> None:
     if not solution.is_file():
         raise Problem(f"There is no {solution}; Kaggle keeps its own, submit there, or name one with SOLUTION=.")
     result = score(submission, solution)

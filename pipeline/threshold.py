@@ -19,7 +19,7 @@ from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 
 
-def run(run: Run) -> None:
+def main(run: Run) -> None:
     for fold in run.trained_folds():
         config.check_binary(run.fold(fold).config, "A cut")
     folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]

@@ -22,7 +22,7 @@ from pipeline.training import resume
 from pipeline.config import Settings
 from pipeline.training.monitor import Curves
 from pipeline.data import augment, grouping, relabel
-from pipeline.data.loader import Collection, open_collection
+from pipeline.data.dataset import Collection, open_collection
 from pipeline.data.loader import (
     HeldOutPictures,
     Schedule,
@@ -62,7 +62,7 @@ SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor 
 NAMES_TOLD = 8  # pictures of a batch that an error lists
 
 
-def run(
+def main(
     settings: Settings,
     run: Run,
     fold_numbers: list[int],
@@ -206,7 +206,8 @@ def train_fold(
             f"{relabel.told(dataset.names, held_out.names, collection.names, dataset.relabelled)}, {describe(device)}"
             f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
         )
-        if gone := [unit for number in grouping.numbers(table) for unit in grouping.absent(table, number, collection.names)]:
+        absent = (grouping.absent(table, number, collection.names) for number in grouping.numbers(table))
+        if gone := [unit for units in absent for unit in units]:
             print(f"{folder} lacks {len(gone)} of the {len(table)} rows of {run.folds}, {gone[0]} the first.")
         if step:
             print(f"{fold.folder} was begun: going on after step {step} of {steps}.")

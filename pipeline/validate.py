@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.loader import open_collection
+from pipeline.data.dataset import open_collection
 from pipeline.data.loader import HeldOutPictures, held_out_loader
 from pipeline.data.grouping import absent, check_trained_on, read_folds, split
 from pipeline.runtime.files import locked, replacing, sha256
@@ -29,7 +29,7 @@ from pipeline.runtime.progress import progress
 CLASSES_TOLD = 4
 
 
-def run(run: Run, folds: list[int], overrides: list[str]) -> None:
+def main(run: Run, folds: list[int], overrides: list[str]) -> None:
     """folds: their numbers; overrides: `data.…=` and `predict.…=` words over the trained settings."""
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")

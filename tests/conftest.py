@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("repeatable")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Four training cars of four makes and one test car; tests only read it."""
     folder = tmp_path_factory.mktemp("competition") / "demo"
-    write_competition.run(folder, cars=4, test_cars=1)
+    write_competition.main(folder, cars=4, test_cars=1)
     return folder
 
 

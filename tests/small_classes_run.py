@@ -6,7 +6,7 @@ import numpy as np
 from plain_folder import CLASSES, draw
 
 from pipeline import config
-from pipeline.data.loader import Collection, open_collection
+from pipeline.data.dataset import Collection, open_collection
 from pipeline.runtime.files import sha256, write_json, write_text
 from pipeline.inference.oof import keeping, png
 from pipeline.masks import confusion, dice

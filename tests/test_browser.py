@@ -35,14 +35,14 @@ def pages(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
         patch.chdir(tmp_path_factory.mktemp("runs"))
         one, two = small_run.make("one", demo_folder, 0.4), small_run.make("two", demo_folder, 0.8)
         small_run.submit(one, demo_folder)
-        report.run(one, [], [])
-        compare.run(Run("one+two"), [one, two], [])
+        report.main(one, [], [])
+        compare.main(Run("one+two"), [one, two], [])
         paths = {"report": one.report_page, "compare": Run("one+two").compare_page}
         several, worse = small_classes_run.make("several", 1), small_classes_run.make("worse", 3)
         discs = small_classes_run.make("discs", 1, binary=True)
         for run in (several, discs):
-            report.run(run, [], [])
-        compare.run(Run("several+worse"), [several, worse], [])
+            report.main(run, [], [])
+        compare.main(Run("several+worse"), [several, worse], [])
         paths |= {"classes": several.report_page, "folder": discs.report_page}
         paths |= {"compare of classes": Run("several+worse").compare_page}
         return {name: path.resolve().as_uri() for name, path in paths.items()}

@@ -46,7 +46,7 @@ def kaggle(
     longest_s = 0.3 if parameters.get("fault") in (stall, trickle) else 20.0
     monkeypatch.setattr(kaggle_client, "SLOW_S", longest_s)
     for name, value in (("FIRST_PAUSE_S", 0.01), ("ANSWER_S", longest_s), ("TRIES", 3)):
-        monkeypatch.setattr(patience, name, value)
+        monkeypatch.setattr(retry, name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with Kaggle(demo_folder, tmp_path / "inbox") as server:
         for name, text in server.environment().items():
@@ -211,7 +211,7 @@ def test_a_file_that_changed_while_it_was_away_begins_again(
     assert fetch("--only", LARGE) == 1
     os.utime(demo_copy / LARGE, ns=(0, 1))  # another ETag
     if not heeded:
-        monkeypatch.setattr(stand_in, "is_still", lambda tag, asked: True)
+        monkeypatch.setattr(fake_kaggle, "is_still", lambda tag, asked: True)
     kaggle.faults.clear()
     kaggle.sent.clear()
     assert fetch("--only", LARGE) == 0

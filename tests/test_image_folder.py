@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 from plain_folder import CLASSES, COLOURS, draw
 
 from pipeline.config import Data, Settings, Task
-from pipeline.data.loader import open_collection
+from pipeline.data.dataset import open_collection
 from pipeline.data.image_folder import ImageFolder, nearest
 from pipeline.data.images import TURN_OF
 from pipeline.runtime.problem import Problem

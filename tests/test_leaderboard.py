@@ -367,7 +367,7 @@ def test_a_chequered_mask_is_not_too_long_to_be_read(tmp_path: pathlib.Path) -> 
 def scored(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, truth: Rows, submission: Rows) -> str:
     """The last line that the stage prints."""
     solution = save(tmp_path / "solution.csv", [list(carvana.SOLUTION_HEADER), *truth])
-    score.run(save(tmp_path / "run.csv.gz", [list(HEADER), *submission]), solution)
+    score.main(save(tmp_path / "run.csv.gz", [list(HEADER), *submission]), solution)
     return capsys.readouterr().out.splitlines()[-1]
 
 
@@ -427,4 +427,4 @@ def test_a_row_that_is_no_mask_is_a_problem_that_names_its_line(
 
 def test_a_missing_solution_is_a_problem(tmp_path: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"no .*solution\.csv"):
-        score.run(save(tmp_path / "run.csv", good_rows()), tmp_path / "solution.csv")
+        score.main(save(tmp_path / "run.csv", good_rows()), tmp_path / "solution.csv")

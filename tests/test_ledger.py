@@ -231,7 +231,7 @@ def test_leaderboard_shows_scores_side_by_side_and_where_they_would_have_stood(
     path = tmp_path / "ledger.csv"
     ledger.put(path, row_of(OWN, ref=7, status="complete", public=0.99812, private=0.99712))
     ledger.put(path, FAILED.model_copy(update={"error": "no such column"}))
-    leaderboard.run(path)
+    leaderboard.main(path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[-6:] == ["0.498", "0.99123", "0.99120", "0.99812", "0.99712", "complete"]
     assert lines[2].split()[-2:] == ["unknown", "failed"]
@@ -247,6 +247,6 @@ def test_a_ledger_that_is_not_there_is_a_problem_where_it_was_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Problem, match="There is no ledger submisions/ledger.csv"):
-        leaderboard.run(pathlib.Path("submisions/ledger.csv"))
-    leaderboard.run(LEDGER)
+        leaderboard.main(pathlib.Path("submisions/ledger.csv"))
+    leaderboard.main(LEDGER)
     assert "has no submission yet; `make submit` makes one" in capsys.readouterr().out

@@ -28,7 +28,7 @@ PICTURES = SCENES * write_rooms.VIEWS
 def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Sixteen tiny pictures of four rooms; tests only read it."""
     folder = tmp_path_factory.mktemp("nyuv2") / "rooms"
-    write_rooms.run(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.main(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     return folder
 
 
@@ -302,12 +302,12 @@ def test_another_number_of_classes_is_told(rooms_folder: pathlib.Path) -> None:
 def test_download_looks_at_what_is_there_and_says_where_to_get_it(
     rooms_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    download.run(rooms_folder, hq=False, only=[], kind="nyuv2")
+    download.main(rooms_folder, hq=False, only=[], kind="nyuv2")
     assert re.search(r"16 pictures of 4 rooms, the official split\.$", capsys.readouterr().out.strip())
     with pytest.raises(Problem, match=r"There is no .*nyu_depth_v2_labeled\.mat.*https://cs\.nyu\.edu/.*splits\.mat"):
-        download.run(tmp_path, hq=False, only=[], kind="nyuv2")
+        download.main(tmp_path, hq=False, only=[], kind="nyuv2")
     with pytest.raises(Problem, match=r"your own: there is nothing to fetch"):
-        download.run(tmp_path, hq=False, only=[], kind="folder")
+        download.main(tmp_path, hq=False, only=[], kind="folder")
 
 
 # --- the class tables ------------------------------------------------------------------------------
@@ -344,13 +344,13 @@ def test_the_tables_are_whole() -> None:
 
 
 def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     for name in (FILE, SPLITS):
         assert (tmp_path / name).read_bytes() == (rooms_folder / name).read_bytes()
     before = (tmp_path / FILE).stat().st_mtime_ns
-    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     assert (tmp_path / FILE).stat().st_mtime_ns == before
-    write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+    write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
     assert (tmp_path / FILE).read_bytes() != (rooms_folder / FILE).read_bytes()
 
 
@@ -358,7 +358,7 @@ def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_
 def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"the real one")
     with pytest.raises(Problem, match=f"{name} was not drawn here and would be overwritten"):
-        write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
+        write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
     assert (tmp_path / name).read_bytes() == b"the real one"
 
 
@@ -366,7 +366,7 @@ def test_a_split_is_there_when_it_was_asked_for_and_only_then(
     tmp_path: pathlib.Path, rooms_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def draw(splits: bool) -> None:
-        write_rooms.run(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=splits)
+        write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=splits)
 
     draw(True)
     (tmp_path / SPLITS).unlink()
@@ -380,13 +380,13 @@ def test_a_split_is_there_when_it_was_asked_for_and_only_then(
 
 def test_a_mark_of_brackets_in_brackets_is_drawn_over(rooms_copy: pathlib.Path) -> None:
     (rooms_copy / write_rooms.ABOUT).write_text("[" * 10**5)
-    write_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
+    write_rooms.main(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     assert read_json(rooms_copy / write_rooms.ABOUT)["complete"]
 
 
 def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
     with locked(rooms_copy / ".lock", "busy"), pytest.raises(Problem, match="is being drawn by another process"):
-        write_rooms.run(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
+        write_rooms.main(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
 
 
 @pytest.mark.parametrize("stage", ["demo-rooms", "demo-data", "demo"])

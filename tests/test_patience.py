@@ -31,7 +31,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
     pauses: list[float] = []
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
-    monkeypatch.setattr(patience, "TRIES", 9)
+    monkeypatch.setattr(retry, "TRIES", 9)
     ours = Patience("it", [])
     for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
         ours.wait_or_give_up(error)

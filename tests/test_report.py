@@ -148,7 +148,7 @@ def test_what_a_page_says_is_escaped_but_commands_are_code() -> None:
 def test_a_report_is_one_file_with_its_tables(place: pathlib.Path, demo_folder: pathlib.Path) -> None:
     run = Run("one")
     small_run.submit(run, demo_folder)
-    report.run(run, [], [])
+    report.main(run, [], [])
     text = run.report_page.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text), "nothing is fetched"
     assert not re.search(r"url\((?!#)|@import", text)
@@ -171,7 +171,7 @@ def test_a_report_of_what_there_is_says_what_is_missing(
     run.oof_probabilities(0).write_bytes(b"cut")
     run.oof(1).unlink()
     run.threshold.unlink()
-    report.run(run, [f"data.folder={demo_folder}"], [])
+    report.main(run, [f"data.folder={demo_folder}"], [])
     text, told = run.report_page.read_text(), capsys.readouterr().out
     for sentence in ("Fold 0 has no pictures of its predictions", "Fold 1 has no Dice of its pictures", "cut is 0.5"):
         assert sentence in text and sentence in told
@@ -184,7 +184,7 @@ def test_a_report_says_when_the_cut_is_of_other_predictions(place: pathlib.Path)
     found = read_json(threshold)
     try:
         write_json(threshold, found | {"predictions": {"fold0": "another"}})
-        report.run(Run("one"), [], [])
+        report.main(Run("one"), [], [])
         assert "is the cut of other predictions than runs/one/oof holds now" in Run("one").report_page.read_text()
     finally:
         write_json(threshold, found)
@@ -195,7 +195,7 @@ def test_a_report_of_a_run_in_training_shows_its_curves(place: pathlib.Path) -> 
     run.fold(0).folder.mkdir(parents=True)
     for name in ("config.yaml", "log.jsonl"):
         shutil.copy(Run("one").fold(0).folder / name, run.fold(0).folder)
-    report.run(run, [], [])
+    report.main(run, [], [])
     text = run.report_page.read_text()
     assert 'id="training"' in text and 'id="where"' not in text
     assert "No held-out picture has been judged" in text
@@ -203,7 +203,7 @@ def test_a_report_of_a_run_in_training_shows_its_curves(place: pathlib.Path) -> 
 
 def test_without_its_pictures_the_report_has_no_gallery(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = Run("one")
-    report.run(run, [f"data.folder={tmp_path}"], [])
+    report.main(run, [f"data.folder={tmp_path}"], [])
     text = run.report_page.read_text()
     assert "there is no gallery" in text and 'id="where"' in text and 'id="gallery"' not in text
 
@@ -212,19 +212,19 @@ def test_two_at_once_do_not_write_one_page(place: pathlib.Path) -> None:
     one, joint = Run("one"), Run("one+two")
     busy = pytest.raises(Problem, match="is being written by another process; wait until it is done")
     with locked(one.lock("report"), "busy"), busy:
-        report.run(one, [], [])
+        report.main(one, [], [])
     with locked(joint.lock("compare"), "busy"), busy:
-        compare.run(joint, [one, Run("two")], [])
+        compare.main(joint, [one, Run("two")], [])
 
 
 def test_no_run_no_report(place: pathlib.Path) -> None:
     with pytest.raises(Problem, match="no fold that was trained"):
-        report.run(Run("nobody"), [], [])
+        report.main(Run("nobody"), [], [])
 
 
 def test_compare_says_which_run_is_better(place: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     one, two = Run("one"), Run("two")
-    compare.run(Run("one+two"), [one, two], [])
+    compare.main(Run("one+two"), [one, two], [])
     text = Run("one+two").compare_page.read_text()
     assert "no sure difference between two and one" in text and "needs 6 cars" in text
     assert text.count('<article class="card"') == 60
@@ -243,7 +243,7 @@ def test_compare_wants_each_run_at_its_own_cut(place: pathlib.Path) -> None:
     aside = Run("two").threshold.rename("aside.json")
     try:
         with pytest.raises(Problem, match=r"runs/two has no cut; run `make threshold RUN=two`"):
-            compare.run(Run("one+two"), [Run("one"), Run("two")], [])
+            compare.main(Run("one+two"), [Run("one"), Run("two")], [])
     finally:
         aside.rename(Run("two").threshold)
 
@@ -251,4 +251,4 @@ def test_compare_wants_each_run_at_its_own_cut(place: pathlib.Path) -> None:
 @pytest.mark.parametrize("names", [["one"], ["one", "two", "three"]])
 def test_compare_wants_two_runs(place: pathlib.Path, names: list[str]) -> None:
     with pytest.raises(Problem, match="name two"):
-        compare.run(Run("x"), [Run(name) for name in names], [])
+        compare.main(Run("x"), [Run(name) for name in names], [])

@@ -105,7 +105,7 @@ def test_what_is_not_judged_is_not_wrong() -> None:
 
 def test_a_report_of_classes_has_its_tables_and_no_cars(place: None) -> None:
     run = Run("several")
-    report.run(run, [], [])
+    report.main(run, [], [])
     text = run.report_page.read_text()
     images, table = (pd.read_csv(run.report / name) for name in ("images.csv", "classes.csv"))
     assert list(images.columns[:5]) == ["img", "group", "fold", "mean_iou", "pixel_accuracy"] and len(images) == 12
@@ -123,7 +123,7 @@ def test_a_report_of_classes_has_its_tables_and_no_cars(place: None) -> None:
 
 def test_a_report_of_a_plain_folder_has_groups_for_makes(place: None) -> None:
     run = Run("one")
-    report.run(run, [], [])
+    report.main(run, [], [])
     text = run.report_page.read_text()
     images = pd.read_csv(run.report / "images.csv")
     assert list(images.columns[:4]) == ["img", "group", "fold", "dice"] and len(images) == 12
@@ -136,13 +136,13 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(place: None, capsys: pyte
     run = small_classes_run.make("half", shift_px=1)
     run.oof_probabilities(0).write_bytes(b"cut")
     run.oof(1).unlink()
-    report.run(run, ["data.folder=nowhere"], [])
+    report.main(run, ["data.folder=nowhere"], [])
     text, told = run.report_page.read_text(), capsys.readouterr().out
     for sentence in ("Fold 0 has no pictures of its predictions", "Fold 1 has no scores", "there is no gallery"):
         assert sentence in text and sentence in told
     assert 'id="classes"' in text and 'id="gallery"' not in text
     run.oof(0).unlink()
-    report.run(run, [], [])
+    report.main(run, [], [])
     assert 'id="training"' in run.report_page.read_text() and "run `make validate`" in capsys.readouterr().out
 
 
@@ -155,7 +155,7 @@ def test_counts_that_are_none_are_a_problem(place: None) -> None:
 
 def test_compare_tells_the_difference_of_mean_iou(place: None, capsys: pytest.CaptureFixture) -> None:
     joint = Run("several+worse")
-    compare.run(joint, [Run("several"), Run("worse")], [])
+    compare.main(joint, [Run("several"), Run("worse")], [])
     text = joint.compare_page.read_text()
     assert "another class than in truth" in text and "missed: in the mask" not in text
     assert "no sure difference between worse and several" in text and "mean IoU of worse" in text and "By group" in text
@@ -166,7 +166,7 @@ def test_compare_tells_the_difference_of_mean_iou(place: None, capsys: pytest.Ca
 
 def test_a_cut_and_classes_cannot_be_compared(place: None) -> None:
     with pytest.raises(Problem, match="one has a cut"):
-        compare.run(Run("x"), [Run("several"), Run("one")], [])
+        compare.main(Run("x"), [Run("several"), Run("one")], [])
 
 
 def test_other_classes_cannot_be_compared(place: None) -> None:
@@ -177,6 +177,6 @@ def test_other_classes_cannot_be_compared(place: None) -> None:
         with open(other.oof(fold), "wb") as draft:
             np.savez(draft, **kept | {"classes": np.array(["a", "b", "c", "d"])})
     with pytest.raises(Problem, match="have different classes"):
-        compare.run(Run("x"), [Run("several"), other], [])
+        compare.main(Run("x"), [Run("several"), other], [])
     with pytest.raises(Problem, match="nobody has no Dice of each picture"):
-        compare.run(Run("x"), [Run("several"), Run("nobody")], [])
+        compare.main(Run("x"), [Run("several"), Run("nobody")], [])

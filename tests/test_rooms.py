@@ -10,7 +10,7 @@ import torch
 from benchmarks.rooms import best_constant
 from pipeline import config
 from pipeline.__main__ import main
-from pipeline.data.loader import open_collection
+from pipeline.data.dataset import open_collection
 from pipeline.data.grouping import read_folds, split
 from pipeline.masks import confusion
 from pipeline.synthetic import write_rooms
@@ -34,7 +34,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         pathlib.Path("tiny.yaml").write_text(CONFIG)
-        write_rooms.run(pathlib.Path("rooms"), scenes=12, height=48, width=64, seed=0, splits=False)
+        write_rooms.main(pathlib.Path("rooms"), scenes=12, height=48, width=64, seed=0, splits=False)
         yield
     torch.set_num_threads(threads)
 

@@ -273,7 +273,8 @@ def test_a_key_is_nowhere_to_be_found(
     """In no file, log, list of processes or report of an error, with --debug too."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
     if way == "a refusal":
-        kaggle.faults["StartSubmissionUpload"] = [answering(403, f"No, {fake_kaggle.KEY} of {fake_kaggle.TOKEN}")] * ALWAYS
+        refusal = answering(403, f"No, {fake_kaggle.KEY} of {fake_kaggle.TOKEN}")
+        kaggle.faults["StartSubmissionUpload"] = [refusal] * ALWAYS
     home = tmp_path / "home"
     (home / ".kaggle").mkdir(parents=True)
     (home / ".kaggle/kaggle.json").write_text(json.dumps({"username": fake_kaggle.USER, "key": fake_kaggle.KEY}))

@@ -12,7 +12,7 @@ from pipeline.data import shrink
 @pytest.fixture(scope="module")
 def half(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("copy") / "half"
-    shrink.run(demo_folder, folder, scale=2, quality=95)
+    shrink.main(demo_folder, folder, scale=2, quality=95)
     return folder
 
 
@@ -34,7 +34,7 @@ def test_the_masks_stay_at_full_size(demo_folder: pathlib.Path, half: pathlib.Pa
 def test_gif_masks_travel_as_run_lengths(demo_copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
     before = competition.open_masks(demo_copy)
     (demo_copy / "train_masks.csv.zip").unlink()
-    shrink.run(demo_copy, tmp_path / "eighth", scale=8, quality=80)
+    shrink.main(demo_copy, tmp_path / "eighth", scale=8, quality=80)
     after = competition.open_masks(tmp_path / "eighth")
     assert isinstance(after, competition.CsvMasks)
     assert np.array_equal(after.read(before.names[5]), before.read(before.names[5]))
@@ -48,12 +48,12 @@ def test_a_copy_has_no_finer_pictures_than_it_holds(half: pathlib.Path) -> None:
 
 def test_a_copy_that_is_there_is_left_alone(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
     before = (half / "train.zip").stat().st_mtime_ns
-    shrink.run(demo_folder, half, scale=2, quality=95)
+    shrink.main(demo_folder, half, scale=2, quality=95)
     assert (half / "train.zip").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_other_files_is_never_written_to(demo_folder: pathlib.Path, demo_copy: pathlib.Path) -> None:
     before = (demo_copy / "train.zip").read_bytes()
     with pytest.raises(Problem, match="holds other files"):
-        shrink.run(demo_folder, demo_copy, scale=2, quality=95)
+        shrink.main(demo_folder, demo_copy, scale=2, quality=95)
     assert (demo_copy / "train.zip").read_bytes() == before

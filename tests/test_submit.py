@@ -47,7 +47,7 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
     lines = [",".join(row) for row in [list(carvana.SUBMISSION_HEADER), *rows]]
     MINE.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
     for place, name, value in (
-        (patience, "FIRST_PAUSE_S", 0.01), (patience, "ANSWER_S", 1.0), (patience, "TRIES", 3),
+        (retry, "FIRST_PAUSE_S", 0.01), (retry, "ANSWER_S", 1.0), (retry, "TRIES", 3),
         (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 20.0),
         (submit, "LONGEST_POLL_S", 0.1), (submit, "LOOK_PAUSES_S", (0.01, 0.5)),
     ):  # fmt: skip
@@ -309,7 +309,7 @@ def test_who_may_not_even_ask_leaves_no_row(
 def test_the_daily_limit_is_told_before_anything_is_uploaded(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(stand_in, "DAILY_SUBMISSIONS", 1)
+    monkeypatch.setattr(fake_kaggle, "DAILY_SUBMISSIONS", 1)
     assert submit_mine() == 0 and submit_mine("--force") == 1
     assert "No submission is left today; the next day begins in" in only_line(capsys)
     assert len(rows()) == 1 and len(kaggle.uploads) == 1
@@ -319,7 +319,7 @@ def test_what_kaggle_cannot_score_is_a_failed_row(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     error = {"status": "ERROR", "errorDescription": "Submission has a wrong column"}
-    monkeypatch.setattr(stand_in, "grade", lambda *paths: error)
+    monkeypatch.setattr(fake_kaggle, "grade", lambda *paths: error)
     assert submit_mine() == 1
     assert "could not score it: Submission has a wrong column" in only_line(capsys)
     (row,) = rows()
@@ -334,7 +334,7 @@ def test_a_score_that_does_not_come_is_filled_in_later(
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr(stand_in, "LOOKS_UNTIL_SCORED", 1000)
+        patch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
         assert submit_mine() == 1
         assert "no score came within" in only_line(capsys)
     assert rows()[0].status == "pending" and rows()[0].ref is not None
@@ -348,7 +348,7 @@ def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
-    monkeypatch.setattr(stand_in, "LOOKS_UNTIL_SCORED", 1000)
+    monkeypatch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
     assert submit_mine() == 1
     kaggle.faults["ListSubmissions"] = [answering(401, "Unauthenticated")] * ALWAYS
     assert main(["leaderboard"]) == 0

@@ -73,7 +73,7 @@ def read_table(folder: pathlib.Path, name: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    write_competition.run(folder, cars=2, test_cars=1, workers=2)
+    write_competition.main(folder, cars=2, test_cars=1, workers=2)
     return folder
 
 
@@ -119,17 +119,17 @@ def test_demo_is_left_alone_and_drawn_again_to_the_same_bytes(
 ) -> None:
     before = {name: (demo / name).read_bytes() for name in write_competition.FILES}
     written = (demo / "test.zip").stat().st_mtime_ns
-    write_competition.run(demo, cars=2, test_cars=1)
+    write_competition.main(demo, cars=2, test_cars=1)
     assert "is there already" in capsys.readouterr().out
     assert (demo / "test.zip").stat().st_mtime_ns == written
 
     (demo / "train_masks.csv.zip").unlink()  # as if interrupted
-    write_competition.run(demo, cars=2, test_cars=1, workers=1)
+    write_competition.main(demo, cars=2, test_cars=1, workers=1)
     assert {name: (demo / name).read_bytes() for name in write_competition.FILES} == before
 
 
 def test_demo_never_overwrites_a_competition(tmp_path: pathlib.Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"5,088 pictures")
     with pytest.raises(Problem, match="train.zip but no demo.json"):
-        write_competition.run(tmp_path, cars=1, test_cars=1)
+        write_competition.main(tmp_path, cars=1, test_cars=1)
     assert (tmp_path / "train.zip").read_bytes() == b"5,088 pictures"

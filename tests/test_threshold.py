@@ -62,7 +62,7 @@ def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str
 
 
 def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
-    threshold.run(judged)
+    threshold.main(judged)
     found = json.loads(judged.threshold.read_text())
     assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["images"] == 4
@@ -74,7 +74,7 @@ def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
 
 
 def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
-    threshold.run(judged)
+    threshold.main(judged)
     assert outdated(judged) == ""
     judged.fold(1).best.unlink()  # fewer folds than the cut was found on are none of its business
     assert outdated(judged) == ""
@@ -88,26 +88,26 @@ def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
 
 
 def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
-    threshold.run(judged)
+    threshold.main(judged)
     judged.fold(1).best.write_text("trained on")
     assert outdated(judged).endswith("fold1/best.pt; run `make validate` again.")
 
 
 def test_a_run_that_is_renamed_keeps_its_cut(judged: Run) -> None:
-    threshold.run(judged)
+    threshold.main(judged)
     judged.folder.rename(Run("renamed").folder)
     assert outdated(Run("renamed")) == ""
 
 
 def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> None:
     judged.oof(1).rename("aside.npz")
-    threshold.run(judged)
+    threshold.main(judged)
     pathlib.Path("aside.npz").rename(judged.oof(1))
     assert "run `make threshold RUN=small` again" in outdated(judged)
 
 
 def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
-    threshold.run(judged)
+    threshold.main(judged)
     assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
     paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
     plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
@@ -137,7 +137,7 @@ def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
         counts = np.stack([dice.histogram(values, truth)])
         for fold in (0, 1):
             save_oof(judged, fold, ["00000000000a_01.jpg"], counts)
-        threshold.run(judged)
+        threshold.main(judged)
         assert read_cut(judged.threshold) == cut
 
 
@@ -145,24 +145,24 @@ def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
     for fold in (0, 1):
         judged.oof(fold).unlink()
     with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate RUN=small` first"):
-        threshold.run(judged)
+        threshold.main(judged)
 
 
 def test_a_run_that_is_not_there_gets_no_folder(judged: Run) -> None:
     with pytest.raises(Problem, match="runs/typo has no out-of-fold predictions"):
-        threshold.run(Run("typo"))
+        threshold.main(Run("typo"))
     assert not Run("typo").folder.exists()
 
 
 def test_predictions_of_another_network_do_not_choose_the_cut(judged: Run) -> None:
     judged.fold(1).best.write_text("trained again")
     with pytest.raises(Problem, match=r"fold1\.npz was predicted by another .*best\.pt; run `make validate` again"):
-        threshold.run(judged)
+        threshold.main(judged)
 
 
 def test_predictions_of_a_fold_that_was_deleted_do_not_count(judged: Run) -> None:
     judged.fold(1).best.unlink()
-    threshold.run(judged)
+    threshold.main(judged)
     assert json.loads(judged.threshold.read_text())["images"] == 2
 
 

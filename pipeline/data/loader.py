@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.augment import Augment
-from pipeline.data.loader import Collection
+from pipeline.data.dataset import Collection
 from pipeline.data.competition import CsvMasks
 from pipeline.data.images import small_shape
 from pipeline.masks.confusion import index_dtype

@@ -25,7 +25,7 @@ TABLES = ("metadata.csv", "train_masks.csv", "sample_submission.csv", "solution.
 LEFT_BY_A_KILL = (".lock", ".shrink.json.draft")  # before shrink.json is there
 
 
-def run(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> None:
+def main(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> None:
     """quality: of the new JPEGs, 1 to 100."""
     if out.resolve() == folder.resolve():
         raise Problem(f"The copy of {folder} needs a folder of its own; name another with OUT=.")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline import carvana
 from pipeline.kaggle.verify import Damaged, Follower, verify
 from pipeline.runtime.files import length_bytes, locked, write_json
-from pipeline.kaggle import client
+from pipeline.kaggle.client import Client, connect
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 
@@ -30,7 +30,7 @@ TABLES = ("metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip"
 Manifest = dict[str, dict[str, Any]]  # file name -> bytes, mtime_ns, verified (when)
 
 
-def run(folder: pathlib.Path, hq: bool, only: list[str], kind: str = "carvana") -> None:
+def main(folder: pathlib.Path, hq: bool, only: list[str], kind: str = "carvana") -> None:
     """hq: the sets with less JPEG compression; only: these files alone, when any are named.
 
     kind: as `data.kind`. What is not Kaggle's is not fetched: it is looked at, or Problem says where it comes from.
@@ -48,7 +48,7 @@ def run(folder: pathlib.Path, hq: bool, only: list[str], kind: str = "carvana") 
     if not missing or (missing == [carvana.REPAIRED] and not only and carvana.REPAIRED not in manifest):
         print(f"{folder}: all is there, and was verified; a file that is removed is fetched again.")
         return
-    client = client.connect()
+    client = connect()
     sizes = sizes_of(client.files(), missing, optional=[] if only else [carvana.REPAIRED])
     with alone_in(folder):
         to_fetch = [name for name in sizes if not is_whole_already(folder, name, sizes[name], manifest)]
@@ -100,7 +100,7 @@ def is_whole_already(folder: pathlib.Path, name: str, size_bytes: int, manifest:
     return True
 
 
-def fetch_all(client: client.Client, folder: pathlib.Path, sizes: dict[str, int], manifest: Manifest) -> None:
+def fetch_all(client: Client, folder: pathlib.Path, sizes: dict[str, int], manifest: Manifest) -> None:
     needed_bytes = sum(size - length_bytes(draft_of(folder, name)) for name, size in sizes.items())
     free_bytes = shutil.disk_usage(folder).free
     print(f"To fetch into {folder}, where {in_words(free_bytes)} are free:")
@@ -123,7 +123,7 @@ def fetch_all(client: client.Client, folder: pathlib.Path, sizes: dict[str, int]
             bar.write(f"{folder / name}: {in_words(size_bytes)} in {seconds:.0f} s, {about}, verified.")
 
 
-def fetch(client: client.Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
+def fetch(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
     """Bring a file to its place and tell what it holds. One that comes damaged is fetched once more."""
     draft = draft_of(folder, name)
     try:
@@ -139,7 +139,7 @@ def fetch(client: client.Client, folder: pathlib.Path, name: str, size_bytes: in
         raise Problem(f"{name} came damaged twice, {damage}; Kaggle may serve it whole later.") from None
 
 
-def fetch_once(client: client.Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
+def fetch_once(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
     draft = draft_of(folder, name)
     with Follower(draft) as follower:
 

@@ -28,7 +28,7 @@ PUBLISHED = (
 COLUMNS = ("row", "time (UTC)", "submission", "made by", "cut", "OOF", "crossfit", "public", "private", "status")
 
 
-def run(ledger_path: pathlib.Path) -> None:
+def main(ledger_path: pathlib.Path) -> None:
     if ledger_path != LEDGER and not ledger_path.is_file():
         raise Problem(f"There is no ledger {ledger_path}; `make submit` writes {LEDGER} where none is named.")
     rows = ledger.read(ledger_path)

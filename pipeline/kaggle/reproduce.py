@@ -21,7 +21,7 @@ from pipeline.runtime.launch import run_stage
 FOLDER_WORD = "data.folder="
 
 
-def run(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> None:
+def main(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> None:
     """number: of the row, counted from 1. data: the competition folder, where it is not the one of the row."""
     rows = ledger.read(ledger_path)
     if not 1 <= number <= len(rows):

@@ -16,7 +16,8 @@ from pipeline import carvana, config
 from pipeline.data.competition import read_table
 from pipeline.runtime.files import sha256
 from pipeline.inference.stored_threshold import read_threshold
-from pipeline.kaggle import client, ledger
+from pipeline.kaggle import ledger
+from pipeline.kaggle.client import Client, connect
 from pipeline.submission import provenance
 from pipeline.submission.checks import check
 from pipeline.kaggle.ledger import Row
@@ -35,7 +36,7 @@ SAID_OF_SET = ("predict.tta", "data.scale", "data.hq")
 MASKS_DEPEND_ON = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # of what SET= may lay over a trained run
 
 
-def run(
+def main(
     run: Run,
     file: pathlib.Path | None,
     folds: list[int],
@@ -74,7 +75,7 @@ def hand_in(
         return
     if dry_run:
         print(f"Nothing is uploaded now. This command would do it:\n{line_by_hand(path, row.message)}")
-    client = client.connect()
+    client = connect()
     was_cut_off = number is not None and row.status == "pending"
     row = look(client, row, LOOK_PAUSES_S if was_cut_off else ())
     if dry_run:
@@ -165,7 +166,7 @@ def row_for(
     return None, Row(**about.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
 
 
-def look(client: client.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
+def look(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
     """The row with what Kaggle knows of it. Problem when its file is still to be uploaded, and cannot be today.
 
     pauses_s: between further looks, when the first one does not find it.
@@ -191,7 +192,7 @@ def look(client: client.Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
     return row
 
 
-def upload(client: client.Client, path: pathlib.Path, row: Row, ledger_path: pathlib.Path) -> Row:
+def upload(client: Client, path: pathlib.Path, row: Row, ledger_path: pathlib.Path) -> Row:
     """The row with Kaggle's ref. A refusal is noted in it, unless Kaggle cannot even be asked."""
     row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
     ledger.put(ledger_path, row)
@@ -210,7 +211,7 @@ def upload(client: client.Client, path: pathlib.Path, row: Row, ledger_path: pat
     return row.model_copy(update={"ref": ref})
 
 
-def until_scored(client: client.Client, row: Row) -> Iterator[Row]:
+def until_scored(client: Client, row: Row) -> Iterator[Row]:
     """Yield the row with Kaggle's news until it is no longer pending. Problem when that takes too long."""
     deadline, pause_s = time.monotonic() + WAIT_S, FIRST_POLL_S
     yield row

@@ -22,7 +22,7 @@ Opened = HeldOut | HeldOutClasses
 SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of those that it lost most on
 
 
-def run(joint: Run, runs: list[Run], overrides: list[str]) -> None:
+def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     if len(runs) != 2:
         raise Problem(f'Two runs can be compared, not {len(runs)}; name two, as in RUNS="a b".')
     both = [opened(run, overrides) for run in runs]

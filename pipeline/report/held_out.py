@@ -16,7 +16,7 @@ from pipeline import config
 from pipeline.report import error_table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
-from pipeline.data.loader import Collection, open_collection
+from pipeline.data.dataset import Collection, open_collection
 from pipeline.data.competition import Masks, Pictures, open_masks
 from pipeline.data.images import full_size
 from pipeline.inference.stored_threshold import of_another_network, outdated, read_cut, ways_of

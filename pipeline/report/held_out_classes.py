@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.report import errors, error_table
 from pipeline.config import Settings
-from pipeline.data.loader import Collection, open_collection
+from pipeline.data.dataset import Collection, open_collection
 from pipeline.inference.stored_threshold import of_another_network, ways_of
 from pipeline.inference.oof import Confused, Kept, open_kept, read_confused
 from pipeline.masks import confusion

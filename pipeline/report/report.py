@@ -31,7 +31,7 @@ SUSPECTS_SHOWN = 24
 LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be none
 
 
-def run(run: Run, overrides: list[str], others: list[Run]) -> None:
+def main(run: Run, overrides: list[str], others: list[Run]) -> None:
     """others: more runs that must accuse a mask too before it is a suspect."""
     started = time.monotonic()
     logs = read_logs(run)

@@ -17,7 +17,7 @@ from pipeline.runtime.launch import run_stage
 AT_KAGGLE = ("download", "submit")
 
 
-def run(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], offline: bool) -> None:
+def main(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], offline: bool) -> None:
     """drawn: the folder to draw the competition in. drawing: words of `demo-data`; words: of all the other stages.
 
     offline: no Kaggle, not even a pretended one: the drawn folder is used as it is.

@@ -65,7 +65,7 @@ class View:
     rle_mask: str
 
 
-def run(
+def main(
     folder: pathlib.Path,
     cars: int = 32,
     test_cars: int = 8,

@@ -27,7 +27,7 @@ USER_BLOCK_BYTES = 512
 ABOUT = "rooms.json"  # marks a folder as drawn, and says from what
 
 
-def run(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, splits: bool) -> None:
+def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, splits: bool) -> None:
     """Draw `scenes` rooms, four pictures each, of height x width pixels.
 
     splits: write a `splits.mat` beside them, too, else there is none. A folder that holds these very rooms is left

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.data.loader import Collection
+from pipeline.data.dataset import Collection
 from pipeline.data.loader import HeldOutPictures
 from pipeline.inference.class_maps import shares
 from pipeline.inference.ensemble import share

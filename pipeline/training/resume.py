@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.loader import Collection
+from pipeline.data.dataset import Collection
 from pipeline.runtime.files import locked, write_text
 from pipeline.model import checkpoint
 from pipeline.model.ema import Ema

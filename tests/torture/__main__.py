@@ -116,7 +116,7 @@ def enough(rooms: Sequence[str], figures: dict[str, int]) -> Iterator[Row]:
 
 def inputs_of(folder: pathlib.Path, seed: int, short: bool) -> Iterator[Row]:
     demo = folder / "competition"
-    write_competition.run(demo, cars=4, test_cars=1)
+    write_competition.main(demo, cars=4, test_cars=1)
     cases = inputs.some(inputs.all_cases(), seed, 20) if short else None
     return inputs.try_inputs(demo, folder / "inputs", cases)
 

@@ -133,7 +133,7 @@ def drawn(change: Callable[[pathlib.Path], object]) -> Spoil:
 def whole_file() -> bytes:
     """Of two rooms, four tiny pictures each."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        write_rooms.run(pathlib.Path(folder), scenes=2, height=32, width=48, seed=0, splits=False)
+        write_rooms.main(pathlib.Path(folder), scenes=2, height=32, width=48, seed=0, splits=False)
         return (pathlib.Path(folder) / FILE).read_bytes()
 
 

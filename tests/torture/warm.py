@@ -34,7 +34,7 @@ from pipeline.report import report
 from pipeline.data import shrink
 
 # Imported before any fork.
-STAGES_AT_HAND = (demo_data, download, folds, predict, report, shrink, submit, threshold, train, validate)
+STAGES_AT_HAND = (write_competition, download, folds, predict, report, shrink, submit, threshold, train, validate)
 CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
 LONGEST_S = 120.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
