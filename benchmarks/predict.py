@@ -164,7 +164,7 @@ def prediction_figures(
 
 def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pathlib.Path]:
     """A competition folder with so many test pictures, those of `source` over and over; some of them loose files."""
-    pictures = competition.Pictures(source, "test")
+    pictures = competition.ImageSet(source, "test")
     names = test_names(images)
     target = folder / "competition"
     target.mkdir()

@@ -112,7 +112,7 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
 def write_pictures(data: pathlib.Path, source: pathlib.Path, source_of: dict[str, str]) -> None:
     """`train.zip` with the pictures of the source under other names."""
     data.mkdir()
-    files = competition.Pictures(source, "train").files
+    files = competition.ImageSet(source, "train").files
     with zipfile.ZipFile(data / "train.zip", "w") as archive:
         for name, of in source_of.items():
             archive.writestr(f"train/{name}", files.read(of))

@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from pipeline import config
-from pipeline.data.dataset import Collection, open_collection
+from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.grouping import read_folds, split
 from pipeline.masks import confusion
 from pipeline.paths import RUNS
@@ -45,7 +45,7 @@ def main() -> None:
 
         last = json.loads((run / f"fold{FOLD}/log.jsonl").read_text().splitlines()[-1])
         figures |= {key: last[key] for key in ("val_mean_iou", "val_pixel_accuracy", "images_per_s")}
-        collection = open_collection(settings.data, settings.task, data)
+        collection = open_dataset(settings.data, settings.task, data)
         _, held_out = split(read_folds(run / "folds.csv"), FOLD, collection.names)
         figures["constant_mean_iou"], best = best_constant(collection, held_out)
         figures["read_ms"] = read_ms(collection, settings.data.scale)
@@ -71,7 +71,7 @@ def stage(work: pathlib.Path, *words: str) -> tuple[float, float]:
     return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def best_constant(collection: Collection, names: list[str]) -> tuple[float, int]:
+def best_constant(collection: SegmentationDataset, names: list[str]) -> tuple[float, int]:
     """The highest mean IoU over these pictures of one class predicted everywhere, and that class."""
     classes = len(collection.classes)
     pixels = np.zeros(classes, np.int64)
@@ -86,7 +86,7 @@ def best_constant(collection: Collection, names: list[str]) -> tuple[float, int]
     return max(scores), int(np.argmax(scores))
 
 
-def read_ms(collection: Collection, scale: int) -> float:
+def read_ms(collection: SegmentationDataset, scale: int) -> float:
     """Of a picture and its classes, in one process."""
     names = collection.names[:100]
     began = time.monotonic()

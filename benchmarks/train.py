@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.reference import ReferencePictures, ReferenceTrainer
 from pipeline import carvana, config
 from pipeline.data import augment, competition
-from pipeline.data.loader import Schedule, TrainingPictures, copied_ahead, training_loader
+from pipeline.data.loader import BatchSchedule, TrainingDataset, prefetch_to_device, training_loader
 from pipeline.runtime.device import describe, loss_scaler, pick_device, precision, set_up
 from pipeline.model import losses, optim
 from pipeline.model.factory import build
@@ -56,7 +56,7 @@ class Speed:
 class OurLoop:
     """The step of the stage `train`, and its loader; without the bookkeeping."""
 
-    def __init__(self, dataset: TrainingPictures, batch_size: int, device: torch.device, workers: int, compile: bool):
+    def __init__(self, dataset: TrainingDataset, batch_size: int, device: torch.device, workers: int, compile: bool):
         set_up(deterministic=False)
         self.device, self.batch_size, self.steps = device, batch_size, 0
         self.network = build(arch="unet", width=64, depth=4, patch=1, encoder="", encoder_weights=None).to(device)
@@ -69,9 +69,9 @@ class OurLoop:
             one_step, forward, self.network, self.optimiser, scaler, 1.0, loss_of, parts=1
         )
         self.watch = Stopwatch(batch_size)
-        schedule = Schedule(len(dataset), batch_size, epochs=1_000_000, seed=0)
+        schedule = BatchSchedule(len(dataset), batch_size, epochs=1_000_000, seed=0)
         loader = training_loader(dataset, schedule, workers, pin_memory=device.type == "cuda")
-        self.batches = iter(copied_ahead(self.watch.waiting_for(loader), device))
+        self.batches = iter(prefetch_to_device(self.watch.waiting_for(loader), device))
 
     def step(self) -> None:
         image_NHWC, coverage_NHW = next(self.batches)
@@ -270,9 +270,9 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def our_pictures(folder: pathlib.Path, scale: int) -> TrainingPictures:
+def our_pictures(folder: pathlib.Path, scale: int) -> TrainingDataset:
     cars = competition.Carvana(folder, hq=False)
-    return TrainingPictures(cars, cars.names, scale, augment.build(**config.Augment().model_dump()), 0, False)
+    return TrainingDataset(cars, cars.names, scale, augment.build(**config.Augment().model_dump()), 0, False)
 
 
 def reference_pictures(folder: pathlib.Path, scale: int) -> ReferencePictures:

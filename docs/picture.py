@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import carvana  # noqa: E402
-from pipeline.data.competition import Pictures  # noqa: E402
+from pipeline.data.competition import ImageSet  # noqa: E402
 from pipeline.submission.reader import read_rows  # noqa: E402
 from pipeline.masks import rle  # noqa: E402
 
@@ -28,7 +28,7 @@ def main() -> None:
     found = {
         name: text for _, (name, text) in read_rows(ROOT / "submissions/demo.csv.gz", carvana.SUBMISSION_HEADER)
     }
-    pictures = Pictures(ROOT / "data/demo", "test")
+    pictures = ImageSet(ROOT / "data/demo", "test")
     cars = sorted({carvana.car_of(name) for name in pictures.names})
     rows = []
     for car, view in zip(cars, VIEWS):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import carvana, config
 from pipeline.data import competition
 from pipeline.data.grouping import check_trained_on, groups, read_folds, split
-from pipeline.data.image_stream import PicturesAtScales, stream
+from pipeline.data.image_stream import ImagesAtScales, stream
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import check_cars, folds_of, load_members
 from pipeline.masks import dice
@@ -84,7 +84,7 @@ def tally_fold(
             check_trained_on(table, folds_of(path), runs[0].folds, path)
     settings = config.for_later_stage(trained[0], overrides)
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
-    pictures = competition.Pictures(folder, "train_hq" if settings.data.hq else "train")
+    pictures = competition.ImageSet(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)
     competition.check_training_set(pictures, masks, competition.read_makes(folder))
     _, names = split(table, fold, pictures.names)
@@ -94,7 +94,7 @@ def tally_fold(
 
     ensembles = [Ensemble([member], *SHAPE) for member in members]
     scales = tuple(sorted({member.scale for member in members}))
-    dataset = PicturesAtScales(pictures, scales, SHAPE, forgive=False)
+    dataset = ImagesAtScales(pictures, scales, SHAPE, forgive=False)
     name_batches = list(batches(names, batch_size))
     loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     bar = progress(loader, f"fold {fold} on {describe(device)}")

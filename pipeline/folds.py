@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.dataset import open_collection
+from pipeline.data.dataset import open_dataset
 from pipeline.data.grouping import digest, read_folds
 from pipeline.runtime.files import locked, write_text
 from pipeline.paths import Run
@@ -15,7 +15,7 @@ from pipeline.runtime.problem import Problem
 
 
 def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
-    table = open_collection(settings.data, settings.task, folder).folds(settings.data.folds)
+    table = open_dataset(settings.data, settings.task, folder).folds(settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
         with locked(run.lock("folds"), f"{run.folds} is being written by another process; wait until it is done."):

@@ -20,7 +20,7 @@ from pipeline import carvana, config
 from pipeline.runtime import git
 from pipeline.config import Settings
 from pipeline.data import competition
-from pipeline.data.image_stream import Batch, PicturesAtScales, stream
+from pipeline.data.image_stream import Batch, ImagesAtScales, stream
 from pipeline.runtime.files import locked, read_json, sha256
 from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold
 from pipeline.runtime.device import describe, describe_machine
@@ -103,7 +103,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
         started = time.monotonic()
         mine = missing[everyone.rank :: everyone.count]
         name_batches = [batch for number in mine for batch in batches(parts.names_of(number), batch_size)]
-        dataset = PicturesAtScales(pictures, ensemble.scales, SHAPE, forgive)
+        dataset = ImagesAtScales(pictures, ensemble.scales, SHAPE, forgive)
         on_gpu = everyone.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
         with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
@@ -232,12 +232,12 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def open_pictures(settings: Settings) -> tuple[list[str], competition.Pictures]:
+def open_pictures(settings: Settings) -> tuple[list[str], competition.ImageSet]:
     """The names of the sample submission, in its order, and the test pictures, which have them all."""
     folder = pathlib.Path(settings.data.folder)
     sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
-    pictures = competition.Pictures(folder, "test_hq" if settings.data.hq else "test")
+    pictures = competition.ImageSet(folder, "test_hq" if settings.data.hq else "test")
     if missing := sorted(set(names) - set(pictures.names)):
         raise Problem(f"{folder} lacks {len(missing)} pictures of the sample submission, the first is {missing[0]}.")
     return names, pictures
@@ -248,7 +248,7 @@ def trace(settings: Settings) -> dict:
     return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
 
 
-def fingerprint(pictures: competition.Pictures, names: list[str]) -> str:
+def fingerprint(pictures: competition.ImageSet, names: list[str]) -> str:
     """Tells one set of test pictures from another, as far as names, sizes and the loose ones among them tell."""
     files = pictures.files
     archive_bytes = files.archive_path.stat().st_size if files.archive_path.is_file() else 0

@@ -22,13 +22,13 @@ from pipeline.training import resume
 from pipeline.config import Settings
 from pipeline.training.monitor import Curves
 from pipeline.data import augment, grouping, relabel
-from pipeline.data.dataset import Collection, open_collection
+from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.loader import (
-    HeldOutPictures,
-    Schedule,
-    TrainingPictures,
-    copied_ahead,
-    held_out_loader,
+    ValidationDataset,
+    BatchSchedule,
+    TrainingDataset,
+    prefetch_to_device,
+    validation_loader,
     seed_of,
     training_loader,
 )
@@ -90,10 +90,10 @@ def train_fold(
     with everyone.first_goes_ahead():
         last = resume.read_last(fold, settings, mend=everyone.first and not find_batch)
         table = grouping.read_folds(run.folds)
-        dataset, held_out = open_pictures(settings, run, table, fold_number, folder, everyone.count)
-        collection = dataset.collection
-        other_masks = relabel.fingerprint(dataset.relabelled)
-        fingerprint = resume.fingerprint_of(dataset.names, held_out.names, collection, other_masks)
+        training_set, validation_set = open_pictures(settings, run, table, fold_number, folder, everyone.count)
+        collection = training_set.collection
+        other_masks = relabel.fingerprint(training_set.relabelled)
+        fingerprint = resume.fingerprint_of(training_set.names, validation_set.names, collection, other_masks)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
@@ -131,8 +131,8 @@ def train_fold(
     best_score: float = last.get("best_dice", -1.0)
     started = time.monotonic() - last.get("seconds", 0.0)
     commit = git.commit()
-    schedule = Schedule(
-        len(dataset), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
+    schedule = BatchSchedule(
+        len(training_set), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
     )
     steps_per_epoch = schedule.steps_per_epoch
     steps = steps_per_epoch * hyper.epochs
@@ -165,11 +165,11 @@ def train_fold(
     def stop_if_spoilt() -> None:
         """Never go on from weights that are no numbers, and never save them."""
         if (at := int(spoilt_step)) >= 0:
-            raise everyone.problem(spoilt(at, steps, [dataset.names[index] for _, index in schedule.batch(at)], fold))
+            raise everyone.problem(spoilt(at, steps, [training_set.names[index] for _, index in schedule.batch(at)], fold))
 
     def largest_batch() -> int:
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
-        image, target = map(torch.from_numpy, dataset[0, 0])
+        image, target = map(torch.from_numpy, training_set[0, 0])
         image_NHWC, target_NHW = image.to(device)[None], target.to(device)[None]
         network.train()
         with limited_to_free_memory(device):
@@ -202,8 +202,8 @@ def train_fold(
         write_text(fold.config, config.dump(settings))
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
-            f"{len(dataset)} pictures at 1/{settings.data.scale}, {len(held_out)} held out"
-            f"{relabel.told(dataset.names, held_out.names, collection.names, dataset.relabelled)}, {describe(device)}"
+            f"{len(training_set)} pictures at 1/{settings.data.scale}, {len(validation_set)} held out"
+            f"{relabel.told(training_set.names, validation_set.names, collection.names, training_set.relabelled)}, {describe(device)}"
             f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
         )
         absent = (grouping.absent(table, number, collection.names) for number in grouping.numbers(table))
@@ -213,7 +213,7 @@ def train_fold(
             print(f"{fold.folder} was begun: going on after step {step} of {steps}.")
 
     # The loop: each turn is one step, and the last turn of an epoch also judges and saves
-    loader = training_loader(dataset, schedule, settings.data.workers, pin_memory=device.type == "cuda")
+    loader = training_loader(training_set, schedule, settings.data.workers, pin_memory=device.type == "cuda")
     saved_at = read_at = time.monotonic()
     network.train()
     with (
@@ -222,7 +222,7 @@ def train_fold(
         Curves(fold.tensorboard, step // steps_per_epoch + 1) if everyone.first else nullcontext() as curves,
         progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
     ):
-        for image_NHWC, target_NHW in copied_ahead(watch.waiting_for(loader), device):
+        for image_NHWC, target_NHW in prefetch_to_device(watch.waiting_for(loader), device):
             learning_rate = optim.learning_rate_at(
                 step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
             )
@@ -264,7 +264,7 @@ def train_fold(
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row |= judge(ema, settings, held_out, collection, everyone)
+                row |= judge(ema, settings, validation_set, collection, everyone)
             row |= {"seconds": watch.seconds(), "device": describe(device), "commit": commit}
             log.append(row)
             score = resume.score_of(row, key_of_score)
@@ -278,7 +278,7 @@ def train_fold(
                 resume.write_log(fold, log)
                 if curves:
                     curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
-                    for name, picture in pictures_to_show(ema.average, held_out, collection, device):
+                    for name, picture in pictures_to_show(ema.average, validation_set, collection, device):
                         curves.show(epoch, name, picture)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
@@ -332,17 +332,17 @@ def one_step(
 
 def open_pictures(
     settings: Settings, run: Run, table: pd.DataFrame, fold_number: int, folder: pathlib.Path, processes: int
-) -> tuple[TrainingPictures, HeldOutPictures]:
+) -> tuple[TrainingDataset, ValidationDataset]:
     """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
     hyper = settings.train
-    collection = open_collection(settings.data, settings.task, folder)
-    training, held_out = grouping.split(table, fold_number, collection.names)
-    if len(training) + len(held_out) != len(collection.names):
+    collection = open_dataset(settings.data, settings.task, folder)
+    training, validation_set = grouping.split(table, fold_number, collection.names)
+    if len(training) + len(validation_set) != len(collection.names):
         raise Problem(f"{folder} has pictures that {run.folds} does not know; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude)
-    if len(training) < hyper.batch_size or not held_out:
+    if len(training) < hyper.batch_size or not validation_set:
         raise Problem(
-            f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(held_out)} held out, "
+            f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(validation_set)} held out, "
             f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN=."
         )
     if hyper.batch_size % (processes * hyper.accumulate):
@@ -354,8 +354,8 @@ def open_pictures(
     change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     scale, cache = settings.data.scale, settings.data.cache
     return (
-        TrainingPictures(collection, training, scale, change, hyper.seed, cache, other_masks),
-        HeldOutPictures(collection, held_out, scale),
+        TrainingDataset(collection, training, scale, change, hyper.seed, cache, other_masks),
+        ValidationDataset(collection, validation_set, scale),
     )
 
 
@@ -373,14 +373,14 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
 
 
 def judge(
-    ema: Ema, settings: Settings, held_out: HeldOutPictures, collection: Collection, everyone: Processes
+    ema: Ema, settings: Settings, validation_set: ValidationDataset, collection: SegmentationDataset, everyone: Processes
 ) -> dict[str, float]:
     """The averaged weights on the held-out pictures at full size, without flips, as keys of `log.jsonl`.
 
     Binary: mean Dice at the cut 0.5, and the best cut; else the scores of classes, of all pictures together. Each
     process judges its share of the pictures; all of them know the result.
     """
-    mine = HeldOutPictures(collection, held_out.names[everyone.rank :: everyone.count], settings.data.scale)
+    mine = ValidationDataset(collection, validation_set.names[everyone.rank :: everyone.count], settings.data.scale)
     binary, scale = settings.task.kind == "binary", settings.data.scale
     member = Member(ema.average, scale, VIEWS["none"], weight=1.0)
     ensemble = ensemble_of([member], binary, collection.height, collection.width)
@@ -389,7 +389,7 @@ def judge(
         return ensemble({scale: image_NHWC})
 
     on_gpu = everyone.device.type == "cuda"
-    loader = held_out_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
+    loader = validation_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
     batches = progress(loader, "held-out pictures", wanted=everyone.first)
     with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
         if binary:

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from pipeline import config
-from pipeline.data.dataset import open_collection
-from pipeline.data.loader import HeldOutPictures, held_out_loader
+from pipeline.data.dataset import open_dataset
+from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.data.grouping import absent, check_trained_on, read_folds, split
 from pipeline.runtime.files import locked, replacing, sha256
 from pipeline.inference.stored_threshold import predicted_with
@@ -46,7 +46,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         check_trained_on(table, folds_of(checkpoint_path), run.folds, checkpoint_path)
     settings = config.for_later_stage(trained, overrides)
     folder = pathlib.Path(settings.data.folder)
-    collection = open_collection(settings.data, settings.task, folder)
+    collection = open_dataset(settings.data, settings.task, folder)
     _, names = split(table, fold, collection.names)
     if not names:
         raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
@@ -58,8 +58,8 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     binary = settings.task.kind == "binary"
     ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, collection.height, collection.width)
     batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
-    dataset = HeldOutPictures(collection, names, settings.data.scale)
-    loader = held_out_loader(dataset, batch_size, settings.data.workers, device.type == "cuda")
+    validation_set = ValidationDataset(collection, names, settings.data.scale)
+    loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
 
     def predict(image_NHWC: Tensor) -> Tensor:

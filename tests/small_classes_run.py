@@ -6,7 +6,7 @@ import numpy as np
 from plain_folder import CLASSES, draw
 
 from pipeline import config
-from pipeline.data.dataset import Collection, open_collection
+from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.runtime.files import sha256, write_json, write_text
 from pipeline.inference.oof import keeping, png
 from pipeline.masks import confusion, dice
@@ -25,7 +25,7 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
     task = [f"task.classes=[{', '.join((*CLASSES, MORE))}]", "task.kind=multiclass"]
     task = ["task.classes=[]", "task.class_weights=[]", "task.kind=binary"] if binary else task
     settings = config.load(DEFAULTS, [f"data.folder={folder}", *task, *SIZE])
-    collection = open_collection(settings.data, settings.task, folder)
+    collection = open_dataset(settings.data, settings.task, folder)
     table = collection.folds(2)
     write_text(run.folds, table.to_csv(index=False))
     for fold in (0, 1):
@@ -47,7 +47,7 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
     return run
 
 
-def judged_by_class(collection: Collection, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+def judged_by_class(collection: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
     classes = (*CLASSES, MORE)
     matrices = []
     for number, name in enumerate(names):
@@ -59,7 +59,7 @@ def judged_by_class(collection: Collection, names: list[str], shift_px: int, kee
     return {"matrix": np.sum(matrices, axis=0), "classes": np.array(classes), **counts._asdict()}
 
 
-def judged_by_cut(collection: Collection, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+def judged_by_cut(collection: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
     histograms = []
     for number, name in enumerate(names):
         share = np.roll(collection.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255

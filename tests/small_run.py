@@ -20,7 +20,7 @@ SCALE = 8
 def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     """`runs/NAME/` as two trained and judged folds would leave it; each prediction lies a little beside its mask."""
     run = Run(name)
-    cars = sorted({carvana.car_of(picture) for picture in competition.Pictures(folder, "train").names})
+    cars = sorted({carvana.car_of(picture) for picture in competition.ImageSet(folder, "train").names})
     makes = competition.read_makes(folder)
     table = grouping.assign({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
@@ -61,7 +61,7 @@ def predicted(share_u8: np.ndarray, shift_cells: float) -> np.ndarray:
 
 def submit(run: Run, folder: pathlib.Path) -> None:
     """A submission with one mask for every test picture, but an empty one for the first."""
-    names = competition.Pictures(folder, "test").names
+    names = competition.ImageSet(folder, "test").names
     mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), bool)
     mask[400:1000, 500:1400] = True
     lines = [f"{name},{rle.encode(mask) if number else ''}\n" for number, name in enumerate(names)]

@@ -35,4 +35,4 @@ def test_planted_masks_are_wrong_and_the_others_are_not(demo_folder: pathlib.Pat
     for name in right.names:
         differ = np.count_nonzero(right.read(name) ^ wrong.read(name))
         assert differ == kind_of.get(name, {"px": 0})["px"] and (differ > 500) == (name in kind_of)
-    assert competition.Pictures(copy, "train").names == right.names
+    assert competition.ImageSet(copy, "train").names == right.names

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import carvana
 from pipeline.data import competition
-from pipeline.data.competition import CsvMasks, GifMasks, Pictures
+from pipeline.data.competition import CsvMasks, GifMasks, ImageSet
 from pipeline.data.images import coverage
 from pipeline.runtime.problem import Problem
 
@@ -39,7 +39,7 @@ def drop_member(archive_path: pathlib.Path, ending: str) -> None:
 
 
 def check(folder: pathlib.Path) -> list[str]:
-    pictures, masks = Pictures(folder, "train"), competition.open_masks(folder)
+    pictures, masks = ImageSet(folder, "train"), competition.open_masks(folder)
     return competition.check_training_set(pictures, masks, competition.read_makes(folder))
 
 
@@ -192,23 +192,23 @@ def test_a_damaged_mask_is_a_problem_that_names_archive_and_member(folder: pathl
 
 def test_a_damaged_picture_is_a_problem_that_names_archive_and_member(folder: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"train\.zip, member train/011330127438_01\.jpg.*not a JPEG"):
-        Pictures(folder, "train").read("011330127438_01.jpg", scale=2)
+        ImageSet(folder, "train").read("011330127438_01.jpg", scale=2)
 
 
 def test_the_hq_pictures_are_a_set_of_their_own(folder: pathlib.Path) -> None:
     pack(folder, "train_hq", ["011330127438_01.jpg"])
-    assert Pictures(folder, "train_hq").names == ["011330127438_01.jpg"]
-    assert len(Pictures(folder, "train").names) == 32
+    assert ImageSet(folder, "train_hq").names == ["011330127438_01.jpg"]
+    assert len(ImageSet(folder, "train").names) == 32
 
 
 def test_a_repaired_picture_beside_the_archive_is_the_one_that_is_decoded(
     demo_copy: pathlib.Path, jpeg: bytes
 ) -> None:
-    name = Pictures(demo_copy, "test").names[3]
+    name = ImageSet(demo_copy, "test").names[3]
     (demo_copy / name).write_bytes(jpeg)  # a picture of another car
-    other = Pictures(demo_copy, "train").names[1]
+    other = ImageSet(demo_copy, "train").names[1]
     np.testing.assert_array_equal(
-        Pictures(demo_copy, "test").read(name, scale=8), Pictures(demo_copy, "train").read(other, scale=8)
+        ImageSet(demo_copy, "test").read(name, scale=8), ImageSet(demo_copy, "train").read(other, scale=8)
     )
 
 
@@ -216,10 +216,10 @@ def test_a_repaired_picture_beside_the_archive_is_the_one_that_is_decoded(
 def test_a_damaged_note_of_a_light_copy_is_a_problem(folder: pathlib.Path, text: str) -> None:
     (folder / "shrink.json").write_text(text)
     with pytest.raises(Problem, match=r"shrink\.json is damaged"):
-        Pictures(folder, "train")
+        ImageSet(folder, "train")
 
 
 def test_a_light_copy_cannot_be_read_at_a_finer_scale(folder: pathlib.Path) -> None:
     (folder / "shrink.json").write_text('{"scale": 4}')
     with pytest.raises(Problem, match="copy at 1/4, but data.scale is 2"):
-        Pictures(folder, "train").read("011330127438_01.jpg", scale=2)
+        ImageSet(folder, "train").read("011330127438_01.jpg", scale=2)

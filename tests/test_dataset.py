@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.data import augment
-from pipeline.data.competition import Carvana, Pictures
+from pipeline.data.competition import Carvana, ImageSet
 from pipeline.data.loader import (
-    HeldOutPictures,
-    Schedule,
-    TrainingPictures,
-    held_out_loader,
+    ValidationDataset,
+    BatchSchedule,
+    TrainingDataset,
+    validation_loader,
     shared_zeros,
     training_loader,
 )
@@ -29,9 +29,9 @@ COLOURFUL = {"brightness": 0.2, "contrast": 0.2, "hue_deg": 20.0, "saturation": 
 U8 = NDArray[np.uint8]
 
 
-def training_pictures(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingPictures:
+def training_pictures(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingDataset:
     cars = Carvana(folder, hq=False)
-    return TrainingPictures(cars, cars.names[:20], 8, augment.build(**{**STILL, **PALE, **limits}), seed, cache)
+    return TrainingDataset(cars, cars.names[:20], 8, augment.build(**{**STILL, **PALE, **limits}), seed, cache)
 
 
 # --- which pictures make up which batch -----------------------------------------------------------
@@ -40,7 +40,7 @@ def training_pictures(folder: pathlib.Path, seed: int = 0, cache: bool = False, 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 3))
 def test_each_epoch_visits_each_picture_at_most_once_in_whole_batches(count: int, batch: int, seed: int) -> None:
     count = max(count, batch)
-    steps = list(Schedule(count, batch, epochs=3, seed=seed))
+    steps = list(BatchSchedule(count, batch, epochs=3, seed=seed))
     assert len(steps) == 3 * (count // batch)
     for epoch in range(3):
         draws = [draw for step in steps[epoch * (count // batch) :][: count // batch] for draw in step]
@@ -51,13 +51,13 @@ def test_each_epoch_visits_each_picture_at_most_once_in_whole_batches(count: int
 
 
 def test_pictures_that_one_epoch_leaves_out_have_their_turn_in_another() -> None:
-    seen = {index for step in Schedule(10, 8, epochs=10, seed=0) for _, index in step}
+    seen = {index for step in BatchSchedule(10, 8, epochs=10, seed=0) for _, index in step}
     assert seen == set(range(10))
 
 
 def test_each_epoch_has_an_order_of_its_own_and_so_has_each_seed() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        steps = [[index for _, index in step] for step in Schedule(12, 4, epochs=4, seed=seed)]
+        steps = [[index for _, index in step] for step in BatchSchedule(12, 4, epochs=4, seed=seed)]
         return [tuple(itertools.chain(*steps[first : first + 3])) for first in range(0, 12, 3)]
 
     assert len(set(orders(0) + orders(1))) == 8
@@ -65,9 +65,9 @@ def test_each_epoch_has_an_order_of_its_own_and_so_has_each_seed() -> None:
 
 
 def test_a_schedule_from_any_step_is_the_tail_of_the_whole_one() -> None:
-    whole = list(Schedule(11, 3, epochs=3, seed=5))
+    whole = list(BatchSchedule(11, 3, epochs=3, seed=5))
     for first_step in range(len(whole) + 1):
-        rest = Schedule(11, 3, epochs=3, seed=5, first_step=first_step)
+        rest = BatchSchedule(11, 3, epochs=3, seed=5, first_step=first_step)
         assert list(rest) == whole[first_step:]
         assert len(rest) == len(whole) - first_step
 
@@ -100,7 +100,7 @@ def test_the_same_draw_is_changed_alike_and_another_is_not(demo_folder: pathlib.
 def test_batches_do_not_depend_on_the_number_of_workers(demo_folder: pathlib.Path, workers: int) -> None:
     def batches(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         dataset = training_pictures(demo_folder, cache=workers == 2, **MOVING, **COLOURFUL)
-        return list(training_loader(dataset, Schedule(20, 4, epochs=2, seed=0), workers, pin_memory=False))
+        return list(training_loader(dataset, BatchSchedule(20, 4, epochs=2, seed=0), workers, pin_memory=False))
 
     alone, spread = batches(0), batches(workers)
     assert len(alone) == len(spread) == 10
@@ -128,7 +128,7 @@ def test_a_cached_picture_is_decoded_once(demo_folder: pathlib.Path, monkeypatch
 
 def test_the_cache_is_filled_by_forked_workers_for_all(demo_folder: pathlib.Path) -> None:
     dataset = training_pictures(demo_folder, cache=True)
-    list(training_loader(dataset, Schedule(20, 4, epochs=1, seed=0), workers=2, pin_memory=False))
+    list(training_loader(dataset, BatchSchedule(20, 4, epochs=1, seed=0), workers=2, pin_memory=False))
     assert dataset.cache is not None and dataset.cache[2].all()
 
 
@@ -190,9 +190,9 @@ def test_augmentation_leaves_its_input_alone(coverage: U8) -> None:
 def test_every_held_out_picture_comes_once_in_order_the_last_batch_too(
     demo_folder: pathlib.Path, workers: int
 ) -> None:
-    pictures = Pictures(demo_folder, "train")
+    pictures = ImageSet(demo_folder, "train")
     names = pictures.names[3:14]
-    batches = list(held_out_loader(HeldOutPictures(pictures, names, 8), 4, workers, pin_memory=False))
+    batches = list(validation_loader(ValidationDataset(pictures, names, 8), 4, workers, pin_memory=False))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     for image, name in zip(torch.cat(batches).numpy(), names):
         np.testing.assert_array_equal(image, pictures.read(name, 8))
@@ -202,21 +202,21 @@ def test_every_held_out_picture_comes_once_in_order_the_last_batch_too(
 
 
 def test_a_problem_in_a_worker_is_told_in_the_same_sentence(demo_copy: pathlib.Path) -> None:
-    pictures = Pictures(demo_copy, "train")
+    pictures = ImageSet(demo_copy, "train")
     name = pictures.names[2]
     (demo_copy / name).write_bytes(b"")
-    dataset = HeldOutPictures(Pictures(demo_copy, "train"), pictures.names[:8], 8)
+    dataset = ValidationDataset(ImageSet(demo_copy, "train"), pictures.names[:8], 8)
 
     def sentence(workers: int) -> str:
         with pytest.raises(Problem) as caught:
-            list(held_out_loader(dataset, 4, workers, pin_memory=False))
+            list(validation_loader(dataset, 4, workers, pin_memory=False))
         return str(caught.value)
 
     assert name in sentence(0)
     assert sentence(1) == sentence(0)
 
 
-class Dies(HeldOutPictures):
+class Dies(ValidationDataset):
     """Ends the process that reads it, as the kernel does when memory is short."""
 
     def __getitem__(self, index: int) -> U8:
@@ -225,15 +225,15 @@ class Dies(HeldOutPictures):
 
 
 def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathlib.Path) -> None:
-    dataset = Dies(Pictures(demo_folder, "train"), ["a.jpg"] * 8, 8)
+    dataset = Dies(ImageSet(demo_folder, "train"), ["a.jpg"] * 8, 8)
     with pytest.raises(Problem, match="died.*data.workers"):
-        list(held_out_loader(dataset, 4, workers=1, pin_memory=False))
+        list(validation_loader(dataset, 4, workers=1, pin_memory=False))
 
 
 def test_a_long_name_for_temporary_files_is_a_problem_and_no_endless_wait(
     demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
-    pictures = Pictures(demo_folder, "train")
+    pictures = ImageSet(demo_folder, "train")
     with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
-        held_out_loader(HeldOutPictures(pictures, pictures.names[:2], 8), 2, workers=1, pin_memory=False)
+        validation_loader(ValidationDataset(pictures, pictures.names[:2], 8), 2, workers=1, pin_memory=False)

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 from plain_folder import CLASSES, COLOURS, draw
 
 from pipeline.config import Data, Settings, Task
-from pipeline.data.dataset import open_collection
+from pipeline.data.dataset import open_dataset
 from pipeline.data.image_folder import ImageFolder, nearest
 from pipeline.data.images import TURN_OF
 from pipeline.runtime.problem import Problem
@@ -159,7 +159,7 @@ def test_a_config_opens_it(folder: pathlib.Path) -> None:
     settings = Settings(
         data=Data(kind="folder", height=64, width=96), task=Task(kind="multiclass", classes=list(CLASSES))
     )
-    collection = open_collection(settings.data, settings.task, folder)
+    collection = open_dataset(settings.data, settings.task, folder)
     assert collection.classes == CLASSES and (collection.height, collection.width) == SIZE
 
 

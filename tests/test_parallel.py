@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.__main__ import main
-from pipeline.data.loader import Schedule
+from pipeline.data.loader import BatchSchedule
 from pipeline.model import checkpoint
 from pipeline.model.sync_batchnorm import SharedBatchNorm2d, share_batch_norm
 from pipeline.model.factory import build
@@ -53,15 +53,15 @@ def pictures(count: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_processes_share_each_batch_of_the_one_schedule(count: int) -> None:
-    alone = list(Schedule(pictures=20, batch_size=6, epochs=2, seed=0))
-    shares = [list(Schedule(20, 6, 2, 0, share=(rank, count))) for rank in range(count)]
+    alone = list(BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0))
+    shares = [list(BatchSchedule(20, 6, 2, 0, share=(rank, count))) for rank in range(count)]
     assert [sum(parts, []) for parts in zip(*shares)] == alone
     assert all(len(part) == 6 // count for parts in shares for part in parts)
 
 
 def test_a_step_knows_its_batch() -> None:
-    schedule = Schedule(pictures=20, batch_size=6, epochs=2, seed=0, share=(1, 2))
-    whole = list(Schedule(pictures=20, batch_size=6, epochs=2, seed=0))
+    schedule = BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0, share=(1, 2))
+    whole = list(BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0))
     assert [schedule.batch(step) for step in range(6)] == whole
 
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.rooms import best_constant
 from pipeline import config
 from pipeline.__main__ import main
-from pipeline.data.dataset import open_collection
+from pipeline.data.dataset import open_dataset
 from pipeline.data.grouping import read_folds, split
 from pipeline.masks import confusion
 from pipeline.synthetic import write_rooms
@@ -53,7 +53,7 @@ def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     assert stage("validate", "--run", inputs) == 0
 
     settings = config.load(pathlib.Path("tiny.yaml"), [f"data.inputs={inputs}"])
-    collection = open_collection(settings.data, settings.task, pathlib.Path("rooms"))
+    collection = open_dataset(settings.data, settings.task, pathlib.Path("rooms"))
     table = read_folds(pathlib.Path(f"runs/{inputs}/folds.csv"))
     assert (table.groupby("group")["fold"].nunique() == 1).all()
     _, held_out = split(table, 0, collection.names)

@@ -17,7 +17,7 @@ def half(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_copy_shows_the_same_pictures(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
-    whole, copy = (competition.Pictures(folder, "test") for folder in (demo_folder, half))
+    whole, copy = (competition.ImageSet(folder, "test") for folder in (demo_folder, half))
     assert copy.names == whole.names
     for scale in (2, 4, 8):
         mine, theirs = (pictures.read(whole.names[3], scale).astype(int) for pictures in (copy, whole))
@@ -41,7 +41,7 @@ def test_gif_masks_travel_as_run_lengths(demo_copy: pathlib.Path, tmp_path: path
 
 
 def test_a_copy_has_no_finer_pictures_than_it_holds(half: pathlib.Path) -> None:
-    pictures = competition.Pictures(half, "train")
+    pictures = competition.ImageSet(half, "train")
     with pytest.raises(Problem, match="copy at 1/2, but data.scale is 1"):
         pictures.read(pictures.names[0], 1)
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data import competition, relabel
-from pipeline.data.loader import TrainingPictures
+from pipeline.data.loader import TrainingDataset
 from pipeline.training.previews import preview
 from pipeline.masks.colours import ADDED, MISSED
 from pipeline.model import checkpoint
@@ -75,7 +75,7 @@ def test_a_training_picture_comes_with_the_other_mask(demo_folder: pathlib.Path,
     path = tmp_path / "suspects.csv"
     path.write_text(f"img,rle_mask\n{names[1]},1 {SHAPE[0] * SHAPE[1]}\n")
     righted = relabel.relabelled(names, str(path))
-    dataset = TrainingPictures(collection, names, 8, lambda *things: things[:2], 0, False, righted)
+    dataset = TrainingDataset(collection, names, 8, lambda *things: things[:2], 0, False, righted)
     np.testing.assert_array_equal(dataset.decode(0)[1], collection.target(names[0], 8))
     assert (dataset.decode(1)[1] == 255).all()
 
@@ -121,7 +121,7 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
 
     folds = pathlib.Path("runs/plain/folds.csv").read_text().splitlines()[1:]
     fold_of_car = {line.split(",")[0]: int(line.split(",")[2]) for line in folds}
-    names = competition.Pictures(demo_folder, "train").names
+    names = competition.ImageSet(demo_folder, "train").names
     table = pathlib.Path("suspects.csv")
     held_out = [name for name in names if fold_of_car[carvana.car_of(name)] == 0]
     table.write_text("\n".join(["img,rle_mask", *(f"{name},1 2000000" for name in names[:40]), ""]))

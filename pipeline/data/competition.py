@@ -24,7 +24,7 @@ from pipeline.runtime.problem import Problem
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask has 12 million
 
 
-class Pictures:
+class ImageSet:
     """The pictures of a set such as `train` or `test_hq`."""
 
     def __init__(self, folder: pathlib.Path, set_name: str):
@@ -94,7 +94,7 @@ Masks = CsvMasks | GifMasks
 
 
 class Carvana:
-    """The training set as a `data.collection.Collection`, checked. hq: the pictures with less JPEG compression."""
+    """The training set as a `data.collection.SegmentationDataset`, checked. hq: the pictures with less JPEG compression."""
 
     height, width, channels = carvana.HEIGHT_PX, carvana.WIDTH_PX, 3
     classes: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Carvana:
 
     def __init__(self, folder: pathlib.Path, hq: bool):
         self.where = str(folder)
-        self.pictures = Pictures(folder, "train_hq" if hq else "train")
+        self.pictures = ImageSet(folder, "train_hq" if hq else "train")
         self.masks = open_masks(folder)
         make_of_car = read_makes(folder)
         self.make_of_car = {car: make_of_car[car] for car in check_training_set(self.pictures, self.masks, make_of_car)}
@@ -134,7 +134,7 @@ def read_makes(folder: pathlib.Path) -> dict[str, str]:
     return dict(zip(table["id"], table["make"]))
 
 
-def check_training_set(pictures: Pictures, masks: Masks, make_of_car: dict[str, str]) -> list[str]:
+def check_training_set(pictures: ImageSet, masks: Masks, make_of_car: dict[str, str]) -> list[str]:
     """The training cars, sorted; Problem when a view, a mask or a car's metadata is missing."""
     names = set(pictures.names)
     cars = sorted({carvana.car_of(name) for name in names})

@@ -1,8 +1,8 @@
-"""What the engine knows of the pictures that it learns from: no more than a `Collection`.
+"""What the engine knows of the pictures that it learns from: no more than a `SegmentationDataset`.
 
 Three readers stand behind it, and `data.kind` in a config chooses one: the competition's archives (`competition`),
 NYU Depth v2's one file (`nyuv2`), or a plain folder of images and masks (`image_folder`). A reader is imported when it
-is wanted. A fourth is a class with the names below and a line in `open_collection`.
+is wanted. A fourth is a class with the names below and a line in `open_dataset`.
 """
 import pathlib
 from typing import Protocol
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import Data, Task
 
 
-class Collection(Protocol):
+class SegmentationDataset(Protocol):
     """Pictures with the truth about them, all of one size, checked when opened as far as that costs no decoding.
 
     An instance may be handed to forked workers; one that keeps a file open opens it again in each process. Methods
@@ -46,7 +46,7 @@ class Collection(Protocol):
         """
 
 
-def open_collection(data: Data, task: Task, folder: pathlib.Path) -> Collection:
+def open_dataset(data: Data, task: Task, folder: pathlib.Path) -> SegmentationDataset:
     """The collection in `folder`, read as these settings say. Raises Problem where it is not what they say."""
     if data.kind == "nyuv2":
         from pipeline.data.nyuv2 import NyuV2

@@ -1,6 +1,6 @@
 """Pictures to be predicted, in batches of one shape, decoded at every scale that some network wants.
 
-Unlike the batches of `dataset.held_out_loader` these know their names, never change their size (what is compiled or
+Unlike the batches of `dataset.validation_loader` these know their names, never change their size (what is compiled or
 tuned for one shape meets no other), and can go on beyond a picture that cannot be read.
 """
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.data.competition import Pictures
-from pipeline.data.loader import Loader, to_hand_on, worker_options
+from pipeline.data.competition import ImageSet
+from pipeline.data.loader import Loader, to_shareable_tensor, worker_options
 from pipeline.data.images import small_shape
 from pipeline.runtime.problem import Problem
 
 
-class Picture(NamedTuple):
+class LoadedImage(NamedTuple):
     """A picture, or what was wrong with it in the place of black pixels."""
 
     name: str
@@ -32,43 +32,43 @@ class Batch(NamedTuple):
     problems: dict[str, str]  # name -> what was wrong with it
 
 
-class PicturesAtScales(Dataset):
-    """`[name]` -> `Picture`.
+class ImagesAtScales(Dataset):
+    """`[name]` -> `LoadedImage`.
 
     shape: (height, width) at full size. forgive: hand on what is wrong with a picture instead of raising it.
     """
 
-    def __init__(self, pictures: Pictures, scales: tuple[int, ...], shape: tuple[int, int], forgive: bool):
+    def __init__(self, pictures: ImageSet, scales: tuple[int, ...], shape: tuple[int, int], forgive: bool):
         self.pictures, self.scales, self.shape, self.forgive = pictures, scales, shape, forgive
 
-    def __getitem__(self, name: str) -> Picture:
+    def __getitem__(self, name: str) -> LoadedImage:
         try:
-            return Picture(name, {scale: self.pictures.read(name, scale) for scale in self.scales}, "")
+            return LoadedImage(name, {scale: self.pictures.read(name, scale) for scale in self.scales}, "")
         except Problem as problem:
             if not self.forgive:
                 raise
             black = {scale: np.zeros((*small_shape(*self.shape, scale), 3), np.uint8) for scale in self.scales}
-            return Picture(name, black, str(problem))
+            return LoadedImage(name, black, str(problem))
 
 
 def stream(
-    dataset: PicturesAtScales, name_batches: list[list[str]], batch_size: int, workers: int, pin_memory: bool
+    dataset: ImagesAtScales, name_batches: list[list[str]], batch_size: int, workers: int, pin_memory: bool
 ) -> Loader:
     """Yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
     options = worker_options(workers, pin_memory)
 
-    def collate(pictures: list[Picture]) -> Batch:
+    def collate(pictures: list[LoadedImage]) -> Batch:
         return filled_batch(pictures, batch_size)
 
     return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **options)
 
 
-def filled_batch(pictures: list[Picture], batch_size: int) -> Batch:
+def filled_batch(pictures: list[LoadedImage], batch_size: int) -> Batch:
     images: dict[int, Tensor] = {}
     for scale, first in pictures[0].image_of_scale.items():
         filled = np.zeros((batch_size, *first.shape), np.uint8)
         for place, picture in enumerate(pictures):
             filled[place] = picture.image_of_scale[scale]
-        images[scale] = to_hand_on(filled)
+        images[scale] = to_shareable_tensor(filled)
     problems = {picture.name: picture.problem for picture in pictures if picture.problem}
     return Batch([picture.name for picture in pictures], images, problems)

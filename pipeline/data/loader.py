@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.augment import Augment
-from pipeline.data.dataset import Collection
+from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.competition import CsvMasks
 from pipeline.data.images import small_shape
 from pipeline.masks.confusion import index_dtype
@@ -31,7 +31,7 @@ Draw = tuple[int, int]  # (epoch, index of the picture)
 LONGEST_TEMPORARY = 75
 
 
-class TrainingPictures(Dataset):
+class TrainingDataset(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
     relabelled: masks that win over the collection's. With `cache`, each picture is decoded once and kept in memory
@@ -40,7 +40,7 @@ class TrainingPictures(Dataset):
 
     def __init__(
         self,
-        collection: Collection,
+        collection: SegmentationDataset,
         names: list[str],
         scale: int,
         augment: Augment,
@@ -82,17 +82,17 @@ class TrainingPictures(Dataset):
         return image, target
 
 
-class Readable(Protocol):
-    """A `Collection`, or any other pictures without a truth."""
+class ImageReader(Protocol):
+    """A `SegmentationDataset`, or any other pictures without a truth."""
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """uint8 (rows, columns, channels) at 1/scale."""
 
 
-class HeldOutPictures(Dataset):
+class ValidationDataset(Dataset):
     """`[index]` -> image uint8 (H, W, channels) at 1/scale, as it is."""
 
-    def __init__(self, pictures: Readable, names: list[str], scale: int):
+    def __init__(self, pictures: ImageReader, names: list[str], scale: int):
         self.pictures, self.names, self.scale = pictures, names, scale
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class HeldOutPictures(Dataset):
         return self.pictures.read(self.names[index], self.scale)
 
 
-class Schedule(Sampler[list[Draw]]):
+class BatchSchedule(Sampler[list[Draw]]):
     """The batches of a whole training run, from `first_step` on.
 
     Each epoch visits the pictures in an order of its own. What does not fill a batch is left out: other
@@ -152,7 +152,7 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
-        tell_of_dead_workers()
+        raise_for_dead_workers()
         try:
             yield from batches
         except Problem as problem:  # from a worker it comes wrapped in the worker's traceback
@@ -162,17 +162,17 @@ class Loader(DataLoader):
                 raise
             with contextlib.suppress(RuntimeError, AttributeError):  # which says once more that a worker has died
                 batches._shutdown_workers()  # type: ignore[attr-defined]
-            raise Problem(died(error)) from error
+            raise Problem(dead_worker_message(error)) from error
 
 
-def died(error: BaseException) -> str:
+def dead_worker_message(error: BaseException) -> str:
     return (
         f"A process that reads pictures died ({(str(error) or type(error).__name__).splitlines()[0].strip()}); "
         "if memory or /dev/shm is short, set data.workers lower, or to 0."
     )
 
 
-def tell_of_dead_workers() -> None:
+def raise_for_dead_workers() -> None:
     """torch raises RuntimeError wherever this process happens to be when a worker dies; let it be a Problem, once."""
     torchs_own = signal.getsignal(signal.SIGCHLD)
     if getattr(torchs_own, "__module__", "") != "torch.utils.data._utils.signal_handling" or not callable(torchs_own):
@@ -183,23 +183,23 @@ def tell_of_dead_workers() -> None:
             torchs_own(number, frame)
         except RuntimeError as error:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            raise Problem(died(error)) from None
+            raise Problem(dead_worker_message(error)) from None
 
     signal.signal(signal.SIGCHLD, tell)
 
 
-def training_loader(dataset: TrainingPictures, schedule: Schedule, workers: int, pin_memory: bool) -> Loader:
+def training_loader(dataset: TrainingDataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
     """Yields images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices."""
     options = worker_options(workers, pin_memory)
     return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
 
 
-def held_out_loader(dataset: HeldOutPictures, batch_size: int, workers: int, pin_memory: bool) -> Loader:
+def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
     """Yields images uint8 (N, H, W, channels), in order, the last batch as small as it must be."""
     return Loader(dataset, batch_size=batch_size, collate_fn=stack, **worker_options(workers, pin_memory))
 
 
-def copied_ahead(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     """The batches on the device, the next one crossing the bus while the network works on this one."""
     if device.type != "cuda":
         yield from batches
@@ -230,13 +230,13 @@ def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "multiprocessing_context": "fork",  # the cache and the open tables are shared by fork alone
-        "worker_init_fn": leave_the_group,
+        "worker_init_fn": leave_process_group,
         "prefetch_factor": 4,
         "pin_memory": pin_memory,
     }
 
 
-def leave_the_group(worker: int) -> None:
+def leave_process_group(worker: int) -> None:
     """Ctrl+C and `timeout` signal a whole process group; workers must go on until the trainer has saved.
 
     They end when the trainer tells them to, or within seconds of its death.
@@ -250,10 +250,10 @@ def seed_of(*numbers: int) -> int:
 
 
 def stack(arrays: list[NDArray]) -> Tensor:
-    return to_hand_on(np.stack(arrays))
+    return to_shareable_tensor(np.stack(arrays))
 
 
-def to_hand_on(array: NDArray) -> Tensor:
+def to_shareable_tensor(array: NDArray) -> Tensor:
     """As a tensor, in a worker one in shared memory already.
 
     Left to the thread that sends it, a full /dev/shm is an error that reaches nobody, and the batch is waited for

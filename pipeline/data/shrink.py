@@ -15,7 +15,7 @@ import cv2
 from pipeline import carvana
 from pipeline.data import competition
 from pipeline.data.zip_reader import find_table
-from pipeline.data.competition import Pictures
+from pipeline.data.competition import ImageSet
 from pipeline.runtime.files import locked, replacing, write_json
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
@@ -41,7 +41,7 @@ def main(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int) -> N
     with locked(out / ".lock", f"{out} is being made by another process; wait until it is done."):
         write_json(about, marker | {"whole": False})  # so that a copy that was cut off is begun again
         for name in ("train", "test"):
-            pack(Pictures(folder, name), out / f"{name}.zip", scale, quality)
+            pack(ImageSet(folder, name), out / f"{name}.zip", scale, quality)
         for name in TABLES:
             table = find_table(folder, name)
             if table is not None:
@@ -62,7 +62,7 @@ def write_masks(masks: competition.GifMasks, path: pathlib.Path) -> None:
             file.write(f"{name},{rle.encode(masks.read(name))}\n")
 
 
-def pack(pictures: Pictures, archive_path: pathlib.Path, scale: int, quality: int) -> None:
+def pack(pictures: ImageSet, archive_path: pathlib.Path, scale: int, quality: int) -> None:
     """Write pictures at 1/scale into a zip archive, in the order of their names."""
 
     def encode(name: str) -> bytes:

@@ -36,7 +36,7 @@ def anchors(said: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     return {
         "classes": ("Each class", said["class_rows"]),
         "confusion": ("What is taken for what", said["class_rows"]),
-        "gallery": ("Pictures", said["cards"]),
+        "gallery": ("ImageSet", said["cards"]),
         "training": ("Training", said["curves"]),
         "settings": ("Settings", True),
     }  # fmt: skip

@@ -16,8 +16,8 @@ from pipeline import config
 from pipeline.report import error_table
 from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
-from pipeline.data.dataset import Collection, open_collection
-from pipeline.data.competition import Masks, Pictures, open_masks
+from pipeline.data.dataset import SegmentationDataset, open_dataset
+from pipeline.data.competition import Masks, ImageSet, open_masks
 from pipeline.data.images import full_size
 from pipeline.inference.stored_threshold import of_another_network, outdated, read_cut, ways_of
 from pipeline.inference.oof import Judged, Kept, open_kept, read_judged
@@ -30,7 +30,7 @@ from pipeline.report import gallery
 class Truths:
     """The masks of a plain folder, as `HeldOut` asks for them."""
 
-    def __init__(self, collection: Collection):
+    def __init__(self, collection: SegmentationDataset):
         self.names, self.read = collection.names, collection.truth
 
 
@@ -43,7 +43,7 @@ class HeldOut:
     kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
     scale_of: dict[int, int] = field(default_factory=dict)
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
-    pictures: Pictures | Collection | None = None
+    pictures: ImageSet | SegmentationDataset | None = None
     masks: Masks | Truths | None = None
     gaps: list[str] = field(default_factory=list)
     score, classes = "Dice", ()
@@ -138,10 +138,10 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
     found.of_cars = data.kind == "carvana"
     try:
         if found.of_cars:
-            found.pictures = Pictures(folder, set_name)
+            found.pictures = ImageSet(folder, set_name)
             found.masks = open_masks(folder)
         else:
-            found.pictures = collection = open_collection(data, task, folder)
+            found.pictures = collection = open_dataset(data, task, folder)
             found.masks, found.size = Truths(collection), (collection.height, collection.width)
     except Problem as problem:
         found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
@@ -155,12 +155,12 @@ def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
     return config.for_later_stage(config.load(path), overrides)
 
 
-def photos(pictures: Pictures | Collection, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def photos(pictures: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A photo small, at a quarter or less, and at full size; of a light copy the second is as sharp as that is.
 
     Pictures that are none of the competition's may be small ones: they are at full size both times, without depth.
     """
-    if not isinstance(pictures, Pictures):
+    if not isinstance(pictures, ImageSet):
         photo = pictures.read(name, 1)[..., :3]
         return photo, photo
     small = pictures.read(name, max(4, pictures.stored_scale))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.report import errors, error_table
 from pipeline.config import Settings
-from pipeline.data.dataset import Collection, open_collection
+from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.inference.stored_threshold import of_another_network, ways_of
 from pipeline.inference.oof import Confused, Kept, open_kept, read_confused
 from pipeline.masks import confusion
@@ -31,7 +31,7 @@ class HeldOutClasses:
     judged: dict[int, Confused] = field(default_factory=dict)  # fold -> its counts
     kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its class maps, where they are whole
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
-    collection: Collection | None = None
+    collection: SegmentationDataset | None = None
     gaps: list[str] = field(default_factory=list)
     score, of_cars = "mean IoU", False
 
@@ -115,7 +115,7 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     try:
-        found.collection = open_collection(settings.data, settings.task, pathlib.Path(settings.data.folder))
+        found.collection = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     except Problem as problem:
         found.gaps.append(f"Without pictures and their truth there is no gallery. {problem}")
     if found.kept and not found.shown and found.collection is not None:

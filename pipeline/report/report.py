@@ -72,7 +72,7 @@ def report_cut(
         | {"submission": submitted.section(run, folder, settings.data.hq, gaps) if is_carvana else None}
     )
     anchors = {
-        "where": ("Where Dice is lost", context["panels"]), "gallery": ("Pictures", context["cards"]),
+        "where": ("Where Dice is lost", context["panels"]), "gallery": ("ImageSet", context["cards"]),
         "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
         "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
     }  # fmt: skip

@@ -31,7 +31,7 @@ def section(run: Run, folder: pathlib.Path, hq: bool, gaps: list[str]) -> dict[s
         known = progress(((name, runs_of(masks, name)) for name in masks.names), "masks", total=len(masks.names))
         training = drift.shapes_table(known, *SIZE)
         test = drift.shapes_table(progress(drift.submission_masks(run.submission), "submission"), *SIZE)
-        pictures = competition.Pictures(folder, "test_hq" if hq else "test")
+        pictures = competition.ImageSet(folder, "test_hq" if hq else "test")
         odd = drift.odd_masks(test, training)
         names = sample(test["img"], odd["img"], set(pictures.names))
         cards = list(test_cards(run.submission, pictures, names, dict(zip(odd["img"], odd["why"]))))
@@ -64,7 +64,7 @@ def sample(names: pd.Series, odd: pd.Series, there: set[str]) -> list[str]:
 
 
 def test_cards(
-    submission: pathlib.Path, pictures: competition.Pictures, names: Iterable[str], why: dict[str, str]
+    submission: pathlib.Path, pictures: competition.ImageSet, names: Iterable[str], why: dict[str, str]
 ) -> Iterator[gallery.Card]:
     """Cards of predictions whose truth nobody knows, with the place where their edge is longest."""
     wanted = set(names)

@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.data.dataset import Collection
-from pipeline.data.loader import HeldOutPictures
+from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.loader import ValidationDataset
 from pipeline.inference.class_maps import shares
 from pipeline.inference.ensemble import share
 from pipeline.masks.confusion import ignored
@@ -19,7 +19,7 @@ CLASS_SHARE = 0.6  # of a class's colour over the picture
 
 
 def pictures_to_show(
-    network: nn.Module, held_out: HeldOutPictures, collection: Collection, device: torch.device
+    network: nn.Module, held_out: ValidationDataset, collection: SegmentationDataset, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Names and previews of the same pictures each time, one by one, which no memory is too small for."""
     for index in range(0, len(held_out), -(-len(held_out) // PICTURES_SHOWN)):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.dataset import Collection
+from pipeline.data.dataset import SegmentationDataset
 from pipeline.runtime.files import locked, write_text
 from pipeline.model import checkpoint
 from pipeline.model.ema import Ema
@@ -94,7 +94,7 @@ def check_that_no_epochs_are_lost(fold: Fold) -> None:
         )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], collection: Collection, other_masks: str) -> str:
+def fingerprint_of(training: list[str], held_out: list[str], collection: SegmentationDataset, other_masks: str) -> str:
     """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
     lines = [*training, "held out", *held_out, f"stored at 1/{collection.stored_scale}", *other_masks.splitlines()]
     text = "\n".join([*lines, *collection.fingerprint.splitlines()])

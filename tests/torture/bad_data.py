@@ -180,8 +180,8 @@ def unpacked(place: Place) -> None:
 
 def same_pixels(place: Place) -> bool:
     """All test pictures are those of the competition that was drawn."""
-    drawn = competition.Pictures(place.demo("train_masks.zip").resolve().parent, "test")
-    here = competition.Pictures(place.demo(""), "test")
+    drawn = competition.ImageSet(place.demo("train_masks.zip").resolve().parent, "test")
+    here = competition.ImageSet(place.demo(""), "test")
     return here.names == drawn.names and all(
         np.array_equal(here.read(name, 8), drawn.read(name, 8)) for name in drawn.names
     )
@@ -285,6 +285,6 @@ def commented(data: bytes) -> bytes:
 
 
 def nearly_the_same(place: Place) -> bool:
-    drawn = competition.Pictures(place.demo("train_masks.zip").resolve().parent, "test")
-    here, name = competition.Pictures(place.demo(""), "test"), drawn.names[0]
+    drawn = competition.ImageSet(place.demo("train_masks.zip").resolve().parent, "test")
+    here, name = competition.ImageSet(place.demo(""), "test"), drawn.names[0]
     return bool(np.abs(here.read(name, 8).astype(int) - drawn.read(name, 8)).mean() < 2)

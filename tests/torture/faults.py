@@ -268,7 +268,7 @@ def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
     """To happen in a worker when it is asked for its third batch of pictures or so."""
 
     def patch() -> None:
-        for kind in (loader.TrainingPictures, loader.HeldOutPictures, image_stream.PicturesAtScales):
+        for kind in (loader.TrainingDataset, loader.ValidationDataset, image_stream.ImagesAtScales):
             kind.__getitem__ = disturbed(kind.__getitem__)  # type: ignore[method-assign]
 
     def disturbed(read: Callable) -> Callable:

@@ -126,7 +126,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     os.symlink(demo.resolve(), folder / "demo")
     settings = config.load(folder / "tiny.yaml")
     makes = competition.read_makes(demo)
-    names = competition.Pictures(demo, "train").names
+    names = competition.ImageSet(demo, "train").names
     table = grouping.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
@@ -145,7 +145,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
 def write_oof(place: Place, **other: object) -> None:
     """What validate would write, with other arrays where given."""
     _, held_out = grouping.split(
-        grouping.read_folds(place.run / "folds.csv"), 0, competition.Pictures(place.demo(""), "train").names
+        grouping.read_folds(place.run / "folds.csv"), 0, competition.ImageSet(place.demo(""), "train").names
     )
     counts = np.random.default_rng(0).integers(0, 9, (len(held_out), 2, 256), np.int32)
     arrays = {"names": np.array(held_out), "histograms": counts, "checkpoint": sha256(place.best)} | other
