@@ -45,15 +45,15 @@ def main() -> None:
 
         last = json.loads((run / f"fold{FOLD}/log.jsonl").read_text().splitlines()[-1])
         figures |= {key: last[key] for key in ("val_mean_iou", "val_pixel_accuracy", "images_per_s")}
-        collection = open_dataset(settings.data, settings.task, data)
-        _, held_out = split(read_folds(run / "folds.csv"), FOLD, collection.names)
-        figures["constant_mean_iou"], best = best_constant(collection, held_out)
-        figures["read_ms"] = read_ms(collection, settings.data.scale)
+        dataset = open_dataset(settings.data, settings.task, data)
+        _, held_out = split(read_folds(run / "folds.csv"), FOLD, dataset.names)
+        figures["constant_mean_iou"], best = best_constant(dataset, held_out)
+        figures["read_ms"] = read_ms(dataset, settings.data.scale)
 
-    print(f"\n{len(collection.names)} pictures of {collection.width}x{collection.height}, {len(held_out)} held out, "
-          f"{len(collection.classes)} classes, inputs {settings.data.inputs}")
+    print(f"\n{len(dataset.names)} pictures of {dataset.width}x{dataset.height}, {len(held_out)} held out, "
+          f"{len(dataset.classes)} classes, inputs {settings.data.inputs}")
     print(f"  mean IoU at full size    {figures['val_mean_iou']:.3f}")
-    print(f"  of {collection.classes[best] + ' everywhere':22}{figures['constant_mean_iou']:.3f}")
+    print(f"  of {dataset.classes[best] + ' everywhere':22}{figures['constant_mean_iou']:.3f}")
     print(f"  pixel accuracy           {figures['val_pixel_accuracy']:.3f}")
     print(f"  training                 {figures['train_s']:.0f} s, {figures['train_cpu_s']:.0f} s of the processors")
     print(f"  reading a picture        {figures['read_ms']:.1f} ms, its classes included")
@@ -71,12 +71,12 @@ def stage(work: pathlib.Path, *words: str) -> tuple[float, float]:
     return time.monotonic() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def best_constant(collection: SegmentationDataset, names: list[str]) -> tuple[float, int]:
+def best_constant(dataset: SegmentationDataset, names: list[str]) -> tuple[float, int]:
     """The highest mean IoU over these pictures of one class predicted everywhere, and that class."""
-    classes = len(collection.classes)
+    classes = len(dataset.classes)
     pixels = np.zeros(classes, np.int64)
     for name in names:
-        truth = collection.truth(name)
+        truth = dataset.truth(name)
         pixels += np.bincount(truth[truth != confusion.ignored(truth.dtype)], minlength=classes)
     scores = []
     for index in range(classes):
@@ -86,13 +86,13 @@ def best_constant(collection: SegmentationDataset, names: list[str]) -> tuple[fl
     return max(scores), int(np.argmax(scores))
 
 
-def read_ms(collection: SegmentationDataset, scale: int) -> float:
+def read_ms(dataset: SegmentationDataset, scale: int) -> float:
     """Of a picture and its classes, in one process."""
-    names = collection.names[:100]
+    names = dataset.names[:100]
     began = time.monotonic()
     for name in names:
-        collection.read(name, scale)
-        collection.target(name, scale)
+        dataset.read(name, scale)
+        dataset.target(name, scale)
     return (time.monotonic() - began) / len(names) * 1000
 
 

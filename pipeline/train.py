@@ -91,9 +91,9 @@ def train_fold(
         last = resume.read_last(fold, settings, mend=everyone.first and not find_batch)
         table = grouping.read_folds(run.folds)
         training_set, validation_set = open_pictures(settings, run, table, fold_number, folder, everyone.count)
-        collection = training_set.collection
+        dataset = training_set.dataset
         other_masks = relabel.fingerprint(training_set.relabelled)
-        fingerprint = resume.fingerprint_of(training_set.names, validation_set.names, collection, other_masks)
+        fingerprint = resume.fingerprint_of(training_set.names, validation_set.names, dataset, other_masks)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
     if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
@@ -158,8 +158,8 @@ def train_fold(
 
     def save_best() -> None:
         best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-        best |= {"log": resume.timeless(log), "full_size": [collection.height, collection.width]}
-        best |= {"classes": list(collection.classes), "folds": grouping.digest(table)}
+        best |= {"log": resume.timeless(log), "full_size": [dataset.height, dataset.width]}
+        best |= {"classes": list(dataset.classes), "folds": grouping.digest(table)}
         checkpoint.save(fold.best, best)
 
     def stop_if_spoilt() -> None:
@@ -203,10 +203,10 @@ def train_fold(
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
             f"{len(training_set)} pictures at 1/{settings.data.scale}, {len(validation_set)} held out"
-            f"{relabel.told(training_set.names, validation_set.names, collection.names, training_set.relabelled)}, {describe(device)}"
+            f"{relabel.told(training_set.names, validation_set.names, dataset.names, training_set.relabelled)}, {describe(device)}"
             f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
         )
-        absent = (grouping.absent(table, number, collection.names) for number in grouping.numbers(table))
+        absent = (grouping.absent(table, number, dataset.names) for number in grouping.numbers(table))
         if gone := [unit for units in absent for unit in units]:
             print(f"{folder} lacks {len(gone)} of the {len(table)} rows of {run.folds}, {gone[0]} the first.")
         if step:
@@ -264,7 +264,7 @@ def train_fold(
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row |= judge(ema, settings, validation_set, collection, everyone)
+                row |= judge(ema, settings, validation_set, dataset, everyone)
             row |= {"seconds": watch.seconds(), "device": describe(device), "commit": commit}
             log.append(row)
             score = resume.score_of(row, key_of_score)
@@ -278,7 +278,7 @@ def train_fold(
                 resume.write_log(fold, log)
                 if curves:
                     curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
-                    for name, picture in pictures_to_show(ema.average, validation_set, collection, device):
+                    for name, picture in pictures_to_show(ema.average, validation_set, dataset, device):
                         curves.show(epoch, name, picture)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
@@ -335,9 +335,9 @@ def open_pictures(
 ) -> tuple[TrainingDataset, ValidationDataset]:
     """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
     hyper = settings.train
-    collection = open_dataset(settings.data, settings.task, folder)
-    training, validation_set = grouping.split(table, fold_number, collection.names)
-    if len(training) + len(validation_set) != len(collection.names):
+    dataset = open_dataset(settings.data, settings.task, folder)
+    training, validation_set = grouping.split(table, fold_number, dataset.names)
+    if len(training) + len(validation_set) != len(dataset.names):
         raise Problem(f"{folder} has pictures that {run.folds} does not know; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude)
     if len(training) < hyper.batch_size or not validation_set:
@@ -354,8 +354,8 @@ def open_pictures(
     change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     scale, cache = settings.data.scale, settings.data.cache
     return (
-        TrainingDataset(collection, training, scale, change, hyper.seed, cache, other_masks),
-        ValidationDataset(collection, validation_set, scale),
+        TrainingDataset(dataset, training, scale, change, hyper.seed, cache, other_masks),
+        ValidationDataset(dataset, validation_set, scale),
     )
 
 
@@ -373,17 +373,17 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
 
 
 def judge(
-    ema: Ema, settings: Settings, validation_set: ValidationDataset, collection: SegmentationDataset, everyone: Processes
+    ema: Ema, settings: Settings, validation_set: ValidationDataset, dataset: SegmentationDataset, everyone: Processes
 ) -> dict[str, float]:
     """The averaged weights on the held-out pictures at full size, without flips, as keys of `log.jsonl`.
 
     Binary: mean Dice at the cut 0.5, and the best cut; else the scores of classes, of all pictures together. Each
     process judges its share of the pictures; all of them know the result.
     """
-    mine = ValidationDataset(collection, validation_set.names[everyone.rank :: everyone.count], settings.data.scale)
+    mine = ValidationDataset(dataset, validation_set.names[everyone.rank :: everyone.count], settings.data.scale)
     binary, scale = settings.task.kind == "binary", settings.data.scale
     member = Member(ema.average, scale, VIEWS["none"], weight=1.0)
-    ensemble = ensemble_of([member], binary, collection.height, collection.width)
+    ensemble = ensemble_of([member], binary, dataset.height, dataset.width)
 
     def predict(image_NHWC: Tensor) -> Tensor:
         return ensemble({scale: image_NHWC})
@@ -393,10 +393,10 @@ def judge(
     batches = progress(loader, "held-out pictures", wanted=everyone.first)
     with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
         if binary:
-            counts = histograms(predict, batches, mine.names, collection.truth)
+            counts = histograms(predict, batches, mine.names, dataset.truth)
             scores = cut_scores(np.concatenate(everyone.gather(counts)))
         else:
-            judged = confusions(predict, batches, mine.names, collection.truth, settings.task.count)
+            judged = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
             scores = class_scores(together(everyone.gather(judged)))
     return {f"val_{key}": score for key, score in scores.items()}
 

@@ -46,8 +46,8 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         check_trained_on(table, folds_of(checkpoint_path), run.folds, checkpoint_path)
     settings = config.for_later_stage(trained, overrides)
     folder = pathlib.Path(settings.data.folder)
-    collection = open_dataset(settings.data, settings.task, folder)
-    _, names = split(table, fold, collection.names)
+    dataset = open_dataset(settings.data, settings.task, folder)
+    _, names = split(table, fold, dataset.names)
     if not names:
         raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
 
@@ -56,9 +56,9 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         print(f"fold {fold}: not judged are {len(gone)} held-out {what} that {folder} lacks, {gone[0]} the first.")
 
     binary = settings.task.kind == "binary"
-    ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, collection.height, collection.width)
+    ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, dataset.height, dataset.width)
     batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
-    validation_set = ValidationDataset(collection, names, settings.data.scale)
+    validation_set = ValidationDataset(dataset, names, settings.data.scale)
     loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"fold {fold} on {describe(device)}")
 
@@ -70,14 +70,14 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         kept_path = run.oof_probabilities(fold)
         with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
-                counts = histograms(ensemble.with_grid, batches, names, collection.truth, keep)
+                counts = histograms(ensemble.with_grid, batches, names, dataset.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
                 judged = f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
-                confused = confusions(predict, batches, names, collection.truth, settings.task.count, keep)
-                found = {**confused._asdict(), "classes": np.array(collection.classes)}
+                confused = confusions(predict, batches, names, dataset.truth, settings.task.count, keep)
+                found = {**confused._asdict(), "classes": np.array(dataset.classes)}
                 scores = class_scores(confused)
-                tell_not_shown(fold, not_shown(confused), collection.classes)
+                tell_not_shown(fold, not_shown(confused), dataset.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
         found |= {"checkpoint": digest_of[str(checkpoint_path)], "probabilities": sha256(kept_path)}
         found |= {"predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)}

@@ -25,8 +25,8 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
     task = [f"task.classes=[{', '.join((*CLASSES, MORE))}]", "task.kind=multiclass"]
     task = ["task.classes=[]", "task.class_weights=[]", "task.kind=binary"] if binary else task
     settings = config.load(DEFAULTS, [f"data.folder={folder}", *task, *SIZE])
-    collection = open_dataset(settings.data, settings.task, folder)
-    table = collection.folds(2)
+    dataset = open_dataset(settings.data, settings.task, folder)
+    table = dataset.folds(2)
     write_text(run.folds, table.to_csv(index=False))
     for fold in (0, 1):
         write_text(run.fold(fold).config, config.dump(settings))
@@ -38,7 +38,7 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
         names = table[table["fold"] == fold]["image"].tolist()
         with keeping(run.oof_probabilities(fold)) as keep:
             judge = judged_by_cut if binary else judged_by_class
-            found = judge(collection, names, shift_px, keep)
+            found = judge(dataset, names, shift_px, keep)
         hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
         with open(run.oof(fold), "wb") as file:
             np.savez_compressed(file, names=np.array(names), **found, **hashes)
@@ -47,11 +47,11 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
     return run
 
 
-def judged_by_class(collection: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+def judged_by_class(dataset: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
     classes = (*CLASSES, MORE)
     matrices = []
     for number, name in enumerate(names):
-        truth = collection.truth(name)
+        truth = dataset.truth(name)
         predicted = np.roll(np.where(truth == 255, 0, truth), shift_px * (number % 3), axis=1).astype(np.uint8)
         matrices.append(confusion.matrix(predicted, truth, len(classes)))
         keep(name, png(predicted))
@@ -59,10 +59,10 @@ def judged_by_class(collection: SegmentationDataset, names: list[str], shift_px:
     return {"matrix": np.sum(matrices, axis=0), "classes": np.array(classes), **counts._asdict()}
 
 
-def judged_by_cut(collection: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+def judged_by_cut(dataset: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
     histograms = []
     for number, name in enumerate(names):
-        share = np.roll(collection.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255
+        share = np.roll(dataset.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255
         keep(name, png(share))
-        histograms.append(dice.histogram(share, collection.truth(name)))
+        histograms.append(dice.histogram(share, dataset.truth(name)))
     return {"histograms": np.stack(histograms)}

@@ -121,8 +121,8 @@ def test_the_cache_changes_nothing(demo_folder: pathlib.Path) -> None:
 def test_a_cached_picture_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = training_pictures(demo_folder, cache=True)
     first = dataset[0, 5]
-    monkeypatch.setattr(dataset.collection, "read", None)
-    monkeypatch.setattr(dataset.collection, "target", None)
+    monkeypatch.setattr(dataset.dataset, "read", None)
+    monkeypatch.setattr(dataset.dataset, "target", None)
     np.testing.assert_array_equal(dataset[1, 5][0], first[0])
 
 

@@ -159,8 +159,8 @@ def test_a_config_opens_it(folder: pathlib.Path) -> None:
     settings = Settings(
         data=Data(kind="folder", height=64, width=96), task=Task(kind="multiclass", classes=list(CLASSES))
     )
-    collection = open_dataset(settings.data, settings.task, folder)
-    assert collection.classes == CLASSES and (collection.height, collection.width) == SIZE
+    dataset = open_dataset(settings.data, settings.task, folder)
+    assert dataset.classes == CLASSES and (dataset.height, dataset.width) == SIZE
 
 
 # --- what may be wrong ----------------------------------------------------------------------------

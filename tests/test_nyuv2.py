@@ -62,44 +62,44 @@ def test_a_fingerprint_tells_files_inputs_and_classes_apart_and_not_where_they_l
 @pytest.mark.parametrize("picture", [0, 7, PICTURES - 1])
 def test_pictures_depth_and_classes_come_back_as_they_were_drawn(rooms_folder: pathlib.Path, picture: int) -> None:
     drawn, name = view(picture), f"{picture + 1:04d}"
-    collection = NyuV2(rooms_folder, classes=13, inputs="rgbd")
-    image = collection.read(name, scale=1)
+    dataset = NyuV2(rooms_folder, classes=13, inputs="rgbd")
+    image = dataset.read(name, scale=1)
     np.testing.assert_array_equal(image[..., :3], drawn.image)
     np.testing.assert_array_equal(image[..., 3], depth_bytes(drawn.depth_m))
-    truth = collection.truth(name)
+    truth = dataset.truth(name)
     classes = [nyuv2_classes.CLASSES_13.index(nyuv2_classes.class_of_13(word)) for word in rooms.WORDS]
     np.testing.assert_array_equal(truth, np.where(drawn.words >= 0, np.array(classes)[drawn.words], 255))
-    assert truth.dtype == np.uint8 and truth.shape == (collection.height, collection.width)
+    assert truth.dtype == np.uint8 and truth.shape == (dataset.height, dataset.width)
 
 
 def test_pictures_and_classes_share_a_grid_at_every_scale(rooms_folder: pathlib.Path) -> None:
-    collection = NyuV2(rooms_folder, classes=40, inputs="rgb")
+    dataset = NyuV2(rooms_folder, classes=40, inputs="rgb")
     for scale in (1, 2, 4, 8):
         grid = (HEIGHT_PX // scale, WIDTH_PX // scale)
-        assert collection.read("0003", scale).shape == (*grid, collection.channels)
-        assert collection.target("0003", scale).shape == grid
+        assert dataset.read("0003", scale).shape == (*grid, dataset.channels)
+        assert dataset.target("0003", scale).shape == grid
 
 
 def test_all_894_words_are_classes_of_their_own(rooms_folder: pathlib.Path) -> None:
-    collection = NyuV2(rooms_folder, classes=894, inputs="rgb")
-    truth, words = collection.truth("0001"), view(0).words
-    assert truth.dtype == np.uint16 and len(collection.classes) == 894
-    found = np.array((*collection.classes, "")).astype(object)[np.where(truth == 65535, 894, truth)]
+    dataset = NyuV2(rooms_folder, classes=894, inputs="rgb")
+    truth, words = dataset.truth("0001"), view(0).words
+    assert truth.dtype == np.uint16 and len(dataset.classes) == 894
+    found = np.array((*dataset.classes, "")).astype(object)[np.where(truth == 65535, 894, truth)]
     assert (found == np.array((*rooms.WORDS, ""), object)[words]).all()
     assert truth[truth < 65535].max() > 255
 
 
 def test_each_forked_process_opens_the_file_for_itself(rooms_folder: pathlib.Path) -> None:
-    collection = NyuV2(rooms_folder, classes=13, inputs="rgbd")
-    expected = [collection.read(name, 1) for name in collection.names]  # now it is open here
+    dataset = NyuV2(rooms_folder, classes=13, inputs="rgbd")
+    expected = [dataset.read(name, 1) for name in dataset.names]  # now it is open here
     children = []
     for _ in range(2):
         if not (child := os.fork()):
-            same = all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))
-            os._exit(0 if same and collection.handle[0] == os.getpid() else 1)
+            same = all((dataset.read(name, 1) == e).all() for name, e in zip(dataset.names, expected))
+            os._exit(0 if same and dataset.handle[0] == os.getpid() else 1)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    assert all((collection.read(name, 1) == e).all() for name, e in zip(collection.names, expected))
+    assert all((dataset.read(name, 1) == e).all() for name, e in zip(dataset.names, expected))
 
 
 def test_depth_is_0_near_and_255_far_or_where_there_is_none() -> None:
@@ -121,12 +121,12 @@ def test_a_file_as_large_as_the_real_one_is_not_loaded(tmp_path: pathlib.Path) -
         write_rooms.add_texts(file, "names", [f"thing {number}" for number in range(894)])
         write_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(pictures)])
     before = resident_bytes()
-    collection = NyuV2(tmp_path, classes=40, inputs="rgbd")
-    for name in collection.names[::60]:
-        assert collection.read(name, 1).shape == (480, 640, 4)
-        assert (collection.target(name, 2) == 255).all()  # label 0 everywhere: nothing is judged
+    dataset = NyuV2(tmp_path, classes=40, inputs="rgbd")
+    for name in dataset.names[::60]:
+        assert dataset.read(name, 1).shape == (480, 640, 4)
+        assert (dataset.target(name, 2) == 255).all()  # label 0 everywhere: nothing is judged
     assert resident_bytes() - before < 100e6
-    assert (len(collection.names), len(set(collection.room_of.values()))) == (1449, 483)
+    assert (len(dataset.names), len(set(dataset.room_of.values()))) == (1449, 483)
 
 
 def resident_bytes() -> int:
@@ -171,9 +171,9 @@ def test_parts_of_a_recording_are_one_room() -> None:
 def test_a_split_that_does_not_fit_is_told(rooms_copy: pathlib.Path, change: dict[str, NDArray], sentence: str) -> None:
     split = {"trainNdxs": np.arange(1, 9)[:, None], "testNdxs": np.arange(9, 17)[:, None]} | change
     scipy.io.savemat(rooms_copy / SPLITS, split)
-    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
     with pytest.raises(Problem, match=sentence):
-        collection.folds(2)
+        dataset.folds(2)
 
 
 @pytest.mark.parametrize("data", [b"", b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + b"\xff" * 40, b"<html>" * 50])
@@ -275,10 +275,10 @@ def test_a_label_beyond_the_names_is_told_with_its_picture(rooms_copy: pathlib.P
         file["labels"][4, 2, 3] = 895
 
     rewritten(change)(rooms_copy / FILE)
-    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
-    assert collection.truth("0004").shape == (HEIGHT_PX, WIDTH_PX)
+    dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    assert dataset.truth("0004").shape == (HEIGHT_PX, WIDTH_PX)
     with pytest.raises(Problem, match=r"labels of picture 0005 reach 895, but `names` has only 894 words"):
-        collection.target("0005", 2)
+        dataset.target("0005", 2)
 
 
 def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> None:
@@ -288,10 +288,10 @@ def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> 
         # h5py counts a chunk's place from the end of MATLAB's own 512 bytes
         file.seek(chunk.byte_offset + write_rooms.USER_BLOCK_BYTES + chunk.size // 2)
         file.write(b"\xff" * 64)
-    collection = NyuV2(rooms_copy, classes=13, inputs="rgb")
-    collection.read("0002", 1)
+    dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
+    dataset.read("0002", 1)
     with pytest.raises(Problem, match=r"images of 0003 is damaged .*download it again"):
-        collection.read("0003", 1)
+        dataset.read("0003", 1)
 
 
 def test_another_number_of_classes_is_told(rooms_folder: pathlib.Path) -> None:

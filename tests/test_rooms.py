@@ -53,11 +53,11 @@ def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     assert stage("validate", "--run", inputs) == 0
 
     settings = config.load(pathlib.Path("tiny.yaml"), [f"data.inputs={inputs}"])
-    collection = open_dataset(settings.data, settings.task, pathlib.Path("rooms"))
+    dataset = open_dataset(settings.data, settings.task, pathlib.Path("rooms"))
     table = read_folds(pathlib.Path(f"runs/{inputs}/folds.csv"))
     assert (table.groupby("group")["fold"].nunique() == 1).all()
-    _, held_out = split(table, 0, collection.names)
-    constant, _ = best_constant(collection, held_out)
+    _, held_out = split(table, 0, dataset.names)
+    constant, _ = best_constant(dataset, held_out)
     last = json.loads(pathlib.Path(f"runs/{inputs}/fold0/log.jsonl").read_text().splitlines()[-1])
     assert last["val_mean_iou"] > 3 * constant > 0
     assert last["val_pixel_accuracy"] > 0.6
@@ -65,7 +65,7 @@ def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     kept = np.load(f"runs/{inputs}/oof/fold0.npz")
     assert kept["names"].tolist() == held_out
     for name, pixels in zip(held_out, kept["in_truth"]):
-        truth = collection.truth(name)
+        truth = dataset.truth(name)
         np.testing.assert_array_equal(pixels, np.bincount(truth[truth != confusion.ignored(truth.dtype)], minlength=13))
     np.testing.assert_array_equal(kept["matrix"].sum(1), kept["in_truth"].sum(0))
 

@@ -70,13 +70,13 @@ def test_a_table_that_is_none_is_told(tmp_path: pathlib.Path, text: str | None, 
 
 
 def test_a_training_picture_comes_with_the_other_mask(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    collection = competition.Carvana(demo_folder, hq=False)
-    names = collection.names[:2]
+    dataset = competition.Carvana(demo_folder, hq=False)
+    names = dataset.names[:2]
     path = tmp_path / "suspects.csv"
     path.write_text(f"img,rle_mask\n{names[1]},1 {SHAPE[0] * SHAPE[1]}\n")
     righted = relabel.relabelled(names, str(path))
-    dataset = TrainingDataset(collection, names, 8, lambda *things: things[:2], 0, False, righted)
-    np.testing.assert_array_equal(dataset.decode(0)[1], collection.target(names[0], 8))
+    dataset = TrainingDataset(dataset, names, 8, lambda *things: things[:2], 0, False, righted)
+    np.testing.assert_array_equal(dataset.decode(0)[1], dataset.target(names[0], 8))
     assert (dataset.decode(1)[1] == 255).all()
 
 

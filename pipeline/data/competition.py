@@ -94,7 +94,7 @@ Masks = CsvMasks | GifMasks
 
 
 class Carvana:
-    """The training set as a `data.collection.SegmentationDataset`, checked. hq: the pictures with less JPEG compression."""
+    """The training set as a `data.dataset.SegmentationDataset`, checked. hq: the pictures with less JPEG compression."""
 
     height, width, channels = carvana.HEIGHT_PX, carvana.WIDTH_PX, 3
     classes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Your own pictures: a plain folder of images and masks, as a `data.collection.SegmentationDataset`.
+"""Your own pictures: a plain folder of images and masks, as a `data.dataset.SegmentationDataset`.
 
     images/NAME.jpg        photos of any size, JPEG or PNG, of 8 bits a colour; turned upright as their EXIF says
     masks/NAME.png         of each its mask, of the same size, upright: a grey or palette PNG whose values are class

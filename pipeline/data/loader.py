@@ -40,7 +40,7 @@ class TrainingDataset(Dataset):
 
     def __init__(
         self,
-        collection: SegmentationDataset,
+        dataset: SegmentationDataset,
         names: list[str],
         scale: int,
         augment: Augment,
@@ -48,14 +48,14 @@ class TrainingDataset(Dataset):
         cache: bool,
         relabelled: CsvMasks | None = None,
     ):
-        self.collection, self.names, self.relabelled = collection, names, relabelled
+        self.dataset, self.names, self.relabelled = dataset, names, relabelled
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
-            height, width = small_shape(collection.height, collection.width, scale)
+            height, width = small_shape(dataset.height, dataset.width, scale)
             self.cache = (
-                shared_zeros((len(names), height, width, collection.channels)),
-                shared_zeros((len(names), height, width), index_dtype(len(collection.classes))),
+                shared_zeros((len(names), height, width, dataset.channels)),
+                shared_zeros((len(names), height, width), index_dtype(len(dataset.classes))),
                 shared_zeros((len(names),)),
             )
 
@@ -71,11 +71,11 @@ class TrainingDataset(Dataset):
         if self.cache is not None and self.cache[2][index]:
             return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
-        image = self.collection.read(name, self.scale)
+        image = self.dataset.read(name, self.scale)
         if self.relabelled is not None and name in self.relabelled.text_of:
             target = self.relabelled.coverage(name, self.scale)
         else:
-            target = self.collection.target(name, self.scale)
+            target = self.dataset.target(name, self.scale)
         if self.cache is not None:
             self.cache[0][index], self.cache[1][index] = image, target
             self.cache[2][index] = 1  # last: a worker that sees it may read the two others

@@ -41,7 +41,7 @@ NEAR_M, FAR_M = 0.7, 10.0
 
 
 class NyuV2:
-    """The file as a `data.collection.SegmentationDataset`. Pictures are called 0001 to 1449, as the data set counts them.
+    """The file as a `data.dataset.SegmentationDataset`. Pictures are called 0001 to 1449, as the data set counts them.
 
     folder: where the file lies, and `splits.mat` if there is one; or the file itself.
     classes: 13, 40, or how many words it names (894). inputs: "rgb", or "rgbd" for depth as a fourth channel.

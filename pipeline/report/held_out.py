@@ -30,8 +30,8 @@ from pipeline.report import gallery
 class Truths:
     """The masks of a plain folder, as `HeldOut` asks for them."""
 
-    def __init__(self, collection: SegmentationDataset):
-        self.names, self.read = collection.names, collection.truth
+    def __init__(self, dataset: SegmentationDataset):
+        self.names, self.read = dataset.names, dataset.truth
 
 
 @dataclass
@@ -141,8 +141,8 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
             found.pictures = ImageSet(folder, set_name)
             found.masks = open_masks(folder)
         else:
-            found.pictures = collection = open_dataset(data, task, folder)
-            found.masks, found.size = Truths(collection), (collection.height, collection.width)
+            found.pictures = dataset = open_dataset(data, task, folder)
+            found.masks, found.size = Truths(dataset), (dataset.height, dataset.width)
     except Problem as problem:
         found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
     if found.kept and not found.shown and found.masks is not None:

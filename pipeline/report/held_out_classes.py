@@ -31,14 +31,14 @@ class HeldOutClasses:
     judged: dict[int, Confused] = field(default_factory=dict)  # fold -> its counts
     kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its class maps, where they are whole
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
-    collection: SegmentationDataset | None = None
+    dataset: SegmentationDataset | None = None
     gaps: list[str] = field(default_factory=list)
     score, of_cars = "mean IoU", False
 
     @property
     def shown(self) -> list[str]:
         """Names of the pictures of which prediction, truth and photo are at hand."""
-        there = set(self.collection.names) if self.collection is not None else set()
+        there = set(self.dataset.names) if self.dataset is not None else set()
         return [name for name, fold in self.fold_of.items() if fold in self.kept and name in there]
 
     @property
@@ -57,8 +57,8 @@ class HeldOutClasses:
 
     def truth(self, name: str) -> confusion.Indices:
         """(height, width); its largest value is not judged."""
-        assert self.collection is not None, "only pictures in `shown` have one"
-        return self.collection.truth(name)
+        assert self.dataset is not None, "only pictures in `shown` have one"
+        return self.dataset.truth(name)
 
     def prediction(self, name: str) -> confusion.Indices:
         """(height, width)."""
@@ -87,8 +87,8 @@ class HeldOutClasses:
         return errors.worst_spot(wrong, errors.WORST_WINDOW_PX)[:2]
 
     def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
-        assert self.collection is not None, "only pictures in `shown` have one"
-        photo = np.ascontiguousarray(self.collection.read(name, 1)[..., :3])
+        assert self.dataset is not None, "only pictures in `shown` have one"
+        photo = np.ascontiguousarray(self.dataset.read(name, 1)[..., :3])
         truth, predicted = self.truth(name), self.prediction(name)
         return gallery_classes.card(name, photo, truth, predicted, len(self.classes), spot, facts, tags)
 
@@ -115,10 +115,10 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     try:
-        found.collection = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
+        found.dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     except Problem as problem:
         found.gaps.append(f"Without pictures and their truth there is no gallery. {problem}")
-    if found.kept and not found.shown and found.collection is not None:
+    if found.kept and not found.shown and found.dataset is not None:
         folder = settings.data.folder
         found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
     return found

@@ -19,14 +19,14 @@ CLASS_SHARE = 0.6  # of a class's colour over the picture
 
 
 def pictures_to_show(
-    network: nn.Module, held_out: ValidationDataset, collection: SegmentationDataset, device: torch.device
+    network: nn.Module, held_out: ValidationDataset, dataset: SegmentationDataset, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Names and previews of the same pictures each time, one by one, which no memory is too small for."""
     for index in range(0, len(held_out), -(-len(held_out) // PICTURES_SHOWN)):
         name = held_out.names[index]
-        image, target = held_out[index], collection.target(name, held_out.scale)
-        if collection.classes:
-            yield name, preview_of_classes(network, image, target, len(collection.classes), device)
+        image, target = held_out[index], dataset.target(name, held_out.scale)
+        if dataset.classes:
+            yield name, preview_of_classes(network, image, target, len(dataset.classes), device)
         else:
             yield name, preview(network, image, target, device)
 

@@ -94,10 +94,10 @@ def check_that_no_epochs_are_lost(fold: Fold) -> None:
         )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], collection: SegmentationDataset, other_masks: str) -> str:
+def fingerprint_of(training: list[str], held_out: list[str], dataset: SegmentationDataset, other_masks: str) -> str:
     """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
-    lines = [*training, "held out", *held_out, f"stored at 1/{collection.stored_scale}", *other_masks.splitlines()]
-    text = "\n".join([*lines, *collection.fingerprint.splitlines()])
+    lines = [*training, "held out", *held_out, f"stored at 1/{dataset.stored_scale}", *other_masks.splitlines()]
+    text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
