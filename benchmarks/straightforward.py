@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.images import small_shape
+from pipeline.data.images import grid_shape
 from pipeline.model.factory import Segmenter
 
 
@@ -48,7 +48,7 @@ def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: p
 def probability_u8(network: Segmenter, scale: int, path: pathlib.Path) -> NDArray[np.uint8]:
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     height, width = image.shape[:2]
-    rows, columns = small_shape(height, width, scale)
+    rows, columns = grid_shape(height, width, scale)
     small = torch.from_numpy(cv2.resize(image, (columns, rows))).to(network.mean.device)
     image_NCHW = ((small.permute(2, 0, 1)[None] - network.mean) / network.std).contiguous()
     share = network.network(image_NCHW).sigmoid()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import carvana
-from pipeline.data.images import small_shape, upright_rgb
+from pipeline.data.images import grid_shape, upright_rgb
 from pipeline.inference.class_maps import largest
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import ensemble_of, facts_of, load_members
@@ -116,7 +116,7 @@ def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
 
 def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
     """Scale of a network -> side, in pixels of the photo, of the cells that it is to see."""
-    cells = {scale: math.prod(small_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
+    cells = {scale: math.prod(grid_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
     return {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}
 
 

@@ -17,9 +17,9 @@ from pipeline.data.images import (
     coverage_of_runs,
     decode_gif_mask,
     decode_jpeg,
-    full_size,
+    upsample_u8,
     runs_by_row,
-    small_shape,
+    grid_shape,
 )
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
@@ -51,7 +51,7 @@ def mask() -> Mask:
 
 @pytest.mark.parametrize("scale", SHAPES)
 def test_the_grid_has_room_for_every_column(scale: int) -> None:
-    assert small_shape(HEIGHT, WIDTH, scale) == SHAPES[scale]
+    assert grid_shape(HEIGHT, WIDTH, scale) == SHAPES[scale]
 
 
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=30)), st.sampled_from(list(SHAPES)))
@@ -109,23 +109,23 @@ def test_runs_are_cut_at_the_ends_of_rows() -> None:
 @pytest.mark.parametrize("scale, lowest_dice", [(1, 1.0), (2, 0.9999), (4, 0.999), (8, 0.997)])
 def test_a_mask_survives_its_own_coverage(mask: Mask, scale: int, lowest_dice: float) -> None:
     share = coverage(mask, scale).astype(np.float32) / 255
-    assert dice(full_size(share, scale, HEIGHT, WIDTH) >= 128, mask) >= lowest_dice
+    assert dice(upsample_u8(share, scale, HEIGHT, WIDTH) >= 128, mask) >= lowest_dice
 
 
 def test_coverage_keeps_more_of_a_mask_than_a_bit_for_each_cell(mask: Mask) -> None:
     share = coverage(mask, 4).astype(np.float32) / 255
     bits = (share >= 0.5).astype(np.float32)
-    from_share, from_bits = (dice(full_size(one, 4, HEIGHT, WIDTH) >= 128, mask) for one in (share, bits))
+    from_share, from_bits = (dice(upsample_u8(one, 4, HEIGHT, WIDTH) >= 128, mask) for one in (share, bits))
     assert 1 - from_share < (1 - from_bits) / 3
 
 
 @pytest.mark.parametrize("scale", SHAPES)
 def test_full_size_has_the_size_of_the_picture_and_rounds_once(scale: int) -> None:
     half = np.full(SHAPES[scale], 0.5, dtype=np.float32)
-    large = full_size(half, scale, HEIGHT, WIDTH)
+    large = upsample_u8(half, scale, HEIGHT, WIDTH)
     assert large.shape == (HEIGHT, WIDTH) and large.dtype == np.uint8
     assert set(np.unique(large)) <= {127, 128}
-    assert full_size(half + 1, scale, HEIGHT, WIDTH).min() == 255
+    assert upsample_u8(half + 1, scale, HEIGHT, WIDTH).min() == 255
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -134,8 +134,8 @@ def test_full_size_does_not_shift(scale: int) -> None:
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[: 80 * scale, : 100 * scale] = True
     share = coverage(mask, scale).astype(np.float32) / 255
-    np.testing.assert_array_equal((full_size(share, scale, HEIGHT, WIDTH) >= 128)[5], mask[5])
-    np.testing.assert_array_equal((full_size(share, scale, HEIGHT, WIDTH) >= 128)[:, 5], mask[:, 5])
+    np.testing.assert_array_equal((upsample_u8(share, scale, HEIGHT, WIDTH) >= 128)[5], mask[5])
+    np.testing.assert_array_equal((upsample_u8(share, scale, HEIGHT, WIDTH) >= 128)[:, 5], mask[:, 5])
 
 
 # --- pictures -------------------------------------------------------------------------------------

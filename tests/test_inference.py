@@ -15,7 +15,7 @@ from pipeline.blend import WEIGHTINGS_AT_MOST, Tally, blended_histograms, weight
 from pipeline.cutout import cut_out, opacity, read_photo
 from pipeline.inference.evaluate import count, histograms, one_behind
 from pipeline.inference.loading import batch_that_fits
-from pipeline.inference.ensemble import Ensemble, Member, enlarged_on_device, to_bytes_on_device
+from pipeline.inference.ensemble import Ensemble, Member, upsample_on_device, to_u8_on_device
 from pipeline.inference.tta import VIEWS, View
 from pipeline.masks import dice
 from pipeline.runtime.problem import Problem
@@ -113,7 +113,7 @@ def test_full_size_on_a_device_is_that_on_the_cpu(scale: int) -> None:
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(2, 6, 9, generator=generator)
     height, width = 6 * scale - 1, 9 * scale - 2
-    on_device = to_bytes_on_device(enlarged_on_device(share, scale, height, width))
+    on_device = to_u8_on_device(upsample_on_device(share, scale, height, width))
     expected = np.stack([full_size(one.numpy(), scale, height, width) for one in share])
     assert np.abs(on_device.numpy().astype(int) - expected).max() <= 1
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import carvana
 from pipeline.data import grouping
 from pipeline.data.zip_reader import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
-from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, small_shape
+from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, grid_shape
 from pipeline.runtime.files import read_json
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
@@ -31,7 +31,7 @@ class ImageSet:
         self.files = FileSet(folder, set_name, carvana.IMAGE_NAME)
         self.names = self.files.names
         self.stored_scale = stored_scale(folder)
-        self.stored_shape = small_shape(carvana.HEIGHT_PX, carvana.WIDTH_PX, self.stored_scale)
+        self.stored_shape = grid_shape(carvana.HEIGHT_PX, carvana.WIDTH_PX, self.stored_scale)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""

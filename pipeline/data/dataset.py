@@ -31,7 +31,7 @@ class SegmentationDataset(Protocol):
     fingerprint: str  # tells most other data from these at little cost, wherever they lie; "" where nothing does
 
     def read(self, name: str, scale: int) -> NDArray:
-        """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.small_shape`."""
+        """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
 
     def target(self, name: str, scale: int) -> NDArray:
         """What a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""

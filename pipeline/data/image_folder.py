@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import grouping
-from pipeline.data.images import averaged, coverage, picked, upright_rgb, upright_size
+from pipeline.data.images import downsample_image, coverage, downsample_labels, upright_rgb, upright_size
 from pipeline.runtime.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.runtime.problem import Problem
@@ -77,11 +77,11 @@ class ImageFolder:
             smaller = pixels.shape[0] >= self.height and pixels.shape[1] >= self.width
             way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
             pixels = cv2.resize(pixels, (self.width, self.height), interpolation=way)
-        return averaged(pixels, scale)
+        return downsample_image(pixels, scale)
 
     def target(self, name: str, scale: int) -> NDArray:
         truth = self.truth(name)
-        return picked(truth, scale) if self.classes else coverage(truth, scale)
+        return downsample_labels(truth, scale) if self.classes else coverage(truth, scale)
 
     def truth(self, name: str) -> NDArray:
         path = self.mask_of[name]

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from pipeline.data.competition import ImageSet
 from pipeline.data.loader import Loader, to_shareable_tensor, worker_options
-from pipeline.data.images import small_shape
+from pipeline.data.images import grid_shape
 from pipeline.runtime.problem import Problem
 
 
@@ -47,7 +47,7 @@ class ImagesAtScales(Dataset):
         except Problem as problem:
             if not self.forgive:
                 raise
-            black = {scale: np.zeros((*small_shape(*self.shape, scale), 3), np.uint8) for scale in self.scales}
+            black = {scale: np.zeros((*grid_shape(*self.shape, scale), 3), np.uint8) for scale in self.scales}
             return LoadedImage(name, black, str(problem))
 
 

@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 cv2.setNumThreads(1)  # the work is spread over processes; threads in each would fight for the same cores
 
 
-def small_shape(height: int, width: int, scale: int) -> tuple[int, int]:
+def grid_shape(height: int, width: int, scale: int) -> tuple[int, int]:
     """Rows and columns of the grid at 1/scale: (1280, 1918, 4) -> (320, 480)."""
     return -(-height // scale), -(-width // scale)
 
@@ -55,7 +55,7 @@ def decode_jpeg(data: bytes, scale: int, height: int, width: int, where: str) ->
     check_jpeg(data, height, width, where)
     flag = JPEG_READ_FLAG[scale] | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if image is None or image.shape != (*small_shape(height, width, scale), 3):
+    if image is None or image.shape != (*grid_shape(height, width, scale), 3):
         raise Problem(f"{where}: the JPEG is damaged; download it again.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -118,25 +118,25 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def averaged(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+def downsample_image(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     """A whole picture (height, width) or (height, width, channels) brought to 1/scale by averages, on the grid above.
 
     For pictures that are no JPEG; cells that hang over the right or lower edge see its pixels repeated.
     """
-    rows, columns = small_shape(image.shape[0], image.shape[1], scale)
+    rows, columns = grid_shape(image.shape[0], image.shape[1], scale)
     overhang = (rows * scale - image.shape[0], columns * scale - image.shape[1])
     if any(overhang):
         image = cv2.copyMakeBorder(image, 0, overhang[0], 0, overhang[1], cv2.BORDER_REPLICATE)
     return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA) if scale > 1 else image
 
 
-def picked(indices: NDArray, scale: int) -> NDArray:
+def downsample_labels(indices: NDArray, scale: int) -> NDArray:
     """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel right of and below its middle.
 
     No pixel lies on the middle of 2, 4 or 8, so that what is picked lies half a pixel off. Where a cell hangs so far
     over the right or lower edge that this pixel is beyond it, it is the edge's.
     """
-    rows, columns = small_shape(indices.shape[0], indices.shape[1], scale)
+    rows, columns = grid_shape(indices.shape[0], indices.shape[1], scale)
     row = np.minimum(np.arange(rows) * scale + scale // 2, indices.shape[0] - 1)
     column = np.minimum(np.arange(columns) * scale + scale // 2, indices.shape[1] - 1)
     return indices[np.ix_(row, column)]
@@ -149,7 +149,7 @@ def coverage(mask: NDArray[np.bool_], scale: int) -> NDArray[np.uint8]:
     A bit for each cell would lose what lies inside it: on real masks at 1/2, coverage brought back to
     full size agrees with the mask to Dice 0.9999, a bit mask to 0.998.
     """
-    rows, columns = small_shape(mask.shape[0], mask.shape[1], scale)
+    rows, columns = grid_shape(mask.shape[0], mask.shape[1], scale)
     full = mask.view(np.uint8) * np.uint8(255)
     overhang = (rows * scale - mask.shape[0], columns * scale - mask.shape[1])
     if any(overhang):
@@ -163,7 +163,7 @@ def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: 
     bounds: int64 array (runs, 2) of `[begin, end)`, as `pipeline.masks.rle.parse` gives them. A mask of
     1918x1280 has some 800 runs and 2.5 million pixels: at 1/4 this takes 0.3 ms, decoding and averaging 2.
     """
-    rows, columns = small_shape(height, width, scale)
+    rows, columns = grid_shape(height, width, scale)
     row, begin, end = runs_by_row(bounds, width)
     end[end == width] = columns * scale  # the edge's pixels are repeated to the right ...
     repeats = np.where(row == height - 1, 1 + rows * scale - height, 1)  # ... and downwards
@@ -194,21 +194,21 @@ def runs_by_row(
     return row, np.maximum(begin, 0), np.minimum(end, width)
 
 
-def full_size(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
+def upsample_u8(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """The inverse of `coverage`: shares 0 to 1 at 1/scale -> 0 to 255 at (height, width).
 
     Bicubic, on the same grid, rounded once.
     """
-    return to_bytes(enlarged(share, scale, height, width))
+    return to_u8(upsample(share, scale, height, width))
 
 
-def enlarged(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
-    """`full_size` before it is rounded; beside a steep edge a value may lie a little below 0 or above 1."""
+def upsample(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
+    """`upsample_u8` before it is rounded; beside a steep edge a value may lie a little below 0 or above 1."""
     rows, columns = share.shape
     large = cv2.resize(share, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
     return large[:height, :width]
 
 
-def to_bytes(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_u8(share: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Shares to 0 to 255; what lies outside 0 to 1 becomes its end."""
     return cv2.convertScaleAbs(np.clip(share, 0, 1), alpha=255)

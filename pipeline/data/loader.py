@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from pipeline.data.augment import Augment
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.competition import CsvMasks
-from pipeline.data.images import small_shape
+from pipeline.data.images import grid_shape
 from pipeline.masks.confusion import index_dtype
 from pipeline.runtime.problem import Problem
 
@@ -52,7 +52,7 @@ class TrainingDataset(Dataset):
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
-            height, width = small_shape(dataset.height, dataset.width, scale)
+            height, width = grid_shape(dataset.height, dataset.width, scale)
             self.cache = (
                 shared_zeros((len(names), height, width, dataset.channels)),
                 shared_zeros((len(names), height, width), index_dtype(len(dataset.classes))),

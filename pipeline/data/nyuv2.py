@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from pipeline.data import grouping, nyuv2_classes
-from pipeline.data.images import averaged, picked
+from pipeline.data.images import downsample_image, downsample_labels
 from pipeline.runtime.files import digest
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.runtime.problem import Problem
@@ -74,11 +74,11 @@ class NyuV2:
         image = self.array("images", name)
         if self.channels == 4:
             image = np.concatenate([image, depth_bytes(self.array("depths", name))[None]])
-        return averaged(np.ascontiguousarray(image.T), scale)
+        return downsample_image(np.ascontiguousarray(image.T), scale)
 
     def target(self, name: str, scale: int) -> NDArray:
         """Class indices (rows, columns) at 1/scale, of the dtype that `truth` has."""
-        return picked(self.truth(name), scale)
+        return downsample_labels(self.truth(name), scale)
 
     def truth(self, name: str) -> NDArray:
         """Class indices (height, width) of the dtype of `confusion.index_dtype`; its largest value: no label."""

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.images import enlarged
+from pipeline.data.images import upsample
 from pipeline.runtime.device import autocast
-from pipeline.inference.ensemble import ByScale, Ensemble, enlarged_on_device
+from pipeline.inference.ensemble import ByScale, Ensemble, upsample_on_device
 from pipeline.masks.confusion import index_dtype
 from pipeline.runtime.progress import in_order
 
@@ -55,7 +55,7 @@ class ClassEnsemble(Ensemble):
         """Of one picture, array (height, width)."""
 
         def share(index: int) -> NDArray[np.float32]:
-            one, *others = (enlarged(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
+            one, *others = (upsample(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
             return sum(others, start=one)
 
         return largest(share, shares[self.scales[0]].shape[1])
@@ -67,7 +67,7 @@ class ClassEnsemble(Ensemble):
         best = torch.full(size, -torch.inf, device=self.device)
         found = torch.zeros(size, dtype=as_torch_has_it(classes), device=self.device)
         for index in range(classes):
-            maps = (enlarged_on_device(shares[s][:, index], s, self.height, self.width) for s in self.scales)
+            maps = (upsample_on_device(shares[s][:, index], s, self.height, self.width) for s in self.scales)
             share = sum(maps, start=next(maps))
             better = share > best
             best, found = share.where(better, best), found.masked_fill(better, index)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.images import enlarged, to_bytes
+from pipeline.data.images import upsample, to_u8
 from pipeline.runtime.device import autocast
 from pipeline.inference.tta import View
 from pipeline.runtime.progress import in_order
@@ -66,22 +66,22 @@ class Ensemble:
         """Where all members see one scale: the same, and the mean before it is enlarged, uint8 (N, H, W)."""
         shares = self.weighted_shares({scale: image_NHWC for scale in self.scales})
         (share_NHW,) = shares.values()
-        return self.rounded(shares), to_bytes_on_device(share_NHW)
+        return self.rounded(shares), to_u8_on_device(share_NHW)
 
     def rounded(self, shares: ByScale) -> Tensor:
         if self.device.type == "cuda":
-            return to_bytes_on_device(self.full_size_on_device(shares))
+            return to_u8_on_device(self.mean_on_device(shares))
         images = range(len(shares[self.scales[0]]))
-        return torch.from_numpy(np.stack(list(in_order(lambda image: to_bytes(self.full_size(shares, image)), images))))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: to_u8(self.full_size_mean(shares, image)), images))))
 
     @torch.inference_mode()
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
-        """The same mean before it is rounded, float32 (N, height, width); see `images.enlarged` for its range."""
+        """The same mean before it is rounded, float32 (N, height, width); see `images.upsample` for its range."""
         shares = self.weighted_shares(image_of_scale)
         if self.device.type == "cuda":
-            return self.full_size_on_device(shares)
+            return self.mean_on_device(shares)
         images = range(len(shares[self.scales[0]]))
-        return torch.from_numpy(np.stack(list(in_order(lambda image: self.full_size(shares, image), images))))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: self.full_size_mean(shares, image), images))))
 
     def weighted_shares(self, image_of_scale: ByScale) -> ByScale:
         return {scale: self.weighted_share(scale, image_of_scale[scale]) for scale in self.scales}
@@ -97,14 +97,14 @@ class Ensemble:
                     total_NHW += view.undone(share_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
         return total_NHW
 
-    def full_size(self, shares: ByScale, image: int) -> NDArray[np.float32]:
+    def full_size_mean(self, shares: ByScale, image: int) -> NDArray[np.float32]:
         """The sum over the scales for one picture, float32 array (height, width)."""
-        one, *others = (enlarged(shares[s][image].numpy(), s, self.height, self.width) for s in self.scales)
+        one, *others = (upsample(shares[s][image].numpy(), s, self.height, self.width) for s in self.scales)
         return sum(others, start=one)
 
-    def full_size_on_device(self, shares: ByScale) -> Tensor:
+    def mean_on_device(self, shares: ByScale) -> Tensor:
         """The sum over the scales, float32 (N, height, width)."""
-        one, *others = (enlarged_on_device(shares[s], s, self.height, self.width) for s in self.scales)
+        one, *others = (upsample_on_device(shares[s], s, self.height, self.width) for s in self.scales)
         return sum(others, start=one)
 
 
@@ -115,11 +115,11 @@ def share(network: nn.Module, image_NHWC: Tensor) -> Tensor:
     return logits_NCHW[:, 0].float().sigmoid()
 
 
-def enlarged_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
-    """`data.images.enlarged` for a batch on a GPU; the two agree but for the rounding of float32."""
+def upsample_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
+    """`data.images.upsample` for a batch on a GPU; the two agree but for the rounding of float32."""
     return F.interpolate(share_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
 
 
-def to_bytes_on_device(share_NHW: Tensor) -> Tensor:
-    """`data.images.to_bytes` for a batch on any device."""
+def to_u8_on_device(share_NHW: Tensor) -> Tensor:
+    """`data.images.to_u8` for a batch on any device."""
     return (share_NHW.clamp(0, 1) * 255).round().to(torch.uint8)

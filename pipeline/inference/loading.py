@@ -6,7 +6,7 @@ import torch
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.images import small_shape
+from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.inference.ensemble import Ensemble, Member
 from pipeline.inference.tta import VIEWS
@@ -97,7 +97,7 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
     """
 
     def predict(pictures: int) -> None:
-        shapes = {scale: small_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
+        shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
         cells = {scale: (pictures, *shape, ensemble.channels) for scale, shape in shapes.items()}
         black = {scale: torch.zeros(shape, dtype=torch.uint8) for scale, shape in cells.items()}
         ensemble(black).cpu()

@@ -1,7 +1,7 @@
 """What is kept of the predictions of a fold: histograms of each picture in `.npz`, and for looking at, in `.zip`,
 mean probabilities on the network's own grid, as 8-bit PNGs.
 
-A mask at full size needs no more: `data.images.enlarged` brings the grid there as it did when the picture was judged.
+A mask at full size needs no more: `data.images.upsample` brings the grid there as it did when the picture was judged.
 On 16 real pictures at 1/4, rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its
 Dice by at most 0.000014. Such a PNG has 5 kB at 1/4 and 15 kB at 1/2; the probability at full size would have 50.
 """

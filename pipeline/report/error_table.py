@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.errors import Errors, errors_of
 from pipeline.carvana import car_of, view_of
-from pipeline.data.images import full_size
+from pipeline.data.images import upsample_u8
 from pipeline.masks.dice import dice_at_every_cut
 from pipeline.runtime.progress import in_order
 
@@ -79,7 +79,7 @@ def without_cars(images: pd.DataFrame) -> pd.DataFrame:
 
 def probability_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """A probability that was kept at 1/scale -> at full size, 0 to 255, uint8 (height, width)."""
-    return full_size(np.divide(kept_u8, 255, dtype=np.float32), scale, height, width)
+    return upsample_u8(np.divide(kept_u8, 255, dtype=np.float32), scale, height, width)
 
 
 def mask_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int, cut: int) -> NDArray[np.bool_]:

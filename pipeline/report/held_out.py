@@ -18,7 +18,7 @@ from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.competition import Masks, ImageSet, open_masks
-from pipeline.data.images import full_size
+from pipeline.data.images import upsample_u8
 from pipeline.inference.stored_threshold import of_another_network, outdated, read_cut, ways_of
 from pipeline.inference.oof import Judged, Kept, open_kept, read_judged
 from pipeline.masks.dice import cut_as_share, cut_from_share
@@ -168,7 +168,7 @@ def photos(pictures: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray
     if pictures.stored_scale == 1:
         return small, large
     channels = [
-        full_size(large[..., channel].astype(np.float32) / np.float32(255), pictures.stored_scale, HEIGHT_PX, WIDTH_PX)
+        upsample_u8(large[..., channel].astype(np.float32) / np.float32(255), pictures.stored_scale, HEIGHT_PX, WIDTH_PX)
         for channel in range(3)
     ]
     return small, np.dstack(channels)

@@ -121,7 +121,7 @@ def pictures(data: bytes, folder: pathlib.Path) -> None:
     scale = (1, 2, 4, 8)[data[0] % 4] if data else 1
     try:
         image = images.decode_jpeg(data[1:], scale, HEIGHT, WIDTH, "here")
-        assert image.shape == (*images.small_shape(HEIGHT, WIDTH, scale), 3)
+        assert image.shape == (*images.grid_shape(HEIGHT, WIDTH, scale), 3)
     except Problem:
         pass
     try:
