@@ -101,8 +101,8 @@ def cut_search_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | 
     """The time of one core beyond the network's, for the training set: histograms, and Dice at every cut."""
     blurred = np.random.default_rng(0).integers(256, size=(carvana.HEIGHT_PX, carvana.WIDTH_PX), dtype=np.uint8)
     counting_s = statistics.median(seconds_of(lambda: dice.histogram(blurred, mask)) for mask in masks)
-    histograms = np.random.default_rng(0).integers(9999, size=(CUT_SEARCH_PICTURES, 2, dice.CUTS), dtype=np.int32)
-    search_s = seconds_of(lambda: dice.best_cut(dice.dice_at_every_cut(histograms)))
+    histograms = np.random.default_rng(0).integers(9999, size=(CUT_SEARCH_PICTURES, 2, dice.THRESHOLDS), dtype=np.int32)
+    search_s = seconds_of(lambda: dice.best_threshold_u8(dice.dice_at_thresholds(histograms)))
     total_s = counting_s * CUT_SEARCH_PICTURES + search_s
     print_row(f"search among 256 cuts on {CUT_SEARCH_PICTURES} pictures, s of one core", total_s)
     return {"cut_search_5088_s": total_s}
@@ -130,7 +130,7 @@ def prediction_figures(
     run = Run("bench")
     number = int(next((folder / run.folder).glob("fold*/best.pt")).parent.name.removeprefix("fold"))
     network, settings = load_network(folder / run.fold(number).best, device)
-    cut = dice.cut_from_share(json.loads((folder / run.threshold).read_text())["cut"])
+    cut = dice.threshold_to_u8(json.loads((folder / run.threshold).read_text())["cut"])
     out = folder / "usual"
     out.mkdir()
 

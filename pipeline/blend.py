@@ -18,7 +18,7 @@ from pipeline.data.image_stream import ImagesAtScales, stream
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import check_cars, folds_of, load_members
 from pipeline.masks import dice
-from pipeline.masks.dice import cut_as_share
+from pipeline.masks.dice import threshold_from_u8
 from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
@@ -54,7 +54,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     gain = best.dice_cross_fitted - best_single.dice_cross_fitted
     write_json(joint.blend, {
         "weights": weights,
-        "cut": round(cut_as_share(best.cut), 6),
+        "cut": round(threshold_from_u8(best.cut), 6),
         "oof_dice": round(best.dice, 6),
         "oof_dice_cross_fitted": round(best.dice_cross_fitted, 6),
         "best_single_run": name_of_single,
@@ -65,7 +65,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     })  # fmt: skip
     print(
         f"{joint.blend}: {', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, "
-        f"cut {cut_as_share(best.cut):.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the "
+        f"cut {threshold_from_u8(best.cut):.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the "
         f"best single run, {name_of_single}, over {tally.pictures} images."
     )
 
@@ -152,14 +152,14 @@ class Tally:
     """The sums of Dice at each weighting and each cut, for each group of pictures that no choice may divide."""
 
     def __init__(self, weightings: int):
-        self.shape = (weightings, dice.CUTS)
+        self.shape = (weightings, dice.THRESHOLDS)
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.pictures = 0
 
     def add(self, group: str, histograms: NDArray[np.int32]) -> None:
         """histograms: of one picture at each weighting, int32 array (weightings, 2, 256)."""
         self.sums.setdefault(group, np.zeros(self.shape))
-        self.sums[group] += dice.dice_at_every_cut(histograms)
+        self.sums[group] += dice.dice_at_thresholds(histograms)
         self.pictures += 1
 
     def best(self, among: NDArray[np.bool_]) -> "Choice":
@@ -194,7 +194,7 @@ class Choice:
 def highest(sums: NDArray[np.float64], among: NDArray[np.bool_]) -> tuple[int, int]:
     """Where (weightings, cuts) is highest among some weightings; of equal cuts the middle one."""
     weighting = int(np.where(among, sums.max(axis=1), -np.inf).argmax())
-    return weighting, dice.best_cut(sums[weighting][None])
+    return weighting, dice.best_threshold_u8(sums[weighting][None])
 
 
 def blended_histograms(

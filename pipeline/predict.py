@@ -22,7 +22,7 @@ from pipeline.config import Settings
 from pipeline.data import competition
 from pipeline.data.image_stream import Batch, ImagesAtScales, stream
 from pipeline.runtime.files import locked, read_json, sha256
-from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold
+from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold_json
 from pipeline.runtime.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
 from pipeline.inference.loading import batch_that_fits, check_cars, load_members
@@ -31,7 +31,7 @@ from pipeline.submission import provenance
 from pipeline.submission.shards import Parts
 from pipeline.submission.writer import Row, proven_text
 from pipeline.masks import on_device, rle
-from pipeline.masks.dice import cut_from_share
+from pipeline.masks.dice import threshold_to_u8
 from pipeline.runtime.memory import out_of_memory_told, too_large
 from pipeline.model import checkpoint
 from pipeline.runtime.distributed import processes
@@ -52,7 +52,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
         with everyone.first_goes_ahead():
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
-            weight_of_path, cut, cut_file = weights_and_cut(run, runs or [run], folds)
+            weight_of_path, cut, threshold_facts = weights_and_threshold(run, runs or [run], folds)
             with checkpoint.unchanged(weight_of_path) as hashes:
                 members, trained = load_members(weight_of_path, overrides, everyone.device)
             check_cars(weight_of_path, trained, "A submission")
@@ -86,15 +86,15 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
                 of_before = parts.open(facts | {"batch that fits": batch_size})
         missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
         if everyone.first:
-            of_cut = [] if run.blend.is_file() else [cut_told(one, weight_of_path, each) for one in runs or [run]]
-            if any(is_of_others for _, is_of_others in of_cut):  # so is the Dice that stands beside it
-                cut_file = {"cut": cut_file["cut"]}
-            about = origin_of(runs or [run], hashes, trained, settings, cut_file)
+            threshold_notes = [] if run.blend.is_file() else [threshold_note(one, weight_of_path, each) for one in runs or [run]]
+            if any(is_of_others for _, is_of_others in threshold_notes):  # so is the Dice that stands beside it
+                threshold_facts = {"cut": threshold_facts["cut"]}
+            about = origin_of(runs or [run], hashes, trained, settings, threshold_facts)
             count = f", {everyone.count} processes" if everyone.count > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
             tell(
-                *(sentence for sentence, _ in of_cut),
+                *(sentence for sentence, _ in threshold_notes),
                 "" if len(runs) < 2 or run.blend.is_file() else no_blend(run, runs),
                 f"Only {batch_size} pictures at once fit into the memory." if batch_size < asked else "",
                 *of_before,
@@ -162,7 +162,7 @@ def masks_and_bounds(probability_u8_NHW: Tensor, cut: int) -> Iterable[tuple[NDA
     return ((mask, rle.bounds(mask)) for mask in masks)
 
 
-def weights_and_cut(
+def weights_and_threshold(
     joint: Run, runs: Sequence[Run], folds: list[int]
 ) -> tuple[dict[pathlib.Path, float], int, dict[str, Any]]:
     """Checkpoint -> its weight in the mean; the cut as the smallest 8-bit value that counts as car; its file's content.
@@ -175,19 +175,19 @@ def weights_and_cut(
         if not paths[run.name]:
             raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     if len(runs) > 1 and joint.blend.is_file():
-        weights, found = read_blend(joint.blend, runs), read_threshold(joint.blend, maker="blend")
+        weights, found = read_blend(joint.blend, runs), read_threshold_json(joint.blend, maker="blend")
     else:
         if sentence := next(filter(None, map(outdated, runs)), ""):
             raise Problem(sentence)
-        weights, all_found = {run.name: 1 / len(runs) for run in runs}, [read_threshold(run.threshold) for run in runs]
+        weights, all_found = {run.name: 1 / len(runs) for run in runs}, [read_threshold_json(run.threshold) for run in runs]
         found = all_found[0] if len(runs) == 1 else {"cut": sum(each["cut"] for each in all_found) / len(runs)}
     weight_of_path = {
         path: weights[run.name] / len(paths[run.name]) for run in runs for path in paths[run.name] if weights[run.name]
     }
-    return weight_of_path, cut_from_share(found["cut"]), found
+    return weight_of_path, threshold_to_u8(found["cut"]), found
 
 
-def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
+def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
     """A sentence when the cut of a run is of predictions made otherwise than now, or nobody knows how, else "";
     and whether they surely were.
 
@@ -195,7 +195,7 @@ def cut_told(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) 
     """
     its = [one for path, one in zip(paths, settings) if path.parent.parent == run.folder]
     ways = {predicted_with(one.predict.tta, one.data.scale, one.data.hq) for one in its}
-    known = read_threshold(run.threshold).get("predicted_with", "")
+    known = read_threshold_json(run.threshold).get("predicted_with", "")
     if not known:
         return f"{run.threshold} does not say of which predictions it is.", False
     if ways <= {known}:

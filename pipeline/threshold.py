@@ -26,7 +26,7 @@ def main(run: Run) -> None:
     if not folds:
         raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate RUN={run.name}` first.")
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
-        found = find_cut(run, folds)
+        found = find_threshold(run, folds)
         write_json(run.threshold, found)
     print(
         f"{run.threshold}: cut {found['cut']:.3f}, Dice {found['oof_dice']:.5f}, "
@@ -34,7 +34,7 @@ def main(run: Run) -> None:
     )
 
 
-def find_cut(run: Run, folds: list[int]) -> dict[str, Any]:
+def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
     """What `threshold.json` holds."""
     predictions = predictions_of(run)  # before they are read: what is judged anew meanwhile makes the cut outdated
     judged_folds = read_oof(run, folds)
@@ -43,10 +43,10 @@ def find_cut(run: Run, folds: list[int]) -> dict[str, Any]:
     group_of_unit = groups(table)
     group = np.array([group_of_unit.get(unit_of(name, table), "") for name in names])
 
-    scores = dice.dice_at_every_cut(np.concatenate([judged.histograms for judged in judged_folds]))
-    cut = dice.best_cut(scores)
+    scores = dice.dice_at_thresholds(np.concatenate([judged.histograms for judged in judged_folds]))
+    cut = dice.best_threshold_u8(scores)
     return {
-        "cut": round(dice.cut_as_share(cut), 6),
+        "cut": round(dice.threshold_from_u8(cut), 6),
         "oof_dice": round(float(scores[:, cut].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
@@ -61,7 +61,7 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
     for group in np.unique(groups):
         inside = groups == group
         others = scores[~inside] if not inside.all() else scores
-        judged[inside] = scores[inside, dice.best_cut(others)]
+        judged[inside] = scores[inside, dice.best_threshold_u8(others)]
     return float(judged.mean())
 
 

@@ -34,7 +34,7 @@ from pipeline.data.loader import (
 )
 from pipeline.runtime.files import write_text
 from pipeline.runtime.device import autocast, describe, loss_scaler, no_kernel_told, set_up
-from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, together
+from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, together
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
 from pipeline.training.previews import pictures_to_show
@@ -394,7 +394,7 @@ def judge(
     with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
         if binary:
             counts = histograms(predict, batches, mine.names, dataset.truth)
-            scores = cut_scores(np.concatenate(everyone.gather(counts)))
+            scores = dice_scores(np.concatenate(everyone.gather(counts)))
         else:
             judged = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
             scores = class_scores(together(everyone.gather(judged)))

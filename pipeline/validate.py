@@ -17,7 +17,7 @@ from pipeline.data.grouping import absent, check_trained_on, read_folds, split
 from pipeline.runtime.files import locked, replacing, sha256
 from pipeline.inference.stored_threshold import predicted_with
 from pipeline.runtime.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, cut_scores, histograms, not_shown
+from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, not_shown
 from pipeline.inference.oof import keeping
 from pipeline.inference.loading import batch_that_fits, ensemble_of, folds_of, load_network, member_of
 from pipeline.runtime.memory import out_of_memory_told, too_large
@@ -72,7 +72,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
             if binary:
                 counts = histograms(ensemble.with_grid, batches, names, dataset.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
-                judged = f"Dice {cut_scores(counts)['dice']:.5f} at the cut 0.5"
+                judged = f"Dice {dice_scores(counts)['dice']:.5f} at the cut 0.5"
             else:
                 confused = confusions(predict, batches, names, dataset.truth, settings.task.count, keep)
                 found = {**confused._asdict(), "classes": np.array(dataset.classes)}

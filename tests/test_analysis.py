@@ -61,7 +61,7 @@ def test_the_parts_make_the_whole(truth: np.ndarray, random) -> None:
     bands = [getattr(found, f"errors_{distance}_px") for distance in DISTANCES_PX] + [found.errors_far_px]
     assert sum(bands) == wrong == found.false_object_px + found.false_background_px
     assert found.truth_px == truth.sum() and found.predicted_px == predicted.sum()
-    expected = dice.dice_at_every_cut(dice.histogram(predicted * np.uint8(255), truth)[None])[0, 128]
+    expected = dice.dice_at_thresholds(dice.histogram(predicted * np.uint8(255), truth)[None])[0, 128]
     assert found.dice == pytest.approx(expected)
     assert found.worst_px == wrong  # a picture this small lies within the square
     assert found.pieces == cv2.connectedComponents(predicted.view(np.uint8), connectivity=8)[0] - 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from pipeline.masks.dice import CUTS, best_cut, cut_as_share, cut_from_share, dice_at_every_cut, histogram
+from pipeline.masks.dice import THRESHOLDS, best_threshold_u8, threshold_from_u8, threshold_to_u8, dice_at_thresholds, histogram
 
 PICTURES = array_shapes(min_dims=2, max_dims=2, max_side=8).flatmap(
     lambda shape: st.tuples(arrays(np.uint8, shape), arrays(bool, shape))
@@ -21,7 +21,7 @@ def dice_by_definition(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) 
 
 
 def dice_of(probability_u8: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return dice_at_every_cut(histogram(probability_u8, mask)[None])[0]
+    return dice_at_thresholds(histogram(probability_u8, mask)[None])[0]
 
 
 def test_a_known_picture_has_known_dice() -> None:
@@ -54,7 +54,7 @@ def test_a_histogram_counts_every_pixel_of_a_full_size_picture_once() -> None:
     mask = np.zeros((1280, 1918), dtype=bool)
     mask[300:900, 400:1500] = True
     counts = histogram(probability_u8, mask)
-    assert counts.shape == (2, CUTS) and counts.dtype == np.int32
+    assert counts.shape == (2, THRESHOLDS) and counts.dtype == np.int32
     assert counts[1].sum() == mask.sum() and counts.sum() == mask.size
 
 
@@ -64,39 +64,39 @@ def test_images_count_alike_however_large_their_cars_are() -> None:
     small[0, 0] = True
     found = large.astype(np.uint8) * 255  # the large car is found whole, the small one not at all
     missed = np.zeros((10, 10), dtype=np.uint8)
-    dice = dice_at_every_cut(np.stack([histogram(found, large), histogram(missed, small)]))
+    dice = dice_at_thresholds(np.stack([histogram(found, large), histogram(missed, small)]))
     assert dice[:, 128].tolist() == [1.0, 0.0]
     assert dice.mean(axis=0)[128] == 0.5
 
 
 def test_the_best_cut_has_the_highest_mean_over_images() -> None:
-    dice = np.zeros((2, CUTS))
+    dice = np.zeros((2, THRESHOLDS))
     dice[:, 40] = 1.0, 0.1
     dice[:, 90] = 0.6, 0.6
-    assert best_cut(dice) == 90
+    assert best_threshold_u8(dice) == 90
 
 
 def test_of_equally_good_cuts_the_middle_one_is_taken() -> None:
-    dice = np.zeros((1, CUTS))
+    dice = np.zeros((1, THRESHOLDS))
     dice[0, 101:200] = 0.9
-    assert best_cut(dice) == 150
+    assert best_threshold_u8(dice) == 150
 
 
 def test_a_cut_told_as_a_share_is_the_same_cut_again() -> None:
-    for cut in range(CUTS):
-        assert cut_from_share(cut_as_share(cut)) == cut
-        assert cut_from_share(round(cut_as_share(cut), 6)) == cut  # as threshold.json rounds it
+    for cut in range(THRESHOLDS):
+        assert threshold_to_u8(threshold_from_u8(cut)) == cut
+        assert threshold_to_u8(round(threshold_from_u8(cut), 6)) == cut  # as threshold.json rounds it
 
 
 def test_a_half_is_128_of_255_and_not_the_number_0_5() -> None:
     """Masks with values 0 to 255 that are cut at > 0.5 take every faint pixel for car."""
-    assert cut_from_share(0.5) == 128
-    assert cut_as_share(128) == 0.5
+    assert threshold_to_u8(0.5) == 128
+    assert threshold_from_u8(128) == 0.5
     faint = np.full((2, 2), 1, dtype=np.uint8)
-    assert not (faint >= cut_from_share(0.5)).any()
+    assert not (faint >= threshold_to_u8(0.5)).any()
 
 
 def test_a_share_cuts_8_bit_values_where_the_share_lies() -> None:
     for thousandths in range(1001):
-        cut = cut_from_share(thousandths / 1000)
+        cut = threshold_to_u8(thousandths / 1000)
         assert cut == min(value for value in range(256) if Fraction(value, 255) >= Fraction(thousandths, 1000))

@@ -88,7 +88,7 @@ def test_a_chart_has_text_the_colours_of_the_page_and_ids_of_its_own() -> None:
 def test_charts_of_pictures_that_are_all_alike_are_drawn_without_a_warning(value: float) -> None:
     alike = np.full(3, value)
     charts.curves("x", {"fold 0": ([1, 2], [value, value])}, "Dice", log=False)
-    charts.cut_curve(np.linspace(0, 1, 256), np.full(256, value), 0.5)
+    charts.threshold_curve(np.linspace(0, 1, 256), np.full(256, value), 0.5)
     charts.spread(alike)
     charts.histogram("x", alike, "IoU")
     charts.ring([value] * 16)

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.runtime.files import sha256, write_json
-from pipeline.inference.stored_threshold import outdated, predicted_with, read_cut
+from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold_u8
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -67,10 +67,10 @@ def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
     assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
-    assert found["cut"] == pytest.approx(dice.cut_as_share(100), abs=1e-6)
+    assert found["cut"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
     assert found["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
     assert found["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
-    assert read_cut(judged.threshold) == 100
+    assert read_threshold_u8(judged.threshold) == 100
 
 
 def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
@@ -81,10 +81,10 @@ def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
     save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
     said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
     with pytest.raises(Problem, match=said):
-        predict.weights_and_cut(judged, [judged], [0])
+        predict.weights_and_threshold(judged, [judged], [0])
     write_json(judged.threshold, {"cut": 0.4})  # by hand: it names no predictions
     assert outdated(judged) == ""
-    assert predict.weights_and_cut(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
+    assert predict.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
 
 
 def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
@@ -111,13 +111,13 @@ def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
     assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
     paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
     plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
-    assert predict.cut_told(judged, paths, [plain, plain]) == ("", False)
-    told, is_of_others = predict.cut_told(judged, paths, [settings, settings])
+    assert predict.threshold_note(judged, paths, [plain, plain]) == ("", False)
+    told, is_of_others = predict.threshold_note(judged, paths, [settings, settings])
     assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in told
     assert is_of_others
-    assert predict.cut_told(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
+    assert predict.threshold_note(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
     write_json(judged.threshold, {"cut": 0.4})
-    told, is_of_others = predict.cut_told(judged, paths, [plain, plain])
+    told, is_of_others = predict.threshold_note(judged, paths, [plain, plain])
     assert told.endswith("does not say of which predictions it is.") and not is_of_others
 
 
@@ -138,7 +138,7 @@ def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
         for fold in (0, 1):
             save_oof(judged, fold, ["00000000000a_01.jpg"], counts)
         threshold.main(judged)
-        assert read_cut(judged.threshold) == cut
+        assert read_threshold_u8(judged.threshold) == cut
 
 
 def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
@@ -170,4 +170,4 @@ def test_predictions_of_a_fold_that_was_deleted_do_not_count(judged: Run) -> Non
 def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=r"threshold\.json"):
-        read_cut(tmp_path / "threshold.json")
+        read_threshold_u8(tmp_path / "threshold.json")

@@ -85,7 +85,7 @@ def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished
 def oof_dice(run: pathlib.Path, fold: int) -> float:
     """At the cut 0.5."""
     with np.load(run / "oof" / f"fold{fold}.npz") as file:
-        return float(dice.dice_at_every_cut(file["histograms"])[:, 128].mean())
+        return float(dice.dice_at_thresholds(file["histograms"])[:, 128].mean())
 
 
 def test_validation_finds_the_dice_that_training_saw(pipeline: Pipeline, run_copy: pathlib.Path) -> None:

@@ -85,15 +85,15 @@ def histograms(
             return counts
 
         found = list(one_behind(predictor, batches, finish))
-    return np.concatenate(found or [np.zeros((0, 2, dice.CUTS), np.int32)])  # one process of many may have no picture
+    return np.concatenate(found or [np.zeros((0, 2, dice.THRESHOLDS), np.int32)])  # one process of many may have no picture
 
 
-def cut_scores(counts: NDArray[np.int32]) -> dict[str, float]:
+def dice_scores(counts: NDArray[np.int32]) -> dict[str, float]:
     """`dice`, the mean over pictures at the cut 0.5, and `dice_cut`, the best cut, of histograms (pictures, 2, 256)."""
-    scores = dice.dice_at_every_cut(counts)
+    scores = dice.dice_at_thresholds(counts)
     return {
-        "dice": float(scores[:, dice.cut_from_share(0.5)].mean()),
-        "dice_cut": dice.cut_as_share(dice.best_cut(scores)),
+        "dice": float(scores[:, dice.threshold_to_u8(0.5)].mean()),
+        "dice_cut": dice.threshold_from_u8(dice.best_threshold_u8(scores)),
     }
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.zip_reader import DAMAGE
 from pipeline.runtime.files import replacing, sha256
 from pipeline.masks.confusion import Counts, index_dtype
-from pipeline.masks.dice import CUTS
+from pipeline.masks.dice import THRESHOLDS
 from pipeline.runtime.problem import Problem
 
 # Of the strategies of zlib the fastest one that there is makes the smallest files of these, of wide flat areas.
@@ -55,9 +55,9 @@ def read_judged(path: pathlib.Path) -> Judged:
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
-    shape = (len(names) if names.ndim else 0, 2, CUTS)
+    shape = (len(names) if names.ndim else 0, 2, THRESHOLDS)
     if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
-        raise Problem(f"{path} does not hold histograms (images, 2, {CUTS}); run `make validate` again.")
+        raise Problem(f"{path} does not hold histograms (images, 2, {THRESHOLDS}); run `make validate` again.")
     return Judged(names.tolist(), histograms, checkpoint, probabilities, way)
 
 

@@ -9,19 +9,19 @@ import numpy as np
 from pipeline.data.zip_reader import DAMAGE
 from pipeline.runtime.files import read_json, sha256
 from pipeline.inference.oof import Confused, Judged
-from pipeline.masks.dice import cut_from_share
+from pipeline.masks.dice import threshold_to_u8
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 
 DICE_NAMES = {"oof_dice": "Dice", "oof_dice_cross_fitted": "cross-fitted Dice"}
 
 
-def read_cut(path: pathlib.Path) -> int:
+def read_threshold_u8(path: pathlib.Path) -> int:
     """The cut of a `threshold.json` as the smallest 8-bit value that counts as object."""
-    return cut_from_share(read_threshold(path)["cut"])
+    return threshold_to_u8(read_threshold_json(path)["cut"])
 
 
-def read_threshold(path: pathlib.Path, maker: str = "threshold") -> dict[str, Any]:
+def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[str, Any]:
     """All that stands there; only `cut`, a probability, must. Problem when it is missing or damaged.
 
     maker: the stage that writes it. A `blend.json` has a cut, too.
@@ -72,7 +72,7 @@ def outdated(run: Run) -> str:
 
     One that names no predictions, written by hand perhaps, is not judged; nor are predictions that are gone.
     """
-    named, there = read_threshold(run.threshold).get("predictions"), predictions_of(run)
+    named, there = read_threshold_json(run.threshold).get("predictions"), predictions_of(run)
     if not named:
         return ""
     if not all(named.get(fold) == digest for fold, digest in there.items()):

@@ -112,7 +112,7 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
     check_code(row, number)
     check_weights(row, number)
     check_folds(row, number)
-    check_cut(row, run)
+    check_threshold(row, run)
     words = ["--run", run.name, *(["--runs", *row.runs] if "RUNS" in given else [])]
     words += [*(["--fold", given["FOLD"]] if "FOLD" in given else []), *(["--data", data] if data else [])]
     with kept(run.submission):
@@ -187,7 +187,7 @@ def check_folds(row: Row, number: int) -> None:
             raise Problem(f"Row {number} has the folds {folds} of {name}, and here {trained or 'none'} is trained.")
 
 
-def check_cut(row: Row, run: Run) -> None:
+def check_threshold(row: Row, run: Run) -> None:
     """Of several runs the cut and the weights of `blend`, if they were; else they are the mean of the runs' own."""
     if len(row.runs) > 1 and not was_blended(row):
         if run.blend.is_file():

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pipeline import carvana, config
 from pipeline.data.competition import read_table
 from pipeline.runtime.files import sha256
-from pipeline.inference.stored_threshold import read_threshold
+from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.kaggle import ledger
 from pipeline.kaggle.client import Client, connect
 from pipeline.submission import provenance
@@ -112,7 +112,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     weights = [run.fold(fold).best for fold in folds]
     if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
-    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold(run.threshold)["cut"] != about.cut:
+    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold_json(run.threshold)["cut"] != about.cut:
         return f"{run.submission} was made with the cut {about.cut}, and {run.threshold} has another: predicting again."
     if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
         return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."

@@ -5,14 +5,14 @@ by two histograms of 256 bins: how often each value occurs on the object, and ho
 from the right they give true and false positives at every cut, so Dice at all 256 cuts needs no second
 pass, and an out-of-fold prediction is kept in 2 KB instead of 2.4 MB.
 
-A cut is the smallest 8-bit value that still counts as object, 0 to 255; `cut_as_share` tells it as the
+A cut is the smallest 8-bit value that still counts as object, 0 to 255; `threshold_from_u8` tells it as the
 probability that people write, halfway between two values.
 """
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CUTS = 256
+THRESHOLDS = 256
 
 
 def histogram(probability_u8: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -21,12 +21,12 @@ def histogram(probability_u8: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDA
     probability_u8, mask: (height, width), of less than 2**24 pixels, since OpenCV tells its counts in float32.
     """
     # 2.1 ms of 1918x1280 pixels; np.bincount, which widens each pixel to 8 bytes first, takes 5.5.
-    on = cv2.calcHist([probability_u8], [0], mask.view(np.uint8), [CUTS], [0, CUTS])
-    everywhere = cv2.calcHist([probability_u8], [0], None, [CUTS], [0, CUTS])
-    return np.stack((everywhere - on, on)).reshape(2, CUTS).astype(np.int32)
+    on = cv2.calcHist([probability_u8], [0], mask.view(np.uint8), [THRESHOLDS], [0, THRESHOLDS])
+    everywhere = cv2.calcHist([probability_u8], [0], None, [THRESHOLDS], [0, THRESHOLDS])
+    return np.stack((everywhere - on, on)).reshape(2, THRESHOLDS).astype(np.int32)
 
 
-def dice_at_every_cut(histograms: NDArray[np.int32]) -> NDArray[np.float64]:
+def dice_at_thresholds(histograms: NDArray[np.int32]) -> NDArray[np.float64]:
     """Dice of each image at each cut, float64 array (images, 256), from histograms (images, 2, 256).
 
     Dice = 2|P ∩ T| / (|P| + |T|), where P holds the pixels whose value is at least the cut; 1 when both
@@ -39,18 +39,18 @@ def dice_at_every_cut(histograms: NDArray[np.int32]) -> NDArray[np.float64]:
     return np.where(total == 0, 1.0, 2 * true_positives / np.maximum(total, 1))
 
 
-def best_cut(dice: NDArray[np.float64]) -> int:
+def best_threshold_u8(dice: NDArray[np.float64]) -> int:
     """The cut with the highest mean over images of an array (images, 256); of equals, the middle one."""
     mean = dice.mean(axis=0)
     best = np.flatnonzero(mean == mean.max())
     return int(best[len(best) // 2])
 
 
-def cut_as_share(cut: int) -> float:
+def threshold_from_u8(cut: int) -> float:
     """The 8-bit cut as a probability: 128 -> 0.5, since 127 / 255 lies below it and 128 / 255 above."""
-    return max(0.0, (cut - 0.5) / (CUTS - 1))
+    return max(0.0, (cut - 0.5) / (THRESHOLDS - 1))
 
 
-def cut_from_share(share: float) -> int:
-    """The inverse of `cut_as_share`, for a probability that a person wrote: 0.5 -> 128."""
-    return int(np.clip(np.ceil(share * (CUTS - 1)), 0, CUTS - 1))
+def threshold_to_u8(share: float) -> int:
+    """The inverse of `threshold_from_u8`, for a probability that a person wrote: 0.5 -> 128."""
+    return int(np.clip(np.ceil(share * (THRESHOLDS - 1)), 0, THRESHOLDS - 1))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.masks.dice import CUTS
+from pipeline.masks.dice import THRESHOLDS
 
 
 def bounds(mask_NHW: Tensor) -> list[NDArray[np.int64]]:
@@ -31,6 +31,6 @@ def histograms(probability_u8_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
     probability_u8_NHW: uint8; mask_NHW: bool.
     """
     images = len(mask_NHW)
-    bin_of_pixel = probability_u8_NHW.flatten(1).long() + CUTS * mask_NHW.flatten(1)
-    bin_of_pixel += 2 * CUTS * torch.arange(images, device=mask_NHW.device)[:, None]
-    return bin_of_pixel.flatten().bincount(minlength=images * 2 * CUTS).view(images, 2, CUTS)
+    bin_of_pixel = probability_u8_NHW.flatten(1).long() + THRESHOLDS * mask_NHW.flatten(1)
+    bin_of_pixel += 2 * THRESHOLDS * torch.arange(images, device=mask_NHW.device)[:, None]
+    return bin_of_pixel.flatten().bincount(minlength=images * 2 * THRESHOLDS).view(images, 2, THRESHOLDS)

@@ -49,7 +49,7 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
         return svg_of(figure, name, f"{label} by epoch; at the end {last}")
 
 
-def cut_curve(shares: NDArray[np.float64], dice: NDArray[np.float64], chosen: float) -> str:
+def threshold_curve(shares: NDArray[np.float64], dice: NDArray[np.float64], chosen: float) -> str:
     """Mean Dice against the cut, near its best. shares, dice: float64 (cuts,); chosen: the cut of the run."""
     at = int(np.abs(shares - chosen).argmin())
     drop = max(2e-4, 1.5 * (dice[at] - dice[np.abs(shares - chosen) < 0.25].min()))

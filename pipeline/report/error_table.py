@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.report.errors import Errors, errors_of
 from pipeline.carvana import car_of, view_of
 from pipeline.data.images import upsample_u8
-from pipeline.masks.dice import dice_at_every_cut
+from pipeline.masks.dice import dice_at_thresholds
 from pipeline.runtime.progress import in_order
 
 COUNTED = ("dice", "truth_px", "predicted_px", "false_object_px", "false_background_px")
@@ -27,7 +27,7 @@ def counts_table(names: Sequence[str], histograms: NDArray[np.int32], cut: int) 
     false_object, true_object = off[:, cut:].sum(axis=1), on[:, cut:].sum(axis=1)
     return pd.DataFrame({
         "img": list(names),
-        "dice": dice_at_every_cut(histograms)[:, cut],
+        "dice": dice_at_thresholds(histograms)[:, cut],
         "truth_px": on.sum(axis=1),
         "predicted_px": false_object + true_object,
         "false_object_px": false_object,

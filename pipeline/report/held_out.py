@@ -19,9 +19,9 @@ from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.competition import Masks, ImageSet, open_masks
 from pipeline.data.images import upsample_u8
-from pipeline.inference.stored_threshold import of_another_network, outdated, read_cut, ways_of
+from pipeline.inference.stored_threshold import of_another_network, outdated, read_threshold_u8, ways_of
 from pipeline.inference.oof import Judged, Kept, open_kept, read_judged
-from pipeline.masks.dice import cut_as_share, cut_from_share
+from pipeline.masks.dice import threshold_from_u8, threshold_to_u8
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 from pipeline.report import gallery
@@ -61,7 +61,7 @@ class HeldOut:
     @property
     def judged_by(self) -> str:
         """By which cut and of what predictions, in a few words."""
-        return ", ".join(word for word in (f"cut {cut_as_share(self.cut):.3f}", self.predicted_with) if word)
+        return ", ".join(word for word in (f"cut {threshold_from_u8(self.cut):.3f}", self.predicted_with) if word)
 
     @property
     def predicted_with(self) -> str:
@@ -113,8 +113,8 @@ class HeldOut:
 
 def open_run(run: Run, overrides: list[str]) -> HeldOut:
     """overrides: `data.…=` words over the trained settings. Without a `threshold.json` the cut is 0.5."""
-    cut_known = run.threshold.is_file()
-    found = HeldOut(read_cut(run.threshold) if cut_known else cut_from_share(0.5))
+    threshold_known = run.threshold.is_file()
+    found = HeldOut(read_threshold_u8(run.threshold) if threshold_known else threshold_to_u8(0.5))
     data, task = Settings().data, Settings().task
     for fold in run.trained_folds():
         settings = settings_of(run, fold, overrides)
@@ -132,7 +132,7 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
             found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
-    if cut_known and (sentence := outdated(run)) not in ("", *found.gaps):
+    if threshold_known and (sentence := outdated(run)) not in ("", *found.gaps):
         found.gaps.append(sentence)
     folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
     found.of_cars = data.kind == "carvana"

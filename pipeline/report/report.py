@@ -17,7 +17,7 @@ from pipeline.report.error_table import without_cars
 from pipeline.config import Settings
 from pipeline.data import grouping
 from pipeline.runtime.files import locked, write_text
-from pipeline.inference.stored_threshold import read_threshold
+from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -42,17 +42,17 @@ def main(run: Run, overrides: list[str], others: list[Run]) -> None:
         if settings.task.kind == "multiclass":
             report_classes(run, settings, overrides, logs, started)
         else:
-            report_cut(run, settings, overrides, logs, started, others)
+            report_binary(run, settings, overrides, logs, started, others)
 
 
-def report_cut(
+def report_binary(
     run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float, others: list[Run]
 ) -> None:
     """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
     folder, is_carvana = pathlib.Path(settings.data.folder), settings.data.kind == "carvana"
-    found, cut_known = open_run(run, overrides), run.threshold.is_file()
+    found, threshold_known = open_run(run, overrides), run.threshold.is_file()
     gaps = list(found.gaps)
-    if found.judged and not cut_known:
+    if found.judged and not threshold_known:
         gaps.append("The cut is 0.5, for want of a better one; run `make threshold`.")
     if not found.judged:
         gaps.append("No held-out picture has been judged; run `make validate threshold`.")
@@ -64,11 +64,11 @@ def report_cut(
         write_table(images if found.of_cars else without_cars(images), run.report / "images.csv")
     print(f"{len(images)} held-out pictures are analysed after {time.monotonic() - started:.0f} s.")
     context = (
-        head(run, settings, found, images, logs, cut_known)
+        head(run, settings, found, images, logs, threshold_known)
         | where(images, found)
         | gallery_of(images, found)
         | {"suspects": suspects_of(run, found, images, others, overrides)}
-        | {"curves": overview.curve_panels(logs), "cut_chart": cut_chart(found)}
+        | {"curves": overview.curve_panels(logs), "cut_chart": threshold_chart(found)}
         | {"submission": submitted.section(run, folder, settings.data.hq, gaps) if is_carvana else None}
     )
     anchors = {
@@ -137,7 +137,7 @@ def is_row(row: Any) -> bool:
 
 
 def head(
-    run: Run, settings: Settings, found: HeldOut, images: pd.DataFrame, logs: dict[int, list[dict]], cut_known: bool
+    run: Run, settings: Settings, found: HeldOut, images: pd.DataFrame, logs: dict[int, list[dict]], threshold_known: bool
 ) -> dict[str, Any]:
     """The first screen, the folds and the settings."""
     seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
@@ -155,7 +155,7 @@ def head(
     groups = "makes" if found.of_cars else "groups" if len(images) and images["make"].any() else "pictures"
     label = f"Dice of pictures of {groups} that no network saw".replace("pictures of pictures", "pictures")
     label = label if len(images) else "Dice at the end of training"
-    threshold = read_threshold(run.threshold) if cut_known else {}
+    threshold = read_threshold_json(run.threshold) if threshold_known else {}
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
@@ -272,12 +272,12 @@ def suspects_of(
     return {"count": len(table), "file": str(path), "cards": cards, "who": who, "of_cars": found.of_cars}
 
 
-def cut_chart(found: HeldOut) -> overview.Panel | None:
+def threshold_chart(found: HeldOut) -> overview.Panel | None:
     if not found.judged:
         return None
-    scores = np.concatenate([dice.dice_at_every_cut(judged.histograms) for judged in found.judged.values()])
-    cuts = np.array([dice.cut_as_share(cut) for cut in range(dice.CUTS)])
-    chart = charts.cut_curve(cuts, scores.mean(axis=0), dice.cut_as_share(found.cut))
+    scores = np.concatenate([dice.dice_at_thresholds(judged.histograms) for judged in found.judged.values()])
+    cuts = np.array([dice.threshold_from_u8(cut) for cut in range(dice.THRESHOLDS)])
+    chart = charts.threshold_curve(cuts, scores.mean(axis=0), dice.threshold_from_u8(found.cut))
     return overview.Panel("Dice at every cut", "Mean over the held-out pictures, the cut of this run marked.", chart)
 
 
