@@ -23,7 +23,7 @@ from pipeline.report.error_table import probability_of
 from pipeline.config import Settings
 from pipeline.data import competition, grouping
 from pipeline.runtime.files import replacing, sha256, write_json, write_text
-from pipeline.inference.oof import keeping, png
+from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
 from pipeline.synthetic import write_competition
@@ -97,7 +97,7 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
         row = {"epoch": 1, "train_loss": 0.01, "val_dice": 0.99, "val_dice_cut": 0.5, "images_per_s": 9.0,
                "waited_share": 0.0, "lr": 1e-3, "seconds": 60.0}  # fmt: skip
         write_text(fold.log, json.dumps(row) + "\n")
-        with keeping(run.oof_probabilities(number)) as keep:
+        with oof_writer(run.oof_probabilities(number)) as keep:
             for name in held_out:
                 keep(name, predicted[source_of[name]][0])
         histograms = np.stack([predicted[source_of[name]][1] for name in held_out])

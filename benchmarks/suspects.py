@@ -20,7 +20,7 @@ from pipeline.report.suspects import suspects_table
 from pipeline.report.error_table import probability_of
 from pipeline.data import competition
 from pipeline.runtime.files import write_json
-from pipeline.inference.oof import Kept, open_kept, read_judged
+from pipeline.inference.oof import OofStore, open_oof_store, read_oof_histograms
 from pipeline.inference.loading import load_network
 from pipeline.masks import rle
 from pipeline.paths import Run
@@ -77,11 +77,11 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
     """Where the wrong masks stand among the suspects, and what putting their place right makes of them."""
     kind_of = {name: one["kind"] for name, one in json.loads((copy / PLANTED).read_text()).items()}
     right, wrong = competition.open_masks(folder), competition.open_masks(copy)
-    kept_of: dict[str, Kept] = {}
+    kept_of: dict[str, OofStore] = {}
     scale = 0
     for fold in run.trained_folds():
-        judged = read_judged(run.oof(fold))
-        kept_of |= dict.fromkeys(judged.names, open_kept(judged, run.oof_probabilities(fold)))
+        judged = read_oof_histograms(run.oof(fold))
+        kept_of |= dict.fromkeys(judged.names, open_oof_store(judged, run.oof_probabilities(fold)))
         scale = load_network(run.fold(fold).best, torch.device("cpu"))[1].data.scale
     table = suspects_table(
         kept_of, wrong.read, lambda name: [probability_of(kept_of[name].read(name), scale, *SHAPE)]

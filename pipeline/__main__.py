@@ -111,7 +111,7 @@ def predict(args: argparse.Namespace) -> None:
     from pipeline import predict as stage
 
     if args.gpus > 1 and not distributed.by_torchrun():
-        launch.together(args.words, args.gpus)
+        launch.launch_processes(args.words, args.gpus)
     else:
         forgive = args.on_bad_image == "empty"
         stage.main(run_of(args), args.fold or [], overrides_of(args), runs_of(args), forgive)

@@ -22,7 +22,7 @@ from pipeline.config import Settings
 from pipeline.data import competition
 from pipeline.data.image_stream import Batch, ImagesAtScales, stream
 from pipeline.runtime.files import locked, read_json, sha256
-from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold_json
+from pipeline.inference.stored_threshold import stale_message, predicted_with, read_threshold_json
 from pipeline.runtime.device import describe, describe_machine
 from pipeline.inference.evaluate import one_behind
 from pipeline.inference.loading import batch_that_fits, check_cars, load_members
@@ -177,7 +177,7 @@ def weights_and_threshold(
     if len(runs) > 1 and joint.blend.is_file():
         weights, found = read_blend(joint.blend, runs), read_threshold_json(joint.blend, maker="blend")
     else:
-        if sentence := next(filter(None, map(outdated, runs)), ""):
+        if sentence := next(filter(None, map(stale_message, runs)), ""):
             raise Problem(sentence)
         weights, all_found = {run.name: 1 / len(runs) for run in runs}, [read_threshold_json(run.threshold) for run in runs]
         found = all_found[0] if len(runs) == 1 else {"cut": sum(each["cut"] for each in all_found) / len(runs)}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline import config
 from pipeline.data.grouping import groups, read_folds, unit_of
 from pipeline.runtime.files import locked, write_json
-from pipeline.inference.stored_threshold import of_another_network, predictions_of, ways_of
-from pipeline.inference.oof import Judged, read_judged
+from pipeline.inference.stored_threshold import other_network_message, oof_digests, prediction_settings
+from pipeline.inference.oof import OofHistograms, read_oof_histograms
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -36,7 +36,7 @@ def main(run: Run) -> None:
 
 def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
     """What `threshold.json` holds."""
-    predictions = predictions_of(run)  # before they are read: what is judged anew meanwhile makes the cut outdated
+    predictions = oof_digests(run)  # before they are read: what is judged anew meanwhile makes the cut outdated
     judged_folds = read_oof(run, folds)
     names = [name for judged in judged_folds for name in judged.names]
     table = read_folds(run.folds)
@@ -50,7 +50,7 @@ def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
         "oof_dice": round(float(scores[:, cut].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
-        "predicted_with": ways_of(judged_folds),
+        "predicted_with": prediction_settings(judged_folds),
         "predictions": predictions,
     }
 
@@ -65,10 +65,10 @@ def cross_fitted(scores: NDArray[np.float64], groups: NDArray) -> float:
     return float(judged.mean())
 
 
-def read_oof(run: Run, folds: list[int]) -> list[Judged]:
+def read_oof(run: Run, folds: list[int]) -> list[OofHistograms]:
     """Of each of the folds what was judged, by its network of now."""
-    found = [read_judged(run.oof(fold)) for fold in folds]
+    found = [read_oof_histograms(run.oof(fold)) for fold in folds]
     for fold, judged in zip(folds, found):
-        if sentence := of_another_network(run, fold, judged.checkpoint):
+        if sentence := other_network_message(run, fold, judged.checkpoint):
             raise Problem(sentence)
     return found

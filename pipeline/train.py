@@ -34,7 +34,7 @@ from pipeline.data.loader import (
 )
 from pipeline.runtime.files import write_text
 from pipeline.runtime.device import autocast, describe, loss_scaler, no_kernel_told, set_up
-from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, together
+from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, merge_confusions
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
 from pipeline.training.previews import pictures_to_show
@@ -264,7 +264,7 @@ def train_fold(
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row |= judge(ema, settings, validation_set, dataset, everyone)
+                row |= evaluate_epoch(ema, settings, validation_set, dataset, everyone)
             row |= {"seconds": watch.seconds(), "device": describe(device), "commit": commit}
             log.append(row)
             score = resume.score_of(row, key_of_score)
@@ -372,7 +372,7 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
     )
 
 
-def judge(
+def evaluate_epoch(
     ema: Ema, settings: Settings, validation_set: ValidationDataset, dataset: SegmentationDataset, everyone: Processes
 ) -> dict[str, float]:
     """The averaged weights on the held-out pictures at full size, without flips, as keys of `log.jsonl`.
@@ -397,7 +397,7 @@ def judge(
             scores = dice_scores(np.concatenate(everyone.gather(counts)))
         else:
             judged = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = class_scores(together(everyone.gather(judged)))
+            scores = class_scores(merge_confusions(everyone.gather(judged)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

@@ -17,8 +17,8 @@ from pipeline.data.grouping import absent, check_trained_on, read_folds, split
 from pipeline.runtime.files import locked, replacing, sha256
 from pipeline.inference.stored_threshold import predicted_with
 from pipeline.runtime.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, not_shown
-from pipeline.inference.oof import keeping
+from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, missing_classes
+from pipeline.inference.oof import oof_writer
 from pipeline.inference.loading import batch_that_fits, ensemble_of, folds_of, load_network, member_of
 from pipeline.runtime.memory import out_of_memory_told, too_large
 from pipeline.model import checkpoint
@@ -68,7 +68,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
     with locked(run.lock(f"validate.fold{fold}"), busy):
         kept_path = run.oof_probabilities(fold)
-        with keeping(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        with oof_writer(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             if binary:
                 counts = histograms(ensemble.with_grid, batches, names, dataset.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
@@ -77,7 +77,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
                 confused = confusions(predict, batches, names, dataset.truth, settings.task.count, keep)
                 found = {**confused._asdict(), "classes": np.array(dataset.classes)}
                 scores = class_scores(confused)
-                tell_not_shown(fold, not_shown(confused), dataset.classes)
+                note_missing_classes(fold, missing_classes(confused), dataset.classes)
                 judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
         found |= {"checkpoint": digest_of[str(checkpoint_path)], "probabilities": sha256(kept_path)}
         found |= {"predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)}
@@ -89,7 +89,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     )
 
 
-def tell_not_shown(fold: int, missing: list[int], classes: tuple[str, ...]) -> None:
+def note_missing_classes(fold: int, missing: list[int], classes: tuple[str, ...]) -> None:
     """Which classes no held-out pixel has: the object, for one, of masks of 0 and 255, since 255 is not judged."""
     if missing:
         named = ", ".join(classes[index] for index in missing[:CLASSES_TOLD])

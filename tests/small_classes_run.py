@@ -8,7 +8,7 @@ from plain_folder import CLASSES, draw
 from pipeline import config
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.runtime.files import sha256, write_json, write_text
-from pipeline.inference.oof import keeping, png
+from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import confusion, dice
 from pipeline.paths import Run
 
@@ -36,7 +36,7 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
         rows = [{"epoch": epoch, **row} for epoch in (1, 2)]
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         names = table[table["fold"] == fold]["image"].tolist()
-        with keeping(run.oof_probabilities(fold)) as keep:
+        with oof_writer(run.oof_probabilities(fold)) as keep:
             judge = judged_by_cut if binary else judged_by_class
             found = judge(dataset, names, shift_px, keep)
         hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}

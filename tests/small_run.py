@@ -10,7 +10,7 @@ from pipeline import carvana, config
 from pipeline.report.error_table import probability_of
 from pipeline.data import competition, grouping
 from pipeline.runtime.files import sha256, write_json, write_text
-from pipeline.inference.oof import keeping, png
+from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
 
@@ -40,7 +40,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         ]  # fmt: skip
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         histograms = []
-        with keeping(run.oof_probabilities(fold)) as keep:
+        with oof_writer(run.oof_probabilities(fold)) as keep:
             for number, picture in enumerate(names):
                 share = predicted(masks.coverage(picture, SCALE), shift_cells * (1 + number % 5) / 5)
                 keep(picture, png(share))

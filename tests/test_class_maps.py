@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from pipeline.data import augment
 from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.cutout import class_map
-from pipeline.inference.evaluate import class_scores, confusions, together
+from pipeline.inference.evaluate import class_scores, confusions, launch_processes
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
 from pipeline.inference.tta import VIEWS
 from pipeline.masks.confusion import ignored
-from pipeline.masks.colours import NOT_JUDGED, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
+from pipeline.masks.colours import IGNORED_COLOUR, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
 from pipeline.runtime.problem import Problem
 
 HEIGHT, WIDTH = 30, 44
@@ -106,7 +106,7 @@ def test_scores_of_all_pictures_are_those_of_their_matrices_added_up_by_any_numb
         batches = [pictures(1, seed=int(name)) for name in mine]
         return confusions(lambda image: predictor({2: image}), batches, mine, truth.__getitem__, 3)
 
-    whole, parts = judged(names), together([judged(names[:3]), judged(names[3:])])
+    whole, parts = judged(names), launch_processes([judged(names[:3]), judged(names[3:])])
     for one, other in zip(whole, parts):
         np.testing.assert_array_equal(one, other)
     assert whole.matrix.sum() == 4 * HEIGHT * WIDTH - 9 * WIDTH == whole.of_pictures.in_truth.sum()
@@ -167,7 +167,7 @@ def test_depth_takes_no_change_of_colour_and_the_picture_does() -> None:
 
 @pytest.mark.parametrize("classes, least", [(3, 20), (7, 14), (14, 11), (41, 5)])
 def test_no_two_classes_look_alike_to_any_eye(classes: int, least: float) -> None:
-    colours = np.concatenate([palette(classes), [NOT_JUDGED]]).astype(float)
+    colours = np.concatenate([palette(classes), [IGNORED_COLOUR]]).astype(float)
     for matrix in SEEN_BY.values():
         lab = lab_as_seen(colours, matrix)
         distances = np.linalg.norm(lab[:, None] - lab, axis=2) + 1e9 * np.eye(len(lab))
@@ -185,6 +185,6 @@ def test_a_class_map_becomes_a_picture_that_still_holds_it() -> None:
     image = palette_image(index, 3)
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), index)
-    assert np.asarray(image.convert("RGB")).tolist() == [[*palette(3).tolist(), list(NOT_JUDGED)]]
+    assert np.asarray(image.convert("RGB")).tolist() == [[*palette(3).tolist(), list(IGNORED_COLOUR)]]
     wide = palette_image(np.array([[299, 65535]], np.uint16), 300)
-    assert np.asarray(wide).tolist() == [[palette(300)[299].tolist(), list(NOT_JUDGED)]]
+    assert np.asarray(wide).tolist() == [[palette(300)[299].tolist(), list(IGNORED_COLOUR)]]

@@ -9,7 +9,7 @@ import pytest
 import small_classes_run
 from test_report import image_of
 
-from pipeline.inference.oof import read_confused
+from pipeline.inference.oof import read_oof_confusion
 from pipeline.masks import confusion
 from pipeline.masks.colours import palette
 from pipeline.paths import Run
@@ -111,7 +111,7 @@ def test_a_report_of_classes_has_its_tables_and_no_cars(place: None) -> None:
     assert list(images.columns[:5]) == ["img", "group", "fold", "mean_iou", "pixel_accuracy"] and len(images) == 12
     assert set(images["group"]) == {f"group {number}" for number in range(4)}
     assert table["class"].tolist() == ["ground", "disc", "square", "sky"] and np.isnan(table["iou"][3])
-    total = sum(read_confused(run.oof(fold)).matrix for fold in (0, 1))
+    total = sum(read_oof_confusion(run.oof(fold)).matrix for fold in (0, 1))
     assert f'<span class="number">{classes.mean_iou(total):.4f}</span>' in text
     assert images["mean_iou"].max() == 1 > images["mean_iou"].min()
     assert text.count('<article class="card"') == 12
@@ -148,9 +148,9 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(place: None, capsys: pyte
 
 def test_counts_that_are_none_are_a_problem(place: None) -> None:
     with pytest.raises(Problem, match="damaged"):
-        read_confused(Run("one").oof(0))
+        read_oof_confusion(Run("one").oof(0))
     with pytest.raises(Problem, match="There is no"):
-        read_confused(pathlib.Path("nothing.npz"))
+        read_oof_confusion(pathlib.Path("nothing.npz"))
 
 
 def test_compare_tells_the_difference_of_mean_iou(place: None, capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.runtime.files import sha256, write_json
-from pipeline.inference.stored_threshold import outdated, predicted_with, read_threshold_u8
+from pipeline.inference.stored_threshold import stale_message, predicted_with, read_threshold_u8
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -75,35 +75,35 @@ def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
 
 def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
     threshold.main(judged)
-    assert outdated(judged) == ""
+    assert stale_message(judged) == ""
     judged.fold(1).best.unlink()  # fewer folds than the cut was found on are none of its business
-    assert outdated(judged) == ""
+    assert stale_message(judged) == ""
     save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
     said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
     with pytest.raises(Problem, match=said):
         predict.weights_and_threshold(judged, [judged], [0])
     write_json(judged.threshold, {"cut": 0.4})  # by hand: it names no predictions
-    assert outdated(judged) == ""
+    assert stale_message(judged) == ""
     assert predict.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
 
 
 def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
     threshold.main(judged)
     judged.fold(1).best.write_text("trained on")
-    assert outdated(judged).endswith("fold1/best.pt; run `make validate` again.")
+    assert stale_message(judged).endswith("fold1/best.pt; run `make validate` again.")
 
 
 def test_a_run_that_is_renamed_keeps_its_cut(judged: Run) -> None:
     threshold.main(judged)
     judged.folder.rename(Run("renamed").folder)
-    assert outdated(Run("renamed")) == ""
+    assert stale_message(Run("renamed")) == ""
 
 
 def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> None:
     judged.oof(1).rename("aside.npz")
     threshold.main(judged)
     pathlib.Path("aside.npz").rename(judged.oof(1))
-    assert "run `make threshold RUN=small` again" in outdated(judged)
+    assert "run `make threshold RUN=small` again" in stale_message(judged)
 
 
 def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:

@@ -107,14 +107,14 @@ class ImageFolder:
 
     def indices(self, values: NDArray, path: pathlib.Path) -> NDArray:
         """Class indices of a mask's values, with the mark of pixels that are not judged."""
-        is_judged = values != self.ignore_index
-        if wrong := values[is_judged & (values >= len(self.classes))][:1].tolist():
+        is_valid = values != self.ignore_index
+        if wrong := values[is_valid & (values >= len(self.classes))][:1].tolist():
             raise Problem(
                 f"{path}: the mask has the value {wrong[0]}, but task.classes has {len(self.classes)}, from 0 to "
                 f"{len(self.classes) - 1}; name all classes, or set task.ignore_index to the value that is none."
             )
         dtype = index_dtype(len(self.classes))
-        return np.where(is_judged, values, ignored(dtype)).astype(dtype)
+        return np.where(is_valid, values, ignored(dtype)).astype(dtype)
 
     def folds(self, count: int) -> pd.DataFrame:
         return grouping.assign_groups(self.group_of, count)

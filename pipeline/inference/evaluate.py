@@ -15,12 +15,12 @@ from pipeline.runtime.problem import Problem
 
 Batch = TypeVar("Batch")
 Predicted = TypeVar("Predicted", bound=Tensor | tuple[Tensor, ...])  # all on one device
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def one_behind(
-    predict: Callable[[Batch], Predicted], batches: Iterable[Batch], finish: Callable[[Batch, Predicted], Found]
-) -> Iterator[Found]:
+    predict: Callable[[Batch], Predicted], batches: Iterable[Batch], finish: Callable[[Batch, Predicted], Result]
+) -> Iterator[Result]:
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
     predict: only tells a GPU what to do; finish: brings what is wanted of it to the CPU. A GPU has the next batch
@@ -35,15 +35,15 @@ def one_behind(
         done = torch.cuda.Event()
         done.record()
         if ahead is not None:
-            yield finished_on_a_stream_of_its_own(*ahead, finish)
+            yield finish_on_side_stream(*ahead, finish)
         ahead = (batch, predicted, done)
     if ahead is not None:
-        yield finished_on_a_stream_of_its_own(*ahead, finish)
+        yield finish_on_side_stream(*ahead, finish)
 
 
-def finished_on_a_stream_of_its_own(
-    batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Found]
-) -> Found:
+def finish_on_side_stream(
+    batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Result]
+) -> Result:
     side = torch.cuda.Stream(tensors(predicted)[0].device)
     with torch.cuda.stream(side):
         side.wait_event(done)
@@ -146,13 +146,13 @@ def confusions(
     return Confusions(total, *(np.array(each, np.int64).reshape(-1, classes) for each in (hits, in_truth, predicted)))
 
 
-def together(parts: Sequence[Confusions]) -> Confusions:
+def merge_confusions(parts: Sequence[Confusions]) -> Confusions:
     """What several processes judged, as one."""
     matrices, *counts = zip(*parts)
     return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
 
 
-def not_shown(judged: Confusions) -> list[int]:
+def missing_classes(judged: Confusions) -> list[int]:
     """The classes that no judged pixel has in truth: whether the network knows them nobody can tell."""
     return np.flatnonzero(confusion.counts(judged.matrix).in_truth == 0).tolist()
 

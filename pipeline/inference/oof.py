@@ -31,7 +31,7 @@ def png(probability_u8: NDArray[np.uint8]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Judged:
+class OofHistograms:
     """The `.npz` of a fold. The hashes name the network that predicted, and the zip that belongs to it, if one does."""
 
     names: list[str]
@@ -41,7 +41,7 @@ class Judged:
     predicted_with: str = ""  # see `cut.predicted_with`; "" in files from before it was noted
 
 
-def read_judged(path: pathlib.Path) -> Judged:
+def read_oof_histograms(path: pathlib.Path) -> OofHistograms:
     """Problem when the file is missing, damaged, or of several classes."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -58,11 +58,11 @@ def read_judged(path: pathlib.Path) -> Judged:
     shape = (len(names) if names.ndim else 0, 2, THRESHOLDS)
     if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
         raise Problem(f"{path} does not hold histograms (images, 2, {THRESHOLDS}); run `make validate` again.")
-    return Judged(names.tolist(), histograms, checkpoint, probabilities, way)
+    return OofHistograms(names.tolist(), histograms, checkpoint, probabilities, way)
 
 
 @dataclass(frozen=True)
-class Confused:
+class OofConfusion:
     """The `.npz` of a fold of several classes."""
 
     names: list[str]
@@ -74,7 +74,7 @@ class Confused:
     predicted_with: str = ""
 
 
-def read_confused(path: pathlib.Path) -> Confused:
+def read_oof_confusion(path: pathlib.Path) -> OofConfusion:
     """Problem when the file is missing or damaged, or holds histograms of one class."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -91,11 +91,11 @@ def read_confused(path: pathlib.Path) -> Confused:
     fits = matrix.shape == shape[1:] * 2 and all(each.shape == shape and each.dtype.kind == "i" for each in counts)
     if names.dtype.kind != "U" or classes.dtype.kind != "U" or not fits or not all(shape):
         raise Problem(f"{path} does not hold counts (pictures, classes); run `make validate` again.")
-    return Confused(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities, way)
+    return OofConfusion(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities, way)
 
 
 @contextlib.contextmanager
-def keeping(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
+def oof_writer(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
     """Hand out `keep(image name, png)`; the zip at `path` is there once all are kept. The same PNGs, the same bytes."""
     with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         yield lambda name, data: archive.writestr(zipfile.ZipInfo(png_name(name)), data)
@@ -106,16 +106,16 @@ def png_name(image_name: str) -> str:
     return image_name.removesuffix(".jpg") + ".png"
 
 
-def open_kept(judged: Judged | Confused, path: pathlib.Path) -> "Kept":
+def open_oof_store(judged: OofHistograms | OofConfusion, path: pathlib.Path) -> "OofStore":
     """The zip that belongs to those histograms; Problem when it is missing, damaged, or another."""
-    kept = Kept(path, index_dtype(len(judged.classes)) if isinstance(judged, Confused) else np.uint8)
+    kept = OofStore(path, index_dtype(len(judged.classes)) if isinstance(judged, OofConfusion) else np.uint8)
     if judged.probabilities != sha256(path):
         raise Problem(f"{path} does not belong to the histograms beside it; run `make validate` again.")
     return kept
 
 
-class Kept:
-    """The zip that `keeping` wrote. `read` may be called by several threads at once."""
+class OofStore:
+    """The zip that `oof_writer` wrote. `read` may be called by several threads at once."""
 
     def __init__(self, path: pathlib.Path, dtype: type = np.uint8):
         self.path, self.dtype = path, np.dtype(dtype)

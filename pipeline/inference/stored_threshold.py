@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.data.zip_reader import DAMAGE
 from pipeline.runtime.files import read_json, sha256
-from pipeline.inference.oof import Confused, Judged
+from pipeline.inference.oof import OofConfusion, OofHistograms
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -44,7 +44,7 @@ def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[st
     return found
 
 
-def predictions_of(run: Run) -> dict[str, str]:
+def oof_digests(run: Run) -> dict[str, str]:
     """`fold0` -> sha256 of its out-of-fold predictions, of the trained folds that have some."""
     paths = {f"fold{fold}": run.oof(fold) for fold in run.trained_folds()}
     return {fold: sha256(path) for fold, path in paths.items() if path.is_file()}
@@ -55,24 +55,24 @@ def predicted_with(tta: str, scale: int, hq: bool) -> str:
     return f"predict.tta {tta}, data.scale {scale}{', data.hq' if hq else ''}"
 
 
-def ways_of(judged: Iterable[Judged | Confused]) -> str:
+def prediction_settings(judged: Iterable[OofHistograms | OofConfusion]) -> str:
     """What `predicted_with` said of these predictions; "" where none says it."""
     return "; ".join(sorted({one.predicted_with for one in judged} - {""}))
 
 
-def of_another_network(run: Run, fold: int, checkpoint: str) -> str:
+def other_network_message(run: Run, fold: int, checkpoint: str) -> str:
     """A sentence when a network of that sha256, which predicted a fold, is not its `best.pt`, else ""."""
     best = run.fold(fold).best
     same = checkpoint == sha256(best)
     return "" if same else f"{run.oof(fold)} was predicted by another {best}; run `make validate` again."
 
 
-def outdated(run: Run) -> str:
+def stale_message(run: Run) -> str:
     """A sentence when `threshold.json` is not the cut of the predictions in `oof/`, or they of the networks, else "".
 
     One that names no predictions, written by hand perhaps, is not judged; nor are predictions that are gone.
     """
-    named, there = read_threshold_json(run.threshold).get("predictions"), predictions_of(run)
+    named, there = read_threshold_json(run.threshold).get("predictions"), oof_digests(run)
     if not named:
         return ""
     if not all(named.get(fold) == digest for fold, digest in there.items()):
@@ -81,10 +81,10 @@ def outdated(run: Run) -> str:
             f"RUN={run.name}` again."
         )
     folds = [int(fold.removeprefix("fold")) for fold in there]
-    return next(filter(None, (of_another_network(run, fold, network_of(run.oof(fold))) for fold in folds)), "")
+    return next(filter(None, (other_network_message(run, fold, checkpoint_digest(run.oof(fold))) for fold in folds)), "")
 
 
-def network_of(path: pathlib.Path) -> str:
+def checkpoint_digest(path: pathlib.Path) -> str:
     """The sha256 of the network that made the predictions of a fold; "" when the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.masks.confusion import Indices
 
-NOT_JUDGED = (0, 0, 0)
+IGNORED_COLOUR = (0, 0, 0)
 OKABE_ITO = (
     (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
@@ -36,7 +36,7 @@ def palette(classes: int) -> NDArray[np.uint8]:
     candidates = np.concatenate([np.array(OKABE_ITO, np.float64), grid])
     seen = [lab_as_seen(candidates, matrix) for matrix in SEEN_BY.values()]
     chosen: list[int] = []
-    distance = smallest_distance(seen, lab_of(np.array([NOT_JUDGED], np.float64)))
+    distance = smallest_distance(seen, lab_of(np.array([IGNORED_COLOUR], np.float64)))
     for number in range(classes):
         place = number if number < len(OKABE_ITO) else int(distance.argmax())
         chosen.append(place)

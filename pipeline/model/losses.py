@@ -142,43 +142,43 @@ def class_loss(logits_NCHW: Tensor, index_NHW: Tensor, ce: float, dice: float, w
     logits_NCHW: float32; index_NHW: class indices, uint8 or uint16, whose largest value is not judged.
     weights_C: what a pixel of each class counts in the cross-entropy, float32; without it 1.
     """
-    judged_NHW = index_NHW != torch.iinfo(index_NHW.dtype).max
-    index_N1HW = index_NHW.long().where(judged_NHW, 0)[:, None]
+    valid_NHW = index_NHW != torch.iinfo(index_NHW.dtype).max
+    index_N1HW = index_NHW.long().where(valid_NHW, 0)[:, None]
     log_probability_NCHW = logits_NCHW.log_softmax(1)
     loss = logits_NCHW.new_zeros(())
     if ce:
-        loss = loss + ce * class_cross_entropy(log_probability_NCHW, index_N1HW, judged_NHW, weights_C)
+        loss = loss + ce * class_cross_entropy(log_probability_NCHW, index_N1HW, valid_NHW, weights_C)
     if dice:
-        loss = loss + dice * class_dice_loss(log_probability_NCHW.exp(), index_N1HW, judged_NHW)
+        loss = loss + dice * class_dice_loss(log_probability_NCHW.exp(), index_N1HW, valid_NHW)
     return loss
 
 
 def class_cross_entropy(
-    log_probability_NCHW: Tensor, index_N1HW: Tensor, judged_NHW: Tensor, weights_C: Tensor | None
+    log_probability_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor, weights_C: Tensor | None
 ) -> Tensor:
     """-w log p of the true class, averaged over the judged pixels of each picture, then over pictures.
 
     Written out, since torch's own has no deterministic kernel for maps on a GPU, and averages over the whole batch.
     """
-    loss_NHW = -log_probability_NCHW.gather(1, index_N1HW)[:, 0] * judged_NHW
+    loss_NHW = -log_probability_NCHW.gather(1, index_N1HW)[:, 0] * valid_NHW
     if weights_C is not None:
         loss_NHW = loss_NHW * weights_C[index_N1HW[:, 0]]
-    return (loss_NHW.sum((1, 2)) / judged_NHW.sum((1, 2)).clamp(min=1)).mean()
+    return (loss_NHW.sum((1, 2)) / valid_NHW.sum((1, 2)).clamp(min=1)).mean()
 
 
-def class_dice_loss(probability_NCHW: Tensor, index_N1HW: Tensor, judged_NHW: Tensor) -> Tensor:
+def class_dice_loss(probability_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor) -> Tensor:
     """`soft_dice_loss` of each class against the others, averaged over the classes in a picture, then over pictures.
 
     A class that a picture does not show has no say there, as in smp's DiceLoss: with hundreds of classes the few that
     a picture shows would hardly count. What it wrongly takes is missing from those that are shown.
     """
     classes = probability_NCHW.shape[1]
-    p_NCP = (probability_NCHW * judged_NHW[:, None]).flatten(2)
-    index_NP, judged_NP = index_N1HW.flatten(1), judged_NHW.flatten(1).to(p_NCP.dtype)
+    p_NCP = (probability_NCHW * valid_NHW[:, None]).flatten(2)
+    index_NP, valid_NP = index_N1HW.flatten(1), valid_NHW.flatten(1).to(p_NCP.dtype)
     p_of_truth_NP = p_NCP.gather(1, index_NP[:, None])[:, 0]
     nothing_NC = p_NCP.new_zeros(len(p_NCP), classes)
     overlap_NC = nothing_NC.scatter_add(1, index_NP, p_of_truth_NP)
-    pixels_NC = nothing_NC.scatter_add(1, index_NP, judged_NP)
+    pixels_NC = nothing_NC.scatter_add(1, index_NP, valid_NP)
     loss_NC = 1 - (2 * overlap_NC + 1) / (p_NCP.square().sum(2) + pixels_NC + 1)
     is_there_NC = pixels_NC > 0
     return ((loss_NC * is_there_NC).sum(1) / is_there_NC.sum(1).clamp(min=1)).mean()

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.masks.confusion import Indices, ignored
-from pipeline.masks.colours import MISSED, NOT_JUDGED, palette
+from pipeline.masks.colours import MISSED, IGNORED_COLOUR, palette
 from pipeline.report import gallery
 
 OPACITY = 190  # of class maps over a photo, of 255: the legend's colours stay what they are
 RIGHT, WRONG, UNJUDGED = 0, 1, 2
-ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 180), (*NOT_JUDGED, 110))  # what is wrong is large: seen through
+ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 180), (*IGNORED_COLOUR, 110))  # what is wrong is large: seen through
 
 
 def card(
@@ -69,6 +69,6 @@ def class_png(indices: Indices, classes: int) -> str:
     number = np.full(len(found), len(frequent))  # of a rare one, past the palette: seen through as well
     number[frequent] = np.arange(len(frequent))
     judged = [int(found[each]) < classes for each in frequent]
-    rgb = [tuple(colours[found[each]].tolist()) if is_one else NOT_JUDGED for each, is_one in zip(frequent, judged)]
+    rgb = [tuple(colours[found[each]].tolist()) if is_one else IGNORED_COLOUR for each, is_one in zip(frequent, judged)]
     table = tuple((*colour, OPACITY if is_one else 0) for colour, is_one in zip(rgb, judged))
     return gallery.png(number[place].reshape(indices.shape).astype(np.uint8), (*table, (0, 0, 0, 0)))

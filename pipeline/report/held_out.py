@@ -19,8 +19,8 @@ from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.competition import Masks, ImageSet, open_masks
 from pipeline.data.images import upsample_u8
-from pipeline.inference.stored_threshold import of_another_network, outdated, read_threshold_u8, ways_of
-from pipeline.inference.oof import Judged, Kept, open_kept, read_judged
+from pipeline.inference.stored_threshold import other_network_message, stale_message, read_threshold_u8, prediction_settings
+from pipeline.inference.oof import OofHistograms, OofStore, open_oof_store, read_oof_histograms
 from pipeline.masks.dice import threshold_from_u8, threshold_to_u8
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -39,8 +39,8 @@ class HeldOut:
     """`open_run` makes it. truth, prediction, probability and photo may be called by several threads at once."""
 
     cut: int  # 0 to 255
-    judged: dict[int, Judged] = field(default_factory=dict)  # fold -> its histograms
-    kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
+    judged: dict[int, OofHistograms] = field(default_factory=dict)  # fold -> its histograms
+    kept: dict[int, OofStore] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
     scale_of: dict[int, int] = field(default_factory=dict)
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
     pictures: ImageSet | SegmentationDataset | None = None
@@ -65,7 +65,7 @@ class HeldOut:
 
     @property
     def predicted_with(self) -> str:
-        return ways_of(self.judged.values())
+        return prediction_settings(self.judged.values())
 
     def truth(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
@@ -120,8 +120,8 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         settings = settings_of(run, fold, overrides)
         data, task = settings.data, settings.task
         try:
-            found.judged[fold] = judged = read_judged(run.oof(fold))
-            if sentence := of_another_network(run, fold, judged.checkpoint):
+            found.judged[fold] = judged = read_oof_histograms(run.oof(fold))
+            if sentence := other_network_message(run, fold, judged.checkpoint):
                 found.gaps.append(sentence)
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no Dice of its pictures. {problem}")
@@ -129,10 +129,10 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         found.scale_of[fold] = data.scale
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
-            found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
+            found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
-    if threshold_known and (sentence := outdated(run)) not in ("", *found.gaps):
+    if threshold_known and (sentence := stale_message(run)) not in ("", *found.gaps):
         found.gaps.append(sentence)
     folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
     found.of_cars = data.kind == "carvana"

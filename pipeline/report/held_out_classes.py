@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.report import errors, error_table
 from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
-from pipeline.inference.stored_threshold import of_another_network, ways_of
-from pipeline.inference.oof import Confused, Kept, open_kept, read_confused
+from pipeline.inference.stored_threshold import other_network_message, prediction_settings
+from pipeline.inference.oof import OofConfusion, OofStore, open_oof_store, read_oof_confusion
 from pipeline.masks import confusion
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
@@ -28,8 +28,8 @@ from pipeline.report.held_out import settings_of
 class HeldOutClasses:
     """`open_classes` makes it. truth, prediction and card may be called by several threads at once."""
 
-    judged: dict[int, Confused] = field(default_factory=dict)  # fold -> its counts
-    kept: dict[int, Kept] = field(default_factory=dict)  # fold -> its class maps, where they are whole
+    judged: dict[int, OofConfusion] = field(default_factory=dict)  # fold -> its counts
+    kept: dict[int, OofStore] = field(default_factory=dict)  # fold -> its class maps, where they are whole
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
     dataset: SegmentationDataset | None = None
     gaps: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class HeldOutClasses:
     @property
     def judged_by(self) -> str:
         """Of what predictions, as far as that is known."""
-        return ways_of(self.judged.values())
+        return prediction_settings(self.judged.values())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,11 +99,11 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
     for fold in run.trained_folds():
         settings = settings_of(run, fold, overrides)
         try:
-            judged = read_confused(run.oof(fold))
+            judged = read_oof_confusion(run.oof(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no scores of its pictures. {problem}")
             continue
-        if sentence := of_another_network(run, fold, judged.checkpoint):
+        if sentence := other_network_message(run, fold, judged.checkpoint):
             found.gaps.append(sentence)
         if found.classes and judged.classes != found.classes:
             found.gaps.append(f"Fold {fold} has other classes than the folds before it, and is left out.")
@@ -111,7 +111,7 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         found.judged[fold] = judged
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
-            found.kept[fold] = open_kept(judged, run.oof_probabilities(fold))
+            found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
         except Problem as problem:
             found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     try:

@@ -21,7 +21,7 @@ from pipeline.runtime.signals import StopSignals
 def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
     """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
     if len(fold_numbers) == 1:
-        together(words, gpus)
+        launch_processes(words, gpus)
     else:
         check_gpus(gpus)
         a_fold_each(words, fold_numbers, gpus)
@@ -33,7 +33,7 @@ def check_gpus(gpus: int) -> None:
         raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
 
 
-def together(words: list[str], gpus: int) -> None:
+def launch_processes(words: list[str], gpus: int) -> None:
     """The command line `words` once more, in as many processes as there are `gpus`, which know of one another.
 
     That is torchrun on this machine; its own account of a failure is left out, the stage has told it better.

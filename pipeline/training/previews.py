@@ -11,7 +11,7 @@ from pipeline.data.loader import ValidationDataset
 from pipeline.inference.class_maps import shares
 from pipeline.inference.ensemble import share
 from pipeline.masks.confusion import ignored
-from pipeline.masks.colours import ADDED, MISSED, NOT_JUDGED, palette
+from pipeline.masks.colours import ADDED, MISSED, IGNORED_COLOUR, palette
 
 PICTURES_SHOWN = 4
 BACKGROUND_LIGHT = 0.4  # of the picture, where the network sees background
@@ -61,7 +61,7 @@ def preview_of_classes(
     network.eval()
     of_classes = shares(network, torch.from_numpy(image.copy())[None].to(device))[0]
     predicted = of_classes.argmax(dim=0).cpu().numpy()
-    colours = np.vstack((palette(classes), NOT_JUDGED))
+    colours = np.vstack((palette(classes), IGNORED_COLOUR))
     maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))
     pair = np.hstack((image[..., :3], image[..., :3]))
     return (CLASS_SHARE * colours[maps] + (1 - CLASS_SHARE) * pair).astype(np.uint8)
