@@ -75,7 +75,7 @@ def train(args: argparse.Namespace) -> None:
 
     settings = settings_of(args)
     numbers = [0] if args.fold is None else args.fold or grouping.numbers(grouping.read_folds(run_of(args).folds))
-    if args.gpus > 1 and not args.find_batch and not distributed.by_torchrun():
+    if args.gpus > 1 and not args.find_batch and not distributed.launched_by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:
         folder = pathlib.Path(settings.data.folder)
@@ -110,7 +110,7 @@ def predict(args: argparse.Namespace) -> None:
     from pipeline.runtime import launch, distributed
     from pipeline import predict as stage
 
-    if args.gpus > 1 and not distributed.by_torchrun():
+    if args.gpus > 1 and not distributed.launched_by_torchrun():
         launch.launch_processes(args.words, args.gpus)
     else:
         forgive = args.on_bad_image == "empty"

@@ -34,7 +34,7 @@ from pipeline.masks import on_device, rle
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.runtime.memory import out_of_memory_told, too_large
 from pipeline.model import checkpoint
-from pipeline.runtime.distributed import processes
+from pipeline.runtime.distributed import process_group
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
@@ -48,13 +48,13 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
 
     forgive: a picture that cannot be read gets an empty row, and is told at the end, instead of ending the stage.
     """
-    with processes() as everyone, contextlib.ExitStack() as until_done:
-        with everyone.first_goes_ahead():
+    with process_group() as dist, contextlib.ExitStack() as until_done:
+        with dist.main_first():
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
             weight_of_path, cut, threshold_facts = weights_and_threshold(run, runs or [run], folds)
             with checkpoint.unchanged(weight_of_path) as hashes:
-                members, trained = load_members(weight_of_path, overrides, everyone.device)
+                members, trained = load_members(weight_of_path, overrides, dist.device)
             check_cars(weight_of_path, trained, "A submission")
             each = [config.for_later_stage(one, overrides) for one in trained]
             settings = each[0]
@@ -69,30 +69,30 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
                 "batch": asked,
                 "way with pictures that cannot be read": "an empty row" if forgive else "an error",
                 "test pictures": fingerprint(pictures, names),
-                "machine": describe_machine(everyone.device),
+                "machine": describe_machine(dist.device),
                 "code": git.code_digest(),
                 "packages": git.packages(),
             }
             # Of parts that are there: with another batch, should more or less fit by now, they cannot go on.
             earlier = (parts.earlier(facts) or {}).get("batch that fits")
-        if any(found != hashes for found in everyone.gather(hashes)):
-            raise everyone.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
+        if any(found != hashes for found in dist.gather(hashes)):
+            raise dist.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
         first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
-        batch_size = min(everyone.gather(batch_that_fits(ensemble, first_try)))
-        with everyone.first_goes_ahead():
-            if everyone.first:
+        batch_size = min(dist.gather(batch_that_fits(ensemble, first_try)))
+        with dist.main_first():
+            if dist.is_main:
                 busy = f"{run.submission} is being predicted by another process; wait until it is done."
                 until_done.enter_context(locked(run.submission_lock, busy))
                 of_before = parts.open(facts | {"batch that fits": batch_size})
-        missing = everyone.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
-        if everyone.first:
+        missing = dist.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
+        if dist.is_main:
             threshold_notes = [] if run.blend.is_file() else [threshold_note(one, weight_of_path, each) for one in runs or [run]]
             if any(is_of_others for _, is_of_others in threshold_notes):  # so is the Dice that stands beside it
                 threshold_facts = {"cut": threshold_facts["cut"]}
             about = origin_of(runs or [run], hashes, trained, settings, threshold_facts)
-            count = f", {everyone.count} processes" if everyone.count > 1 else ""
+            count = f", {dist.world_size} processes" if dist.world_size > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
-            print(f"{len(names)} pictures, {weights}, on {describe(everyone.device)}{count}.")
+            print(f"{len(names)} pictures, {weights}, on {describe(dist.device)}{count}.")
             tell(
                 *(sentence for sentence, _ in threshold_notes),
                 "" if len(runs) < 2 or run.blend.is_file() else no_blend(run, runs),
@@ -101,20 +101,20 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
             )
 
         started = time.monotonic()
-        mine = missing[everyone.rank :: everyone.count]
+        mine = missing[dist.rank :: dist.world_size]
         name_batches = [batch for number in mine for batch in batches(parts.names_of(number), batch_size)]
         dataset = ImagesAtScales(pictures, ensemble.scales, SHAPE, forgive)
-        on_gpu = everyone.device.type == "cuda"
+        on_gpu = dist.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
         with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
             rows = rows_of(ensemble, loader, cut, settings.predict.prove_every_rows, parts)
             total = sum(len(parts.names_of(number)) for number in mine)
-            shown_rows = iter(progress(rows, "test", wanted=everyone.first, total=total))
+            shown_rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
             for number in mine:
                 parts.write(number, itertools.islice(shown_rows, len(parts.names_of(number))))
 
-        rows_written = sum(everyone.gather(total))  # and so all parts are there
-        if everyone.first:
+        rows_written = sum(dist.gather(total))  # and so all parts are there
+        if dist.is_main:
             unreadable = parts.unreadable()
             tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(unreadable.items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)

@@ -52,7 +52,7 @@ from pipeline.runtime.memory import (
     smaller_batch,
     too_large,
 )
-from pipeline.runtime.distributed import Processes, gradients_meet, processes
+from pipeline.runtime.distributed import ProcessGroup, sync_gradients, process_group
 from pipeline.paths import Fold, Run
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import Stopwatch, progress
@@ -72,32 +72,32 @@ def main(
 ) -> None:
     """deterministic: only kernels that give the same bits each time; find_batch: measure, print, and train nothing."""
     set_up(deterministic)
-    with processes() as everyone, no_kernel_told():
-        if find_batch and everyone.count > 1:
-            raise everyone.problem("--find-batch measures one process; start it without torchrun.")
+    with process_group() as dist, no_kernel_told():
+        if find_batch and dist.world_size > 1:
+            raise dist.problem("--find-batch measures one process; start it without torchrun.")
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
             grouping.check(table, number)  # before it gets a folder
         for number in fold_numbers:
-            with resume.the_only_trainer(run.fold(number)) if everyone.first and not find_batch else nullcontext():
-                train_fold(settings, run, number, folder, everyone, find_batch)
+            with resume.the_only_trainer(run.fold(number)) if dist.is_main and not find_batch else nullcontext():
+                train_fold(settings, run, number, folder, dist, find_batch)
 
 
 def train_fold(
-    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, everyone: Processes, find_batch: bool
+    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup, find_batch: bool
 ) -> None:
-    fold, device, hyper = run.fold(fold_number), everyone.device, settings.train
-    with everyone.first_goes_ahead():
-        last = resume.read_last(fold, settings, mend=everyone.first and not find_batch)
+    fold, device, hyper = run.fold(fold_number), dist.device, settings.train
+    with dist.main_first():
+        last = resume.read_last(fold, settings, mend=dist.is_main and not find_batch)
         table = grouping.read_folds(run.folds)
-        training_set, validation_set = open_pictures(settings, run, table, fold_number, folder, everyone.count)
+        training_set, validation_set = open_pictures(settings, run, table, fold_number, folder, dist.world_size)
         dataset = training_set.dataset
         other_masks = relabel.fingerprint(training_set.relabelled)
         fingerprint = resume.fingerprint_of(training_set.names, validation_set.names, dataset, other_masks)
         if last and last["fingerprint"] != fingerprint:
             raise Problem(f"{fold.folder} was begun with other pictures or masks than {folder} has; choose a new RUN=.")
-    if len(set(everyone.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
-        raise everyone.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
+    if len(set(dist.gather((last.get("step", 0), fingerprint, config.dump(settings))))) > 1:
+        raise dist.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
 
     # Network and optimiser
     torch.manual_seed(hyper.seed)
@@ -108,7 +108,7 @@ def train_fold(
         classes=settings.task.outputs,
         checkpoint_activations=hyper.checkpoint_activations,
     ).to(device)
-    if everyone.count > 1:
+    if dist.world_size > 1:
         network = share_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
     optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
@@ -117,7 +117,7 @@ def train_fold(
         resume.restore(last, network, ema, optimiser, scaler, where=fold.last)
     if hyper.compile:
         network.compile()
-    forward = everyone.wrap(network)
+    forward = dist.wrap(network)
     binary = settings.task.kind == "binary"
     loss_of = losses.build(binary, settings.task.class_weights, settings.loss.model_dump(), device)
     take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, loss_of)
@@ -132,7 +132,7 @@ def train_fold(
     started = time.monotonic() - last.get("seconds", 0.0)
     commit = git.commit()
     schedule = BatchSchedule(
-        len(training_set), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(everyone.rank, everyone.count)
+        len(training_set), hyper.batch_size, hyper.epochs, hyper.seed, step, share=(dist.rank, dist.world_size)
     )
     steps_per_epoch = schedule.steps_per_epoch
     steps = steps_per_epoch * hyper.epochs
@@ -153,7 +153,7 @@ def train_fold(
             "seconds": time.monotonic() - started,
             "epoch_watch": watch.readings(),
         }
-        if everyone.first:
+        if dist.is_main:
             checkpoint.save(fold.last, state, keep_as=fold.previous)
 
     def save_best() -> None:
@@ -165,7 +165,7 @@ def train_fold(
     def stop_if_spoilt() -> None:
         """Never go on from weights that are no numbers, and never save them."""
         if (at := int(spoilt_step)) >= 0:
-            raise everyone.problem(spoilt(at, steps, [training_set.names[index] for _, index in schedule.batch(at)], fold))
+            raise dist.problem(spoilt(at, steps, [training_set.names[index] for _, index in schedule.batch(at)], fold))
 
     def largest_batch() -> int:
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
@@ -179,14 +179,14 @@ def train_fold(
             )
 
     def advice() -> str:
-        largest = largest_batch() if everyone.count == 1 else None
+        largest = largest_batch() if dist.world_size == 1 else None
         scale, name = settings.data.scale, describe(device)
-        return smaller_batch(hyper.batch_size, hyper.accumulate, everyone.count, scale, largest, name)
+        return smaller_batch(hyper.batch_size, hyper.accumulate, dist.world_size, scale, largest, name)
 
     if find_batch:
         print(f"{found(largest_batch(), settings.data.scale, describe(device))}.")
         return
-    if everyone.first:
+    if dist.is_main:
         resume.write_log(fold, log)  # a kill may have come between the checkpoint and its line
         if (best_row := resume.best_row(log, key_of_score)) and not fold.best.exists():
             if best_row["epoch"] * steps_per_epoch == step:
@@ -198,13 +198,13 @@ def train_fold(
             print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
         return
-    if everyone.first:
+    if dist.is_main:
         write_text(fold.config, config.dump(settings))
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
             f"{len(training_set)} pictures at 1/{settings.data.scale}, {len(validation_set)} held out"
             f"{relabel.told(training_set.names, validation_set.names, dataset.names, training_set.relabelled)}, {describe(device)}"
-            f"{f', {everyone.count} processes' if everyone.count > 1 else ''}."
+            f"{f', {dist.world_size} processes' if dist.world_size > 1 else ''}."
         )
         absent = (grouping.absent(table, number, dataset.names) for number in grouping.numbers(table))
         if gone := [unit for units in absent for unit in units]:
@@ -219,18 +219,18 @@ def train_fold(
     with (
         StopSignals() as stop,
         out_of_memory_told(advice),
-        Curves(fold.tensorboard, step // steps_per_epoch + 1) if everyone.first else nullcontext() as curves,
-        progress(total=steps, initial=step, unit="step", wanted=everyone.first) as bar,
+        Curves(fold.tensorboard, step // steps_per_epoch + 1) if dist.is_main else nullcontext() as curves,
+        progress(total=steps, initial=step, unit="step", wanted=dist.is_main) as bar,
     ):
         for image_NHWC, target_NHW in prefetch_to_device(watch.waiting_for(loader), device):
             learning_rate = optim.learning_rate_at(
                 step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
             )
             optim.set_learning_rate(optimiser, learning_rate)
-            torch.manual_seed(seed_of(hyper.seed, step, everyone.rank))  # of dropout, where a network has it
+            torch.manual_seed(seed_of(hyper.seed, step, dist.rank))  # of dropout, where a network has it
             loss, gradient_norm = take_step(image_NHWC, target_NHW, parts=hyper.accumulate)
             ema.update(step)
-            loss = everyone.mean(loss)
+            loss = dist.mean(loss)
             loss_sum += loss
             # In float16 an infinite gradient is ordinary: the scaler leaves the step out and scales less.
             is_finite = loss.isfinite() & (gradient_norm.isfinite() | scaler.is_enabled())
@@ -243,7 +243,7 @@ def train_fold(
                 now = time.monotonic()
                 due = now - saved_at > 60 * hyper.checkpoint_minutes
                 due = due or (hyper.checkpoint_steps is not None and step % hyper.checkpoint_steps == 0)
-                stopping, saving, reading = everyone.any_of(
+                stopping, saving, reading = dist.any_rank(
                     [stop.asked, stop.asked or due, now - read_at > SECONDS_BETWEEN_READINGS]
                 )
                 if saving or reading:
@@ -255,7 +255,7 @@ def train_fold(
                     save_last()
                     saved_at = now
                 if stopping:
-                    raise everyone.problem(stopped_after(step, steps))
+                    raise dist.problem(stopped_after(step, steps))
                 continue
 
             stop_if_spoilt()
@@ -264,14 +264,14 @@ def train_fold(
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
-                row |= evaluate_epoch(ema, settings, validation_set, dataset, everyone)
+                row |= evaluate_epoch(ema, settings, validation_set, dataset, dist)
             row |= {"seconds": watch.seconds(), "device": describe(device), "commit": commit}
             log.append(row)
             score = resume.score_of(row, key_of_score)
             is_best = score > best_score
             best_score = max(score, best_score)
             watch.restart()
-            if everyone.first:
+            if dist.is_main:
                 if is_best:
                     save_best()
                 save_last()
@@ -283,10 +283,10 @@ def train_fold(
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
             saved_at = read_at = time.monotonic()
-            if any(everyone.any_of([stop.asked])):
-                raise everyone.problem(stopped_after(step, steps))
+            if any(dist.any_rank([stop.asked])):
+                raise dist.problem(stopped_after(step, steps))
 
-    if everyone.first:
+    if dist.is_main:
         minutes = (time.monotonic() - started) / 60
         best_row = resume.best_row(log, key_of_score)
         if not fold.best.exists():
@@ -316,7 +316,7 @@ def one_step(
     """
     batch_loss = torch.zeros((), device=target_NHW.device)
     for part, (image, target) in enumerate(zip(image_NHWC.chunk(parts), target_NHW.chunk(parts)), start=1):
-        with gradients_meet(forward, wanted=part == parts):
+        with sync_gradients(forward, wanted=part == parts):
             with autocast(image.device):
                 logits_NCHW = forward(image)
             loss = loss_of(logits_NCHW, target) / parts
@@ -331,7 +331,7 @@ def one_step(
 
 
 def open_pictures(
-    settings: Settings, run: Run, table: pd.DataFrame, fold_number: int, folder: pathlib.Path, processes: int
+    settings: Settings, run: Run, table: pd.DataFrame, fold_number: int, folder: pathlib.Path, process_group: int
 ) -> tuple[TrainingDataset, ValidationDataset]:
     """What the fold trains on and what it is judged by; Problem unless the settings and the folder go together."""
     hyper = settings.train
@@ -345,10 +345,10 @@ def open_pictures(
             f"Fold {fold_number} of {run.folds} has {len(training)} pictures to train on and {len(validation_set)} held out, "
             f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN=."
         )
-    if hyper.batch_size % (processes * hyper.accumulate):
+    if hyper.batch_size % (process_group * hyper.accumulate):
         raise Problem(
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
-            f"the number of processes ({processes})."
+            f"the number of processes ({process_group})."
         )
     other_masks = relabel.relabelled(training, settings.data.relabel)
     change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
@@ -373,14 +373,14 @@ def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
 
 
 def evaluate_epoch(
-    ema: Ema, settings: Settings, validation_set: ValidationDataset, dataset: SegmentationDataset, everyone: Processes
+    ema: Ema, settings: Settings, validation_set: ValidationDataset, dataset: SegmentationDataset, dist: ProcessGroup
 ) -> dict[str, float]:
     """The averaged weights on the held-out pictures at full size, without flips, as keys of `log.jsonl`.
 
     Binary: mean Dice at the cut 0.5, and the best cut; else the scores of classes, of all pictures together. Each
     process judges its share of the pictures; all of them know the result.
     """
-    mine = ValidationDataset(dataset, validation_set.names[everyone.rank :: everyone.count], settings.data.scale)
+    mine = ValidationDataset(dataset, validation_set.names[dist.rank :: dist.world_size], settings.data.scale)
     binary, scale = settings.task.kind == "binary", settings.data.scale
     member = Member(ema.average, scale, VIEWS["none"], weight=1.0)
     ensemble = ensemble_of([member], binary, dataset.height, dataset.width)
@@ -388,16 +388,16 @@ def evaluate_epoch(
     def predict(image_NHWC: Tensor) -> Tensor:
         return ensemble({scale: image_NHWC})
 
-    on_gpu = everyone.device.type == "cuda"
+    on_gpu = dist.device.type == "cuda"
     loader = validation_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
-    batches = progress(loader, "held-out pictures", wanted=everyone.first)
+    batches = progress(loader, "held-out pictures", wanted=dist.is_main)
     with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
         if binary:
             counts = histograms(predict, batches, mine.names, dataset.truth)
-            scores = dice_scores(np.concatenate(everyone.gather(counts)))
+            scores = dice_scores(np.concatenate(dist.gather(counts)))
         else:
             judged = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = class_scores(merge_confusions(everyone.gather(judged)))
+            scores = class_scores(merge_confusions(dist.gather(judged)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

@@ -87,7 +87,7 @@ def test_shared_batch_norm_is_batch_norm(group_of_one: None) -> None:
 def test_a_process_alone_needs_no_group() -> None:
     with processes() as everyone:
         assert everyone.first and everyone.count == 1
-        assert everyone.any_of([True, False]) == [True, False] and everyone.gather("x") == ["x"]
+        assert everyone.any_rank([True, False]) == [True, False] and everyone.gather("x") == ["x"]
 
 
 @pytest.fixture
