@@ -23,7 +23,7 @@ from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
 from pipeline.runtime.files import locked, write_json
-from pipeline.runtime.memory import out_of_memory_told, too_large
+from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import batches, in_order, progress
 
@@ -39,7 +39,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
         raise Problem(f"No fold is trained in all of {', '.join(str(run.folder) for run in runs)}; train one in each.")
     for path in (run.fold(fold).config for run in runs for fold in folds):
         config.check_binary(path, "A blend", only_cars=True)
-    check_that_folds_agree(runs)
+    check_same_folds(runs)
     tried = weightings(len(runs))
     tally = Tally(len(tried))
     digest_of: dict[str, str] = {}
@@ -98,7 +98,7 @@ def tally_fold(
     name_batches = list(batches(names, batch_size))
     loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     bar = progress(loader, f"fold {fold} on {describe(device)}")
-    with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+    with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
         for batch in bar:
             share_RNHW = np.stack([ensemble.unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles])
 
@@ -110,7 +110,7 @@ def tally_fold(
     return digest_of
 
 
-def check_that_folds_agree(runs: list[Run]) -> None:
+def check_same_folds(runs: list[Run]) -> None:
     """A picture must be held out in the same fold of each run, or some of the networks have seen its make."""
     first, *others = runs
     for other in others:

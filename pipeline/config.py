@@ -217,10 +217,10 @@ def load(path: pathlib.Path, overrides: list[str] = []) -> Settings:
     if not isinstance(tree, dict):
         raise Problem(f"The config {path} holds {type(tree).__name__}, but it must hold sections such as `train:`.")
     settings = parse(tree, where=str(path))
-    return laid_over(tree, overrides) if overrides else settings
+    return with_overrides(tree, overrides) if overrides else settings
 
 
-def laid_over(tree: dict[str, Any], words: list[str]) -> Settings:
+def with_overrides(tree: dict[str, Any], words: list[str]) -> Settings:
     """The settings of nested dicts that are sound themselves, with `a.b=1` words laid over them."""
     for word in words:
         apply_override(tree, word)
@@ -240,7 +240,7 @@ def for_later_stage(trained: Settings, overrides: list[str]) -> Settings:
 
     Words about other sections were for the stage `train`, which the same command line may have run.
     """
-    given = laid_over(trained.model_dump(), overrides)  # a misspelt word is an error here too
+    given = with_overrides(trained.model_dump(), overrides)  # a misspelt word is an error here too
     return trained.model_copy(update={"data": given.data, "predict": given.predict})
 
 
@@ -268,7 +268,7 @@ def difference(old: Settings, new: Settings) -> list[str]:
     return [f"{key}: {before} -> {after}" for key, before, after in changes(old, new)]
 
 
-def words_between(old: Settings, new: Settings) -> list[str]:
+def overrides_between(old: Settings, new: Settings) -> list[str]:
     """The `a.b=1` words that make the new settings of the old ones; JSON is YAML too."""
     return [f"{key}={json.dumps(after)}" for key, _, after in changes(old, new)]
 
@@ -288,7 +288,7 @@ def nearest(settings: Settings) -> tuple[str, list[str]]:
     found = []
     for path in sorted(pathlib.Path("configs").glob("*.yaml")):
         with contextlib.suppress(Problem):  # one that cannot be read is not the one that they came from
-            found.append((str(path), words_between(load(path), settings)))
+            found.append((str(path), overrides_between(load(path), settings)))
     return min(found, key=lambda pair: len(pair[1]), default=("", []))
 
 

@@ -21,10 +21,10 @@ from pipeline.masks.colours import palette_image
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
 from pipeline.runtime.files import replacing
-from pipeline.runtime.memory import out_of_memory_told
+from pipeline.runtime.memory import explain_out_of_memory
 from pipeline.runtime.problem import Problem
 
-CLASSES_TOLD = 4  # the largest of a photo
+CLASSES_SHOWN = 4  # the largest of a photo
 
 
 def main(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.Path], out: pathlib.Path) -> None:
@@ -48,7 +48,7 @@ def main(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.
     print(f"{len(photos)} photos, {', '.join(map(str, paths))}, on {describe(device)}.")
     for photo, target in targets.items():
         pixels = read_photo(photo)
-        with out_of_memory_told(lambda: f"The memory is too small for {photo}; make the photo smaller."):
+        with explain_out_of_memory(lambda: f"The memory is too small for {photo}; make the photo smaller."):
             found = cut_out(ensemble, pixels) if binary else class_map(ensemble, pixels)
         with replacing(target) as draft:
             (Image.fromarray(found) if binary else palette_image(found, len(classes))).save(draft, format="PNG")
@@ -60,7 +60,7 @@ def covers(found: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
     if binary:
         return f"the object covers {(found[..., 3] >= 128).mean():.0%}"
     shares = np.bincount(found.ravel(), minlength=len(classes)) / found.size
-    return ", ".join(f"{classes[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:CLASSES_TOLD])
+    return ", ".join(f"{classes[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:CLASSES_SHOWN])
 
 
 # --- one photo -------------------------------------------------------------------------------------------------------

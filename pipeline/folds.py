@@ -19,8 +19,8 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
         with locked(run.lock("folds"), f"{run.folds} is being written by another process; wait until it is done."):
-            with nobody_training(run):
-                check_that_none_is_trained_on_others(run, table, settings.data.folds, folder)
+            with no_fold_in_training(run):
+                check_trained_folds(run, table, settings.data.folds, folder)
                 write_text(run.folds, text)
     cars, makes = ("cars", "makes") if table.columns[0] == "car_id" else ("pictures", "groups")
     makes_per_fold = table.groupby("fold")[table.columns[1]].nunique()
@@ -30,7 +30,7 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def nobody_training(run: Run) -> Iterator[None]:
+def no_fold_in_training(run: Run) -> Iterator[None]:
     """Hold the locks of the folds, also of one that has no checkpoint yet; Problem when it is being trained."""
     with contextlib.ExitStack() as locks:
         for lock in sorted(run.folder.glob("fold*/.lock")):
@@ -39,7 +39,7 @@ def nobody_training(run: Run) -> Iterator[None]:
         yield
 
 
-def check_that_none_is_trained_on_others(run: Run, table: pd.DataFrame, count: int, folder: pathlib.Path) -> None:
+def check_trained_folds(run: Run, table: pd.DataFrame, count: int, folder: pathlib.Path) -> None:
     """Problem where a network was trained on other folds than these, or may have been. count: data.folds.
 
     A table that is gone may be made again where it fits what every `best.pt` says of its own; `last.pt` goes on with

@@ -32,7 +32,7 @@ from pipeline.submission.shards import Parts
 from pipeline.submission.writer import Row, proven_text
 from pipeline.masks import on_device, rle
 from pipeline.masks.dice import threshold_to_u8
-from pipeline.runtime.memory import out_of_memory_told, too_large
+from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.model import checkpoint
 from pipeline.runtime.distributed import process_group
 from pipeline.paths import Run
@@ -106,7 +106,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
         dataset = ImagesAtScales(pictures, ensemble.scales, SHAPE, forgive)
         on_gpu = dist.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
-        with out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
             rows = rows_of(ensemble, loader, cut, settings.predict.prove_every_rows, parts)
             total = sum(len(parts.names_of(number)) for number in mine)
             shown_rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
@@ -275,7 +275,7 @@ def origin_of(
         "oof_dice_cross_fitted": found.get("oof_dice_cross_fitted"),
         "config": nearest,
         "train_set": words,
-        "predict_set": config.words_between(trained[0], settings),
+        "predict_set": config.overrides_between(trained[0], settings),
         "config_sha256": hashlib.sha256("".join(dict.fromkeys(map(config.dump, trained))).encode()).hexdigest(),
         "checkpoints": hashes,
         "commit": git.commit(),

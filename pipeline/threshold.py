@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
-from pipeline.data.grouping import groups, read_folds, unit_of
+from pipeline.data.grouping import groups, read_folds, group_key
 from pipeline.runtime.files import locked, write_json
 from pipeline.inference.stored_threshold import other_network_message, oof_digests, prediction_settings
 from pipeline.inference.oof import OofHistograms, read_oof_histograms
@@ -41,7 +41,7 @@ def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
     names = [name for judged in judged_folds for name in judged.names]
     table = read_folds(run.folds)
     group_of_unit = groups(table)
-    group = np.array([group_of_unit.get(unit_of(name, table), "") for name in names])
+    group = np.array([group_of_unit.get(group_key(name, table), "") for name in names])
 
     scores = dice.dice_at_thresholds(np.concatenate([judged.histograms for judged in judged_folds]))
     cut = dice.best_threshold_u8(scores)

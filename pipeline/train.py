@@ -20,7 +20,7 @@ from pipeline import config
 from pipeline.runtime import git
 from pipeline.training import resume
 from pipeline.config import Settings
-from pipeline.training.monitor import Curves
+from pipeline.training.monitor import TensorBoardLog
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.loader import (
@@ -33,24 +33,24 @@ from pipeline.data.loader import (
     training_loader,
 )
 from pipeline.runtime.files import write_text
-from pipeline.runtime.device import autocast, describe, loss_scaler, no_kernel_told, set_up
+from pipeline.runtime.device import autocast, describe, loss_scaler, explain_missing_kernel, set_up
 from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, merge_confusions
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
-from pipeline.training.previews import pictures_to_show
+from pipeline.training.previews import preview_images
 from pipeline.inference.tta import VIEWS
 from pipeline.model import checkpoint, losses, optim
-from pipeline.model.sync_batchnorm import share_batch_norm
+from pipeline.model.sync_batchnorm import sync_batch_norm
 from pipeline.model.factory import build, count_parameters
 from pipeline.model.ema import Ema
 from pipeline.runtime.memory import (
-    LARGEST_TRIED,
+    MAX_BATCH_TRIED,
     found,
     largest_that_fits,
     limited_to_free_memory,
-    out_of_memory_told,
-    smaller_batch,
-    too_large,
+    explain_out_of_memory,
+    smaller_batch_advice,
+    too_large_message,
 )
 from pipeline.runtime.distributed import ProcessGroup, sync_gradients, process_group
 from pipeline.paths import Fold, Run
@@ -59,7 +59,7 @@ from pipeline.runtime.progress import Stopwatch, progress
 from pipeline.runtime.signals import StopSignals
 
 SECONDS_BETWEEN_READINGS = 0.5  # of the loss: each reading makes the processor wait for the GPU
-NAMES_TOLD = 8  # pictures of a batch that an error lists
+NAMES_SHOWN = 8  # pictures of a batch that an error lists
 
 
 def main(
@@ -72,14 +72,14 @@ def main(
 ) -> None:
     """deterministic: only kernels that give the same bits each time; find_batch: measure, print, and train nothing."""
     set_up(deterministic)
-    with process_group() as dist, no_kernel_told():
+    with process_group() as dist, explain_missing_kernel():
         if find_batch and dist.world_size > 1:
             raise dist.problem("--find-batch measures one process; start it without torchrun.")
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
             grouping.check(table, number)  # before it gets a folder
         for number in fold_numbers:
-            with resume.the_only_trainer(run.fold(number)) if dist.is_main and not find_batch else nullcontext():
+            with resume.trainer_lock(run.fold(number)) if dist.is_main and not find_batch else nullcontext():
                 train_fold(settings, run, number, folder, dist, find_batch)
 
 
@@ -88,7 +88,7 @@ def train_fold(
 ) -> None:
     fold, device, hyper = run.fold(fold_number), dist.device, settings.train
     with dist.main_first():
-        last = resume.read_last(fold, settings, mend=dist.is_main and not find_batch)
+        last = resume.read_last(fold, settings, repair=dist.is_main and not find_batch)
         table = grouping.read_folds(run.folds)
         training_set, validation_set = open_pictures(settings, run, table, fold_number, folder, dist.world_size)
         dataset = training_set.dataset
@@ -109,7 +109,7 @@ def train_fold(
         checkpoint_activations=hyper.checkpoint_activations,
     ).to(device)
     if dist.world_size > 1:
-        network = share_batch_norm(network)
+        network = sync_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
     optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     scaler = loss_scaler(device)
@@ -125,7 +125,7 @@ def train_fold(
     # Where the run stands
     step: int = last.get("step", 0)
     loss_sum = torch.tensor(last.get("loss_sum", 0.0), dtype=torch.float64, device=device)
-    spoilt_step = torch.tensor(-1, device=device)  # the first whose loss or gradient was no number
+    non_finite_step = torch.tensor(-1, device=device)  # the first whose loss or gradient was no number
     log: list[dict[str, Any]] = last.get("log", [])
     key_of_score, name_of_score = ("val_dice", "Dice") if binary else ("val_mean_iou", "mean IoU")
     best_score: float = last.get("best_dice", -1.0)
@@ -158,14 +158,14 @@ def train_fold(
 
     def save_best() -> None:
         best: dict[str, Any] = {"settings": settings.model_dump(), "network": ema.average.state_dict()}
-        best |= {"log": resume.timeless(log), "full_size": [dataset.height, dataset.width]}
+        best |= {"log": resume.without_circumstances(log), "full_size": [dataset.height, dataset.width]}
         best |= {"classes": list(dataset.classes), "folds": grouping.digest(table)}
         checkpoint.save(fold.best, best)
 
-    def stop_if_spoilt() -> None:
+    def stop_if_non_finite() -> None:
         """Never go on from weights that are no numbers, and never save them."""
-        if (at := int(spoilt_step)) >= 0:
-            raise dist.problem(spoilt(at, steps, [training_set.names[index] for _, index in schedule.batch(at)], fold))
+        if (at := int(non_finite_step)) >= 0:
+            raise dist.problem(non_finite_message(at, steps, [training_set.names[index] for _, index in schedule.batch(at)], fold))
 
     def largest_batch() -> int:
         """How many pictures at once fit, found by steps on one picture many times over; they spoil the network."""
@@ -175,13 +175,13 @@ def train_fold(
         with limited_to_free_memory(device):
             return largest_that_fits(
                 lambda n: take_step(image_NHWC.repeat(n, 1, 1, 1), target_NHW.repeat(n, 1, 1), parts=1),
-                at_most=LARGEST_TRIED[device.type],
+                at_most=MAX_BATCH_TRIED[device.type],
             )
 
     def advice() -> str:
         largest = largest_batch() if dist.world_size == 1 else None
         scale, name = settings.data.scale, describe(device)
-        return smaller_batch(hyper.batch_size, hyper.accumulate, dist.world_size, scale, largest, name)
+        return smaller_batch_advice(hyper.batch_size, hyper.accumulate, dist.world_size, scale, largest, name)
 
     if find_batch:
         print(f"{found(largest_batch(), settings.data.scale, describe(device))}.")
@@ -193,7 +193,7 @@ def train_fold(
                 save_best()
                 print(f"{fold.best} was gone; it is made again.")
             else:
-                resume.tell_of_lost_best(fold, best_row["epoch"], is_last=step == steps)
+                resume.report_lost_best(fold, best_row["epoch"], is_last=step == steps)
         if step == steps:
             print(f"{fold.folder} is trained already: {name_of_score} {best_score:.5f}. Another RUN= starts anew.")
     if step == steps:
@@ -218,8 +218,8 @@ def train_fold(
     network.train()
     with (
         StopSignals() as stop,
-        out_of_memory_told(advice),
-        Curves(fold.tensorboard, step // steps_per_epoch + 1) if dist.is_main else nullcontext() as curves,
+        explain_out_of_memory(advice),
+        TensorBoardLog(fold.tensorboard, step // steps_per_epoch + 1) if dist.is_main else nullcontext() as curves,
         progress(total=steps, initial=step, unit="step", wanted=dist.is_main) as bar,
     ):
         for image_NHWC, target_NHW in prefetch_to_device(watch.waiting_for(loader), device):
@@ -234,7 +234,7 @@ def train_fold(
             loss_sum += loss
             # In float16 an infinite gradient is ordinary: the scaler leaves the step out and scales less.
             is_finite = loss.isfinite() & (gradient_norm.isfinite() | scaler.is_enabled())
-            spoilt_step = torch.where((spoilt_step < 0) & ~is_finite, step, spoilt_step)
+            non_finite_step = torch.where((non_finite_step < 0) & ~is_finite, step, non_finite_step)
             step += 1
             bar.update()
 
@@ -247,7 +247,7 @@ def train_fold(
                     [stop.asked, stop.asked or due, now - read_at > SECONDS_BETWEEN_READINGS]
                 )
                 if saving or reading:
-                    stop_if_spoilt()
+                    stop_if_non_finite()
                     mean_loss = loss_sum.item() / steps_into_epoch
                     bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{watch.images_per_s():.1f}")
                     read_at = now
@@ -258,7 +258,7 @@ def train_fold(
                     raise dist.problem(stopped_after(step, steps))
                 continue
 
-            stop_if_spoilt()
+            stop_if_non_finite()
             row: dict[str, Any] = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch}
             row |= {"val_dice": None, "val_dice_cut": None}
             row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
@@ -278,7 +278,7 @@ def train_fold(
                 resume.write_log(fold, log)
                 if curves:
                     curves.add(epoch, {key: row.get(key) for key in ("train_loss", key_of_score, "images_per_s", "lr")})
-                    for name, picture in pictures_to_show(ema.average, validation_set, dataset, device):
+                    for name, picture in preview_images(ema.average, validation_set, dataset, device):
                         curves.show(epoch, name, picture)
                 bar.clear()
                 print(describe_epoch(row, hyper.epochs), flush=True)
@@ -290,7 +290,7 @@ def train_fold(
         minutes = (time.monotonic() - started) / 60
         best_row = resume.best_row(log, key_of_score)
         if not fold.best.exists():
-            resume.tell_of_lost_best(fold, best_row["epoch"], is_last=True)
+            resume.report_lost_best(fold, best_row["epoch"], is_last=True)
         cut = f" at the cut 0.5, best is {best_row['val_dice_cut']:.3f}," if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
@@ -363,12 +363,12 @@ def stopped_after(step: int, steps: int) -> str:
     return f"Stopped after step {step} of {steps}; it is saved, and the same command goes on from there."
 
 
-def spoilt(step: int, steps: int, names: list[str], fold: Fold) -> str:
-    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+def non_finite_message(step: int, steps: int, names: list[str], fold: Fold) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     good = f"the last good checkpoint is {fold.last}" if fold.last.exists() else "there is no checkpoint yet"
     return (
         f"The loss or its gradient is no finite number at step {step + 1} of {steps}, on the pictures "
-        f"{', '.join(names[:NAMES_TOLD])}{more}; {good}. Look at these pictures, or lower train.learning_rate."
+        f"{', '.join(names[:NAMES_SHOWN])}{more}; {good}. Look at these pictures, or lower train.learning_rate."
     )
 
 
@@ -391,7 +391,7 @@ def evaluate_epoch(
     on_gpu = dist.device.type == "cuda"
     loader = validation_loader(mine, settings.predict.batch_size, settings.data.workers, pin_memory=on_gpu)
     batches = progress(loader, "held-out pictures", wanted=dist.is_main)
-    with out_of_memory_told(lambda: too_large(settings.predict.batch_size, scale)):
+    with explain_out_of_memory(lambda: too_large_message(settings.predict.batch_size, scale)):
         if binary:
             counts = histograms(predict, batches, mine.names, dataset.truth)
             scores = dice_scores(np.concatenate(dist.gather(counts)))

@@ -20,13 +20,13 @@ from pipeline.runtime.device import describe, pick_device
 from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, missing_classes
 from pipeline.inference.oof import oof_writer
 from pipeline.inference.loading import batch_that_fits, ensemble_of, folds_of, load_network, member_of
-from pipeline.runtime.memory import out_of_memory_told, too_large
+from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 
-CLASSES_TOLD = 4
+CLASSES_SHOWN = 4
 
 
 def main(run: Run, folds: list[int], overrides: list[str]) -> None:
@@ -68,7 +68,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
     with locked(run.lock(f"validate.fold{fold}"), busy):
         kept_path = run.oof_probabilities(fold)
-        with oof_writer(kept_path) as keep, out_of_memory_told(lambda: too_large(batch_size, settings.data.scale)):
+        with oof_writer(kept_path) as keep, explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
             if binary:
                 counts = histograms(ensemble.with_grid, batches, names, dataset.truth, keep)
                 found: dict[str, Any] = {"histograms": counts}
@@ -92,6 +92,6 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
 def note_missing_classes(fold: int, missing: list[int], classes: tuple[str, ...]) -> None:
     """Which classes no held-out pixel has: the object, for one, of masks of 0 and 255, since 255 is not judged."""
     if missing:
-        named = ", ".join(classes[index] for index in missing[:CLASSES_TOLD])
-        more = ", ..." if len(missing) > CLASSES_TOLD else ""
+        named = ", ".join(classes[index] for index in missing[:CLASSES_SHOWN])
+        more = ", ..." if len(missing) > CLASSES_SHOWN else ""
         print(f"fold {fold}: no held-out pixel has {len(missing)} of the {len(classes)} classes: {named}{more}.")

@@ -281,10 +281,10 @@ WORDS = ["train.epochs=7", 'data.folder="my data"', "model.encoder_weights=null"
 def test_the_words_between_two_settings_make_one_of_the_other(file: pathlib.Path) -> None:
     old = config.load(file, ["model.encoder_weights=imagenet"])
     new = config.load(file, WORDS)
-    words = config.words_between(old, new)
+    words = config.overrides_between(old, new)
     assert sorted(words) == sorted(WORDS)
     assert config.load(file, ["model.encoder_weights=imagenet", *words]) == new
-    assert config.words_between(new, new) == []
+    assert config.overrides_between(new, new) == []
 
 
 def test_the_nearest_config_is_the_one_that_needs_the_fewest_words(

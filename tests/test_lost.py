@@ -83,7 +83,7 @@ def test_whoever_does_not_train_moves_no_file(run_copy: pathlib.Path) -> None:
     fold = Fold(run_copy / "fold0")
     damage(fold.last)
     before = listing(run_copy)
-    last = resume.read_last(fold, config.load(fold.config), mend=False)
+    last = resume.read_last(fold, config.load(fold.config), repair=False)
     assert last["step"] == (EPOCHS - 1) * STEPS_PER_EPOCH and listing(run_copy) == before
 
 

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runtime.device import no_kernel_told
+from pipeline.runtime.device import explain_missing_kernel
 from pipeline.runtime.memory import (
-    LARGEST_TRIED,
+    MAX_BATCH_TRIED,
     largest_that_fits,
     limited_to_free_memory,
-    out_of_memory_told,
-    smaller_batch,
+    explain_out_of_memory,
+    smaller_batch_advice,
 )
 from pipeline.runtime.problem import Problem
 
@@ -29,8 +29,8 @@ def test_the_largest_batch_is_found(limit: int, kind: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.runtime.memory.give_back", lambda: None)  # slow, and nothing to give back
-        assert largest_that_fits(step, LARGEST_TRIED[kind]) == min(limit, LARGEST_TRIED[kind])
-    assert max(tried) <= LARGEST_TRIED[kind] and len(tried) <= 2 * 11
+        assert largest_that_fits(step, MAX_BATCH_TRIED[kind]) == min(limit, MAX_BATCH_TRIED[kind])
+    assert max(tried) <= MAX_BATCH_TRIED[kind] and len(tried) <= 2 * 11
 
 
 def test_another_error_of_a_step_is_not_hidden() -> None:
@@ -39,7 +39,7 @@ def test_another_error_of_a_step_is_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(step, at_most=4)
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_told(lambda: "never asked"):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: "never asked"):
         step(1)
 
 
@@ -59,7 +59,7 @@ def test_the_memory_is_free_again_when_the_sentence_is_made() -> None:
         gc.collect()
         return "free" if watched[0]() is None else "still full"
 
-    with pytest.raises(Problem, match="^free$"), out_of_memory_told(explain):
+    with pytest.raises(Problem, match="^free$"), explain_out_of_memory(explain):
         step()
 
 
@@ -85,13 +85,13 @@ def test_on_a_cpu_too_large_a_step_is_refused_and_not_killed() -> None:
 def test_the_advice_is_one_that_training_takes(
     batch_size: int, accumulate: int, processes: int, largest: int | None, named: str
 ) -> None:
-    sentence = smaller_batch(batch_size, accumulate, processes, 2, largest, "CPU")
+    sentence = smaller_batch_advice(batch_size, accumulate, processes, 2, largest, "CPU")
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and named in sentence
 
 
 def test_an_operation_without_a_deterministic_kernel_is_a_problem_and_other_errors_are_themselves() -> None:
     with pytest.raises(Problem, match="^cumsum_cuda_kernel has no deterministic kernel here; train without"):
-        with no_kernel_told():
+        with explain_missing_kernel():
             raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
-    with pytest.raises(RuntimeError, match="shapes"), no_kernel_told():
+    with pytest.raises(RuntimeError, match="shapes"), explain_missing_kernel():
         raise RuntimeError("shapes cannot be multiplied")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.__main__ import main
 from pipeline.data.loader import BatchSchedule
 from pipeline.model import checkpoint
-from pipeline.model.sync_batchnorm import SharedBatchNorm2d, share_batch_norm
+from pipeline.model.sync_batchnorm import SyncedBatchNorm2d, sync_batch_norm
 from pipeline.model.factory import build
 from pipeline.model.losses import mask_loss
 from pipeline.model.unet import UNet
@@ -69,8 +69,8 @@ def test_shared_batch_norm_is_batch_norm(group_of_one: None) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3))
     nn.init.uniform_(plain[0].weight)
-    shared = share_batch_norm(copy.deepcopy(plain))
-    assert type(shared[0]) is SharedBatchNorm2d
+    shared = sync_batch_norm(copy.deepcopy(plain))
+    assert type(shared[0]) is SyncedBatchNorm2d
     x = torch.randn(4, 3, 5, 6) * 7 + 2
     for network in (plain, shared):
         given = x.clone().requires_grad_()
@@ -234,4 +234,4 @@ def test_batch_norm_that_does_more_is_not_replaced_in_silence(group_of_one: None
     from timm.layers import BatchNormAct2d
 
     with pytest.raises(Problem, match="BatchNormAct2d cannot be shared"):
-        share_batch_norm(nn.Sequential(BatchNormAct2d(3)))
+        sync_batch_norm(nn.Sequential(BatchNormAct2d(3)))

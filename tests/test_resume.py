@@ -65,13 +65,13 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clip, steps = torch.nn.utils.clip_grad_norm_, iter(range(99))
-    spoilt_step = STEPS_PER_EPOCH + 2
+    non_finite_step = STEPS_PER_EPOCH + 2
     monkeypatch.setattr(
-        "torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * (torch.inf if next(steps) == spoilt_step else 1)
+        "torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * (torch.inf if next(steps) == non_finite_step else 1)
     )
     assert pipeline("train", "--run", "new") == 1
     line = only_line(capsys)
-    assert f"at step {spoilt_step + 1} of 24" in line and "last good checkpoint is runs/new/fold0/last.pt" in line
+    assert f"at step {non_finite_step + 1} of 24" in line and "last good checkpoint is runs/new/fold0/last.pt" in line
     assert len(re.findall(carvana.IMAGE_NAME.pattern, line)) == 4  # the pictures of that batch
     assert checkpoint.load(new_run / "fold0" / "last.pt", ("step",))["step"] == STEPS_PER_EPOCH
 

@@ -58,7 +58,7 @@ def too_few(folds: int, there: int, what: str, of_what: str) -> str:
     return f"data.folds is {folds}, but the {what} have only {there} {of_what}, which no two folds may share; {advice}."
 
 
-def unit_of(name: str, table: pd.DataFrame) -> str:
+def group_key(name: str, table: pd.DataFrame) -> str:
     """What is held out with this picture, as the table's first column names it: its car, or the picture itself."""
     return car_of(name) if table.columns[0] == "car_id" else name
 
@@ -132,7 +132,7 @@ def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[
     """
     check(table, fold)
     fold_of_unit = dict(zip(table[table.columns[0]], table["fold"]))
-    folds = [fold_of_unit.get(unit_of(name, table)) for name in image_names]
+    folds = [fold_of_unit.get(group_key(name, table)) for name in image_names]
     training = [name for name, its_fold in zip(image_names, folds) if its_fold not in (None, fold)]
     held_out = [name for name, its_fold in zip(image_names, folds) if its_fold == fold]
     return training, held_out
@@ -140,5 +140,5 @@ def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[
 
 def absent(table: pd.DataFrame, fold: int, image_names: list[str]) -> list[str]:
     """What the table holds out in `fold`, cars or pictures, and no name shows."""
-    there = {unit_of(name, table) for name in image_names}
+    there = {group_key(name, table) for name in image_names}
     return [unit for unit in table[table.columns[0]][table["fold"] == fold] if unit not in there]

@@ -28,7 +28,7 @@ class MeanOverProcesses(torch.autograd.Function):
         return MeanOverProcesses.apply(gradient)
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` with the mean and variance of all processes' batches, which must be equally large.
 
     Ioffe, Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1.
@@ -50,7 +50,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x_NCHW.dtype)
 
 
-def share_batch_norm(network: nn.Module) -> nn.Module:
+def sync_batch_norm(network: nn.Module) -> nn.Module:
     """The network with each batch norm shared between the processes; its state_dict stays as it was."""
     if next(network.parameters()).device.type == "cuda":
         if any(type(module).__module__.startswith("timm.") for module in network.modules()):
@@ -66,7 +66,7 @@ def share_batch_norm(network: nn.Module) -> nn.Module:
                     "one process, or on GPUs."
                 )
             if isinstance(child, nn.BatchNorm2d):
-                shared = SharedBatchNorm2d(child.num_features, child.eps, child.momentum)
+                shared = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum)
                 shared.load_state_dict(child.state_dict())
                 setattr(parent, name, shared)
     return network

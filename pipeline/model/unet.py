@@ -83,12 +83,12 @@ class UNet(nn.Module):
             return pair(x_NCHW)
         if torch.compiler.is_compiling():  # then a pair is traced once, and its statistics count once
             return checkpoint(pair, x_NCHW, use_reentrant=False)
-        contexts = contextlib.nullcontext(), batch_norm_statistics_kept(pair)
+        contexts = contextlib.nullcontext(), frozen_batch_norm_statistics(pair)
         return checkpoint(pair, x_NCHW, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextlib.contextmanager
-def batch_norm_statistics_kept(network: nn.Module) -> Iterator[None]:
+def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
     """The second pass over a batch must not count in the running statistics as a second batch."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 
 
-def keep_fonts_to_ourselves() -> None:
+def isolate_font_cache() -> None:
     if "MPLCONFIGDIR" in os.environ:
         return
     folder, owner = tempfile.mkdtemp(prefix="matplotlib."), os.getpid()
@@ -26,4 +26,4 @@ def keep_fonts_to_ourselves() -> None:
     atexit.register(remove)
 
 
-keep_fonts_to_ourselves()
+isolate_font_cache()

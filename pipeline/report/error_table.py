@@ -72,7 +72,7 @@ def with_image_groups(table: pd.DataFrame, fold: int, group_of_image: dict[str, 
     return found[["img", "car", "make", "view", "fold", *(column for column in table.columns if column != "img")]]
 
 
-def without_cars(images: pd.DataFrame) -> pd.DataFrame:
+def without_car_columns(images: pd.DataFrame) -> pd.DataFrame:
     """The table of pictures that have a group in the place of a make, and no view."""
     return images.drop(columns=["car", "view"]).rename(columns={"make": "group"})
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.report import suspects
-from pipeline.report.error_table import without_cars
+from pipeline.report.error_table import without_car_columns
 from pipeline.config import Settings
 from pipeline.data import grouping
 from pipeline.runtime.files import locked, write_text
@@ -61,7 +61,7 @@ def report_binary(
     if found.judged:
         make_of_car = dict(grouping.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
         images = found.table(make_of_car, lambda things: progress(things, "errors", total=len(found.fold_of)))
-        write_table(images if found.of_cars else without_cars(images), run.report / "images.csv")
+        write_table(images if found.of_cars else without_car_columns(images), run.report / "images.csv")
     print(f"{len(images)} held-out pictures are analysed after {time.monotonic() - started:.0f} s.")
     context = (
         head(run, settings, found, images, logs, threshold_known)

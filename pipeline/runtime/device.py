@@ -57,7 +57,7 @@ def set_up(deterministic: bool) -> None:
 
 
 @contextlib.contextmanager
-def no_kernel_told() -> Iterator[None]:
+def explain_missing_kernel() -> Iterator[None]:
     """Turn torch's error about an operation that has no deterministic kernel into a Problem."""
     try:
         yield

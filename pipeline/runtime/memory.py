@@ -9,7 +9,7 @@ import torch
 
 from pipeline.runtime.problem import Problem
 
-LARGEST_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
+MAX_BATCH_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
 # How allocators tell it that raise a plain RuntimeError: torch's for CPUs, C++'s, CUDA's own, cuBLAS's.
 SIGNS = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
 
@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def out_of_memory_told(explain: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error into a Problem; `explain` finds its sentence when the memory is free again."""
     try:
         yield
@@ -34,16 +34,16 @@ def out_of_memory_told(explain: Callable[[], str]) -> Iterator[None]:
     else:
         failed = False
     if failed:  # outside the except block, which keeps the error and its frames alive
-        give_back()
+        release_memory()
         raise Problem(explain())
 
 
-def too_large(batch_size: int, scale: int) -> str:
+def too_large_message(batch_size: int, scale: int) -> str:
     """What to do when predicting ran out of memory."""
     return f"The memory is too small for predict.batch_size {batch_size} at data.scale {scale}; lower the batch size."
 
 
-def smaller_batch(
+def smaller_batch_advice(
     batch_size: int, accumulate: int, processes: int, scale: int, largest: int | None, device: str
 ) -> str:
     """What to do when training ran out of memory. largest: pictures at once that were measured to fit, if any were."""
@@ -63,7 +63,7 @@ def smaller_batch(
 
 
 def found(pictures: int, scale: int, device: str) -> str:
-    or_more = "or more " if pictures in LARGEST_TRIED.values() else ""
+    or_more = "or more " if pictures in MAX_BATCH_TRIED.values() else ""
     return f"{pictures} pictures at once {or_more}fit on {device}, at data.scale {scale}"
 
 
@@ -88,7 +88,7 @@ def step_fits(step: Callable[[int], object], number: int) -> bool:
         traceback.clear_frames(error.__traceback__)
         return False
     finally:
-        give_back()
+        release_memory()
     return True
 
 
@@ -113,7 +113,7 @@ def kilobytes(path: str, key: str) -> int:
         return next(int(line.split()[1]) for line in table if line.startswith(f"{key}:"))
 
 
-def give_back() -> None:
+def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,8 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
-class Curves:
-    """`with Curves(folder, first_step) as curves:` its points from `first_step` on replace those of earlier starts."""
+class TensorBoardLog:
+    """`with TensorBoardLog(folder, first_step) as curves:` its points from `first_step` on replace those of earlier starts."""
 
     def __init__(self, folder: pathlib.Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class Curves:
         self.write(Event(file_version="brain.Event:2"))
         self.write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def __enter__(self) -> "Curves":
+    def __enter__(self) -> "TensorBoardLog":
         return self
 
     def __exit__(self, *error: object) -> None:

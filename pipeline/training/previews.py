@@ -13,16 +13,16 @@ from pipeline.inference.ensemble import share
 from pipeline.masks.confusion import ignored
 from pipeline.masks.colours import ADDED, MISSED, IGNORED_COLOUR, palette
 
-PICTURES_SHOWN = 4
+PREVIEW_IMAGES = 4
 BACKGROUND_LIGHT = 0.4  # of the picture, where the network sees background
 CLASS_SHARE = 0.6  # of a class's colour over the picture
 
 
-def pictures_to_show(
+def preview_images(
     network: nn.Module, held_out: ValidationDataset, dataset: SegmentationDataset, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Names and previews of the same pictures each time, one by one, which no memory is too small for."""
-    for index in range(0, len(held_out), -(-len(held_out) // PICTURES_SHOWN)):
+    for index in range(0, len(held_out), -(-len(held_out) // PREVIEW_IMAGES)):
         name = held_out.names[index]
         image, target = held_out[index], dataset.target(name, held_out.scale)
         if dataset.classes:

@@ -33,11 +33,11 @@ FREE_KEYS = (
 CIRCUMSTANCES = ("images_per_s", "waited_share", "seconds", "device", "commit")
 
 
-def the_only_trainer(fold: Fold) -> AbstractContextManager[None]:
+def trainer_lock(fold: Fold) -> AbstractContextManager[None]:
     return locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
 
 
-def read_last(fold: Fold, settings: Settings, mend: bool) -> dict[str, Any]:
+def read_last(fold: Fold, settings: Settings, repair: bool) -> dict[str, Any]:
     """The state of `last.pt`, of the one before where that is missing or damaged, or an empty one.
 
     Problem when other settings trained it. mend: whoever asks is the one that will train and save. A damaged `last.pt`
@@ -45,7 +45,7 @@ def read_last(fold: Fold, settings: Settings, mend: bool) -> dict[str, Any]:
     the new start would replace what nothing can go on from.
     """
     if not fold.last.exists() and not fold.previous.exists():
-        if mend:
+        if repair:
             check_that_no_epochs_are_lost(fold)
         return {}
     path = fold.last if fold.last.exists() else fold.previous
@@ -61,7 +61,7 @@ def read_last(fold: Fold, settings: Settings, mend: bool) -> dict[str, Any]:
             f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); "
             "set them back, choose another RUN=, or delete that folder."
         )
-    if mend and path == fold.previous:
+    if repair and path == fold.previous:
         said = f"There is no {fold.last}"
         if fold.last.exists():
             os.replace(fold.last, fold.damaged)
@@ -133,7 +133,7 @@ def best_row(log: list[dict[str, Any]], key: str) -> dict[str, Any]:
     return row if score_of(row, key) >= 0 else {}
 
 
-def tell_of_lost_best(fold: Fold, epoch: int, is_last: bool) -> None:
+def report_lost_best(fold: Fold, epoch: int, is_last: bool) -> None:
     """What it means that there is no `best.pt` and `last.pt` has other weights; Problem when no epoch is to come."""
     if is_last:
         raise Problem(
@@ -143,7 +143,7 @@ def tell_of_lost_best(fold: Fold, epoch: int, is_last: bool) -> None:
     print(f"{fold.best}, the weights of epoch {epoch}, is gone; an epoch that is better makes a new one.")
 
 
-def timeless(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_circumstances(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows without their circumstances, and with keys that are one object each, read back or new.
 
     A pickle tells a word that it has met before from an equal one that is another object.
