@@ -100,10 +100,10 @@ def tally_fold(
     bar = progress(loader, f"fold {fold} on {describe(device)}")
     with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
         for batch in bar:
-            share_RNHW = np.stack([ensemble.unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles])
+            prob_RNHW = np.stack([ensemble.unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles])
 
             def histograms(place: int) -> NDArray[np.int32]:
-                return blended_histograms(share_RNHW[:, place], masks.read(batch.names[place]), weightings)
+                return blended_histograms(prob_RNHW[:, place], masks.read(batch.names[place]), weightings)
 
             for name, counts in zip(batch.names, in_order(histograms, range(len(batch.names)))):
                 tally.add(group_of_car[carvana.car_of(name)], counts)
@@ -198,7 +198,7 @@ def highest(sums: NDArray[np.float64], among: NDArray[np.bool_]) -> tuple[int, i
 
 
 def blended_histograms(
-    share_of_run: NDArray[np.float32], mask: NDArray[np.bool_], weightings: NDArray[np.float32]
+    prob_of_run: NDArray[np.float32], mask: NDArray[np.bool_], weightings: NDArray[np.float32]
 ) -> NDArray[np.int32]:
     """`dice.histogram` of a picture at each of the weightings (weightings, runs): int32 array (weightings, 2, 256).
 
@@ -206,10 +206,10 @@ def blended_histograms(
     Most pixels are 0 or 255 in every run and so in every mean. Only the others are blended, on real pictures 2 to 3 %:
     30 to 60 ms a picture for 11 weightings of two runs, instead of 260 to 390.
     """
-    highest_share, lowest_share = share_of_run.max(axis=0), share_of_run.min(axis=0)
-    is_0, is_255 = highest_share < SURELY_0, lowest_share > 1 - SURELY_0
+    highest_prob, lowest_prob = prob_of_run.max(axis=0), prob_of_run.min(axis=0)
+    is_0, is_255 = highest_prob < SURELY_0, lowest_prob > 1 - SURELY_0
     unsure = ~(is_0 | is_255)
     counts = dice.histogram(is_255[~unsure] * np.uint8(255), mask[~unsure])
-    share_of_unsure, unsure_mask = share_of_run[:, unsure], mask[unsure]
-    values = (np.rint(255 * (weights @ share_of_unsure).clip(0, 1)).astype(np.uint8) for weights in weightings)
+    prob_of_unsure, unsure_mask = prob_of_run[:, unsure], mask[unsure]
+    values = (np.rint(255 * (weights @ prob_of_unsure).clip(0, 1)).astype(np.uint8) for weights in weightings)
     return np.stack([counts + dice.histogram(one, unsure_mask) for one in values])

@@ -23,7 +23,7 @@ REPAIRED = "29bb3ece3180_11.jpg"  # lies loose beside the archives, in the place
 
 SUBMISSION_HEADER = ("img", "rle_mask")
 SOLUTION_HEADER = (*SUBMISSION_HEADER, "Usage")  # Usage: Public, Private or Ignored
-MEAN_CAR_SHARE = 0.21  # of a picture's pixels, over the 5,088 training masks
+MEAN_COVERAGE = 0.21  # of a picture's pixels, over the 5,088 training masks
 
 IMAGE_NAME = re.compile(r"(?P<car>[0-9a-f]{12})_(?P<view>0[1-9]|1[0-6])\.jpg")
 MASK_NAME = re.compile(IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))

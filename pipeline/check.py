@@ -12,10 +12,10 @@ def main(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
     unreadable = provenance.unreadable(SUBMISSIONS, submission)
-    mean_share = check(submission, names, unreadable)
+    mean_coverage = check(submission, names, unreadable)
     if unreadable:
         print(f"{len(unreadable)} pictures could not be read and have empty rows: {', '.join(unreadable)}.")
     print(
-        f"{submission}: {len(names)} images, masks cover {mean_share:.1%} on average; "
+        f"{submission}: {len(names)} images, masks cover {mean_coverage:.1%} on average; "
         f"it fits the sample submission of {folder}."
     )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.runtime.problem import Problem
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 LARGEST_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second
@@ -93,14 +93,14 @@ class Task(Section):
 class Augment(Section):
     """Each is drawn anew for each picture and epoch, evenly from -limit to +limit."""
 
-    flip: Share = 0.5  # chance of a left-right mirror
-    shift: Share = 0.05  # of the picture's side
+    flip: Fraction = 0.5  # chance of a left-right mirror
+    shift: Fraction = 0.05  # of the picture's side
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1  # 0.1: between 0.9 and 1.1 times the size
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 5.0
-    brightness: Share = 0.15  # of the full range
-    contrast: Share = 0.15
+    brightness: Fraction = 0.15  # of the full range
+    contrast: Fraction = 0.15
     hue_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
-    saturation: Share = 0.15
+    saturation: Fraction = 0.15
 
 
 class Model(Section):
@@ -146,12 +146,12 @@ class Train(Section):
     checkpoint_activations: bool = False  # compute them again on the way back: slower, for a small memory
     optimiser: Literal["adamw", "sgd", "muon"] = "adamw"  # sgd wants a larger learning rate
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_share: Share = 0.1  # of all steps, from 0 up to the learning rate; then the schedule
+    warmup_fraction: Fraction = 0.1  # of all steps, from 0 up to the learning rate; then the schedule
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # the first two go down to 0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of adamw its first beta; muon's authors take 0.95
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # longest gradient that a step follows
-    ema_decay: Share = 0.998  # of the averaged weights that are judged and kept; 0: the plain weights
+    ema_decay: Fraction = 0.998  # of the averaged weights that are judged and kept; 0: the plain weights
     compile: bool = False  # torch.compile: half a minute at the start, then faster steps on a GPU
     validate_every_epochs: Count = 1  # the last epoch is always validated
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0

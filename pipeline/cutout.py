@@ -59,8 +59,8 @@ def covers(found: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
     """In words: how much of the photo is what."""
     if binary:
         return f"the object covers {(found[..., 3] >= 128).mean():.0%}"
-    shares = np.bincount(found.ravel(), minlength=len(classes)) / found.size
-    return ", ".join(f"{classes[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:CLASSES_SHOWN])
+    probs = np.bincount(found.ravel(), minlength=len(classes)) / found.size
+    return ", ".join(f"{classes[index]} {probs[index]:.0%}" for index in np.argsort(-probs)[:CLASSES_SHOWN])
 
 
 # --- one photo -------------------------------------------------------------------------------------------------------
@@ -88,13 +88,13 @@ def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     fills it then has about the size of what they know.
     """
     height, width = photo.shape[:2]
-    share = np.zeros((height, width), np.float32)
+    prob = np.zeros((height, width), np.float32)
     side_px = sides_px(ensemble, height, width)
     for scale, small in seen_at(side_px, photo).items():
         with torch.inference_mode():
-            small_share = ensemble.weighted_share(scale, small)[0].cpu().numpy()
-        share += cv2.resize(small_share, (width, height), interpolation=cv2.INTER_CUBIC)
-    alpha = opacity(share, min(side_px.values()))
+            small_prob = ensemble.weighted_prob(scale, small)[0].cpu().numpy()
+        prob += cv2.resize(small_prob, (width, height), interpolation=cv2.INTER_CUBIC)
+    alpha = opacity(prob, min(side_px.values()))
     return np.dstack((np.where(alpha[..., None] > 0, photo, 0), alpha))
 
 
@@ -102,16 +102,16 @@ def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
     """The most probable class of each pixel of the photo, indices (height, width); seen as by `cut_out`."""
     height, width = photo.shape[:2]
     with torch.inference_mode():
-        shares = [
-            ensemble.weighted_share(scale, small)[0].cpu().numpy()
+        probs = [
+            ensemble.weighted_prob(scale, small)[0].cpu().numpy()
             for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
         ]
 
-    def share(index: int) -> NDArray[np.float32]:
-        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in shares)
+    def prob(index: int) -> NDArray[np.float32]:
+        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in probs)
         return sum(others, start=one)
 
-    return largest(share, classes=len(shares[0]))
+    return largest(prob, classes=len(probs[0]))
 
 
 def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
@@ -131,11 +131,11 @@ def seen_at(side_px: dict[int, float], photo: NDArray[np.uint8]) -> dict[int, Te
     return seen
 
 
-def opacity(share: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
+def opacity(prob: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
     """0 to 255: 128 where the share is one half, and an edge that is `EDGE_PX` wide.
 
     At an edge the share of a cell goes from 0 to 1 over the cell's side: so wide an edge would look blurred, and a
     background of which the network is only nearly sure would shine through.
     """
     steepness = max(1.0, side_px / EDGE_PX)
-    return cv2.convertScaleAbs(np.clip((share - 0.5) * steepness + 0.5, 0, 1), alpha=255)
+    return cv2.convertScaleAbs(np.clip((prob - 0.5) * steepness + 0.5, 0, 1), alpha=255)

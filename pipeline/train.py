@@ -224,7 +224,7 @@ def train_fold(
     ):
         for image_NHWC, target_NHW in prefetch_to_device(watch.waiting_for(loader), device):
             learning_rate = optim.learning_rate_at(
-                step, steps, hyper.learning_rate, hyper.warmup_share, hyper.schedule
+                step, steps, hyper.learning_rate, hyper.warmup_fraction, hyper.schedule
             )
             optim.set_learning_rate(optimiser, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, step, dist.rank))  # of dropout, where a network has it
@@ -261,7 +261,7 @@ def train_fold(
             stop_if_non_finite()
             row: dict[str, Any] = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch}
             row |= {"val_dice": None, "val_dice_cut": None}
-            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_share(), "lr": learning_rate}
+            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_fraction(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row |= evaluate_epoch(ema, settings, validation_set, dataset, dist)

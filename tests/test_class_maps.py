@@ -83,7 +83,7 @@ def test_one_class_at_a_time_is_argmax_of_all_and_scales_are_added() -> None:
     members = [Member(Fixed(1.0, 2.0, 0.5), 2, VIEWS["none"], 0.6), Member(Fixed(2.0, 1.0, 1.0), 1, VIEWS["none"], 0.4)]
     both = ClassEnsemble(members, HEIGHT, WIDTH)
     images = {2: pictures(), 1: pictures(scale=1)}
-    shares = both.weighted_shares(images)
+    shares = both.weighted_probs(images)
     assert torch.allclose(sum(share.sum(1).mean() for share in shares.values()), torch.tensor(1.0), atol=1e-5)
     on_device = both.class_map_on_device(shares)
     large = nn.functional.interpolate(shares[2], scale_factor=2, mode="bicubic") + shares[1]

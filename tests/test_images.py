@@ -115,8 +115,8 @@ def test_a_mask_survives_its_own_coverage(mask: Mask, scale: int, lowest_dice: f
 def test_coverage_keeps_more_of_a_mask_than_a_bit_for_each_cell(mask: Mask) -> None:
     share = coverage(mask, 4).astype(np.float32) / 255
     bits = (share >= 0.5).astype(np.float32)
-    from_share, from_bits = (dice(upsample_u8(one, 4, HEIGHT, WIDTH) >= 128, mask) for one in (share, bits))
-    assert 1 - from_share < (1 - from_bits) / 3
+    from_fraction, from_bits = (dice(upsample_u8(one, 4, HEIGHT, WIDTH) >= 128, mask) for one in (share, bits))
+    assert 1 - from_fraction < (1 - from_bits) / 3
 
 
 @pytest.mark.parametrize("scale", SHAPES)

@@ -35,8 +35,8 @@ class Red(nn.Module):
         return share.clamp(1e-7, 1 - 1e-7).logit()[:, None]
 
 
-def red_pictures(share_NHW: Tensor) -> Tensor:
-    return (share_NHW * 255).round().to(torch.uint8)[..., None].repeat(1, 1, 1, 3)
+def red_pictures(prob_NHW: Tensor) -> Tensor:
+    return (prob_NHW * 255).round().to(torch.uint8)[..., None].repeat(1, 1, 1, 3)
 
 
 def smooth(rows: int = 6, columns: int = 9) -> Tensor:

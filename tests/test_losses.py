@@ -23,8 +23,8 @@ def names(terms: dict[str, float]) -> str:
     return "+".join(terms)
 
 
-def loss_of(logits_NHW: Tensor, share_NHW: Tensor, **terms: float) -> Tensor:
-    return mask_loss(logits_NHW, share_NHW, **(NOTHING | terms))
+def loss_of(logits_NHW: Tensor, prob_NHW: Tensor, **terms: float) -> Tensor:
+    return mask_loss(logits_NHW, prob_NHW, **(NOTHING | terms))
 
 
 def random_batch(seed: int = 0) -> tuple[Tensor, Tensor]:

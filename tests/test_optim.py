@@ -269,9 +269,9 @@ def test_the_learning_rate_rises_in_a_line_and_follows_its_schedule(schedule: st
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@given(steps=st.integers(1, 50), warmup_share=st.floats(0, 1))
-def test_a_learning_rate_never_leaves_0_to_the_peak(schedule: str, steps: int, warmup_share: float) -> None:
-    rates = [optim.learning_rate_at(step, steps, 3.0, warmup_share, schedule) for step in range(steps)]
+@given(steps=st.integers(1, 50), warmup_fraction=st.floats(0, 1))
+def test_a_learning_rate_never_leaves_0_to_the_peak(schedule: str, steps: int, warmup_fraction: float) -> None:
+    rates = [optim.learning_rate_at(step, steps, 3.0, warmup_fraction, schedule) for step in range(steps)]
     assert all(0 <= rate <= 3.0 for rate in rates)
     assert max(rates) == 3.0
 

@@ -175,8 +175,8 @@ def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
     weights = dict(bce=1.0, dice=1.0, jaccard=0.0, focal=0.0, lovasz=0.0, edge_weight=0.0, edge_px=2)
     results = []
 
-    def loss_of(logits_NCHW: Tensor, share_NHW: Tensor) -> Tensor:
-        return mask_loss(logits_NCHW[:, 0].float(), share_NHW, **weights)
+    def loss_of(logits_NCHW: Tensor, prob_NHW: Tensor) -> Tensor:
+        return mask_loss(logits_NCHW[:, 0].float(), prob_NHW, **weights)
 
     for parts in (1, 2, 3, 6):
         network = copy.deepcopy(start)

@@ -120,8 +120,8 @@ def test_a_window_lies_inside_the_picture(spot: tuple[int, int], starts: tuple[i
 
 def test_a_wrong_pixel_costs_more_in_a_small_picture() -> None:
     images = pd.DataFrame({"truth_px": [90, 900], "predicted_px": [10, 100], "a_px": [3, 0], "b_px": [0, 10]})
-    assert overview.lost_share(images, ["a_px", "b_px"]).tolist() == pytest.approx([0.75, 0.25])
-    assert overview.lost_share(images * 0, ["a_px", "b_px"]).tolist() == [0, 0]
+    assert overview.lost_fraction(images, ["a_px", "b_px"]).tolist() == pytest.approx([0.75, 0.25])
+    assert overview.lost_fraction(images * 0, ["a_px", "b_px"]).tolist() == [0, 0]
 
 
 def test_the_worst_the_middle_and_random_ones_are_chosen() -> None:

@@ -60,7 +60,7 @@ def test_what_is_confused_most_comes_first() -> None:
 
 
 def test_the_matrix_has_rows_of_shares_and_none_for_what_no_truth_has() -> None:
-    shares = matrix.shares_of_truth(TOTAL)
+    shares = matrix.fractions_of_truth(TOTAL)
     np.testing.assert_allclose(shares[:3], [[0.8, 0.2, 0, 0], [0.2, 0.8, 0, 0], [1, 0, 0, 0]])
     assert np.isnan(shares[3]).all()
     drawn, width_px = matrix.chart(TOTAL, NAMES)

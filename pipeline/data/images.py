@@ -194,21 +194,21 @@ def runs_by_row(
     return row, np.maximum(begin, 0), np.minimum(end, width)
 
 
-def upsample_u8(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
+def upsample_u8(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
     """The inverse of `coverage`: shares 0 to 1 at 1/scale -> 0 to 255 at (height, width).
 
     Bicubic, on the same grid, rounded once.
     """
-    return to_u8(upsample(share, scale, height, width))
+    return to_u8(upsample(prob, scale, height, width))
 
 
-def upsample(share: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
+def upsample(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
     """`upsample_u8` before it is rounded; beside a steep edge a value may lie a little below 0 or above 1."""
-    rows, columns = share.shape
-    large = cv2.resize(share, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
+    rows, columns = prob.shape
+    large = cv2.resize(prob, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
     return large[:height, :width]
 
 
-def to_u8(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_u8(prob: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Shares to 0 to 255; what lies outside 0 to 1 becomes its end."""
-    return cv2.convertScaleAbs(np.clip(share, 0, 1), alpha=255)
+    return cv2.convertScaleAbs(np.clip(prob, 0, 1), alpha=255)

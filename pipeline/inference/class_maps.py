@@ -26,17 +26,17 @@ class ClassEnsemble(Ensemble):
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:
-        shares = self.weighted_shares(image_of_scale)
+        probs = self.weighted_probs(image_of_scale)
         if self.device.type == "cuda":
-            return self.class_map_on_device(shares)
-        images, classes = shares[self.scales[0]].shape[:2]
-        maps = np.stack(list(in_order(lambda image: self.class_map(shares, image), range(images))))
+            return self.class_map_on_device(probs)
+        images, classes = probs[self.scales[0]].shape[:2]
+        maps = np.stack(list(in_order(lambda image: self.class_map(probs, image), range(images))))
         return torch.from_numpy(maps).to(as_torch_has_it(classes))
 
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
         raise NotImplementedError("the mean of several classes is not kept at full size")
 
-    def weighted_share(self, scale: int, image_NHWC: Tensor) -> Tensor:
+    def weighted_prob(self, scale: int, image_NHWC: Tensor) -> Tensor:
         """What the members at this scale add to the mean, float32 (N, classes, H, W) at the size of the pictures."""
         image_NHWC = image_NHWC.to(self.device, non_blocking=True)
         rows, columns = image_NHWC.shape[1:3]
@@ -44,52 +44,52 @@ class ClassEnsemble(Ensemble):
         for member in self.members:
             if member.scale == scale:
                 for view in member.views:
-                    share_NCHW = shares(member.network, view.of(image_NHWC))
-                    undone = view.undone(share_NCHW.flatten(0, 1), rows, columns).unflatten(0, share_NCHW.shape[:2])
+                    prob_NCHW = probs(member.network, view.of(image_NHWC))
+                    undone = view.undone(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, prob_NCHW.shape[:2])
                     part = undone * (member.weight / len(member.views))
                     total_NCHW = part if total_NCHW is None else total_NCHW.add_(part)
         assert total_NCHW is not None
         return total_NCHW
 
-    def class_map(self, shares: ByScale, image: int) -> NDArray:
+    def class_map(self, probs: ByScale, image: int) -> NDArray:
         """Of one picture, array (height, width)."""
 
-        def share(index: int) -> NDArray[np.float32]:
-            one, *others = (upsample(shares[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
+        def prob(index: int) -> NDArray[np.float32]:
+            one, *others = (upsample(probs[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
             return sum(others, start=one)
 
-        return largest(share, shares[self.scales[0]].shape[1])
+        return largest(prob, probs[self.scales[0]].shape[1])
 
-    def class_map_on_device(self, shares: ByScale) -> Tensor:
+    def class_map_on_device(self, probs: ByScale) -> Tensor:
         """Of a batch, tensor (N, height, width)."""
-        images, classes = shares[self.scales[0]].shape[:2]
+        images, classes = probs[self.scales[0]].shape[:2]
         size = (images, self.height, self.width)
         best = torch.full(size, -torch.inf, device=self.device)
         found = torch.zeros(size, dtype=as_torch_has_it(classes), device=self.device)
         for index in range(classes):
-            maps = (upsample_on_device(shares[s][:, index], s, self.height, self.width) for s in self.scales)
-            share = sum(maps, start=next(maps))
-            better = share > best
-            best, found = share.where(better, best), found.masked_fill(better, index)
+            maps = (upsample_on_device(probs[s][:, index], s, self.height, self.width) for s in self.scales)
+            prob = sum(maps, start=next(maps))
+            better = prob > best
+            best, found = prob.where(better, best), found.masked_fill(better, index)
         return found
 
 
-def shares(network: nn.Module, image_NHWC: Tensor) -> Tensor:
+def probs(network: nn.Module, image_NHWC: Tensor) -> Tensor:
     """Probabilities float32 (N, classes, H, W) at the size of the pictures."""
     with autocast(image_NHWC.device):
         logits_NCHW = network(image_NHWC)
     return logits_NCHW.float().softmax(1)
 
 
-def largest(share: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:
+def largest(prob: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:
     """Of each pixel the class whose share is the largest, of equals the first: indices (height, width).
 
     share: class -> its map, float32 (height, width); one after another is asked for.
     """
-    best = share(0).copy()
+    best = prob(0).copy()
     found = np.zeros(best.shape, index_dtype(classes))
     for index in range(1, classes):
-        its_share = share(index)
+        its_share = prob(index)
         better = its_share > best
         best[better], found[better] = its_share[better], index
     return found

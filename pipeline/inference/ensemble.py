@@ -59,67 +59,67 @@ class Ensemble:
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:
-        return self.rounded(self.weighted_shares(image_of_scale))
+        return self.rounded(self.weighted_probs(image_of_scale))
 
     @torch.inference_mode()
     def with_grid(self, image_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Where all members see one scale: the same, and the mean before it is enlarged, uint8 (N, H, W)."""
-        shares = self.weighted_shares({scale: image_NHWC for scale in self.scales})
-        (share_NHW,) = shares.values()
-        return self.rounded(shares), to_u8_on_device(share_NHW)
+        probs = self.weighted_probs({scale: image_NHWC for scale in self.scales})
+        (prob_NHW,) = probs.values()
+        return self.rounded(probs), to_u8_on_device(prob_NHW)
 
-    def rounded(self, shares: ByScale) -> Tensor:
+    def rounded(self, probs: ByScale) -> Tensor:
         if self.device.type == "cuda":
-            return to_u8_on_device(self.mean_on_device(shares))
-        images = range(len(shares[self.scales[0]]))
-        return torch.from_numpy(np.stack(list(in_order(lambda image: to_u8(self.full_size_mean(shares, image)), images))))
+            return to_u8_on_device(self.mean_on_device(probs))
+        images = range(len(probs[self.scales[0]]))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: to_u8(self.full_size_mean(probs, image)), images))))
 
     @torch.inference_mode()
     def unrounded(self, image_of_scale: ByScale) -> Tensor:
         """The same mean before it is rounded, float32 (N, height, width); see `images.upsample` for its range."""
-        shares = self.weighted_shares(image_of_scale)
+        probs = self.weighted_probs(image_of_scale)
         if self.device.type == "cuda":
-            return self.mean_on_device(shares)
-        images = range(len(shares[self.scales[0]]))
-        return torch.from_numpy(np.stack(list(in_order(lambda image: self.full_size_mean(shares, image), images))))
+            return self.mean_on_device(probs)
+        images = range(len(probs[self.scales[0]]))
+        return torch.from_numpy(np.stack(list(in_order(lambda image: self.full_size_mean(probs, image), images))))
 
-    def weighted_shares(self, image_of_scale: ByScale) -> ByScale:
-        return {scale: self.weighted_share(scale, image_of_scale[scale]) for scale in self.scales}
+    def weighted_probs(self, image_of_scale: ByScale) -> ByScale:
+        return {scale: self.weighted_prob(scale, image_of_scale[scale]) for scale in self.scales}
 
-    def weighted_share(self, scale: int, image_NHWC: Tensor) -> Tensor:
+    def weighted_prob(self, scale: int, image_NHWC: Tensor) -> Tensor:
         """What the members at this scale add to the mean, float32 (N, H, W) at the size of the pictures."""
         image_NHWC = image_NHWC.to(self.device, non_blocking=True)
         total_NHW = torch.zeros(image_NHWC.shape[:3], device=self.device)
         for member in self.members:
             if member.scale == scale:
                 for view in member.views:
-                    share_NHW = share(member.network, view.of(image_NHWC))
-                    total_NHW += view.undone(share_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
+                    prob_NHW = prob(member.network, view.of(image_NHWC))
+                    total_NHW += view.undone(prob_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
         return total_NHW
 
-    def full_size_mean(self, shares: ByScale, image: int) -> NDArray[np.float32]:
+    def full_size_mean(self, probs: ByScale, image: int) -> NDArray[np.float32]:
         """The sum over the scales for one picture, float32 array (height, width)."""
-        one, *others = (upsample(shares[s][image].numpy(), s, self.height, self.width) for s in self.scales)
+        one, *others = (upsample(probs[s][image].numpy(), s, self.height, self.width) for s in self.scales)
         return sum(others, start=one)
 
-    def mean_on_device(self, shares: ByScale) -> Tensor:
+    def mean_on_device(self, probs: ByScale) -> Tensor:
         """The sum over the scales, float32 (N, height, width)."""
-        one, *others = (upsample_on_device(shares[s], s, self.height, self.width) for s in self.scales)
+        one, *others = (upsample_on_device(probs[s], s, self.height, self.width) for s in self.scales)
         return sum(others, start=one)
 
 
-def share(network: nn.Module, image_NHWC: Tensor) -> Tensor:
+def prob(network: nn.Module, image_NHWC: Tensor) -> Tensor:
     """Probability float32 (N, H, W) at the size of the pictures."""
     with autocast(image_NHWC.device):
         logits_NCHW = network(image_NHWC)
     return logits_NCHW[:, 0].float().sigmoid()
 
 
-def upsample_on_device(share_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
+def upsample_on_device(prob_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
     """`data.images.upsample` for a batch on a GPU; the two agree but for the rounding of float32."""
-    return F.interpolate(share_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
+    return F.interpolate(prob_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
 
 
-def to_u8_on_device(share_NHW: Tensor) -> Tensor:
+def to_u8_on_device(prob_NHW: Tensor) -> Tensor:
     """`data.images.to_u8` for a batch on any device."""
-    return (share_NHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    return (prob_NHW.clamp(0, 1) * 255).round().to(torch.uint8)

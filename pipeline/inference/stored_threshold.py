@@ -29,16 +29,16 @@ def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[st
     damaged = Problem(f"{path} is damaged; delete it and run `make {maker}`.")
     try:
         found = read_json(path)
-        shares = {"cut": found["cut"]}
-        shares |= {name: found[key] for key, name in DICE_NAMES.items() if found.get(key) is not None}
+        probs = {"cut": found["cut"]}
+        probs |= {name: found[key] for key, name in DICE_NAMES.items() if found.get(key) is not None}
         texts = [found.get("predicted_with", ""), *found.get("predictions", {}).values()]
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make {maker}` first.") from None
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         raise damaged from None
-    for name, share in shares.items():
-        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
-            raise Problem(f"{path}: the {name} is {reprlib.repr(share)}, but it must lie between 0 and 1.")
+    for name, prob in probs.items():
+        if not isinstance(prob, (int, float)) or isinstance(prob, bool) or not 0 <= prob <= 1:
+            raise Problem(f"{path}: the {name} is {reprlib.repr(prob)}, but it must lie between 0 and 1.")
     if not all(isinstance(text, str) for text in texts):
         raise damaged
     return found

@@ -26,13 +26,13 @@ class View:
             seen = resized(seen.permute(0, 3, 1, 2).float(), rows, columns).permute(0, 2, 3, 1)
         return shifted(seen, *self.shift)
 
-    def undone(self, share_NHW: Tensor, rows: int, columns: int) -> Tensor:
+    def undone(self, prob_NHW: Tensor, rows: int, columns: int) -> Tensor:
         """Predictions for the view, float32 (N, h, w) -> for the pictures, float32 (N, rows, columns)."""
         down, right = self.shift
-        share_NHW = shifted(share_NHW, -down, -right)
+        prob_NHW = shifted(prob_NHW, -down, -right)
         if self.zoom != 1:
-            share_NHW = resized(share_NHW[:, None], rows, columns)[:, 0]
-        return share_NHW.flip(2) if self.flip else share_NHW
+            prob_NHW = resized(prob_NHW[:, None], rows, columns)[:, 0]
+        return prob_NHW.flip(2) if self.flip else prob_NHW
 
 
 MIRRORED = (View(), View(flip=True))

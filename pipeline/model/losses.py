@@ -36,7 +36,7 @@ def build(binary: bool, class_weights: list[float], loss_weights: dict[str, Any]
 
 def mask_loss(
     logits_NHW: Tensor,
-    share_NHW: Tensor,
+    prob_NHW: Tensor,
     *,
     bce: float,
     dice: float,
@@ -54,20 +54,20 @@ def mask_loss(
     """
     loss = logits_NHW.new_zeros(())
     if bce:
-        weights = edge_weights(share_NHW, edge_weight, edge_px) if edge_weight else None
-        loss = loss + bce * F.binary_cross_entropy_with_logits(logits_NHW, share_NHW, weights)
+        weights = edge_weights(prob_NHW, edge_weight, edge_px) if edge_weight else None
+        loss = loss + bce * F.binary_cross_entropy_with_logits(logits_NHW, prob_NHW, weights)
     if dice:
-        loss = loss + dice * soft_dice_loss(logits_NHW.sigmoid(), share_NHW)
+        loss = loss + dice * soft_dice_loss(logits_NHW.sigmoid(), prob_NHW)
     if jaccard:
-        loss = loss + jaccard * soft_jaccard_loss(logits_NHW.sigmoid(), share_NHW)
+        loss = loss + jaccard * soft_jaccard_loss(logits_NHW.sigmoid(), prob_NHW)
     if focal:
-        loss = loss + focal * focal_loss(logits_NHW, share_NHW)
+        loss = loss + focal * focal_loss(logits_NHW, prob_NHW)
     if lovasz:
-        loss = loss + lovasz * lovasz_loss(logits_NHW, share_NHW)
+        loss = loss + lovasz * lovasz_loss(logits_NHW, prob_NHW)
     return loss
 
 
-def edge_weights(share_NHW: Tensor, edge_weight: float, edge_px: int) -> Tensor:
+def edge_weights(prob_NHW: Tensor, edge_weight: float, edge_px: int) -> Tensor:
     """Weights of cells, float32 (N, H, W): 1 + edge_weight near an edge, divided by their mean over the picture.
 
     Near an edge is a cell with values far apart among those at most `edge_px` rows and columns away; the
@@ -81,25 +81,25 @@ def edge_weights(share_NHW: Tensor, edge_weight: float, edge_px: int) -> Tensor:
     """
     side = 2 * edge_px + 1
     # Pooling would say the same, eight times as slowly on a CPU. A repeated border brings no new value into a window.
-    padded_N1HW = F.pad(share_NHW[:, None], (edge_px, edge_px, edge_px, edge_px), mode="replicate")
+    padded_N1HW = F.pad(prob_NHW[:, None], (edge_px, edge_px, edge_px, edge_px), mode="replicate")
     largest = padded_N1HW.unfold(2, side, 1).amax(-1).unfold(3, side, 1).amax(-1)[:, 0]
     smallest = padded_N1HW.unfold(2, side, 1).amin(-1).unfold(3, side, 1).amin(-1)[:, 0]
     weights = 1 + edge_weight * (largest - smallest)
     return weights / weights.mean((1, 2), keepdim=True)
 
 
-def soft_dice_loss(probability_NHW: Tensor, share_NHW: Tensor) -> Tensor:
+def soft_dice_loss(probability_NHW: Tensor, prob_NHW: Tensor) -> Tensor:
     """1 - 2 Σpt / (Σp² + Σt²), summed over each image and averaged over images; from 0 to 1.
 
     Milletari et al. 2016, https://arxiv.org/abs/1606.04797, equation for D. With plain sums below the
     line, p = t would not be the minimum where the target t is a fraction; with squares it is.
     """
-    p, t = probability_NHW.flatten(1), share_NHW.flatten(1)
+    p, t = probability_NHW.flatten(1), prob_NHW.flatten(1)
     overlap = (p * t).sum(1)
     return (1 - (2 * overlap + 1) / (p.square().sum(1) + t.square().sum(1) + 1)).mean()
 
 
-def soft_jaccard_loss(probability_NHW: Tensor, share_NHW: Tensor) -> Tensor:
+def soft_jaccard_loss(probability_NHW: Tensor, prob_NHW: Tensor) -> Tensor:
     """1 - Σpt / (Σp² + Σt² - Σpt), summed over each image and averaged over images; from 0 to 1.
 
     The Tanimoto coefficient, as in ResUNet-a (Diakogiannis et al. 2020), https://arxiv.org/abs/1904.00592,
@@ -108,13 +108,13 @@ def soft_jaccard_loss(probability_NHW: Tensor, share_NHW: Tensor) -> Tensor:
     (Wang et al. 2023, https://arxiv.org/abs/2302.05666), the minimum is the same but a kink, where the gradient
     flips at full strength; and smp takes the pictures of a batch as one.
     """
-    p, t = probability_NHW.flatten(1), share_NHW.flatten(1)
+    p, t = probability_NHW.flatten(1), prob_NHW.flatten(1)
     overlap = (p * t).sum(1)
     union = p.square().sum(1) + t.square().sum(1) - overlap
     return (1 - (overlap + 1) / (union + 1)).mean()
 
 
-def focal_loss(logits_NHW: Tensor, share_NHW: Tensor) -> Tensor:
+def focal_loss(logits_NHW: Tensor, prob_NHW: Tensor) -> Tensor:
     """Cross-entropy H of each cell times (1 - exp(-H))², averaged over all cells; 0 or more.
 
     Lin et al. 2017, https://arxiv.org/abs/1708.02002, with gamma 2 and no alpha: cells that are right
@@ -122,10 +122,10 @@ def focal_loss(logits_NHW: Tensor, share_NHW: Tensor) -> Tensor:
     """
     from segmentation_models_pytorch.losses import FocalLoss  # takes seconds, and only this term needs it
 
-    return FocalLoss("binary", gamma=2.0)(logits_NHW, share_NHW)
+    return FocalLoss("binary", gamma=2.0)(logits_NHW, prob_NHW)
 
 
-def lovasz_loss(logits_NHW: Tensor, share_NHW: Tensor) -> Tensor:
+def lovasz_loss(logits_NHW: Tensor, prob_NHW: Tensor) -> Tensor:
     """Lovász hinge, which bounds 1 - Jaccard of the mask from above, averaged over images; 0 or more.
 
     Berman et al. 2018, https://arxiv.org/abs/1705.08790. It is made for bits, so the target is cut at one
@@ -133,7 +133,7 @@ def lovasz_loss(logits_NHW: Tensor, share_NHW: Tensor) -> Tensor:
     """
     from segmentation_models_pytorch.losses import LovaszLoss  # takes seconds, and only this term needs it
 
-    return LovaszLoss("binary", per_image=True)(logits_NHW, (share_NHW >= 0.5).to(logits_NHW.dtype))
+    return LovaszLoss("binary", per_image=True)(logits_NHW, (prob_NHW >= 0.5).to(logits_NHW.dtype))
 
 
 def class_loss(logits_NCHW: Tensor, index_NHW: Tensor, ce: float, dice: float, weights_C: Tensor | None) -> Tensor:

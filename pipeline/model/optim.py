@@ -47,13 +47,13 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float, schedule: str) -> float:
+def learning_rate_at(step: int, steps: int, peak: float, warmup_fraction: float, schedule: str) -> float:
     """The learning rate of step number `step`, from 0, of `steps`.
 
     It rises in a line up to `peak` over the first share of the steps and then follows the schedule: down to
     0 along a cosine (Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983) or in a line, or constant.
     """
-    warmup_steps = round(warmup_share * steps)
+    warmup_steps = round(warmup_fraction * steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     way = (step - warmup_steps) / max(1, steps - warmup_steps)

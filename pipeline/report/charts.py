@@ -49,16 +49,16 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
         return svg_of(figure, name, f"{label} by epoch; at the end {last}")
 
 
-def threshold_curve(shares: NDArray[np.float64], dice: NDArray[np.float64], chosen: float) -> str:
+def threshold_curve(fractions: NDArray[np.float64], dice: NDArray[np.float64], chosen: float) -> str:
     """Mean Dice against the cut, near its best. shares, dice: float64 (cuts,); chosen: the cut of the run."""
-    at = int(np.abs(shares - chosen).argmin())
-    drop = max(2e-4, 1.5 * (dice[at] - dice[np.abs(shares - chosen) < 0.25].min()))
+    at = int(np.abs(fractions - chosen).argmin())
+    drop = max(2e-4, 1.5 * (dice[at] - dice[np.abs(fractions - chosen) < 0.25].min()))
     with drawing("cut", WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
-        axes.plot(shares, dice, color=colour("accent"))
+        axes.plot(fractions, dice, color=colour("accent"))
         axes.set_ylim(dice.max() - drop, dice.max() + drop / 8)
         axes.axvline(chosen, color=colour("soft"), linewidth=1, linestyle=(0, (3, 3)))
-        axes.plot([shares[at]], [dice[at]], "o", color=colour("accent"), markersize=7)
+        axes.plot([fractions[at]], [dice[at]], "o", color=colour("accent"), markersize=7)
         axes.annotate(
             f"{chosen:.3f}", (chosen, dice.max() - drop), (5, 6), textcoords="offset points", color=colour("ink")
         )
@@ -151,7 +151,7 @@ def groups(name: str, label: str, dice_of_group: Mapping[str, NDArray[np.float64
         return svg_of(figure, name, f"{label} by group: {told}")
 
 
-def shares(name: str, parts: Mapping[str, float], colours: Sequence[str], label: str) -> str:
+def fractions(name: str, parts: Mapping[str, float], colours: Sequence[str], label: str) -> str:
     """A bar a part, with what it is of the whole. parts: 0 to 1; colours: names of the page's variables."""
     units = 34 * len(parts) + 12
     with drawing(name, WIDTH, units) as figure:
@@ -165,7 +165,7 @@ def shares(name: str, parts: Mapping[str, float], colours: Sequence[str], label:
         axes.set_xticks([])
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
-        return svg_of(figure, name, f"{label}: " + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()))
+        return svg_of(figure, name, f"{label}: " + ", ".join(f"{part} {fraction:.0%}" for part, fraction in parts.items()))
 
 
 def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]) -> str:

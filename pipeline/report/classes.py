@@ -40,7 +40,7 @@ def shown_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "name": row["class"], "colour": "#%02x%02x%02x" % tuple(colours[row["index"]]),
             "iou": score(row["iou"]), "dice": score(row["dice"]), "bar": 0 if np.isnan(row["iou"]) else row["iou"],
-            "truth": share(row["share_of_truth"]), "predicted": share(row["share_of_prediction"]),
+            "truth": fraction(row["share_of_truth"]), "predicted": fraction(row["share_of_prediction"]),
             "pictures": row["pictures"],
         }
         for row in rows.to_dict("records")
@@ -113,11 +113,11 @@ def sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.DataFrame
         "more_classes": len(table) - len(rows), "numbered": len(names) <= matrix.NUMBERED,
         "matrix": drawn, "matrix_width_px": width_px,
         "pairs": [
-            {**row, "of_class": share(row["of_class"]), "of_errors": share(row["of_errors"])}
+            {**row, "of_class": fraction(row["of_class"]), "of_errors": fraction(row["of_errors"])}
             for row in pairs.to_dict("records")
         ],
-        "pairs_text": f"{share(wrong)} of all judged pixels are wrong; these {len(pairs)} pairs are "
-        f"{share(pairs['of_errors'].sum())} of them.",
+        "pairs_text": f"{fraction(wrong)} of all judged pixels are wrong; these {len(pairs)} pairs are "
+        f"{fraction(pairs['of_errors'].sum())} of them.",
     }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def facts_of(row: Any) -> dict[str, Any]:
     """What a card says of a row of the table of pictures."""
     return {
         "group": row.make, "fold": row.fold, "dice": f"{row.dice:.6f}", "title": score(row.dice), "right": row.make,
-        "below": f"{share(row.pixel_accuracy)} of {page.thousands(row.judged_px)} px right, {row.classes} classes, "
+        "below": f"{fraction(row.pixel_accuracy)} of {page.thousands(row.judged_px)} px right, {row.classes} classes, "
         f"{row.img}",
     }  # fmt: skip
 
@@ -159,7 +159,7 @@ def score(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.4f}"
 
 
-def share(value: float) -> str:
+def fraction(value: float) -> str:
     """12.3 %, 0.04 %; a dash for what is not known."""
     if np.isnan(value):
         return "–"

@@ -21,7 +21,7 @@ from pipeline.runtime.problem import Problem
 from pipeline.submission.reader import read_rows
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-STRAY_SHARE = 0.01  # of an object's pixels, which more than one piece may have outside the largest
+STRAY_FRACTION = 0.01  # of an object's pixels, which more than one piece may have outside the largest
 TRAINING_RANGE = 1.25  # how much larger or smaller than all of training an area may be
 
 
@@ -101,7 +101,7 @@ def odd_masks(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     In training a mask is one piece, or nearly, that touches no border, and from each side its area lies in a range.
     What some mask of training is like is no fault in the test set.
     """
-    stray_at_most = max(STRAY_SHARE, float((training["stray_px"] / training["area_px"].clip(lower=1)).max()))
+    stray_at_most = max(STRAY_FRACTION, float((training["stray_px"] / training["area_px"].clip(lower=1)).max()))
     areas = training.groupby("view")["area_px"].agg(["min", "max"])
     lowest, highest = (test["view"].map(areas[column]) for column in ("min", "max"))
     faults = {

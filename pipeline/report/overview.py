@@ -40,20 +40,20 @@ def where_it_is_lost(images: pd.DataFrame) -> list[Panel]:
         charts.spread(images["dice"].to_numpy()),
     )]  # fmt: skip
     placed = images.dropna(subset=["errors_1_px"])
-    if len(placed) and (by_band := lost_share(placed, list(BANDS))).sum():
+    if len(placed) and (by_band := lost_fraction(placed, list(BANDS))).sum():
         near = float(by_band[:2].sum())
         panels.append(Panel(
             "How far from the edge",
             f"{near:.0%} of the lost Dice lies within 2 pixels of the true edge.",
-            charts.shares("edge", dict(zip(BANDS.values(), by_band)), ["accent"] * len(BANDS), "Lost Dice by distance"),
+            charts.fractions("edge", dict(zip(BANDS.values(), by_band)), ["accent"] * len(BANDS), "Lost Dice by distance"),
         ))  # fmt: skip
-    kinds = lost_share(images, ["false_background_px", "false_object_px"])
+    kinds = lost_fraction(images, ["false_background_px", "false_object_px"])
     if kinds.sum():
         missed, added = kinds
         panels.append(Panel(
             "Which way it is wrong",
             "What the mask has and the prediction has not is missed; the other way round it is added.",
-            charts.shares("kinds", {"missed": missed, "added": added}, ["missed", "added"], "Lost Dice"),
+            charts.fractions("kinds", {"missed": missed, "added": added}, ["missed", "added"], "Lost Dice"),
         ))  # fmt: skip
     return panels
 
@@ -83,7 +83,7 @@ def by_group(images: pd.DataFrame, score: str) -> Panel | None:
     return Panel("By group", text, charts.groups("groups", score, rows))
 
 
-def lost_share(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+def lost_fraction(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """Of all lost Dice, the share of each column of wrong pixels: a pixel costs 1 / (truth + predicted) of its image.
 
     float64 (columns,), summing to 1; zeros when nothing is lost.

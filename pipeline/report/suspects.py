@@ -20,7 +20,7 @@ from pipeline.runtime.progress import in_order
 
 SURE = 0.9  # a probability that is sure of the object; 1 - SURE of the background
 THICK_PX = 9  # an opening by a disk of this diameter leaves only what is as thick
-LEAST_SHARE = 0.002  # of the object's pixels, for the place and for the score
+LEAST_FRACTION = 0.002  # of the object's pixels, for the place and for the score
 COLUMNS = ("img", "score", "share", "px", "top", "left", "bottom", "right", "rle_mask")
 
 
@@ -28,7 +28,7 @@ COLUMNS = ("img", "score", "share", "px", "top", "left", "bottom", "right", "rle
 class Suspect:
     """A mask with a place that all runs are sure is wrong."""
 
-    share: float  # wrong pixels that the least accusing run expects there, as a share of the mask's; more is worse
+    fraction: float  # wrong pixels that the least accusing run expects there, as a share of the mask's; more is worse
     px: int  # of that place
     box: tuple[int, int, int, int]  # around it: top, left, bottom, right, the last two behind it
     rle_mask: str  # run lengths of the mask with each such place as the runs have it
@@ -44,7 +44,7 @@ def suspect_of(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np.u
     thick = cv2.morphologyEx((its_accused >= SURE * 255).view(np.uint8), cv2.MORPH_OPEN, disk)
     count, place, stats, _ = cv2.connectedComponentsWithStats(thick, connectivity=8)
     truth_px = max(1, int(np.count_nonzero(truth)))
-    large = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= LEAST_SHARE * truth_px]
+    large = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= LEAST_FRACTION * truth_px]
     if not large:
         return None
     expected_px = {number: float(its_accused[place == number].sum(dtype=np.int64)) / 255 for number in large}
@@ -86,12 +86,12 @@ def suspects_table(
     names = list(names)
     found = in_order(lambda name: suspect_of(read_truth(name), read_probabilities(name)), names)
     suspect_of_name = dict(zip(names, count(found), strict=True))
-    share_of_name = {name: suspect.share if suspect else 0.0 for name, suspect in suspect_of_name.items()}
+    share_of_name = {name: suspect.fraction if suspect else 0.0 for name, suspect in suspect_of_name.items()}
     score_of_name = scores(share_of_name) if have_views else share_of_name
     rows = [
-        (name, round(score_of_name[name], 6), round(suspect.share, 6), suspect.px, *suspect.box, suspect.rle_mask)
+        (name, round(score_of_name[name], 6), round(suspect.fraction, 6), suspect.px, *suspect.box, suspect.rle_mask)
         for name, suspect in suspect_of_name.items()
-        if suspect and score_of_name[name] >= LEAST_SHARE
+        if suspect and score_of_name[name] >= LEAST_FRACTION
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.sort_values(["score", "img"], ascending=[False, True], ignore_index=True)
@@ -104,4 +104,4 @@ def scores(share_of_name: dict[str, float]) -> dict[str, float]:
         numbers = [(view_of(name) - 1 + step) % VIEWS for step in (-2, -1, 1, 2)]
         return [share_of_name.get(image_name(car_of(name), VIEW_NUMBERS[number]), 0.0) for number in numbers]
 
-    return {name: share - sorted(beside(name))[-2] for name, share in share_of_name.items()}
+    return {name: fraction - sorted(beside(name))[-2] for name, fraction in share_of_name.items()}

@@ -44,7 +44,7 @@ def launch_processes(words: list[str], gpus: int) -> None:
 
     check_gpus(gpus)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    share_cores(os.environ, gpus)
+    set_thread_count(os.environ, gpus)
     configuration = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -82,7 +82,7 @@ def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:
                 return 1
             gpu = free.get()
             environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-            share_cores(environment, gpus)
+            set_thread_count(environment, gpus)
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "pipeline", *words, "--fold", str(number), "--gpus", "1"],
                 env=environment,
@@ -114,7 +114,7 @@ def wait_or_stop(results: list[Future], running: list[subprocess.Popen], stop: S
                 told.append(process)
 
 
-def share_cores(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
+def set_thread_count(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
     """Threads of one process, so that all of them together have as many as there are cores."""
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 

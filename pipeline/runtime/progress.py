@@ -51,7 +51,7 @@ class Stopwatch:
     def images_per_s(self) -> float:
         return self.images / max(1e-9, time.monotonic() - self.started)
 
-    def waited_share(self) -> float:
+    def waited_fraction(self) -> float:
         return self.waited_s / max(1e-9, time.monotonic() - self.started)
 
     def seconds(self) -> float:

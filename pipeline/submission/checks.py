@@ -9,7 +9,7 @@ from pipeline.runtime.problem import Problem
 
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 # Means over hundreds of cars; a network that finds no car, or a mask turned inside out, lies far outside.
-LOWEST_MEAN_SHARE, HIGHEST_MEAN_SHARE = carvana.MEAN_CAR_SHARE / 2, carvana.MEAN_CAR_SHARE * 2
+LOWEST_MEAN_COVERAGE, HIGHEST_MEAN_COVERAGE = carvana.MEAN_COVERAGE / 2, carvana.MEAN_COVERAGE * 2
 
 
 def check(path: pathlib.Path, expected_names: list[str], unreadable: Collection[str] = ()) -> float:
@@ -44,10 +44,10 @@ def check(path: pathlib.Path, expected_names: list[str], unreadable: Collection[
         raise Problem(
             f"{path} ends after {len(line_of)} of {len(expected_names)} images; the first that is missing is {missing}."
         )
-    mean_share = covered / (PIXELS * len(line_of))
-    if not LOWEST_MEAN_SHARE <= mean_share <= HIGHEST_MEAN_SHARE:
+    mean_coverage = covered / (PIXELS * len(line_of))
+    if not LOWEST_MEAN_COVERAGE <= mean_coverage <= HIGHEST_MEAN_COVERAGE:
         raise Problem(
-            f"{path}: the masks cover {mean_share:.1%} of their pictures on average, but cars cover "
-            f"{carvana.MEAN_CAR_SHARE:.0%}; look at the cut and at some masks."
+            f"{path}: the masks cover {mean_coverage:.1%} of their pictures on average, but cars cover "
+            f"{carvana.MEAN_COVERAGE:.0%}; look at the cut and at some masks."
         )
-    return mean_share
+    return mean_coverage

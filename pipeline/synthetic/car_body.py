@@ -27,7 +27,7 @@ from pipeline.synthetic.solids import (
 )
 
 STATION_STEP_M = 0.05
-ARCH_SHARE = 1.13  # radius of an arch as a share of its wheel's
+ARCH_FRACTION = 1.13  # radius of an arch as a share of its wheel's
 LAMP = Material((205, 212, 220), gloss=0.9)
 TAIL_LAMP = Material((165, 18, 22), gloss=0.7)
 PLATE = Material((214, 216, 208), gloss=0.1)
@@ -60,30 +60,30 @@ def cell_of(grid: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[
     return cells, np.clip(rest, 0, 1)[:, None]
 
 
-def x_at(shape: Make, share: float) -> float:
+def x_at(shape: Make, fraction: float) -> float:
     """Share of the length, counted from the nose -> x in metres."""
-    return (0.5 - share) * shape.length_m
+    return (0.5 - fraction) * shape.length_m
 
 
 def outline_m(shape: Make, x_m: NDArray | float) -> NDArray[np.float64]:
     """Height of the car's upper outline at places along it."""
-    roof_share = shape.roof_rear_share - shape.roof_front_share
+    roof_fraction = shape.roof_rear_fraction - shape.roof_front_fraction
     corners = (
         (0.00, shape.nose_m - 0.10),
         (0.03, shape.nose_m),
-        (shape.cowl_share, shape.bonnet_m),
-        (shape.roof_front_share, shape.height_m - 0.04),
-        (shape.roof_front_share + 0.25 * roof_share, shape.height_m - 0.005),
-        (shape.roof_front_share + 0.50 * roof_share, shape.height_m),
-        (shape.roof_front_share + 0.75 * roof_share, shape.height_m - 0.35 * shape.roof_drop_m),
-        (shape.roof_rear_share, shape.height_m - shape.roof_drop_m),
-        (shape.deck_share, shape.deck_m),
+        (shape.cowl_fraction, shape.bonnet_m),
+        (shape.roof_front_fraction, shape.height_m - 0.04),
+        (shape.roof_front_fraction + 0.25 * roof_fraction, shape.height_m - 0.005),
+        (shape.roof_front_fraction + 0.50 * roof_fraction, shape.height_m),
+        (shape.roof_front_fraction + 0.75 * roof_fraction, shape.height_m - 0.35 * shape.roof_drop_m),
+        (shape.roof_rear_fraction, shape.height_m - shape.roof_drop_m),
+        (shape.deck_fraction, shape.deck_m),
         (0.985, shape.tail_m if shape.open_bed else shape.deck_m - 0.03),
         (1.00, shape.tail_m),
     )
-    shares, heights_m = np.array(corners).T
+    fractions, heights_m = np.array(corners).T
     fine_m = np.linspace(-0.6, 0.6, 601) * shape.length_m  # smoothing needs a margin
-    sharp = np.interp(0.5 - fine_m / shape.length_m, shares, heights_m)
+    sharp = np.interp(0.5 - fine_m / shape.length_m, fractions, heights_m)
     kernel = np.hanning(31)  # rounds the corners over some 15 cm
     smooth = np.convolve(np.pad(sharp, 15, mode="edge"), kernel / kernel.sum(), mode="valid")
     return np.asarray(np.interp(x_m, fine_m, smooth))
@@ -92,7 +92,7 @@ def outline_m(shape: Make, x_m: NDArray | float) -> NDArray[np.float64]:
 def sill_height_m(shape: Make, x_m: NDArray) -> NDArray[np.float64]:
     """Height of the body's lower edge, with the arches over the wheels."""
     sill_m = shape.clearance_m + 0.06 * np.abs(2 * x_m / shape.length_m) ** 8
-    arch_radius_m = ARCH_SHARE * shape.wheel_radius_m
+    arch_radius_m = ARCH_FRACTION * shape.wheel_radius_m
     for axle_m in (-shape.wheelbase_m / 2, shape.wheelbase_m / 2):
         inside = np.clip(arch_radius_m**2 - (x_m - axle_m) ** 2, 0, None)
         arch_m = np.where(inside > 0, shape.wheel_radius_m + np.sqrt(inside), 0)
@@ -137,7 +137,7 @@ def loft_of(shape: Make) -> Loft:
 def cut_corners(lines: NDArray) -> NDArray[np.float64]:
     """Chaikin's rounding of lines (corners, ...): of each edge its middle half is left."""
     edges = zip(lines[:-1], lines[1:])
-    cut = [share * a + (1 - share) * b for a, b in edges for share in (0.75, 0.25)]
+    cut = [fraction * a + (1 - fraction) * b for a, b in edges for fraction in (0.75, 0.25)]
     return np.stack((lines[0], *cut, lines[-1]))
 
 
@@ -146,17 +146,17 @@ def body_part(car: Car, loft: Loft) -> Part:
     shape = car.shape
     level = (loft.level[:-1] + loft.level[1:])[None] / 2
     x_m = (loft.x_m[:-1] + loft.x_m[1:])[:, None] / 2
-    share = 0.5 - x_m / shape.length_m
+    fraction = 0.5 - x_m / shape.length_m
 
-    windows_end_share = min(shape.deck_share, shape.windows_end_share)
-    in_cabin = (share > shape.cowl_share) & (share < windows_end_share)
+    windows_end_fraction = min(shape.deck_fraction, shape.windows_end_fraction)
+    in_cabin = (fraction > shape.cowl_fraction) & (fraction < windows_end_fraction)
     tall_enough = outline_m(shape, x_m) - shape.belt_m > 0.13
-    on_pillar = np.isclose(share[:, :, None], shape.pillars, rtol=0, atol=0.012).any(axis=2)
-    windscreen = (share > shape.cowl_share + 0.01) & (share < shape.roof_front_share - 0.005)
-    rear_window = (share > shape.roof_rear_share + 0.01) & (share < shape.deck_share - 0.008)
+    on_pillar = np.isclose(fraction[:, :, None], shape.pillars, rtol=0, atol=0.012).any(axis=2)
+    windscreen = (fraction > shape.cowl_fraction + 0.01) & (fraction < shape.roof_front_fraction - 0.005)
+    rear_window = (fraction > shape.roof_rear_fraction + 0.01) & (fraction < shape.deck_fraction - 0.008)
     is_glass = (level > 3.05) & (level < 3.85) & in_cabin & tall_enough & ~on_pillar
     is_glass |= (level > 4.1) & (windscreen | rear_window)
-    is_bed = shape.open_bed & (level > 4.1) & (share > shape.deck_share + 0.01) & (share < 0.975)
+    is_bed = shape.open_bed & (level > 4.1) & (fraction > shape.deck_fraction + 0.01) & (fraction < 0.975)
     is_trim = car.dark_trim & (level < 0.7)
 
     across = np.linspace(0, 1, 9)
@@ -164,7 +164,7 @@ def body_part(car: Car, loft: Loft) -> Part:
     nose = between_sides(shape, loft.right[-1], loft.left[-1], across)
     wall_is_trim = np.repeat(is_trim.ravel(), len(across) - 1)
     no_glass = np.zeros_like(wall_is_trim)
-    skin_is_black = (is_bed | (is_trim & (share > 0))).ravel()
+    skin_is_black = (is_bed | (is_trim & (fraction > 0))).ravel()
 
     quads = np.concatenate((
         grid_quads(loft.right), inside_out(grid_quads(loft.left)),
@@ -179,9 +179,9 @@ def body_part(car: Car, loft: Loft) -> Part:
     ])
 
 
-def between_sides(shape: Make, right: Points, left: Points, shares: NDArray) -> Points:
+def between_sides(shape: Make, right: Points, left: Points, fractions: NDArray) -> Points:
     """A grid (n, shares, 3) from right to left (n, 3) across nose or tail, bowed like the loft."""
-    points = right[:, None] * (1 - shares[:, None]) + left[:, None] * shares[:, None]
+    points = right[:, None] * (1 - fractions[:, None]) + left[:, None] * fractions[:, None]
     inset = (right[:, None, 1] ** 2 - points[:, :, 1] ** 2) / (shape.width_m / 2) ** 2
     points[:, :, 0] += np.sign(points[:, :, 0]) * shape.bulge_m * inset
     return points
@@ -191,7 +191,7 @@ def patches_part(shape: Make, loft: Loft) -> Part:
     """Lamps, grille, plates, door seams and handles."""
     end_m = shape.length_m / 2
     half_plate = 0.26 / shape.width_m
-    doors_m = [x_at(shape, share) for share in (shape.cowl_share + 0.02, *shape.pillars)]
+    doors_m = [x_at(shape, fraction) for fraction in (shape.cowl_fraction + 0.02, *shape.pillars)]
     handles_m = doors_m[1:] or [x_at(shape, 0.60)]
     pieces: list[Piece] = []
     for side in (-1, 1):
@@ -201,9 +201,9 @@ def patches_part(shape: Make, loft: Loft) -> Part:
             pieces.append((side_patch(loft, side, x_m + 0.05, x_m + 0.24, 2.35, 2.55), CHROME))
         pieces.append((side_patch(loft, side, end_m - 0.38, end_m, 1.75, 2.7), LAMP))
         pieces.append((side_patch(loft, side, -end_m, -end_m + 0.28, 1.8, 2.8), TAIL_LAMP))
-    for from_share, to_share in ((0.0, 0.2), (0.8, 1.0)):
-        pieces.append((end_patch(shape, loft, 1, from_share, to_share, 1.75, 2.7), LAMP))
-        pieces.append((end_patch(shape, loft, -1, from_share, to_share, 1.8, 2.8), TAIL_LAMP))
+    for from_fraction, to_fraction in ((0.0, 0.2), (0.8, 1.0)):
+        pieces.append((end_patch(shape, loft, 1, from_fraction, to_fraction, 1.75, 2.7), LAMP))
+        pieces.append((end_patch(shape, loft, -1, from_fraction, to_fraction, 1.8, 2.8), TAIL_LAMP))
     pieces.append((end_patch(shape, loft, 1, 0.24, 0.76, 1.45, 2.5), GRILLE))
     pieces.append((end_patch(shape, loft, 1, 0.14, 0.86, 0.25, 0.85), GRILLE))
     for end, low in ((1, 0.95), (-1, 1.15)):
@@ -223,11 +223,11 @@ def side_patch(
 
 
 def end_patch(
-    shape: Make, loft: Loft, end: int, from_share: float, to_share: float, low: float, high: float
+    shape: Make, loft: Loft, end: int, from_fraction: float, to_fraction: float, low: float, high: float
 ) -> Quads:
     """A patch on tail (-1) or nose (1) between two shares of the width (0 right) and two levels."""
     x_m, level = np.full(7, end * shape.length_m / 2), np.linspace(low, high, 7)
-    shares = np.linspace(from_share, to_share, 7)
+    fractions = np.linspace(from_fraction, to_fraction, 7)
     right, left = (loft.at(x_m, level, side) for side in (-1, 1))
-    quads = grid_quads(between_sides(shape, right, left, shares))
+    quads = grid_quads(between_sides(shape, right, left, fractions))
     return inside_out(quads) if end == 1 else quads

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.synthetic.car_body import ARCH_SHARE, Loft, body_part, loft_of, outline_m, patches_part, x_at
+from pipeline.synthetic.car_body import ARCH_FRACTION, Loft, body_part, loft_of, outline_m, patches_part, x_at
 from pipeline.synthetic.car_makes import Car, Make
 from pipeline.synthetic.solids import (
     BLACK,
@@ -71,7 +71,7 @@ def underbody_part(shape: Make) -> Part:
     radius_m = shape.wheel_radius_m
     for axle_m in (-shape.wheelbase_m / 2, shape.wheelbase_m / 2):
         centre = np.array((axle_m, 0.465 * shape.width_m, radius_m))
-        disc = ring(centre, (0.0, ARCH_SHARE * radius_m + 0.03), (0.0, 0.0))
+        disc = ring(centre, (0.0, ARCH_FRACTION * radius_m + 0.03), (0.0, 0.0))
         upper = disc[disc[:, :, 2].min(axis=1) > radius_m - 0.01]
         pieces += [(upper, BLACK), (inside_out(upper * (1, -1, 1)), BLACK)]
     return part_of(pieces)
@@ -81,7 +81,7 @@ def wheel_part(car: Car, axle_m: float, side: int) -> Part:
     """A wheel with daylight between its spokes, as far as brake and underbody leave it open."""
     radius_m, half_m = car.shape.wheel_radius_m, 0.11
     rim_m, hub_m, shoulder_m = 0.70 * radius_m, 0.16 * radius_m, 0.93 * radius_m
-    brake_m = car.brake_share * rim_m
+    brake_m = car.brake_fraction * rim_m
     face_m, edge_m = half_m - 0.025, half_m - 0.02  # places along the axle, from the tyre's middle
     y_m = car.shape.width_m / 2 - half_m - 0.035
     centre = np.array((axle_m, y_m, radius_m))
@@ -125,7 +125,7 @@ def spokes(centre: Points, shape: Make, from_m: float, to_m: float, y_m: float) 
 
 def mirror_part(car: Car, loft: Loft, side: int) -> Part:
     """A mirror at the foot of the windscreen, with its arm."""
-    x_m = x_at(car.shape, car.shape.cowl_share + 0.05)
+    x_m = x_at(car.shape, car.shape.cowl_fraction + 0.05)
     foot = loft.at(np.array([x_m]), np.array([3.0]), side)[0] + (0, 0, 0.03)
     inner, outer = foot + (0, side * 0.06, 0.04), foot + (-0.01, side * 0.20, 0.05)
     arm, head = bar(foot - (0, side * 0.05, 0), inner, 0.05, 0.04), bar(inner, outer, 0.10, 0.15)
@@ -135,8 +135,8 @@ def mirror_part(car: Car, loft: Loft, side: int) -> Part:
 
 def rail_part(shape: Make, loft: Loft, side: int) -> Part:
     """A rail along one edge of the roof on three feet; the studio shows below it."""
-    shares = np.linspace(shape.roof_front_share + 0.03, shape.roof_rear_share - 0.02, 7)
-    feet = loft.at((0.5 - shares) * shape.length_m, np.full(7, 4.1), side)
+    fractions = np.linspace(shape.roof_front_fraction + 0.03, shape.roof_rear_fraction - 0.02, 7)
+    feet = loft.at((0.5 - fractions) * shape.length_m, np.full(7, 4.1), side)
     tops = feet + (0, 0, 0.085)
     pieces = [(bar(tops[i], tops[i + 1], 0.035, 0.03), RAIL) for i in range(6)]
     pieces += [(bar(feet[i] - (0, 0, 0.02), tops[i], 0.08, 0.035), RAIL) for i in (0, 3, 6)]
@@ -158,7 +158,7 @@ def wing_part(car: Car) -> Part:
 
 def rack_part(shape: Make) -> Part:
     """A hoop of bars behind a pickup's cab."""
-    x_m, half_m = x_at(shape, shape.deck_share + 0.03), 0.36 * shape.width_m
+    x_m, half_m = x_at(shape, shape.deck_fraction + 0.03), 0.36 * shape.width_m
     low, high = np.array((x_m, 0, shape.deck_m - 0.03)), np.array((x_m, 0, shape.height_m + 0.03))
     places = np.linspace(-half_m, half_m, 4)[:, None] * (0, 1, 0)
     pieces = [(bar(low + place, high + place, 0.05, 0.05), BLACK) for place in places]
@@ -168,7 +168,7 @@ def rack_part(shape: Make) -> Part:
 
 def antenna_part(shape: Make) -> Part:
     """A thin rod on the rear of the roof."""
-    x_m = x_at(shape, shape.roof_rear_share - 0.03)
+    x_m = x_at(shape, shape.roof_rear_fraction - 0.03)
     foot = np.array((x_m, 0, float(outline_m(shape, x_m)) - 0.02))
     tip = foot + (-0.5 * shape.antenna_m, 0, shape.antenna_m)
     return part_of([(bar(foot, tip, 0.014, 0.014), BLACK)], foot, np.array((-1, 0, 0)))

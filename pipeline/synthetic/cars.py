@@ -38,7 +38,7 @@ class Studio:
     """Where a car stands and where the camera stands; the same for the car's 16 views."""
 
     rgb: NDArray[np.float64]  # (3,), 0..255, of the wall
-    floor_share: float  # the floor's brightness as a share of the wall's
+    floor_fraction: float  # the floor's brightness as a share of the wall's
     wall_m: float  # from the turntable's middle to the corner of wall and floor
     turntable_m: float  # radius
     stripes: NDArray[np.float64]  # (stripes, 3): place and width 0..1 across the wall, strength
@@ -122,7 +122,7 @@ def studio_of(car: Car) -> Studio:
     car_middle_px = 0.54 * carvana.HEIGHT_PX + rng.uniform(-25, 25)  # row of half the car's height
     return Studio(
         rgb=grey * (1 + rng.uniform(-0.02, 0.02, size=3)),
-        floor_share=rng.uniform(0.82, 1.04),
+        floor_fraction=rng.uniform(0.82, 1.04),
         wall_m=rng.uniform(3.5, 6.0),
         turntable_m=shape.length_m / 2 + rng.uniform(0.15, 0.5),
         stripes=rng.uniform((0, 0.01, -0.05), (1, 0.08, 0.05), size=(rng.integers(2, 7), 3)),
@@ -148,7 +148,7 @@ def empty_studio(camera: Camera) -> NDArray[np.uint8]:
     wall = 1.03 - 0.10 * (1 - row) ** 2 - 0.12 * (column - 0.5) ** 2
     for place, width, strength in studio.stripes:
         wall = wall + strength * np.exp(-(((column - place) / width) ** 2))
-    floor = studio.floor_share * (1.05 - 0.28 * (row - 0.75) ** 2 - 0.35 * (column - 0.5) ** 2)
+    floor = studio.floor_fraction * (1.05 - 0.28 * (row - 0.75) ** 2 - 0.35 * (column - 0.5) ** 2)
     corner_px = camera.seen(np.array((-studio.wall_m, 0.0, 0.0)))[1]
     on_floor = 1 / (1 + np.exp(-45 * (row - corner_px / carvana.HEIGHT_PX)))  # a rounded corner
     light = wall * (1 - on_floor) + floor * on_floor
@@ -157,7 +157,7 @@ def empty_studio(camera: Camera) -> NDArray[np.uint8]:
     angles = np.linspace(0, 2 * np.pi, 97)
     circle = np.stack((np.cos(angles), np.sin(angles), 0 * angles), axis=1)
     edge = subpixels(camera.seen(studio.turntable_m * circle))
-    colour = tuple(0.80 * studio.floor_share * studio.rgb)
+    colour = tuple(0.80 * studio.floor_fraction * studio.rgb)
     cv2.polylines(picture, [edge], True, colour, 3, cv2.LINE_AA, SUBPIXEL_BITS)
     return picture
 
@@ -241,8 +241,8 @@ def flatten(part: Part, camera: Camera) -> tuple[NDArray[np.float64], NDArray[np
 
     mirrored_z = rays[:, 2] + 2 * facing[:, 0] * normals[:, 2]
     mirrored = np.interp(mirrored_z, MIRRORED_HEIGHT, MIRRORED_GREY)[:, None]
-    mirror_share = part.gloss[seen, None] * (0.16 + 0.45 * (1 - facing) ** 3)
-    shaded = lit * (1 - mirror_share) + mirrored * mirror_share
+    mirror_fraction = part.gloss[seen, None] * (0.16 + 0.45 * (1 - facing) ** 3)
+    shaded = lit * (1 - mirror_fraction) + mirrored * mirror_fraction
     return camera.seen(quads[seen]), np.clip(shaded, 0, 255).astype(np.uint8)
 
 

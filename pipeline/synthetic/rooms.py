@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-FOCAL_SHARE = 0.81  # of the picture's width: 518.9 px of 640, the Kinect of NYU Depth v2
-FRAME_SHARE = 1 / 64  # of the width: the white frame that straightening the pictures left
-FORGOTTEN_SHARE = 0.04  # of the things on others and on walls: the annotator saw none
+FOCAL_FRACTION = 0.81  # of the picture's width: 518.9 px of 640, the Kinect of NYU Depth v2
+FRAME_FRACTION = 1 / 64  # of the width: the white frame that straightening the pictures left
+FORGOTTEN_FRACTION = 0.04  # of the things on others and on walls: the annotator saw none
 FLAT_M = 0.03  # how far a picture stands off its wall
 NOISE_STD = 5.0  # of the camera, in 8-bit steps
 SHADE = (0.86, 1.0, 0.72)  # brightness of faces across x, y (up) and z
@@ -102,7 +102,7 @@ def make_room(scene_type: str, seed: int) -> tuple[NDArray[np.float64], list[Box
     boxes = sides(size_m, colour)
     for kind in KINDS[scene_type]:
         for _ in range(rng.integers(1, 3) if kind.on != "floor" or kind.word in ("chair", "bag") else 1):
-            forgotten = kind.on != "floor" and rng.random() < FORGOTTEN_SHARE
+            forgotten = kind.on != "floor" and rng.random() < FORGOTTEN_FRACTION
             if (place := find_place(kind, size_m, boxes, rng)) is not None:
                 boxes.append(Box(kind.word, *place, colour[kind.word] + rng.uniform(-8, 8, 3), forgotten))
     return size_m, boxes
@@ -172,7 +172,7 @@ def draw_view(
         outline |= box_index != np.roll(box_index, shift, (0, 1))
     outline[-1], outline[:, -1] = outline[-2], outline[:, -2]  # np.roll compared these with the other side
     unlabelled = outline | np.array([box.forgotten for box in boxes])[box_index]
-    frame = max(1, round(width * FRAME_SHARE))
+    frame = max(1, round(width * FRAME_FRACTION))
     inside = np.zeros((height, width), bool)
     inside[frame:-frame, frame:-frame] = True
 
@@ -191,7 +191,7 @@ def draw_view(
 def rays_of(height: int, width: int, yaw_rad: float, pitch_rad: float) -> NDArray[np.float32]:
     """Where each pixel looks, (rows, columns, 3), as long as to be 1 along the camera's axis: depth counts them."""
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, (height - 1) / 2 - np.arange(height))
-    straight = np.stack([x, y, np.full(x.shape, FOCAL_SHARE * width)], -1) / (FOCAL_SHARE * width)
+    straight = np.stack([x, y, np.full(x.shape, FOCAL_FRACTION * width)], -1) / (FOCAL_FRACTION * width)
     sin, cos = np.sin(pitch_rad), np.cos(pitch_rad)
     pitch = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
     sin, cos = np.sin(yaw_rad), np.cos(yaw_rad)

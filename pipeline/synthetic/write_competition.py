@@ -35,7 +35,7 @@ from pipeline.runtime.progress import progress
 TRAIN_MAKES, UNSEEN_MAKES = tuple(cars.MAKES)[:8], tuple(cars.MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
 JPEG_QUALITY = 88  # 104 kB a picture on average (24 cars); Kaggle's are 102 kB
-PUBLIC_SHARE = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private pictures
+PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private pictures
 ABOUT = "demo.json"  # marks a folder as a demo, and says what it was drawn from
 FILES = (
     "train.zip", "train_masks.zip", "train_masks.csv.zip", "test.zip", "metadata.csv.zip",
@@ -152,7 +152,7 @@ def public_images(test: list[DemoCar], seed: int) -> set[str]:
     """The pictures of the public leaderboard: whole cars, or 4 views if there is but one car."""
     if len(test) == 1:
         return {carvana.image_name(test[0].car_id, view) for view in carvana.VIEW_NUMBERS[:4]}
-    count = max(1, round(PUBLIC_SHARE * len(test)))
+    count = max(1, round(PUBLIC_FRACTION * len(test)))
     chosen = np.random.default_rng([seed, 1]).permutation(len(test))[:count]
     ids = [test[i].car_id for i in chosen]
     return {carvana.image_name(car_id, view) for car_id in ids for view in carvana.VIEW_NUMBERS}

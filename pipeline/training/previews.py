@@ -8,14 +8,14 @@ from torch import nn
 
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loader import ValidationDataset
-from pipeline.inference.class_maps import shares
-from pipeline.inference.ensemble import share
+from pipeline.inference.class_maps import probs
+from pipeline.inference.ensemble import prob
 from pipeline.masks.confusion import ignored
 from pipeline.masks.colours import ADDED, MISSED, IGNORED_COLOUR, palette
 
 PREVIEW_IMAGES = 4
 BACKGROUND_LIGHT = 0.4  # of the picture, where the network sees background
-CLASS_SHARE = 0.6  # of a class's colour over the picture
+CLASS_OPACITY = 0.6  # of a class's colour over the picture
 
 
 def preview_images(
@@ -41,7 +41,7 @@ def preview(
     vermilion was missed. The network is left in evaluation mode.
     """
     network.eval()
-    predicted = share(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
+    predicted = prob(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
     truth, colours = coverage >= 128, image[..., :3]
     shown = np.where(predicted[..., None], colours, (colours * BACKGROUND_LIGHT).astype(np.uint8))
     shown[predicted & ~truth] = ADDED
@@ -59,9 +59,9 @@ def preview_of_classes(
     The network is left in evaluation mode.
     """
     network.eval()
-    of_classes = shares(network, torch.from_numpy(image.copy())[None].to(device))[0]
+    of_classes = probs(network, torch.from_numpy(image.copy())[None].to(device))[0]
     predicted = of_classes.argmax(dim=0).cpu().numpy()
     colours = np.vstack((palette(classes), IGNORED_COLOUR))
     maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))
     pair = np.hstack((image[..., :3], image[..., :3]))
-    return (CLASS_SHARE * colours[maps] + (1 - CLASS_SHARE) * pair).astype(np.uint8)
+    return (CLASS_OPACITY * colours[maps] + (1 - CLASS_OPACITY) * pair).astype(np.uint8)
