@@ -74,10 +74,10 @@ def main() -> None:
 def draw_archive(path: pathlib.Path, gigabytes: float) -> None:
     """Whole cars of incompressible pictures, stored as Kaggle's archives are."""
     rng = random.Random(0)
-    cars = max(1, round(gigabytes * 1e9 / PICTURE_BYTES / carvana.VIEWS))
+    cars = max(1, round(gigabytes * 1e9 / PICTURE_BYTES / carvana.ANGLES))
     with zipfile.ZipFile(path, "w") as archive:
         for car in range(cars):
-            for view in carvana.VIEW_NUMBERS:
+            for view in carvana.ANGLE_CODES:
                 name = carvana.image_name(f"{car:012x}", view)
                 info = zipfile.ZipInfo(f"train/{name}", carvana.ARCHIVE_DATE)
                 archive.writestr(info, rng.randbytes(PICTURE_BYTES))

@@ -47,7 +47,7 @@ def main() -> None:
         if not is_real:
             source = folder / "drawn"
             write_competition.main(source, cars=DRAWN_CARS, test_cars=1)
-        print(f"{args.cars * carvana.VIEWS} pictures of {'real' if is_real else 'drawn'} cars, {THREADS} threads")
+        print(f"{args.cars * carvana.ANGLES} pictures of {'real' if is_real else 'drawn'} cars, {THREADS} threads")
         with contextlib.chdir(folder):
             run = Run("bench")
             pretend(run, source, folder / "data", args.cars)
@@ -56,7 +56,7 @@ def main() -> None:
             cpu_seconds = time.process_time() - cpu_begun
             page_mb = run.report_page.stat().st_size / 1e6
             suspects = len((run.report / "suspects.csv").read_text().splitlines()) - 1
-    pictures = args.cars * carvana.VIEWS
+    pictures = args.cars * carvana.ANGLES
     print(f"{pictures} pictures in {seconds:.0f} s, {cpu_seconds:.0f} s of one core; a page of {page_mb:.1f} MB")
     figures = {
         "seconds_5088": round(seconds, 1) if args.cars == carvana.TRAIN_CARS else None,
@@ -72,8 +72,8 @@ def main() -> None:
 def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> None:
     """A competition folder of so many cars at `data`, and a run that was trained and judged on it."""
     masks = competition.open_masks(source)
-    distinct = masks.names[: DISTINCT_CARS * carvana.VIEWS]
-    names = [carvana.image_name(f"{car:012x}", view) for car in range(cars) for view in carvana.VIEW_NUMBERS]
+    distinct = masks.names[: DISTINCT_CARS * carvana.ANGLES]
+    names = [carvana.image_name(f"{car:012x}", view) for car in range(cars) for view in carvana.ANGLE_CODES]
     source_of = dict(zip(names, itertools.cycle(distinct)))
     write_pictures(data, source, source_of)
     makes = [f"make {number}" for number in range(min(cars, 27))]

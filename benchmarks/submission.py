@@ -44,7 +44,7 @@ def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
 
 def test_names(count: int) -> list[str]:
     cars = (f"{car:012x}" for car in itertools.count())
-    names = (carvana.image_name(car, view) for car in cars for view in carvana.VIEW_NUMBERS)
+    names = (carvana.image_name(car, view) for car in cars for view in carvana.ANGLE_CODES)
     return list(itertools.islice(names, count))
 
 

@@ -110,7 +110,7 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
 
 def neighbour(name: str) -> str:
     """The next view of the same car."""
-    view = int(name[13:15]) % carvana.VIEWS + 1
+    view = int(name[13:15]) % carvana.ANGLES + 1
     return carvana.image_name(carvana.car_of(name), f"{view:02d}")
 
 

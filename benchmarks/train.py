@@ -298,7 +298,7 @@ def unpack(folder: pathlib.Path) -> None:
             archive.extractall(folder / "unpacked")
         files = sorted((folder / "unpacked" / set_name).iterdir())
         for number in range(len(files), TRAINING_PICTURES):
-            car, view = divmod(number, carvana.VIEWS)
+            car, view = divmod(number, carvana.ANGLES)
             os.link(files[number % len(files)], files[0].with_name(f"{car:012x}_{view + 1:02}{ending}"))
 
 

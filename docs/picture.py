@@ -18,7 +18,7 @@ from pipeline.submission.reader import read_rows  # noqa: E402
 from pipeline.masks import rle  # noqa: E402
 
 MISSED, ADDED = (230, 120, 20), (30, 90, 255)  # RGB
-VIEWS = ("03", "06", "16")
+ANGLES = ("03", "06", "16")
 WIDTH_PX = 480
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     pictures = ImageSet(ROOT / "data/demo", "test")
     cars = sorted({carvana.car_of(name) for name in pictures.names})
     rows = []
-    for car, view in zip(cars, VIEWS):
+    for car, view in zip(cars, ANGLES):
         name = carvana.image_name(car, view)
         photo = pictures.read(name, 1)
         true, mine = rle.decode(truth[name], *size), rle.decode(found[name], *size)

@@ -10,12 +10,12 @@ RULES_PAGE = f"https://www.kaggle.com/competitions/{SLUG}/rules"  # without whos
 ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
 
 WIDTH_PX, HEIGHT_PX = 1918, 1280
-VIEWS = 16  # a car stands on a turntable; view 1 to 16 in steps of 22.5 degrees
-VIEW_NUMBERS = tuple(f"{view:02d}" for view in range(1, VIEWS + 1))
+ANGLES = 16  # a car stands on a turntable; view 1 to 16 in steps of 22.5 degrees
+ANGLE_CODES = tuple(f"{view:02d}" for view in range(1, ANGLES + 1))
 
 TRAIN_CARS, TEST_CARS = 318, 6_254
-TEST_IMAGES = TEST_CARS * VIEWS
-assert TRAIN_CARS * VIEWS == 5_088 and TEST_IMAGES == 100_064  # as counted in Kaggle's archives
+TEST_IMAGES = TEST_CARS * ANGLES
+assert TRAIN_CARS * ANGLES == 5_088 and TEST_IMAGES == 100_064  # as counted in Kaggle's archives
 
 # The same pictures exist twice, as `train.zip` and, with less JPEG compression, as `train_hq.zip`.
 SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
@@ -27,7 +27,7 @@ MEAN_COVERAGE = 0.21  # of a picture's pixels, over the 5,088 training masks
 
 IMAGE_NAME = re.compile(r"(?P<car>[0-9a-f]{12})_(?P<view>0[1-9]|1[0-6])\.jpg")
 MASK_NAME = re.compile(IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
-assert all(IMAGE_NAME.fullmatch(f"{0:012x}_{view}.jpg") for view in VIEW_NUMBERS)
+assert all(IMAGE_NAME.fullmatch(f"{0:012x}_{view}.jpg") for view in ANGLE_CODES)
 
 
 def image_name(car_id: str, view: str) -> str:
@@ -45,6 +45,6 @@ def car_of(image_name: str) -> str:
     return image_name[:12]
 
 
-def view_of(image_name: str) -> int:
+def angle_of(image_name: str) -> int:
     """`"00087a6bd4dc_01.jpg"` -> 1."""
     return int(image_name[13:15])

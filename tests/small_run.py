@@ -29,7 +29,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     masks = competition.open_masks(folder)
     for fold in (0, 1):
         held_out = table[table["fold"] == fold]["car_id"]
-        names = [carvana.image_name(car, view) for car in held_out for view in carvana.VIEW_NUMBERS]
+        names = [carvana.image_name(car, view) for car in held_out for view in carvana.ANGLE_CODES]
         write_text(run.fold(fold).config, config.dump(settings))
         write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
         rows = [

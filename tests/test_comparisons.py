@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline import carvana
-from pipeline.report.drift import Shape, drift_by_view, odd_masks, shape_of, shapes_table, submission_masks
+from pipeline.report.drift import Shape, drift_by_angle, odd_masks, shape_of, shapes_table, submission_masks
 from pipeline.report.paired import difference_by, difference_of, paired
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
@@ -19,7 +19,7 @@ def table_of(dice: np.ndarray) -> pd.DataFrame:
     rows = [
         (carvana.image_name(car, view), car, "kia" if number % 2 else "ford", int(view), dice[number, int(view) - 1])
         for number, car in enumerate(cars)
-        for view in carvana.VIEW_NUMBERS
+        for view in carvana.ANGLE_CODES
     ]
     return pd.DataFrame(rows, columns=["img", "car", "make", "view", "dice"])
 
@@ -84,9 +84,9 @@ def test_where_one_wins() -> None:
     gain[1::2] += 0.002  # of kia
     gain[:, 4] -= 0.01
     pairs = paired(table_of(DICE), table_of(DICE + gain))
-    by_make, by_view = difference_by(pairs, "make"), difference_by(pairs, "view")
+    by_make, by_angle = difference_by(pairs, "make"), difference_by(pairs, "view")
     assert by_make["make"].tolist() == ["kia", "ford"] and by_make["cars"].tolist() == [20, 20]
-    assert by_view["view"].iloc[-1] == 5 and by_view["mean"].iloc[-1] == pytest.approx(-0.009)
+    assert by_angle["view"].iloc[-1] == 5 and by_angle["mean"].iloc[-1] == pytest.approx(-0.009)
     assert pairs["difference"].is_monotonic_decreasing
 
 
@@ -144,7 +144,7 @@ def test_what_is_odd_among_test_masks_is_told_in_words() -> None:
 def test_areas_by_view_and_how_far_they_have_moved() -> None:
     larger = {name: rectangle(100, 100, 400, 300) for name in TRAINING if name.endswith("_02.jpg")}
     test = {name: larger.get(name, mask) for name, mask in TRAINING.items()}
-    found = drift_by_view(shapes(test), shapes(TRAINING))
+    found = drift_by_angle(shapes(test), shapes(TRAINING))
     assert found["view"].tolist() == [1, 2] and found["ks"].tolist() == [0.0, 1.0]
     assert found["test_50"].tolist() == [23000, 60000] and found["training_50"].tolist() == [23000, 23000]
     assert found["test_images"].tolist() == [4, 4]

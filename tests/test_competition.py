@@ -25,7 +25,7 @@ def pack(folder: pathlib.Path, set_name: str, names: list[str]) -> None:
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """A competition of two cars whose pictures nobody looks into."""
-    images = [carvana.image_name(car, view) for car in CARS for view in carvana.VIEW_NUMBERS]
+    images = [carvana.image_name(car, view) for car in CARS for view in carvana.ANGLE_CODES]
     pack(tmp_path, "train", images)
     pack(tmp_path, "train_masks", [carvana.mask_name(name) for name in images])
     (tmp_path / "metadata.csv").write_text(METADATA)
@@ -157,7 +157,7 @@ def test_a_packed_table_under_another_name_is_a_problem(folder: pathlib.Path) ->
 def test_train_masks_csv_and_the_gifs_are_the_same_masks(demo_folder: pathlib.Path) -> None:
     from_csv, from_gifs = competition.open_masks(demo_folder), GifMasks(demo_folder)
     assert isinstance(from_csv, CsvMasks)
-    assert from_csv.names == from_gifs.names and len(from_csv.names) == 4 * carvana.VIEWS
+    assert from_csv.names == from_gifs.names and len(from_csv.names) == 4 * carvana.ANGLES
     for name in from_csv.names[::5]:
         mask = from_csv.read(name)
         assert mask.shape == (1280, 1918) and mask.dtype == np.bool_ and mask.any()

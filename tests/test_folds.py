@@ -107,7 +107,7 @@ def test_a_missing_folds_csv_is_a_problem_that_names_the_stage(tmp_path: pathlib
 
 def test_a_split_keeps_whole_cars_and_whole_makes_on_one_side() -> None:
     makes = cars(["Ford", "Kia", "Ford", "Acura", "Kia"])
-    names = [carvana.image_name(car, view) for view in carvana.VIEW_NUMBERS for car in makes]  # views first
+    names = [carvana.image_name(car, view) for view in carvana.ANGLE_CODES for car in makes]  # views first
     table = assign(makes, folds=3)
     held_out_of_all = []
     for fold in range(3):

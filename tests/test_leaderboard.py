@@ -25,7 +25,7 @@ from pipeline.runtime.progress import in_order
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/demo.yaml"
 HEADER = carvana.SUBMISSION_HEADER
-NAMES = [carvana.image_name("0004d4463b50", view) for view in carvana.VIEW_NUMBERS[:6]]
+NAMES = [carvana.image_name("0004d4463b50", view) for view in carvana.ANGLE_CODES[:6]]
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 CAR = f"{PIXELS // 3} {PIXELS // 5}"  # a run over a fifth of the picture
 Rows = list[list[str]]

@@ -21,7 +21,7 @@ from pipeline.synthetic import write_rooms
 from pipeline.kaggle import download
 
 SCENES, HEIGHT_PX, WIDTH_PX = 4, 48, 64
-PICTURES = SCENES * write_rooms.VIEWS
+PICTURES = SCENES * write_rooms.ANGLES
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def rooms_copy(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pa
 
 def view(picture: int) -> rooms.View:
     """The drawing that the picture, counted from 0, was made from."""
-    scene, number = divmod(picture, write_rooms.VIEWS)
+    scene, number = divmod(picture, write_rooms.ANGLES)
     room_m, boxes = rooms.make_room(list(rooms.KINDS)[scene], scene)
     return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
 

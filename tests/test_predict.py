@@ -27,7 +27,7 @@ from pipeline.model.factory import Segmenter
 from pipeline.runtime.problem import Problem
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-ROWS = carvana.VIEWS  # of the one test car
+ROWS = carvana.ANGLES  # of the one test car
 SETTINGS = """
 data: {scale: 8, folds: 2, workers: 0}
 model: {width: 16, depth: 2, patch: 2}
@@ -393,7 +393,7 @@ def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.C
     told = capsys.readouterr().out
     blend = json.loads(pathlib.Path("runs/one+fine/blend.json").read_text())
     assert set(blend["weights"]) == {"one", "fine"} and sum(blend["weights"].values()) == pytest.approx(1)
-    assert blend["images"] == 2 * carvana.VIEWS
+    assert blend["images"] == 2 * carvana.ANGLES
     assert blend["oof_dice"] >= blend["oof_dice_cross_fitted"] and blend["best_single_run"] in ("one", "fine")
     assert f"{blend['gain_cross_fitted']:+.5f} against the best single run" in told
     weights = {"weights": {"one": 0.0, "fine": 1.0}, "cut": 0.5}

@@ -21,7 +21,7 @@ from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
 from pipeline.runtime.problem import LONGEST_SENTENCE, Problem, sentence_of
 
-NAMES = [carvana.image_name("0123456789ab", view) for view in carvana.VIEW_NUMBERS[:3]]
+NAMES = [carvana.image_name("0123456789ab", view) for view in carvana.ANGLE_CODES[:3]]
 ANY_FILE = re.compile(r"[a-z]{1,3}\.jpg")
 FILE_NAMES = st.from_regex(ANY_FILE, fullmatch=True)
 

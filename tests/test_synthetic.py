@@ -27,7 +27,7 @@ def test_same_car_and_view_give_the_same_pixels() -> None:
 def test_draw_car_is_draw_view_16_times() -> None:
     car = cars.make_car("Hazel", 1)
     views = cars.draw_car(car)
-    assert len(views) == carvana.VIEWS
+    assert len(views) == carvana.ANGLES
     image, mask = cars.draw_view(car, 11)
     np.testing.assert_array_equal(views[10][0], image)
     np.testing.assert_array_equal(views[10][1], mask)

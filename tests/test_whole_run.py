@@ -77,7 +77,7 @@ def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished
     assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["predicted_with"] == "predict.tta hflip, data.scale 8"
     assert found["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
-    assert found["images"] == 4 * carvana.VIEWS
+    assert found["images"] == 4 * carvana.ANGLES
     assert 0 <= found["cut"] <= 1
     assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1
 
@@ -100,7 +100,7 @@ def test_each_picture_is_judged_by_the_network_that_never_saw_its_make(finished:
     for fold in (0, 1):
         with np.load(RUN / "oof" / f"fold{fold}.npz") as file:
             names = file["names"].tolist()
-        assert len(names) == 2 * carvana.VIEWS
+        assert len(names) == 2 * carvana.ANGLES
         assert {fold_of_car[carvana.car_of(name)] for name in names} == {str(fold)}
 
 

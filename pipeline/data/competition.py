@@ -139,11 +139,11 @@ def check_training_set(pictures: ImageSet, masks: Masks, make_of_car: dict[str, 
     names = set(pictures.names)
     cars = sorted({carvana.car_of(name) for name in names})
     for car in cars:
-        for view in carvana.VIEW_NUMBERS:
+        for view in carvana.ANGLE_CODES:
             if carvana.image_name(car, view) not in names:
                 raise Problem(
                     f"{pictures.files.archive_path}: car {car} has no view {view}, "
-                    f"but a car has {carvana.VIEWS}; download it again."
+                    f"but a car has {carvana.ANGLES}; download it again."
                 )
     if without := sorted(names - set(masks.names)):
         raise Problem(f"{masks.where} lacks {len(without)} masks, the first that of {without[0]}; download it again.")

@@ -44,9 +44,9 @@ class ClassEnsemble(Ensemble):
         for member in self.members:
             if member.scale == scale:
                 for view in member.views:
-                    prob_NCHW = probs(member.network, view.of(image_NHWC))
-                    undone = view.undone(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, prob_NCHW.shape[:2])
-                    part = undone * (member.weight / len(member.views))
+                    prob_NCHW = probs(member.network, view.apply(image_NHWC))
+                    invert = view.invert(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, prob_NCHW.shape[:2])
+                    part = invert * (member.weight / len(member.views))
                     total_NCHW = part if total_NCHW is None else total_NCHW.add_(part)
         assert total_NCHW is not None
         return total_NCHW

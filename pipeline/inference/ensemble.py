@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.data.images import upsample, to_u8
 from pipeline.runtime.device import autocast
-from pipeline.inference.tta import View
+from pipeline.inference.tta import TtaTransform
 from pipeline.runtime.progress import in_order
 
 ByScale = dict[int, Tensor]  # the same pictures, or what was found in them, at 1/scale
@@ -27,7 +27,7 @@ class Member:
 
     network: nn.Module  # a `Segmenter` of one class; of several in a `class_maps.ClassEnsemble`
     scale: int  # of the pictures that it sees
-    views: tuple[View, ...]
+    views: tuple[TtaTransform, ...]
     weight: float
 
 
@@ -93,8 +93,8 @@ class Ensemble:
         for member in self.members:
             if member.scale == scale:
                 for view in member.views:
-                    prob_NHW = prob(member.network, view.of(image_NHWC))
-                    total_NHW += view.undone(prob_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
+                    prob_NHW = prob(member.network, view.apply(image_NHWC))
+                    total_NHW += view.invert(prob_NHW, *image_NHWC.shape[1:3]) * (member.weight / len(member.views))
         return total_NHW
 
     def full_size_mean(self, probs: ByScale, image: int) -> NDArray[np.float32]:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class View:
+class TtaTransform:
     """A way to see a batch of pictures: mirrored, then at another size, then moved by cells."""
 
     flip: bool = False  # left and right
     zoom: float = 1.0  # of both sides
     shift: tuple[int, int] = (0, 0)  # cells down and to the right; what comes in is the edge repeated
 
-    def of(self, image_NHWC: Tensor) -> Tensor:
+    def apply(self, image_NHWC: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> the view of them, uint8, or float32 from 0 to 255 where it has another size."""
         seen = image_NHWC.flip(2) if self.flip else image_NHWC
         if self.zoom != 1:
@@ -26,7 +26,7 @@ class View:
             seen = resized(seen.permute(0, 3, 1, 2).float(), rows, columns).permute(0, 2, 3, 1)
         return shifted(seen, *self.shift)
 
-    def undone(self, prob_NHW: Tensor, rows: int, columns: int) -> Tensor:
+    def invert(self, prob_NHW: Tensor, rows: int, columns: int) -> Tensor:
         """Predictions for the view, float32 (N, h, w) -> for the pictures, float32 (N, rows, columns)."""
         down, right = self.shift
         prob_NHW = shifted(prob_NHW, -down, -right)
@@ -35,14 +35,14 @@ class View:
         return prob_NHW.flip(2) if self.flip else prob_NHW
 
 
-MIRRORED = (View(), View(flip=True))
+FLIPS = (TtaTransform(), TtaTransform(flip=True))
 # A U-Net that halves 4 times sees a picture on a grid of 16 cells; moved by 5 it lies elsewhere on each level of it.
 SHIFTS = ((5, 5), (5, -5), (-5, 5), (-5, -5))
-VIEWS: dict[str, tuple[View, ...]] = {
-    "none": (View(),),
-    "hflip": MIRRORED,
-    "hflip+scales": (*MIRRORED, *(View(flip, zoom) for zoom in (0.8, 1.25) for flip in (False, True))),
-    "shifts": (View(), *(View(shift=shift) for shift in SHIFTS)),
+ANGLES: dict[str, tuple[TtaTransform, ...]] = {
+    "none": (TtaTransform(),),
+    "hflip": FLIPS,
+    "hflip+scales": (*FLIPS, *(TtaTransform(flip, zoom) for zoom in (0.8, 1.25) for flip in (False, True))),
+    "shifts": (TtaTransform(), *(TtaTransform(shift=shift) for shift in SHIFTS)),
 }
 
 

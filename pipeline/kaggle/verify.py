@@ -112,7 +112,7 @@ def check_table(path: pathlib.Path, name: str, folder: pathlib.Path) -> int:
 
 def views_of(names: list[str]) -> int:
     """How many pictures there are of the cars of these pictures."""
-    return len({carvana.car_of(name) for name in names}) * carvana.VIEWS
+    return len({carvana.car_of(name) for name in names}) * carvana.ANGLES
 
 
 def check_count(name: str, count: int, expected: int, folder: pathlib.Path) -> None:
@@ -120,7 +120,7 @@ def check_count(name: str, count: int, expected: int, folder: pathlib.Path) -> N
     metadata = find_table(folder, "metadata.csv")
     if metadata is not None and len(first_column(metadata)) == carvana.TRAIN_CARS + carvana.TEST_CARS:
         of_training = name.startswith("train")
-        expected = (carvana.TRAIN_CARS if of_training else carvana.TEST_CARS) * carvana.VIEWS
+        expected = (carvana.TRAIN_CARS if of_training else carvana.TEST_CARS) * carvana.ANGLES
     if count != expected or count == 0:
         raise Damaged(f"it has {count:,} pictures, but there must be {expected or 'some':,}")
 

@@ -100,12 +100,12 @@ def histogram(name: str, values: NDArray[np.float64], label: str) -> str:
         return svg_of(figure, name, f"Pictures by {label}, from {values.min():.4f} to {values.max():.4f}")
 
 
-def ring(lost_by_view: Sequence[float]) -> str:
+def ring(lost_by_angle: Sequence[float]) -> str:
     """Mean lost Dice of each view, as a bar in the direction from which it was taken: view 1 is the front, at the top.
 
     The numbers run against the clock, as the camera goes round a car that is seen from above.
     """
-    values = np.array(lost_by_view) * 1000
+    values = np.array(lost_by_angle) * 1000
     angles = 2 * np.pi * np.arange(len(values)) / len(values)
     with drawing("ring", RING_UNITS, RING_UNITS) as figure:
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="polar")
@@ -168,7 +168,7 @@ def fractions(name: str, parts: Mapping[str, float], colours: Sequence[str], lab
         return svg_of(figure, name, f"{label}: " + ", ".join(f"{part} {fraction:.0%}" for part, fraction in parts.items()))
 
 
-def area_by_view(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]) -> str:
+def area_by_angle(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, NDArray[np.float64]]) -> str:
     """Share of the picture that the object covers: a band for the training masks, dots for the test predictions."""
     views = sorted(train)
     with drawing("area", WIDTH, HEIGHT) as figure:

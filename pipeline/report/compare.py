@@ -111,10 +111,10 @@ def panels_of(pairs: pd.DataFrame, a: str, b: str, score: str, of_cars: bool) ->
     if not of_cars:
         scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b), score)
         return [*by_group(pairs, label), overview.Panel("Each picture", f"Below the line {b} is better.", scatter)]
-    by_view = paired.difference_by(pairs, "view").sort_values("view")
+    by_angle = paired.difference_by(pairs, "view").sort_values("view")
     by_make = paired.difference_by(pairs, "make")
     scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b))
-    views = {f"view {row.view}": (row.mean, row.low, row.high) for row in by_view.itertuples()}
+    views = {f"view {row.view}": (row.mean, row.low, row.high) for row in by_angle.itertuples()}
     makes = {overview.shown_make(row.make): (row.mean, row.low, row.high) for row in by_make.itertuples()}
     return [
         overview.Panel("By make", "", charts.differences("by-make", label, makes)),

@@ -58,7 +58,7 @@ def shapes_table(masks: Iterable[tuple[str, NDArray[np.int64]]], height: int, wi
     table = pd.DataFrame(shapes, columns=["area_px", "pieces", "stray_px", "touches_border"])
     table.insert(0, "img", names)
     table.insert(1, "car", [carvana.car_of(name) for name in names])
-    table.insert(2, "view", [carvana.view_of(name) for name in names])
+    table.insert(2, "view", [carvana.angle_of(name) for name in names])
     return table
 
 
@@ -73,7 +73,7 @@ def submission_masks(path: pathlib.Path) -> Iterator[tuple[str, NDArray[np.int64
             raise Problem(f"{path}, line {line}, image {name}: {error}.") from None
 
 
-def drift_by_view(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
+def drift_by_angle(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """The area of the masks from each side: one row a view that both tables of `shapes_table` have.
 
     Columns: `view`; `test_images`, `training_images`; for each of QUANTILES `test_05` ... `training_95`, in pixels;

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.report.errors import Errors, errors_of
-from pipeline.carvana import car_of, view_of
+from pipeline.carvana import car_of, angle_of
 from pipeline.data.images import upsample_u8
 from pipeline.masks.dice import dice_at_thresholds
 from pipeline.runtime.progress import in_order
@@ -56,7 +56,7 @@ def with_places(
 def with_groups(table: pd.DataFrame, fold: int, make_of_car: dict[str, str]) -> pd.DataFrame:
     """With `car`, `make`, `view` (1 to 16) and `fold` of each picture, in the order COLUMNS."""
     car = [car_of(name) for name in table["img"]]
-    view = [view_of(name) for name in table["img"]]
+    view = [angle_of(name) for name in table["img"]]
     make = [make_of_car.get(one, "") for one in car]
     return table.assign(car=car, make=make, view=view, fold=fold)[list(COLUMNS)]
 

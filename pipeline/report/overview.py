@@ -99,7 +99,7 @@ def lost_by_worst(dice: pd.Series) -> float:
     return float(lost[: max(1, len(lost) // 20)].sum() / max(lost.sum(), 1e-12))
 
 
-def lost_by_view(images: pd.DataFrame, views: int) -> list[float]:
+def lost_by_angle(images: pd.DataFrame, views: int) -> list[float]:
     """Mean lost Dice of views 1 to `views`; 0 for one without pictures."""
     lost = 1 - images.groupby("view")["dice"].mean()
     return [float(lost.get(view, 0.0)) for view in range(1, views + 1)]

@@ -192,12 +192,12 @@ def where(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
     if not found.of_cars:
         panels = [*overview.where_it_is_lost(images), overview.by_group(images, "Dice")]
         return {"panels": [panel for panel in panels if panel], "ring": None, "makes": None}
-    lost = overview.lost_by_view(images, carvana.VIEWS)
+    lost = overview.lost_by_angle(images, carvana.ANGLES)
     shown = set(found.shown)
     of_cars = images[images["img"].isin(shown)].groupby("car")["dice"].mean().sort_values()
     car = of_cars.index[len(of_cars) // 2] if len(of_cars) else None
     views = []
-    for view, (left, top) in enumerate(overview.places_on_ring(carvana.VIEWS), start=1):
+    for view, (left, top) in enumerate(overview.places_on_ring(carvana.ANGLES), start=1):
         name = carvana.image_name(car, f"{view:02d}") if car else ""
         photo = gallery.thumbnail(found.pictures.read(name, 8)) if found.pictures and name in shown else ""
         views.append({"view": view, "left": left, "top": top, "photo": photo, "worst": lost[view - 1] == max(lost)})
@@ -253,7 +253,7 @@ def suspects_of(
     names = [name for name in found.shown if name in in_all]
     table = suspects.suspects_table(
         names, found.truth, lambda name: [one.probability(name) for one in everyone],
-        lambda things: progress(things, "suspects", total=len(names)), have_views=found.of_cars,
+        lambda things: progress(things, "suspects", total=len(names)), have_angles=found.of_cars,
     )  # fmt: skip
     path = run.report / "suspects.csv"
     write_table(table, path)

@@ -38,20 +38,20 @@ def section(run: Run, folder: pathlib.Path, hq: bool, gaps: list[str]) -> dict[s
     except Problem as problem:
         gaps.append(f"The submission is not shown. {problem}")
         return None
-    by_view = drift.drift_by_view(test, training)
+    by_angle = drift.drift_by_angle(test, training)
     pixels = carvana.WIDTH_PX * carvana.HEIGHT_PX
     areas = [
         {int(view): part["area_px"].to_numpy() / pixels for view, part in table.groupby("view")}
         for table in (training, test)
     ]
-    furthest = by_view.loc[by_view["ks"].idxmax()]
-    by_chance = furthest["ks_p"] * len(by_view) > SURE  # Bonferroni: the furthest of so many views
+    furthest = by_angle.loc[by_angle["ks"].idxmax()]
+    by_chance = furthest["ks_p"] * len(by_angle) > SURE  # Bonferroni: the furthest of so many views
     text = "Band: 5 to 95 % of the training masks of a view. Dots: median of the predictions, lines 5 to 95 %."
     return {
         "text": f"{page.thousands(len(test))} test pictures; the area that differs most from training is that of view "
         f"{int(furthest['view'])} (Kolmogorov-Smirnov distance {furthest['ks']:.2f}, "
         f"{'as chance alone may have it' if by_chance else 'more than chance alone would have'}).",
-        "panels": [overview.Panel("Area by view", text, charts.area_by_view(*areas))],
+        "panels": [overview.Panel("Area by view", text, charts.area_by_angle(*areas))],
         "odd": odd.head(ODD_SHOWN).to_dict("records"), "more_odd": max(0, len(odd) - ODD_SHOWN), "cards": cards,
     }  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_cards(
         mask = rle.decode(text_of[name], *SIZE)
         row, column, _ = errors.worst_spot(gallery.edge_of(mask), errors.WORST_WINDOW_PX)
         facts = {
-            "title": f"{mask.mean():.1%}", "right": f"view {carvana.view_of(name)}",
+            "title": f"{mask.mean():.1%}", "right": f"view {carvana.angle_of(name)}",
             "below": f"{why[name]}, {name}" if name in why else name,
         }  # fmt: skip
         yield gallery.card(name, *photos(pictures, name), None, mask, (row, column), facts, ("test",))

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.report.errors import box_around
-from pipeline.carvana import VIEW_NUMBERS, VIEWS, car_of, image_name, view_of
+from pipeline.carvana import ANGLE_CODES, ANGLES, car_of, image_name, angle_of
 from pipeline.masks import rle
 from pipeline.runtime.progress import in_order
 
@@ -75,7 +75,7 @@ def suspects_table(
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
     count: Callable[[Iterator[Suspect | None]], Iterator[Suspect | None]] = lambda found: found,
-    have_views: bool = True,
+    have_angles: bool = True,
 ) -> pd.DataFrame:
     """One row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can be given.
 
@@ -87,7 +87,7 @@ def suspects_table(
     found = in_order(lambda name: suspect_of(read_truth(name), read_probabilities(name)), names)
     suspect_of_name = dict(zip(names, count(found), strict=True))
     share_of_name = {name: suspect.fraction if suspect else 0.0 for name, suspect in suspect_of_name.items()}
-    score_of_name = scores(share_of_name) if have_views else share_of_name
+    score_of_name = scores(share_of_name) if have_angles else share_of_name
     rows = [
         (name, round(score_of_name[name], 6), round(suspect.fraction, 6), suspect.px, *suspect.box, suspect.rle_mask)
         for name, suspect in suspect_of_name.items()
@@ -101,7 +101,7 @@ def scores(share_of_name: dict[str, float]) -> dict[str, float]:
     """By how much each picture is more suspicious than the second most suspicious of the four views beside it."""
 
     def beside(name: str) -> list[float]:
-        numbers = [(view_of(name) - 1 + step) % VIEWS for step in (-2, -1, 1, 2)]
-        return [share_of_name.get(image_name(car_of(name), VIEW_NUMBERS[number]), 0.0) for number in numbers]
+        numbers = [(angle_of(name) - 1 + step) % ANGLES for step in (-2, -1, 1, 2)]
+        return [share_of_name.get(image_name(car_of(name), ANGLE_CODES[number]), 0.0) for number in numbers]
 
     return {name: fraction - sorted(beside(name))[-2] for name, fraction in share_of_name.items()}

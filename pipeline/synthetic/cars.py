@@ -84,13 +84,13 @@ def draw_view(car: Car, view: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]
 def draw_car(car: Car) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
     """All 16 views as `draw_view` gives them; the car is built once."""
     parts, studio = parts_of(car), studio_of(car)
-    return [draw(car, parts, studio, view) for view in range(1, carvana.VIEWS + 1)]
+    return [draw(car, parts, studio, view) for view in range(1, carvana.ANGLES + 1)]
 
 
 def draw(
     car: Car, parts: Parts, studio: Studio, view: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    camera = Camera(studio, turn_rad=np.deg2rad((view - 1) * 360 / carvana.VIEWS))
+    camera = Camera(studio, turn_rad=np.deg2rad((view - 1) * 360 / carvana.ANGLES))
     picture = empty_studio(camera)
     darken_floor(picture, car, camera)
 

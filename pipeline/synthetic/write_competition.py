@@ -86,14 +86,14 @@ def main(
         return
 
     train, test = invent_cars(cars, test_cars, seed)
-    pictures = (cars + test_cars) * carvana.VIEWS
+    pictures = (cars + test_cars) * carvana.ANGLES
     with (
         locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."),
         contextlib.closing(drawn_views([*train, *test], workers or os.cpu_count() or 1)) as drawn,
     ):
         write_json(folder / ABOUT, {**settings, "complete": False})
         views = iter(progress(drawn, "demo-data", total=pictures))
-        write_train(folder, views, cars * carvana.VIEWS)
+        write_train(folder, views, cars * carvana.ANGLES)
         write_test(folder, views, public_images(test, seed))
         write_metadata(folder, [*train, *test])
         write_json(folder / ABOUT, {**settings, "complete": True})
@@ -151,11 +151,11 @@ def invent_cars(cars: int, test_cars: int, seed: int) -> tuple[list[DemoCar], li
 def public_images(test: list[DemoCar], seed: int) -> set[str]:
     """The pictures of the public leaderboard: whole cars, or 4 views if there is but one car."""
     if len(test) == 1:
-        return {carvana.image_name(test[0].car_id, view) for view in carvana.VIEW_NUMBERS[:4]}
+        return {carvana.image_name(test[0].car_id, view) for view in carvana.ANGLE_CODES[:4]}
     count = max(1, round(PUBLIC_FRACTION * len(test)))
     chosen = np.random.default_rng([seed, 1]).permutation(len(test))[:count]
     ids = [test[i].car_id for i in chosen]
-    return {carvana.image_name(car_id, view) for car_id in ids for view in carvana.VIEW_NUMBERS}
+    return {carvana.image_name(car_id, view) for car_id in ids for view in carvana.ANGLE_CODES}
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def draw_car(car: DemoCar) -> list[View]:
     """The 16 views of a car."""
     views = []
     drawn = cars.draw_car(cars.make_car(car.make, car.car_seed))
-    for view, (image, mask) in zip(carvana.VIEW_NUMBERS, drawn, strict=True):
+    for view, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True):
         name = carvana.image_name(car.car_id, view)
         views.append(View(name, jpeg_of(image), gif_of(mask), rle.encode(mask)))
     return views

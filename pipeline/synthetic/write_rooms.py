@@ -20,7 +20,7 @@ from pipeline.runtime.files import locked, read_json, replacing, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 
-VIEWS = 4  # pictures of a scene
+ANGLES = 4  # pictures of a scene
 NAMES = 894  # as many words as in the real one; most of them never occur
 ID_STRIDE = 311  # it has no factor in common with 894, so that multiples of it are ids all over the range
 USER_BLOCK_BYTES = 512
@@ -50,7 +50,7 @@ def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, 
         else:
             (folder / SPLITS).unlink(missing_ok=True)
         write_json(folder / ABOUT, {**settings, "complete": True})
-    print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * VIEWS} pictures, {path.stat().st_size / 1e6:.0f} MB")
+    print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * ANGLES} pictures, {path.stat().st_size / 1e6:.0f} MB")
 
 
 def holds(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
@@ -69,7 +69,7 @@ def holds(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
 
 
 def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:
-    pictures = scenes * VIEWS
+    pictures = scenes * ANGLES
     kinds = [list(rooms.KINDS)[scene % len(rooms.KINDS)] for scene in range(scenes)]
     ids = word_ids()
     with h5py.File(path, "w", userblock_size=USER_BLOCK_BYTES) as file:
@@ -78,7 +78,7 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
         instances = add_array(file, "instances", (pictures, width, height), "uint8")
         depths = add_array(file, "depths", (pictures, width, height), "float32")
         for index in progress(range(pictures), "demo-rooms"):
-            scene, number = divmod(index, VIEWS)
+            scene, number = divmod(index, ANGLES)
             room_m, boxes = rooms.make_room(kinds[scene], seed * scenes + scene)
             view = rooms.draw_view(room_m, boxes, height, width, seed * scenes + scene, number)
             images[index] = view.image.T
@@ -89,8 +89,8 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
         for word, number in zip(rooms.WORDS, ids):
             words[number - 1] = word
         add_texts(file, "names", words)
-        add_texts(file, "sceneTypes", [kind for kind in kinds for _ in range(VIEWS)])
-        add_texts(file, "scenes", [f"{kind}_{i + 1:04d}" for i, kind in enumerate(kinds) for _ in range(VIEWS)])
+        add_texts(file, "sceneTypes", [kind for kind in kinds for _ in range(ANGLES)])
+        add_texts(file, "scenes", [f"{kind}_{i + 1:04d}" for i, kind in enumerate(kinds) for _ in range(ANGLES)])
     with open(path, "r+b") as raw:
         raw.write(user_block())
 
@@ -127,10 +127,10 @@ def user_block() -> bytes:
 
 def write_splits(path: pathlib.Path, scenes: int) -> None:
     """A `splits.mat`, which is MATLAB 5, with the first half of the scenes to train on; pictures count from 1."""
-    first_test = scenes // 2 * VIEWS + 1
+    first_test = scenes // 2 * ANGLES + 1
     indices = {
         "trainNdxs": np.arange(1, first_test, dtype=np.uint16)[:, None],
-        "testNdxs": np.arange(first_test, scenes * VIEWS + 1, dtype=np.uint16)[:, None],
+        "testNdxs": np.arange(first_test, scenes * ANGLES + 1, dtype=np.uint16)[:, None],
     }
     file = io.BytesIO()
     savemat(file, indices)
