@@ -11,10 +11,10 @@ from pipeline.paths import SUBMISSIONS
 def main(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
-    unreadable = provenance.unreadable(SUBMISSIONS, submission)
-    mean_coverage = check(submission, names, unreadable)
-    if unreadable:
-        print(f"{len(unreadable)} pictures could not be read and have empty rows: {', '.join(unreadable)}.")
+    bad_images = provenance.bad_images(SUBMISSIONS, submission)
+    mean_coverage = check(submission, names, bad_images)
+    if bad_images:
+        print(f"{len(bad_images)} pictures could not be read and have empty rows: {', '.join(bad_images)}.")
     print(
         f"{submission}: {len(names)} images, masks cover {mean_coverage:.1%} on average; "
         f"it fits the sample submission of {folder}."

@@ -162,8 +162,8 @@ class Predict(Section):
     batch_size: Count = 8  # lowered to what fits when the memory is too small
     tta: Literal["none", "hflip", "hflip+scales", "shifts"] = "hflip"  # what is averaged: inference/views.py
     compile: bool = False  # torch.compile: half a minute at the start, then faster on a GPU
-    rows_per_part: Count = 2048  # of a submission; what a kill may cost. A multiple of batch_size wastes nothing
-    prove_every_rows: Count = 1  # 1: each row is decoded again and compared with its mask, 10: each tenth
+    rows_per_shard: Count = 2048  # of a submission; what a kill may cost. A multiple of batch_size wastes nothing
+    verify_every_rows: Count = 1  # 1: each row is decoded again and compared with its mask, 10: each tenth
 
 
 class Settings(Section):

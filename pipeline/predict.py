@@ -28,8 +28,8 @@ from pipeline.inference.evaluate import one_behind
 from pipeline.inference.loading import batch_that_fits, check_cars, load_members
 from pipeline.inference.ensemble import Ensemble
 from pipeline.submission import provenance
-from pipeline.submission.shards import Parts
-from pipeline.submission.writer import Row, proven_text
+from pipeline.submission.shards import Shards
+from pipeline.submission.writer import Row, verified_rle
 from pipeline.masks import on_device, rle
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
@@ -60,7 +60,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)
             names, pictures = open_pictures(settings)
-            parts = Parts(run.parts, names, settings.predict.rows_per_part)
+            parts = Shards(run.parts, names, settings.predict.rows_per_shard)
             asked = settings.predict.batch_size
             facts = {
                 "checkpoints": {path: [hashes[path], weight_of_path[pathlib.Path(path)]] for path in hashes},
@@ -89,7 +89,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
             threshold_notes = [] if run.blend.is_file() else [threshold_note(one, weight_of_path, each) for one in runs or [run]]
             if any(is_of_others for _, is_of_others in threshold_notes):  # so is the Dice that stands beside it
                 threshold_facts = {"cut": threshold_facts["cut"]}
-            about = origin_of(runs or [run], hashes, trained, settings, threshold_facts)
+            about = provenance_of(runs or [run], hashes, trained, settings, threshold_facts)
             count = f", {dist.world_size} processes" if dist.world_size > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
             print(f"{len(names)} pictures, {weights}, on {describe(dist.device)}{count}.")
@@ -107,7 +107,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
         on_gpu = dist.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
         with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
-            rows = rows_of(ensemble, loader, cut, settings.predict.prove_every_rows, parts)
+            rows = rows_of(ensemble, loader, cut, settings.predict.verify_every_rows, parts)
             total = sum(len(parts.names_of(number)) for number in mine)
             shown_rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
             for number in mine:
@@ -115,11 +115,11 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
 
         rows_written = sum(dist.gather(total))  # and so all parts are there
         if dist.is_main:
-            unreadable = parts.unreadable()
-            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(unreadable.items())))
+            bad_images = parts.bad_images()
+            tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(bad_images.items())))
             parts.join(run.submission, carvana.SUBMISSION_HEADER)
-            about |= {"sha256": sha256(run.submission), "unreadable": sorted(unreadable)}
-            provenance.write(run.origin, provenance.Origin(**about))
+            about |= {"sha256": sha256(run.submission), "unreadable": sorted(bad_images)}
+            provenance.write(run.origin, provenance.Provenance(**about))
             tell(parts.remove())
             others = ", ".join(map(str, parts.aside()))
             tell(f"Parts of other predictions are kept in {others}; remove what nobody wants." if others else "")
@@ -128,11 +128,11 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
 
 
 def rows_of(
-    ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, prove_every: int, parts: Parts
+    ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, verify_every: int, parts: Shards
 ) -> Iterator[Row]:
     """The row of each picture, in order; an empty one for a picture that could not be read, which is noted.
 
-    One row of `prove_every` is decoded again and compared with its mask.
+    One row of `verify_every` is decoded again and compared with its mask.
     """
     numbers = itertools.count()
 
@@ -141,11 +141,11 @@ def rows_of(
 
     def finish(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
         """Text at once: masks that outlive their batch leave holes in the memory, 1 MB a picture with glibc 2.36."""
-        parts.note_unreadable(batch.problems)
+        parts.note_bad_images(batch.problems)
         rows = []
         for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, cut)):
-            proven = next(numbers) % prove_every == 0
-            text = proven_text(mask, bounds) if proven else rle.text(bounds)
+            proven = next(numbers) % verify_every == 0
+            text = verified_rle(mask, bounds) if proven else rle.text(bounds)
             rows.append((name, "" if name in batch.problems else text))
         return rows
 
@@ -260,7 +260,7 @@ def tell(*lines: str) -> None:
     print("".join(line + "\n" for line in lines if line), end="")
 
 
-def origin_of(
+def provenance_of(
     runs: Sequence[Run], hashes: dict[str, str], trained: list[Settings], settings: Settings, found: dict[str, Any]
 ) -> dict[str, Any]:
     """What the submission is made of, noted before the work begins. hashes, trained: of each checkpoint; found: what

@@ -120,7 +120,7 @@ def test_what_goes_wrong_with_other_files_is_not_told_of_the_file_that_is_writte
         raise error
 
     with pytest.raises(OSError) as raised:
-        writer.write_part(tmp_path / "00000.csv.gz", rows())
+        writer.write_shard(tmp_path / "00000.csv.gz", rows())
     assert raised.value is error and list(tmp_path.iterdir()) == []
 
 
@@ -139,16 +139,16 @@ def test_what_goes_wrong_with_the_file_that_is_written_names_it(tmp_path: pathli
 
 @pytest.mark.parametrize("rows_per_part", [4, 8, 12, 1000])
 def test_a_submission_joined_from_parts_is_that_written_at_once(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rows_per_part: int
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
     masks = drawn_masks() * 4  # 24 rows
     writer.write(tmp_path / "at_once.csv.gz", HEADER, masks)
     parts = []
-    for begin in range(0, len(masks), rows_per_part):
+    for begin in range(0, len(masks), rows_per_shard):
         parts.append(tmp_path / f"part{begin}.gz")
-        rows = writer.proven_rows(masks[begin : begin + rows_per_part])
-        assert writer.write_part(parts[-1], rows) == min(rows_per_part, len(masks) - begin)
+        rows = writer.verified_rows(masks[begin : begin + rows_per_shard])
+        assert writer.write_shard(parts[-1], rows) == min(rows_per_shard, len(masks) - begin)
     writer.join(parts, tmp_path / "joined.csv.gz", HEADER)
     assert (tmp_path / "joined.csv.gz").read_bytes() == (tmp_path / "at_once.csv.gz").read_bytes()
     assert b"".join(gzip.decompress(part.read_bytes()) for part in parts) == gzip.decompress(
@@ -181,7 +181,7 @@ def test_a_submission_is_one_gzip_member_for_readers_that_stop_behind_the_first(
 def test_a_damaged_part_is_a_problem_that_names_it(tmp_path: pathlib.Path, damage: str) -> None:
     parts = [tmp_path / "part0.gz", tmp_path / "part1.gz"]
     for part in parts:
-        writer.write_part(part, [(name, CAR) for name in NAMES])
+        writer.write_shard(part, [(name, CAR) for name in NAMES])
     data = bytearray(parts[1].read_bytes())
     if damage == "gone":
         parts[1].unlink()
@@ -197,9 +197,9 @@ def test_a_damaged_part_is_a_problem_that_names_it(tmp_path: pathlib.Path, damag
 
 def test_bounds_that_are_not_those_of_the_mask_are_found() -> None:
     mask = np.eye(3, dtype=bool)
-    assert writer.proven_text(mask, rle.bounds(mask)) == "1 1 5 1 9 1"
+    assert writer.verified_rle(mask, rle.bounds(mask)) == "1 1 5 1 9 1"
     with pytest.raises(AssertionError, match="do not decode"):
-        writer.proven_text(mask, rle.bounds(mask.T[::-1]))
+        writer.verified_rle(mask, rle.bounds(mask.T[::-1]))
 
 
 # --- checking -------------------------------------------------------------------------------------
@@ -291,9 +291,9 @@ def test_the_rows_that_predict_left_empty_pass_in_that_file_alone(
     path, words = pathlib.Path("submissions/x.csv.gz"), ["check", "--data", str(demo_folder), "--run", "x"]
     path.parent.mkdir()
     save(path, rows)
-    for unreadable in ([], [rows[3][0]], [rows[3][0], rows[5][0]]):
-        provenance.write(path.with_name("x.json"), provenance.Origin(sha256=sha256(path), unreadable=unreadable))
-        assert main([*words, "--config", str(CONFIG)]) == (0 if len(unreadable) == 2 else 1)
+    for bad_images in ([], [rows[3][0]], [rows[3][0], rows[5][0]]):
+        provenance.write(path.with_name("x.json"), provenance.Provenance(sha256=sha256(path), bad_images=bad_images))
+        assert main([*words, "--config", str(CONFIG)]) == (0 if len(bad_images) == 2 else 1)
     said = capsys.readouterr()
     assert [line.count("the mask is empty") for line in said.err.splitlines()] == [1, 1]
     assert f"2 pictures could not be read and have empty rows: {rows[3][0]}, {rows[5][0]}." in said.out

@@ -12,13 +12,13 @@ from pipeline.kaggle import ledger
 from pipeline.submission import provenance
 from pipeline.kaggle.client import Submission
 from pipeline.kaggle.ledger import COLUMNS, Row
-from pipeline.submission.provenance import Origin
+from pipeline.submission.provenance import Provenance
 from pipeline.paths import LEDGER
 from pipeline.runtime.problem import Problem
 from pipeline.kaggle import leaderboard, submit
 
 HASH = "0123456789abcdef" * 4
-OWN = Origin(
+OWN = Provenance(
     sha256=HASH, runs=("half size",), folds=(0, 2), cut=0.498039, oof_dice=0.99123, oof_dice_cross_fitted=0.9912,
     config="configs/cpu.yaml", train_set=('model.encoder="a b"', "train.epochs=3"), predict_set=('predict.tta="none"',),
     config_sha256=HASH[::-1], checkpoints={"runs/half size/fold0/best.pt": HASH, "runs/half size/fold2/best.pt": HASH},
@@ -27,13 +27,13 @@ OWN = Origin(
 TIME = datetime(2017, 9, 27, 23, 59, 58, tzinfo=UTC)
 
 
-def row_of(about: Origin, **other: Any) -> Row:
+def row_of(about: Provenance, **other: Any) -> Row:
     return Row(**about.model_dump(), **{"time": TIME, "file": "a.csv.gz", "message": "two folds #0123456789ab"} | other)
 
 
 PENDING = row_of(OWN)
 COMPLETE = row_of(OWN, ref=7, status="complete", public=0.99512, private=0.99487)
-FAILED = row_of(Origin(sha256="f" * 64), status="failed", error='Kaggle said: "no", and\nno more', message="#ffff")
+FAILED = row_of(Provenance(sha256="f" * 64), status="failed", error='Kaggle said: "no", and\nno more', message="#ffff")
 
 
 def submission_of(ref: int, description: str, status: str = "COMPLETE", public: float | None = 0.9) -> Submission:
@@ -51,7 +51,7 @@ def test_what_is_put_is_read_in_its_order(tmp_path: pathlib.Path) -> None:
 def test_a_row_that_git_has_moved_is_written_in_its_new_place(tmp_path: pathlib.Path) -> None:
     """As when somebody else's rows are pulled while a submission waits for its score."""
     path = tmp_path / "ledger.csv"
-    theirs = row_of(Origin(sha256="f" * 64), ref=5, status="complete", message="theirs #ffffffffffff")
+    theirs = row_of(Provenance(sha256="f" * 64), ref=5, status="complete", message="theirs #ffffffffffff")
     assert ledger.put(path, PENDING) == 1
     path.unlink()
     assert [ledger.put(path, row) for row in (theirs, PENDING)] == [1, 2]
@@ -97,7 +97,7 @@ WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="
     st.builds(
         row_of,
         st.builds(
-            Origin,
+            Provenance,
             sha256=st.just(HASH),
             runs=st.tuples(WORD),
             folds=st.lists(st.integers(0, 99)).map(tuple),
@@ -202,9 +202,9 @@ def test_other_messages_are_other_submissions(description: str) -> None:
 
 def test_an_origin_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
     provenance.write(tmp_path / "run.json", OWN)
-    provenance.write(tmp_path / "other.json", Origin(sha256="f" * 64, runs=("other",)))
+    provenance.write(tmp_path / "other.json", Provenance(sha256="f" * 64, runs=("other",)))
     assert provenance.find(tmp_path, HASH) == OWN
-    assert provenance.find(tmp_path, "0" * 64) == Origin(sha256="0" * 64)
+    assert provenance.find(tmp_path, "0" * 64) == Provenance(sha256="0" * 64)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": "abc"}', f'{{"sha256": "{HASH}", "colour": 1}}'])
@@ -219,7 +219,7 @@ def test_the_message_tells_what_made_the_submission() -> None:
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
     assert submit.describe(OWN.model_copy(update={"unreadable": ("a.jpg",)})).endswith("commit abababa 1 empty")
-    assert submit.describe(Origin(sha256=HASH)) == "origin unknown"
+    assert submit.describe(Provenance(sha256=HASH)) == "origin unknown"
 
 
 # --- the table ------------------------------------------------------------------------------------

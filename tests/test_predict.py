@@ -19,7 +19,7 @@ from pipeline.__main__ import main
 from pipeline.runtime import device
 from pipeline.runtime.files import sha256
 from pipeline.submission import provenance, writer
-from pipeline.submission.shards import Parts
+from pipeline.submission.shards import Shards
 from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
 from pipeline.model import checkpoint
@@ -155,12 +155,12 @@ class Killed(BaseException):
 
 
 def kill_in_part(number: int, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    write_part = writer.write_part
+    write_shard = writer.write_shard
 
     def killed(path: pathlib.Path, rows: Iterator[writer.Row]) -> int:
         if path.name == f"{number:05d}.csv.gz":
             raise Killed
-        return write_part(path, rows)
+        return write_shard(path, rows)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(writer, "write_part", killed)
@@ -238,7 +238,7 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
 
 
 def test_only_the_last_parts_that_were_set_aside_are_kept(tmp_path: pathlib.Path) -> None:
-    parts, told = Parts(tmp_path / ".x.parts", ["a", "b"], rows_per_part=1), []
+    parts, told = Shards(tmp_path / ".x.parts", ["a", "b"], rows_per_shard=1), []
     for cut in (1, 2, 1, 3, 4, 5):
         told += parts.open({"cut": cut})
         parts.write(0, [("a", f"{cut} 1")])
@@ -251,12 +251,12 @@ def test_only_the_last_parts_that_were_set_aside_are_kept(tmp_path: pathlib.Path
 def test_a_kill_while_parts_are_removed_leaves_none_without_the_list_of_what_is_empty(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = Parts(tmp_path / "parts", ["a"], rows_per_part=1)
+    parts = Shards(tmp_path / "parts", ["a"], rows_per_shard=1)
     parts.open({"cut": 1})
-    parts.note_unreadable({"a": "no JPEG"})
+    parts.note_bad_images({"a": "no JPEG"})
     parts.write(0, [("a", "")])
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", lambda folder, **more: parts.unreadable_path.unlink())  # and killed
+        patch.setattr("shutil.rmtree", lambda folder, **more: parts.bad_images_path.unlink())  # and killed
         parts.remove()
     (told,) = parts.open({"cut": 1})
     assert "they are discarded" in told and parts.missing() == [0]
@@ -311,7 +311,7 @@ def test_a_part_that_is_damaged_is_a_problem_that_names_it(
 
 
 def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> None:
-    parts = Parts(tmp_path / "parts", ["a", "b", "c"], rows_per_part=2)
+    parts = Shards(tmp_path / "parts", ["a", "b", "c"], rows_per_shard=2)
     assert parts.open({"cut": 1}) == [] and parts.missing() == [0, 1]
     parts.write(0, [("a", "1 2"), ("b", "")])
     with pytest.raises(Problem, match=r"parts \[1\]"):
@@ -325,7 +325,7 @@ def test_a_sample_of_the_rows_is_proven_where_the_config_says_so(
 ) -> None:
     proven = []
     monkeypatch.setattr(
-        "pipeline.predict.proven_text", lambda *given: proven.append(given) or writer.proven_text(*given)
+        "pipeline.predict.proven_text", lambda *given: proven.append(given) or writer.verified_rle(*given)
     )
     for every in (1, 5):
         assert predict("--set", f"predict.prove_every_rows={every}") == 0
@@ -362,7 +362,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
     out = capsys.readouterr().out
     assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
     assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
-    assert provenance.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).unreadable == (bad,)
+    assert provenance.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).bad_images == (bad,)
     (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
 
 
@@ -458,7 +458,7 @@ def test_a_photo_is_cut_out(tmp_path: pathlib.Path) -> None:
 
 
 def test_parts_that_stay_behind_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Parts(tmp_path / ".x.parts", ["a"], rows_per_part=1)
+    parts = Shards(tmp_path / ".x.parts", ["a"], rows_per_shard=1)
     parts.open({"a state": 1})
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda folder, ignore_errors: None)

@@ -17,7 +17,7 @@ from pipeline.runtime.files import sha256, write_json
 from pipeline.kaggle import ledger
 from pipeline.submission import provenance
 from pipeline.kaggle.ledger import Row
-from pipeline.submission.provenance import Origin
+from pipeline.submission.provenance import Provenance
 from pipeline.model import checkpoint
 from pipeline.model.factory import build
 from pipeline.paths import Run
@@ -81,7 +81,7 @@ def checkout(made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: pathlib.Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=made, capture_output=True, text=True).stdout.strip()
     settings = config.load(made / "configs/tiny.yaml", ["train.epochs=2"])
-    assert provenance.read(made / "submissions/tiny.json") == Origin(
+    assert provenance.read(made / "submissions/tiny.json") == Provenance(
         sha256=sha256(made / SUBMISSION),
         runs=("tiny",),
         folds=(1,),
@@ -134,7 +134,7 @@ def predicting(data: bytes) -> Callable[..., None]:
 
     def predict(*words: str) -> None:
         SUBMISSION.write_bytes(data)
-        provenance.write(Run("tiny").origin, Origin(sha256=sha256(SUBMISSION), runs=("predicted again",)))
+        provenance.write(Run("tiny").origin, Provenance(sha256=sha256(SUBMISSION), runs=("predicted again",)))
 
     return predict
 
@@ -144,7 +144,7 @@ def test_go_keeps_another_file_that_stood_there(
 ) -> None:
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
-    newer = Origin(sha256=sha256(SUBMISSION), runs=("newer",))
+    newer = Provenance(sha256=sha256(SUBMISSION), runs=("newer",))
     provenance.write(Run("tiny").origin, newer)
     assert main(["reproduce", "1", "--go"]) == 0
     assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out

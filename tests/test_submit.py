@@ -160,7 +160,7 @@ def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
 
 def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kaggle: Kaggle) -> None:
     run = Run("mine")
-    about = provenance.Origin(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
+    about = provenance.Provenance(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
     run.fold(0).folder.mkdir(parents=True)
     run.fold(0).best.write_text("weights")
     about = about.model_copy(update={"checkpoints": {str(run.fold(0).best): sha256(run.fold(0).best)}})
@@ -179,7 +179,7 @@ def test_a_submission_is_its_own_runs_though_another_has_the_same_bytes(kaggle: 
     for one, runs in ((run, ("mine",)), (blend, ("a", "mine"))):
         one.submission.parent.mkdir(exist_ok=True)
         shutil.copy(MINE, one.submission)
-        provenance.write(one.origin, provenance.Origin(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
+        provenance.write(one.origin, provenance.Provenance(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
     assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
     assert provenance.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
     assert provenance.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
@@ -194,7 +194,7 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
     both.submission.parent.mkdir()
     shutil.copy(MINE, both.submission)
     about = {"sha256": sha256(MINE), "runs": ("a", "b"), "folds": (0,), "checkpoints": {str(one): sha256(one)}}
-    provenance.write(both.origin, provenance.Origin(**about))
+    provenance.write(both.origin, provenance.Provenance(**about))
     assert submit.reason_to_predict(both, []) is None
     one.write_text("other weights")
     with pytest.raises(Problem, match=r'was made by another runs/a/fold0/best.pt; run `make predict RUNS="a b"` again'):
@@ -203,7 +203,7 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
 
 def test_the_message_says_how_it_was_predicted() -> None:
     words = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
-    about = provenance.Origin(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
+    about = provenance.Provenance(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
     assert submit.describe(about) == "a folds 0,1 cut 0.500 predict.tta=none data.scale=4"
 
 

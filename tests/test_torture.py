@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.runtime.files import held, locked
-from pipeline.submission.shards import Parts
+from pipeline.submission.shards import Shards
 from pipeline.runtime.problem import Problem
 from pipeline.kaggle import reproduce
 from tests.torture import __main__ as harness
@@ -242,17 +242,17 @@ def test_a_worker_holds_no_lock_of_its_killed_owner(tmp_path: pathlib.Path) -> N
 
 
 def test_a_line_that_a_kill_has_cut_is_no_trouble(tmp_path: pathlib.Path) -> None:
-    parts = Parts(tmp_path, ["a", "b"], 1)
-    parts.note_unreadable({"a": "damaged"})
-    with open(parts.unreadable_path, "a") as file:
+    parts = Shards(tmp_path, ["a", "b"], 1)
+    parts.note_bad_images({"a": "damaged"})
+    with open(parts.bad_images_path, "a") as file:
         file.write('\n["b", "dama')
-    assert parts.unreadable() == {"a": "damaged"}
-    parts.note_unreadable({"b": "damaged too"})
-    assert parts.unreadable() == {"a": "damaged", "b": "damaged too"}
+    assert parts.bad_images() == {"a": "damaged"}
+    parts.note_bad_images({"b": "damaged too"})
+    assert parts.bad_images() == {"a": "damaged", "b": "damaged too"}
 
 
 def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Parts(tmp_path, ["a", "b"], 1)
+    parts = Shards(tmp_path, ["a", "b"], 1)
     parts.path(0).touch()
     monkeypatch.setattr("shutil.rmtree", lambda *given, **more: None)
     with pytest.raises(Problem, match="cannot be removed"):

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, ValidationError, model_validator
 
 from pipeline.runtime.files import locked, write_text
 from pipeline.kaggle.client import Submission
-from pipeline.submission.provenance import Dice, Origin
+from pipeline.submission.provenance import Dice, Provenance
 from pipeline.runtime.problem import Problem
 
 COLUMNS = (
@@ -31,7 +31,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Row(Origin):
+class Row(Provenance):
     """One submission: what it was made of, and what became of it."""
 
     time: AwareDatetime

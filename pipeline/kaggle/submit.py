@@ -21,7 +21,7 @@ from pipeline.kaggle.client import Client, connect
 from pipeline.submission import provenance
 from pipeline.submission.checks import check
 from pipeline.kaggle.ledger import Row
-from pipeline.submission.provenance import Origin
+from pipeline.submission.provenance import Provenance
 from pipeline.submission.shards import read_state
 from pipeline.paths import SUBMISSIONS, Run
 from pipeline.runtime.problem import Problem
@@ -57,7 +57,7 @@ def main(
         print(reason)
         run_stage("predict", *predict_words)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
-    check(path, names, provenance.unreadable(SUBMISSIONS, path))
+    check(path, names, provenance.bad_images(SUBMISSIONS, path))
     about = provenance.of(SUBMISSIONS, path)
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
@@ -66,7 +66,7 @@ def main(
 
 
 def hand_in(
-    path: pathlib.Path, about: Origin, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
+    path: pathlib.Path, about: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
 ) -> None:
     number, row = row_for(path, about, ledger.read(ledger_path), message, force)
     if row.status == "complete":
@@ -119,7 +119,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     return None
 
 
-def check_weights(run: Run, about: Origin) -> None:
+def check_weights(run: Run, about: Provenance) -> None:
     """Problem when a network that took part is another by now."""
     for name, digest in about.checkpoints.items():
         path = pathlib.Path(name)
@@ -131,7 +131,7 @@ def check_weights(run: Run, about: Origin) -> None:
             )
 
 
-def made_with(about: Origin, trained_path: pathlib.Path, overrides: list[str]) -> bool:
+def made_with(about: Provenance, trained_path: pathlib.Path, overrides: list[str]) -> bool:
     """Whether these words, instead of those that a submission was made with, would have given the same masks."""
     if not trained_path.is_file():
         return False  # nobody knows
@@ -141,7 +141,7 @@ def made_with(about: Origin, trained_path: pathlib.Path, overrides: list[str]) -
 
 
 def row_for(
-    path: pathlib.Path, about: Origin, rows: list[Row], message: str | None, force: bool
+    path: pathlib.Path, about: Provenance, rows: list[Row], message: str | None, force: bool
 ) -> tuple[int | None, Row]:
     """The row of this content that still waits for something, or that holds the score; else a new one, without number.
 
@@ -231,7 +231,7 @@ def until_scored(client: Client, row: Row) -> Iterator[Row]:
             yield row
 
 
-def describe(about: Origin) -> str:
+def describe(about: Provenance) -> str:
     """What made a submission, in a few words: a message for the leaderboard."""
     if about.cut is None:
         return "origin unknown"
@@ -239,7 +239,7 @@ def describe(about: Origin) -> str:
     words += [word.replace('"', "") for word in about.predict_set if word.startswith(SAID_OF_SET)]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
-    words += [f"{len(about.unreadable)} empty"] if about.unreadable else []
+    words += [f"{len(about.bad_images)} empty"] if about.bad_images else []
     return " ".join(words)
 
 

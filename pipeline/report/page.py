@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from pipeline.masks.colours import ADDED, MISSED
 from pipeline.report import palette
 
-PARTS = pathlib.Path(__file__).parent / "parts"  # *.html.j2, style.css, page.js
+TEMPLATES = pathlib.Path(__file__).parent / "parts"  # *.html.j2, style.css, page.js
 
 
 def render(template: str, **context: Any) -> str:
@@ -18,12 +18,12 @@ def render(template: str, **context: Any) -> str:
     Texts are escaped; charts, which are SVG of our own, are passed as they are.
     """
     environment = Environment(
-        loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"dice": dice, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
     return environment.get_template(template).render(
-        style=Markup((PARTS / "style.css").read_text()),
-        script=Markup((PARTS / "page.js").read_text()),
+        style=Markup((TEMPLATES / "style.css").read_text()),
+        script=Markup((TEMPLATES / "page.js").read_text()),
         light=Markup(palette.css_variables(palette.LIGHT, palette.SERIES_LIGHT)),
         dark=Markup(palette.css_variables(palette.DARK, palette.SERIES_DARK)),
         missed=MISSED,

@@ -12,7 +12,7 @@ PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 LOWEST_MEAN_COVERAGE, HIGHEST_MEAN_COVERAGE = carvana.MEAN_COVERAGE / 2, carvana.MEAN_COVERAGE * 2
 
 
-def check(path: pathlib.Path, expected_names: list[str], unreadable: Collection[str] = ()) -> float:
+def check(path: pathlib.Path, expected_names: list[str], bad_images: Collection[str] = ()) -> float:
     """Mean share of the pixels that the masks cover; Problem that names the first wrong row.
 
     expected_names: those of the sample submission, in its order. unreadable: those whose masks may be empty.
@@ -36,7 +36,7 @@ def check(path: pathlib.Path, expected_names: list[str], unreadable: Collection[
             runs = rle.parse(text, PIXELS)
         except ValueError as error:
             raise Problem(f"{where}, image {name}: {error}.") from None
-        if len(runs) == 0 and name not in unreadable:
+        if len(runs) == 0 and name not in bad_images:
             raise Problem(f"{where}, image {name}: the mask is empty, but each picture shows a car.")
         covered += int((runs[:, 1] - runs[:, 0]).sum())
     if len(line_of) < len(expected_names):

@@ -31,7 +31,7 @@ Numbers = Annotated[tuple[int, ...], BeforeValidator(words_of)]
 Hashes = Annotated[dict[str, Sha256], BeforeValidator(hashes_of)]
 
 
-class Origin(BaseModel):
+class Provenance(BaseModel):
     """Of one submission; the defaults are those of a foreign file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -49,23 +49,23 @@ class Origin(BaseModel):
     checkpoints: Hashes = {}  # path -> sha256
     commit: str = ""  # of the code that predicted; "" where git did not know it
     clean: bool = False  # whether that code was the commit's
-    unreadable: tuple[str, ...] = ()  # pictures whose rows are empty for that reason
+    bad_images: tuple[str, ...] = ()  # pictures whose rows are empty for that reason
 
 
-def write(path: pathlib.Path, origin: Origin) -> None:
+def write(path: pathlib.Path, origin: Provenance) -> None:
     write_text(path, origin.model_dump_json(indent=2) + "\n")
 
 
-def read(path: pathlib.Path) -> Origin:
+def read(path: pathlib.Path) -> Provenance:
     try:
-        return Origin.model_validate_json(path.read_bytes())
+        return Provenance.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise Problem(f"There is no {path}; `make predict` writes it.") from None
     except (OSError, ValidationError):
         raise Problem(f"{path} is damaged; delete it, or write it again with `make predict`.") from None
 
 
-def of(folder: pathlib.Path, submission: pathlib.Path) -> Origin:
+def of(folder: pathlib.Path, submission: pathlib.Path) -> Provenance:
     """The origin of a submission: what the .json beside it says when it names this content, else as `find`.
 
     Two runs may have made the same bytes: a blend that gives one of its runs all the weight does.
@@ -77,12 +77,12 @@ def of(folder: pathlib.Path, submission: pathlib.Path) -> Origin:
     return find(folder, digest)
 
 
-def unreadable(folder: pathlib.Path, submission: pathlib.Path) -> tuple[str, ...]:
+def bad_images(folder: pathlib.Path, submission: pathlib.Path) -> tuple[str, ...]:
     """The pictures whose rows in a submission may be empty; none in one that is not there."""
-    return of(folder, submission).unreadable if submission.is_file() else ()
+    return of(folder, submission).bad_images if submission.is_file() else ()
 
 
-def find(folder: pathlib.Path, sha256: str) -> Origin:
+def find(folder: pathlib.Path, sha256: str) -> Provenance:
     """The origin of a submission by its content; one that says nothing when no .json in the folder names it.
 
     Problem when none of those that can be read does, and one is damaged.
@@ -96,4 +96,4 @@ def find(folder: pathlib.Path, sha256: str) -> Origin:
             damaged = problem
     if damaged:
         raise damaged
-    return Origin(sha256=sha256)
+    return Provenance(sha256=sha256)

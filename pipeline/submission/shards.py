@@ -1,7 +1,7 @@
 """The parts of a submission that is being predicted: what a kill leaves behind, and the next start goes on with.
 
     submissions/.RUN.parts/state.json       what every part depends on: weights, cut, pictures, settings
-                          00000.csv.gz      the rows of the first `rows_per_part` pictures, whole or not there
+                          00000.csv.gz      the rows of the first `rows_per_shard` pictures, whole or not there
                           ...
                           unreadable.jsonl  pictures that could not be read, whose rows are empty
                 .RUN.parts.1a2b3c4d5e6f/    the same of another state, set aside until a start has that state again
@@ -24,17 +24,17 @@ from pipeline.submission.writer import Row
 from pipeline.runtime.problem import Problem
 
 State = dict[str, Any]  # as JSON gives it back
-KEPT_ASIDE = 2  # folders; a test set's parts are some hundred megabytes
+MAX_SET_ASIDE = 2  # folders; a test set's parts are some hundred megabytes
 DIGITS = 12
 
 
-class Parts:
+class Shards:
     """The parts in a folder of a submission of the pictures `names`."""
 
-    def __init__(self, folder: pathlib.Path, names: list[str], rows_per_part: int):
-        self.folder, self.names, self.rows_per_part = folder, names, rows_per_part
-        self.state_path, self.unreadable_path = folder / "state.json", folder / "unreadable.jsonl"
-        self.numbers = range(-(-len(names) // rows_per_part))
+    def __init__(self, folder: pathlib.Path, names: list[str], rows_per_shard: int):
+        self.folder, self.names, self.rows_per_shard = folder, names, rows_per_shard
+        self.state_path, self.bad_images_path = folder / "state.json", folder / "unreadable.jsonl"
+        self.numbers = range(-(-len(names) // rows_per_shard))
 
     def open(self, state: State) -> list[str]:
         """Go on with what an earlier start with the same `state` left, else begin anew; what is to be told of it.
@@ -74,7 +74,7 @@ class Parts:
         elif lost:
             told = [f"{self.folder} had {lost} parts of nobody knows what (no whole state.json): they are discarded."]
         self.remove()
-        if self.there() or self.unreadable_path.exists():
+        if self.there() or self.bad_images_path.exists():
             raise Problem(f"The parts of another prediction in {self.folder} cannot be removed; remove that folder.")
         return told
 
@@ -89,7 +89,7 @@ class Parts:
 
     def forget_the_oldest(self) -> list[str]:
         told = []
-        for folder in self.aside()[:-KEPT_ASIDE]:
+        for folder in self.aside()[:-MAX_SET_ASIDE]:
             remove(folder)
             told += [f"{folder}, the oldest parts that were set aside, are removed."]
         return told
@@ -98,7 +98,7 @@ class Parts:
         return self.folder / f"{number:05d}.csv.gz"
 
     def names_of(self, number: int) -> list[str]:
-        return self.names[number * self.rows_per_part : (number + 1) * self.rows_per_part]
+        return self.names[number * self.rows_per_shard : (number + 1) * self.rows_per_shard]
 
     def missing(self) -> list[int]:
         return [number for number in self.numbers if not self.path(number).is_file()]
@@ -109,28 +109,28 @@ class Parts:
     def write(self, number: int, rows: Iterable[Row]) -> None:
         """rows: (name, run lengths) of `names_of(number)`, in order."""
         expected = len(self.names_of(number))
-        if (written := writer.write_part(self.path(number), rows)) != expected:
+        if (written := writer.write_shard(self.path(number), rows)) != expected:
             raise AssertionError(f"part {number} has {written} rows, but must have {expected}; this is a bug")
 
-    def note_unreadable(self, problems: dict[str, str]) -> None:
+    def note_bad_images(self, problems: dict[str, str]) -> None:
         """Remember what was wrong with pictures; before their part is there, so that a kill forgets none of them."""
         if not problems:
             return
         lines = "".join(json.dumps(pair) + "\n" for pair in problems.items())
         try:
-            with open(self.unreadable_path, "a") as file:
+            with open(self.bad_images_path, "a") as file:
                 file.write("\n" + lines)  # a kill may have cut the line above
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise Problem(f"{self.unreadable_path} could not be written: {error.strerror or error}.") from None
+            raise Problem(f"{self.bad_images_path} could not be written: {error.strerror or error}.") from None
 
-    def unreadable(self) -> dict[str, str]:
+    def bad_images(self) -> dict[str, str]:
         """Name of each such picture -> what was wrong with it."""
-        if not self.unreadable_path.exists():
+        if not self.bad_images_path.exists():
             return {}
         found: dict[str, str] = {}
-        for line in self.unreadable_path.read_text().splitlines():
+        for line in self.bad_images_path.read_text().splitlines():
             with contextlib.suppress(ValueError):  # cut by a kill: its part was not written, so that it came again
                 found |= [json.loads(line)]
         return found

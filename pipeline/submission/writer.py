@@ -1,6 +1,6 @@
 """Masks to a submission, each row proven before it is written, at once or in parts.
 
-`write` makes the file in one go. `write_part` and `join` make the same bytes by way of parts that outlive a kill,
+`write` makes the file in one go. `write_shard` and `join` make the same bytes by way of parts that outlive a kill,
 as long as each part but the last has a multiple of `ROWS_PER_BLOCK` rows.
 """
 import pathlib
@@ -27,13 +27,13 @@ def write(path: pathlib.Path, header: tuple[str, str], masks: Iterable[tuple[str
     carries neither a time nor a name.
     """
     with replacing(path) as draft, open(draft, "wb") as file:
-        return write_rows(file, header, proven_rows(masks))
+        return write_rows(file, header, verified_rows(masks))
 
 
-def write_part(path: pathlib.Path, rows: Iterable[Row]) -> int:
+def write_shard(path: pathlib.Path, rows: Iterable[Row]) -> int:
     """Write some rows, and no header, for `join`; return their number. The file appears when it is whole.
 
-    rows: (name, run lengths), proven beforehand, as `proven_rows` gives them.
+    rows: (name, run lengths), proven beforehand, as `verified_rows` gives them.
     """
     with replacing(path) as draft, open(draft, "wb") as file:
         return write_rows(file, None, rows)
@@ -55,12 +55,12 @@ def join(parts: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, s
         submission.end()
 
 
-def proven_rows(masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Iterator[Row]:
+def verified_rows(masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Iterator[Row]:
     """(name, mask (height, width)) -> (name, run lengths), each decoded again and compared."""
-    return ((name, proven_text(mask)) for name, mask in masks)
+    return ((name, verified_rle(mask)) for name, mask in masks)
 
 
-def proven_text(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None) -> str:
+def verified_rle(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None) -> str:
     """The run lengths of a mask (height, width), decoded again and compared.
 
     bounds: of its runs, as `rle.bounds` gives them, where they are known already.

@@ -43,7 +43,7 @@ def main(count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="soak.") as name:
         folder = pathlib.Path(name)
         make_competition(folder / "data", count)
-        make_run(folder, rows_per_part=max(8, count // 100 // 8 * 8))
+        make_run(folder, rows_per_shard=max(8, count // 100 // 8 * 8))
         print(f"{count} pictures in {(folder / 'data/test.zip').stat().st_size / 1e6:.0f} MB.", flush=True)
         began = time.monotonic()
         words = [sys.executable, "-m", "pipeline", "predict", "--run", "tiny"]
@@ -79,11 +79,11 @@ def small_jpeg(mask: NDArray[np.bool_]) -> bytes:
     return cv2.imencode(".jpg", flat, (cv2.IMWRITE_JPEG_QUALITY, 30, cv2.IMWRITE_JPEG_OPTIMIZE, 1))[1].tobytes()
 
 
-def make_run(folder: pathlib.Path, rows_per_part: int) -> None:
+def make_run(folder: pathlib.Path, rows_per_shard: int) -> None:
     """A network that learnt nothing, so that its masks are rough: more runs than those of a good one."""
     path = folder / "tiny.yaml"
     path.write_text(SETTINGS)
-    settings = config.load(path, [f"predict.rows_per_part={rows_per_part}"])
+    settings = config.load(path, [f"predict.rows_per_part={rows_per_shard}"])
     torch.manual_seed(0)
     state = {"settings": settings.model_dump(), "network": build(**settings.model.model_dump()).state_dict(), "log": []}
     run = Run("tiny")
