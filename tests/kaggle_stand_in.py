@@ -5,13 +5,13 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, Handler, Refusal, StandIn
+from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, Handler, Refusal, FakeKaggle
 
 Fault = Callable[[Handler], None]  # what happens to a request in the place of its answer
 ALWAYS = 50  # more often than anything is tried
 
 
-class Kaggle(StandIn):
+class Kaggle(FakeKaggle):
     """The stand-in, whose next answers may be faults; afterwards it behaves."""
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from pipeline.kaggle import client, retry
-from pipeline.kaggle.retry import Patience, Unusable, is_unclear, may_pass, seconds_of
+from pipeline.kaggle.retry import RetryPolicy, Unusable, is_unclear, may_pass, seconds_of
 from pipeline.runtime.problem import Problem
 
 
@@ -32,7 +32,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
     monkeypatch.setattr(retry, "TRIES", 9)
-    ours = Patience("it", [])
+    ours = RetryPolicy("it", [])
     for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
         ours.wait_or_give_up(error)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 7]
@@ -43,7 +43,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
 def test_what_would_end_after_the_deadline_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("it waited"))
     with pytest.raises(Problem, match="wait 301 seconds and run it again"):
-        Patience("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
+        RetryPolicy("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import carvana
 from pipeline.kaggle import verify as module
-from pipeline.kaggle.verify import Damaged, Follower, check_archive, verify
+from pipeline.kaggle.verify import Damaged, StreamVerifier, check_archive, verify
 
 TABLES = ("metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip")
 FILES = (*TABLES, "train_masks.zip", "train.zip", "test.zip")
@@ -108,14 +108,14 @@ def test_no_table_is_damage(tmp_path: pathlib.Path) -> None:
 def follow(path: pathlib.Path, data: bytes, pieces: list[int]) -> module.Checked:
     """What a Follower has read of data that arrives in pieces of these sizes."""
     path.write_bytes(b"")
-    with Follower(path) as follower:
+    with StreamVerifier(path) as verifier:
         first = 0
         for count in [*pieces, len(data)]:
             with open(path, "ab") as file:
                 file.write(data[first : first + count])
-            follower.on_bytes(len(data[first : first + count]))
+            verifier.on_bytes(len(data[first : first + count]))
             first += count
-        return follower.finish()
+        return verifier.finish()
 
 
 @given(st.lists(st.integers(0, 9000), max_size=6), st.booleans(), st.integers(0, 2**32))
@@ -148,12 +148,12 @@ def test_a_follower_trusts_nothing_of_a_file_that_began_again(
     old, new = ((demo_folder / name).read_bytes() for name in ("train.zip", "test.zip"))
     path = tmp_path / "x.zip"
     path.write_bytes(old)
-    with Follower(path) as follower:
-        follower.on_bytes(len(old))
-        follower.on_bytes(-len(old))
+    with StreamVerifier(path) as verifier:
+        verifier.on_bytes(len(old))
+        verifier.on_bytes(-len(old))
         path.write_bytes(new)
-        follower.on_bytes(len(new))
-        checked = follower.finish()
+        verifier.on_bytes(len(new))
+        checked = verifier.finish()
     with zipfile.ZipFile(path) as archive:
         assert {member.name for member in checked.values()} == set(archive.namelist())
 

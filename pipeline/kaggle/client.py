@@ -25,7 +25,7 @@ from pipeline.kaggle.retry import (
     TROUBLE,
     Answer,
     PatientAdapter,
-    Patience,
+    RetryPolicy,
     Unusable,
     is_unclear,
     patiently,
@@ -96,14 +96,14 @@ class Client:
         of which version of the file the draft is. size_bytes: as `files` says. on_bytes: called with the number of
         bytes of each piece, those of an earlier call included; negative when a draft turns out to be of no use.
         """
-        patience = Patience(f"the download of {name}", self.secrets)
+        patience = RetryPolicy(f"the download of {name}", self.secrets)
         on_bytes(length_bytes(path))
         while (before_bytes := length_bytes(path)) != size_bytes:
             try:
                 self.fetch_rest(name, path, size_bytes, on_bytes)
             except TROUBLE as error:
                 if length_bytes(path) - before_bytes >= PROGRESS_BYTES:
-                    patience = Patience(f"the download of {name}", self.secrets)
+                    patience = RetryPolicy(f"the download of {name}", self.secrets)
                 patience.wait_or_give_up(error)
             except OSError as error:  # after TROUBLE, much of which is an OSError too
                 why = error.strerror or error
@@ -177,7 +177,7 @@ class Client:
         request.blob_file_tokens = patiently(
             lambda: self.upload(path), f"the upload of {path}", self.secrets, UPLOAD_DEADLINE_S
         )
-        patience = Patience(f"the submission of {path}", self.secrets)
+        patience = RetryPolicy(f"the submission of {path}", self.secrets)
         while True:
             try:
                 answer = sensible(self.calls.create_submission, request)

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline import carvana
-from pipeline.kaggle.verify import Damaged, Follower, verify
+from pipeline.kaggle.verify import Damaged, StreamVerifier, verify
 from pipeline.runtime.files import length_bytes, locked, write_json
 from pipeline.kaggle.client import Client, connect
 from pipeline.runtime.problem import Problem
@@ -141,14 +141,14 @@ def fetch(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar:
 
 def fetch_once(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
     draft = draft_of(folder, name)
-    with Follower(draft) as follower:
+    with StreamVerifier(draft) as verifier:
 
         def on_bytes(count: int) -> None:
             bar.update(count)
-            follower.on_bytes(count)
+            verifier.on_bytes(count)
 
         client.download(name, draft, size_bytes, on_bytes)
-        about = verify(draft, name, size_bytes, folder, follower.finish())
+        about = verify(draft, name, size_bytes, folder, verifier.finish())
     # It is not forced onto the disk, which would take longer than all the rest on a fast line: what a power cut
     # loses shows as another size, or when the file is read, as every reader checks what it reads.
     os.replace(draft, folder / name)

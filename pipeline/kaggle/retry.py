@@ -50,7 +50,7 @@ class PatientAdapter(HTTPAdapter):
         return super().send(request, *args, **options)
 
 
-class Patience:
+class RetryPolicy:
     """One undertaking that may be tried several times: `wait_or_give_up` after each failure.
 
     what: the undertaking, as it fits into "… failed". secrets: words that no message may repeat.
@@ -80,7 +80,7 @@ class Patience:
 
 def patiently(call: Callable[[], Answer], what: str, secrets: list[str], deadline_s: float | None = None) -> Answer:
     """The answer to a call that may be repeated without harm. Problem when there is none."""
-    patience = Patience(what, secrets, deadline_s)
+    patience = RetryPolicy(what, secrets, deadline_s)
     while True:
         try:
             return call()

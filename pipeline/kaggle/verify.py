@@ -138,10 +138,10 @@ def first_column(path: pathlib.Path) -> list[str]:
         raise Damaged(f"{path.name} cannot be read as a table ({error})") from None
 
 
-class Follower:
+class StreamVerifier:
     """Reads the members of an archive in a thread of its own, while the archive is still arriving.
 
-    `with Follower(path) as follower:` give `follower.on_bytes` to the download, and `follower.finish()` to `verify`.
+    `with StreamVerifier(path) as verifier:` give `verifier.on_bytes` to the download, and `verifier.finish()` to `verify`.
     It knows the form that most archives have; of any other it reads less, or nothing, and `verify` reads the rest.
     """
 
@@ -152,7 +152,7 @@ class Follower:
         self.pool = ThreadPoolExecutor(1)  # one thread: what is submitted first is done first
         self.start_again()
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "StreamVerifier":
         return self
 
     def __exit__(self, *error: object) -> None:

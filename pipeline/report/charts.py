@@ -241,19 +241,19 @@ def against(
 # `var(--ink)` and the like. So one drawing serves the light and the dark page, and its letters are the page's own.
 
 VARIABLES = (*palette.LIGHT, *(f"series{number}" for number in range(len(palette.SERIES_LIGHT))))
-STAND_IN = {name: f"#0102{number:02x}" for number, name in enumerate(VARIABLES, start=16)}
+PLACEHOLDER = {name: f"#0102{number:02x}" for number, name in enumerate(VARIABLES, start=16)}
 UNITS_PER_INCH = 72  # of matplotlib's SVG: a figure of 360/72 inches is 360 units wide, and its letters count in them
 FONT_UNITS = 11
 
 
 def colour(name: str) -> str:
     """The stand-in for a variable of the page, for matplotlib."""
-    return STAND_IN[name]
+    return PLACEHOLDER[name]
 
 
 def series(number: int) -> str:
     """The stand-in for the colour of the nth line; they come round again."""
-    return STAND_IN[f"series{number % len(palette.SERIES_LIGHT)}"]
+    return PLACEHOLDER[f"series{number % len(palette.SERIES_LIGHT)}"]
 
 
 @contextlib.contextmanager
@@ -313,8 +313,8 @@ def in_page(text: str, name: str, description: str) -> str:
         text = text.replace(f'id="{each}"', f'id="{name}-{each}"').replace(f"#{each}", f"#{name}-{each}")
     text = re.sub(r"font-family: [^;\"]+;? ?", "", text)  # the page's own letters
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
-    for variable, stand_in in STAND_IN.items():
-        text = text.replace(stand_in, f"var(--{variable})")
+    for variable, placeholder in PLACEHOLDER.items():
+        text = text.replace(placeholder, f"var(--{variable})")
     view_box = re.search(r'viewBox="[^"]+"', text)
     assert view_box, "matplotlib always gives one"
     head = f'<svg class="chart" {view_box.group()} role="img" aria-label="{escape(description)}" '

@@ -45,7 +45,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
             kicker=[f"{len(pairs)} pictures judged in both, {unit}s: {difference.cars}"],
             palette=palette_of(both[0]), facts=facts_of(difference, pairs, names, both, unit),
             panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
-            gaps=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.gaps)),
+            missing=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.missing)),
             footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
         )  # fmt: skip
         write_text(joint.compare_page, text)

@@ -1,6 +1,6 @@
 """What a run left of its held-out pictures, opened for looking: table, masks, probabilities, photos.
 
-What is missing or damaged is told in `gaps`, a sentence each, and the rest is shown: a report of half a run is better
+What is missing or damaged is told in `missing`, a sentence each, and the rest is shown: a report of half a run is better
 than none.
 """
 import pathlib
@@ -45,7 +45,7 @@ class HeldOut:
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
     pictures: ImageSet | SegmentationDataset | None = None
     masks: Masks | Truths | None = None
-    gaps: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     score, classes = "Dice", ()
     of_cars: bool = True  # or of a plain folder, whose pictures have groups, but no makes and no views
     size: tuple[int, int] = (HEIGHT_PX, WIDTH_PX)
@@ -122,18 +122,18 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         try:
             found.judged[fold] = judged = read_oof_histograms(run.oof(fold))
             if sentence := other_network_message(run, fold, judged.checkpoint):
-                found.gaps.append(sentence)
+                found.missing.append(sentence)
         except Problem as problem:
-            found.gaps.append(f"Fold {fold} has no Dice of its pictures. {problem}")
+            found.missing.append(f"Fold {fold} has no Dice of its pictures. {problem}")
             continue
         found.scale_of[fold] = data.scale
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
             found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
         except Problem as problem:
-            found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
-    if threshold_known and (sentence := stale_message(run)) not in ("", *found.gaps):
-        found.gaps.append(sentence)
+            found.missing.append(f"Fold {fold} has no pictures of its predictions. {problem}")
+    if threshold_known and (sentence := stale_message(run)) not in ("", *found.missing):
+        found.missing.append(sentence)
     folder, set_name = pathlib.Path(data.folder), "train_hq" if data.hq else "train"
     found.of_cars = data.kind == "carvana"
     try:
@@ -144,9 +144,9 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
             found.pictures = dataset = open_dataset(data, task, folder)
             found.masks, found.size = Truths(dataset), (dataset.height, dataset.width)
     except Problem as problem:
-        found.gaps.append(f"Without photos and masks there is no gallery. {problem}")
+        found.missing.append(f"Without photos and masks there is no gallery. {problem}")
     if found.kept and not found.shown and found.masks is not None:
-        found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
+        found.missing.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
     return found
 
 

@@ -32,7 +32,7 @@ class HeldOutClasses:
     kept: dict[int, OofStore] = field(default_factory=dict)  # fold -> its class maps, where they are whole
     fold_of: dict[str, int] = field(default_factory=dict)  # name of a picture -> the fold that held it out
     dataset: SegmentationDataset | None = None
-    gaps: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     score, of_cars = "mean IoU", False
 
     @property
@@ -101,24 +101,24 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         try:
             judged = read_oof_confusion(run.oof(fold))
         except Problem as problem:
-            found.gaps.append(f"Fold {fold} has no scores of its pictures. {problem}")
+            found.missing.append(f"Fold {fold} has no scores of its pictures. {problem}")
             continue
         if sentence := other_network_message(run, fold, judged.checkpoint):
-            found.gaps.append(sentence)
+            found.missing.append(sentence)
         if found.classes and judged.classes != found.classes:
-            found.gaps.append(f"Fold {fold} has other classes than the folds before it, and is left out.")
+            found.missing.append(f"Fold {fold} has other classes than the folds before it, and is left out.")
             continue
         found.judged[fold] = judged
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
             found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
         except Problem as problem:
-            found.gaps.append(f"Fold {fold} has no pictures of its predictions. {problem}")
+            found.missing.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     try:
         found.dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     except Problem as problem:
-        found.gaps.append(f"Without pictures and their truth there is no gallery. {problem}")
+        found.missing.append(f"Without pictures and their truth there is no gallery. {problem}")
     if found.kept and not found.shown and found.dataset is not None:
         folder = settings.data.folder
-        found.gaps.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
+        found.missing.append(f"{folder} has none of the pictures that this run was judged on; name theirs with DATA=.")
     return found

@@ -51,11 +51,11 @@ def report_binary(
     """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
     folder, is_carvana = pathlib.Path(settings.data.folder), settings.data.kind == "carvana"
     found, threshold_known = open_run(run, overrides), run.threshold.is_file()
-    gaps = list(found.gaps)
+    missing = list(found.missing)
     if found.judged and not threshold_known:
-        gaps.append("The cut is 0.5, for want of a better one; run `make threshold`.")
+        missing.append("The cut is 0.5, for want of a better one; run `make threshold`.")
     if not found.judged:
-        gaps.append("No held-out picture has been judged; run `make validate threshold`.")
+        missing.append("No held-out picture has been judged; run `make validate threshold`.")
 
     images = pd.DataFrame()
     if found.judged:
@@ -69,14 +69,14 @@ def report_binary(
         | gallery_of(images, found)
         | {"suspects": suspects_of(run, found, images, others, overrides)}
         | {"curves": overview.curve_panels(logs), "cut_chart": threshold_chart(found)}
-        | {"submission": submitted.section(run, folder, settings.data.hq, gaps) if is_carvana else None}
+        | {"submission": submitted.section(run, folder, settings.data.hq, missing) if is_carvana else None}
     )
     anchors = {
         "where": ("Where Dice is lost", context["panels"]), "gallery": ("ImageSet", context["cards"]),
         "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
         "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
     }  # fmt: skip
-    write_page(run, "report.html.j2", anchors, gaps, started, context)
+    write_page(run, "report.html.j2", anchors, missing, started, context)
 
 
 def report_classes(
@@ -84,9 +84,9 @@ def report_classes(
 ) -> None:
     """The page of a run of several classes, and `images.csv` and `classes.csv` beside it."""
     found = open_classes(run, overrides)
-    gaps = list(found.gaps)
+    missing = list(found.missing)
     if not found.judged:
-        gaps.append("No held-out picture has been judged; run `make validate`.")
+        missing.append("No held-out picture has been judged; run `make validate`.")
     group_of_image = dict(grouping.read_folds(run.folds).iloc[:, :2].itertuples(index=False)) if found.judged else {}
     context, tables = classes_page.context(found, group_of_image, logs)
     for name, table in tables.items():
@@ -96,7 +96,7 @@ def report_classes(
         row |= {"time": duration(seconds[row["fold"]]), "epochs": f"{row['epochs']} of {settings.train.epochs}"}
     folds_text = f"{len(logs)} of {settings.data.folds} folds"
     context["facts"].append(("Training", duration(sum(seconds.values())), folds_text))
-    write_page(run, "classes.html.j2", classes_page.anchors(context), gaps, started, context | {
+    write_page(run, "classes.html.j2", classes_page.anchors(context), missing, started, context | {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": kicker_of(settings, logs),
         "settings": config.changes(Settings(), settings),
         "footer": f"Made by make report RUN={run.name}. Tables: images.csv and classes.csv beside this page.",
@@ -104,12 +104,12 @@ def report_classes(
 
 
 def write_page(
-    run: Run, template: str, anchors: dict[str, tuple[str, Any]], gaps: list[str], started: float, context: dict
+    run: Run, template: str, anchors: dict[str, tuple[str, Any]], missing: list[str], started: float, context: dict
 ) -> None:
     """anchors: of each section its title, and something that is empty when it is left out."""
     sections = [(anchor, text) for anchor, (text, there) in anchors.items() if there]
-    write_text(run.report_page, page.render(template, sections=sections, gaps=gaps, **context))
-    for sentence in gaps:
+    write_text(run.report_page, page.render(template, sections=sections, missing=missing, **context))
+    for sentence in missing:
         print(sentence)
     print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
 

@@ -21,10 +21,10 @@ SHOWN, ODD_SHOWN, SURE = 16, 12, 0.05
 SIZE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
-def section(run: Run, folder: pathlib.Path, hq: bool, gaps: list[str]) -> dict[str, Any] | None:
-    """What the page says of it; None and a sentence in `gaps` when one of the two is not there."""
+def section(run: Run, folder: pathlib.Path, hq: bool, missing: list[str]) -> dict[str, Any] | None:
+    """What the page says of it; None and a sentence in `missing` when one of the two is not there."""
     if not run.submission.is_file():
-        gaps.append(f"There is no submission {run.submission}; make it with `make predict`.")
+        missing.append(f"There is no submission {run.submission}; make it with `make predict`.")
         return None
     try:
         masks = competition.open_masks(folder)
@@ -36,7 +36,7 @@ def section(run: Run, folder: pathlib.Path, hq: bool, gaps: list[str]) -> dict[s
         names = sample(test["img"], odd["img"], set(pictures.names))
         cards = list(test_cards(run.submission, pictures, names, dict(zip(odd["img"], odd["why"]))))
     except Problem as problem:
-        gaps.append(f"The submission is not shown. {problem}")
+        missing.append(f"The submission is not shown. {problem}")
         return None
     by_angle = drift.drift_by_angle(test, training)
     pixels = carvana.WIDTH_PX * carvana.HEIGHT_PX

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from pipeline.synthetic.fake_kaggle import SOLUTION, StandIn
+from pipeline.synthetic.fake_kaggle import SOLUTION, FakeKaggle
 from pipeline.paths import Run
 from pipeline.runtime.launch import run_stage
 
@@ -58,7 +58,7 @@ def remove_others(drawn: pathlib.Path, folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def pretended_kaggle(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     """A server with this competition; the variables that lead the client to it."""
-    with tempfile.TemporaryDirectory() as inbox, StandIn(folder, pathlib.Path(inbox)) as server:
+    with tempfile.TemporaryDirectory() as inbox, FakeKaggle(folder, pathlib.Path(inbox)) as server:
         yield server.environment()
 
 

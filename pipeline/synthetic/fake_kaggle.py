@@ -1,6 +1,6 @@
 """A loopback server that stands in for Kaggle: it serves a competition folder and grades what is submitted.
 
-The real `kaggle` package talks to it, unchanged, when it runs with `StandIn.environment`. The demo uses it to show
+The real `kaggle` package talks to it, unchanged, when it runs with `FakeKaggle.environment`. The demo uses it to show
 both ends without an account; the tests put faults on top. The calls that it answers are those of kaggle 2.2.4.
 """
 import base64
@@ -35,8 +35,8 @@ class Refusal(Exception):
         self.status, self.message = status, message
 
 
-class StandIn(ThreadingHTTPServer):
-    """`with StandIn(folder, inbox) as server:` it answers on a free port of 127.0.0.1 until the block is left.
+class FakeKaggle(ThreadingHTTPServer):
+    """`with FakeKaggle(folder, inbox) as server:` it answers on a free port of 127.0.0.1 until the block is left.
 
     folder: a competition folder with the `solution.csv` that Kaggle keeps to itself. inbox: an empty folder for
     what is handed in.
@@ -54,7 +54,7 @@ class StandIn(ThreadingHTTPServer):
         self.submissions: list[Answer] = []  # the newest first
         self.looks: dict[int, int] = {}  # ref of a submission -> how often it was listed
 
-    def __enter__(self) -> "StandIn":
+    def __enter__(self) -> "FakeKaggle":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
@@ -175,7 +175,7 @@ def now() -> str:
 class Handler(BaseHTTPRequestHandler):
     """One connection: `POST …/v1/SERVICE/CALL` for the API, `GET /blob/NAME` and `PUT /upload/TOKEN` for files."""
 
-    server: StandIn
+    server: FakeKaggle
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:

@@ -28,7 +28,7 @@ import yaml
 
 from pipeline import carvana
 from pipeline.__main__ import build_parser
-from pipeline.synthetic.fake_kaggle import StandIn
+from pipeline.synthetic.fake_kaggle import FakeKaggle
 from pipeline.submission.reader import read_rows
 from tests.torture import warm
 from tests.torture.warm import Ended, Plan
@@ -246,7 +246,7 @@ class Kaggle:
         self.pid = os.fork()
         if self.pid == 0:
             self.pipe.close()
-            with StandIn(folder, inbox) as server:
+            with FakeKaggle(folder, inbox) as server:
                 theirs.send(server.environment())
                 with contextlib.suppress(EOFError):
                     while True:
