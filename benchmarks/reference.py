@@ -78,7 +78,7 @@ class ReferenceTrainer:
         self.device, self.amp = device, amp
         self.network = ReferenceNetwork(classes=CLASSES, width=64, depth=4)
         self.network.to(memory_format=torch.channels_last).to(device)
-        self.optimiser = torch.optim.RMSprop(
+        self.optimizer = torch.optim.RMSprop(
             self.network.parameters(), lr=1e-5, weight_decay=1e-8, momentum=0.999, foreach=True
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=amp and device.type == "cuda")
@@ -90,11 +90,11 @@ class ReferenceTrainer:
             logits = self.network(images)
             truth = F.one_hot(masks, CLASSES).permute(0, 3, 1, 2).float()
             loss = F.cross_entropy(logits, masks) + dice_loss(F.softmax(logits, dim=1).float(), truth)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.item()
 

@@ -63,10 +63,10 @@ class OurLoop:
         self.network.train()
         forward = cast(nn.Module, torch.compile(self.network)) if compile else self.network
         self.ema = Ema(self.network, 0.998)
-        self.optimiser = optim.build("adamw", self.network, learning_rate=1e-3, weight_decay=0.01, momentum=0.9)
+        self.optimizer = optim.build("adamw", self.network, learning_rate=1e-3, weight_decay=0.01, momentum=0.9)
         scaler, loss_of = loss_scaler(device), losses.build(True, [], config.Loss().model_dump(), device)
         self.take_step = functools.partial(
-            one_step, forward, self.network, self.optimiser, scaler, 1.0, loss_of, parts=1
+            one_step, forward, self.network, self.optimizer, scaler, 1.0, loss_of, parts=1
         )
         self.watch = Stopwatch(batch_size)
         schedule = BatchSchedule(len(dataset), batch_size, epochs=1_000_000, seed=0)

@@ -144,7 +144,7 @@ class Train(Section):
     batch_size: Count = 8
     accumulate: Count = 1  # parts of a batch that go through the network one after another
     checkpoint_activations: bool = False  # compute them again on the way back: slower, for a small memory
-    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"  # sgd wants a larger learning rate
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # sgd wants a larger learning rate
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_fraction: Fraction = 0.1  # of all steps, from 0 up to the learning rate; then the schedule
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # the first two go down to 0

@@ -111,16 +111,16 @@ def train_fold(
     if dist.world_size > 1:
         network = sync_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
-    optimiser = optim.build(hyper.optimiser, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
+    optimizer = optim.build(hyper.optimizer, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     scaler = loss_scaler(device)
     if last:
-        resume.restore(last, network, ema, optimiser, scaler, where=fold.last)
+        resume.restore(last, network, ema, optimizer, scaler, where=fold.last)
     if hyper.compile:
         network.compile()
     forward = dist.wrap(network)
     binary = settings.task.kind == "binary"
     loss_of = losses.build(binary, settings.task.class_weights, settings.loss.model_dump(), device)
-    take_step = partial(one_step, forward, network, optimiser, scaler, hyper.clip_norm, loss_of)
+    take_step = partial(one_step, forward, network, optimizer, scaler, hyper.clip_norm, loss_of)
 
     # Where the run stands
     step: int = last.get("step", 0)
@@ -145,7 +145,7 @@ def train_fold(
             "step": step,
             "network": network.state_dict(),
             "average": ema.average.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimiser": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "loss_sum": loss_sum.item(),
             "log": log,
@@ -226,7 +226,7 @@ def train_fold(
             learning_rate = optim.learning_rate_at(
                 step, steps, hyper.learning_rate, hyper.warmup_fraction, hyper.schedule
             )
-            optim.set_learning_rate(optimiser, learning_rate)
+            optim.set_learning_rate(optimizer, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, step, dist.rank))  # of dropout, where a network has it
             loss, gradient_norm = take_step(image_NHWC, target_NHW, parts=hyper.accumulate)
             ema.update(step)
@@ -302,7 +302,7 @@ def train_fold(
 def one_step(
     forward: nn.Module,
     network: nn.Module,
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float,
     loss_of: losses.LossOf,
@@ -322,11 +322,11 @@ def one_step(
             loss = loss_of(logits_NCHW, target) / parts
             scaler.scale(loss).backward()
         batch_loss += loss.detach()
-    scaler.unscale_(optimiser)
+    scaler.unscale_(optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-    scaler.step(optimiser)
+    scaler.step(optimizer)
     scaler.update()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     return batch_loss, gradient_norm
 
 

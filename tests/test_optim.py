@@ -27,15 +27,15 @@ def build(name: str, network: nn.Module, learning_rate: float = 0.01, weight_dec
     return optim.build(name, network, learning_rate, weight_decay, momentum=0.9)
 
 
-def train(network: nn.Module, optimiser: torch.optim.Optimizer, steps: range, device: str = "cpu") -> list[float]:
+def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range, device: str = "cpu") -> list[float]:
     """Fit the brightness of random pictures; the losses before each step."""
     losses = []
     for step in steps:
         image = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8, generator=torch.manual_seed(step)).to(device)
         loss = F.mse_loss(network(image)[:, 0], image.float().mean(-1) / 255)
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
     return [loss.item() for loss in losses]
 
@@ -46,9 +46,9 @@ def train(network: nn.Module, optimiser: torch.optim.Optimizer, steps: range, de
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_in_one_group_and_only_those_with_axes_decay(name: str) -> None:
     network = unet()
-    optimiser = build(name, network, weight_decay=0.3)
-    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(network.parameters()))
+    optimizer = build(name, network, weight_decay=0.3)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
     for key, parameter in network.named_parameters():
         assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0), key
 
@@ -63,27 +63,27 @@ def test_an_optimiser_makes_a_loss_smaller(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_learning_rate_of_0_moves_nothing(name: str) -> None:
     network = unet()
-    optimiser = build(name, network, learning_rate=1.0)
-    optim.set_learning_rate(optimiser, 0.0)
+    optimizer = build(name, network, learning_rate=1.0)
+    optim.set_learning_rate(optimizer, 0.0)
     before = copy.deepcopy(list(network.parameters()))
-    train(network, optimiser, range(2))
+    train(network, optimizer, range(2))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_is_saved_and_loaded_goes_on_with_the_same_bits(name: str, tmp_path: pathlib.Path) -> None:
     whole = unet()
-    optimiser = build(name, whole)
-    train(whole, optimiser, range(3))
-    checkpoint.save(tmp_path / "last.pt", {"network": whole.state_dict(), "optimiser": optimiser.state_dict()})
-    train(whole, optimiser, range(3, 6))
+    optimizer = build(name, whole)
+    train(whole, optimizer, range(3))
+    checkpoint.save(tmp_path / "last.pt", {"network": whole.state_dict(), "optimiser": optimizer.state_dict()})
+    train(whole, optimizer, range(3, 6))
 
     resumed = unet(seed=1)
     state = checkpoint.load(tmp_path / "last.pt", keys=("network", "optimiser"))
     resumed.load_state_dict(state["network"])
-    optimiser = build(name, resumed)
-    optimiser.load_state_dict(state["optimiser"])
-    train(resumed, optimiser, range(3, 6))
+    optimizer = build(name, resumed)
+    optimizer.load_state_dict(state["optimiser"])
+    train(resumed, optimizer, range(3, 6))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
 
@@ -91,11 +91,11 @@ def test_a_run_that_is_saved_and_loaded_goes_on_with_the_same_bits(name: str, tm
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parameter_without_a_gradient_is_left_alone(name: str) -> None:
     network = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(3)))
-    optimiser = build(name, network)
+    optimizer = build(name, network)
     network[1].requires_grad_(False)
     before = copy.deepcopy(network)
     network(torch.ones(1, 2, 1, 1)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(network[1].weight, before[1].weight)
     assert not torch.equal(network[0].weight, before[0].weight)
 
@@ -104,14 +104,14 @@ def test_a_parameter_without_a_gradient_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_optimiser_waits_for_the_gpu_after_a_resume_either(name: str, tmp_path: pathlib.Path) -> None:
     network = unet().cuda()
-    optimiser = build(name, network)
-    train(network, optimiser, range(2), device="cuda")  # what is done but once may wait
-    checkpoint.save(tmp_path / "last.pt", {"optimiser": optimiser.state_dict()})
-    optimiser.load_state_dict(checkpoint.load(tmp_path / "last.pt", keys=("optimiser",))["optimiser"])
+    optimizer = build(name, network)
+    train(network, optimizer, range(2), device="cuda")  # what is done but once may wait
+    checkpoint.save(tmp_path / "last.pt", {"optimiser": optimizer.state_dict()})
+    optimizer.load_state_dict(checkpoint.load(tmp_path / "last.pt", keys=("optimiser",))["optimiser"])
     network(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="cuda")).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        optimiser.step()
+        optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -124,20 +124,20 @@ def test_an_unknown_name_is_a_problem() -> None:
 def test_sgd_without_momentum_is_plain() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    optimiser = optim.build("sgd", layer, 0.1, weight_decay=0.0, momentum=0.0)
+    optimizer = optim.build("sgd", layer, 0.1, weight_decay=0.0, momentum=0.0)
     for _ in range(2):
         layer(torch.ones(1, 1)).backward()  # a gradient of 1
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert layer.weight.item() == pytest.approx(0.8)
 
 
 def test_nesterovs_momentum_looks_a_step_ahead() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    optimiser = optim.build("sgd", layer, 0.1, weight_decay=0.0, momentum=0.5)
+    optimizer = optim.build("sgd", layer, 0.1, weight_decay=0.0, momentum=0.5)
     layer(torch.ones(1, 1)).backward()
-    optimiser.step()
+    optimizer.step()
     assert layer.weight.item() == pytest.approx(1 - 0.1 * (1 + 0.5 * 1))
 
 
@@ -146,9 +146,9 @@ def test_nesterovs_momentum_looks_a_step_ahead() -> None:
 
 def test_muon_takes_the_hidden_weights_and_adamw_the_rest() -> None:
     network = unet()
-    optimiser = build("muon", network)
+    optimizer = build("muon", network)
     key_of = {id(parameter): key for key, parameter in network.named_parameters()}
-    rules = {key_of[id(p)]: group["rule"] for group in optimiser.param_groups for p in group["params"]}
+    rules = {key_of[id(p)]: group["rule"] for group in optimizer.param_groups for p in group["params"]}
     for key, parameter in network.named_parameters():
         hidden = parameter.ndim == 4 and key not in ("network.stem.0.weight", "network.head.weight")
         assert rules[key] == ("muon" if hidden else "adamw"), key
@@ -204,9 +204,9 @@ def test_a_step_of_muon_has_the_size_of_adamws(layer: nn.Module) -> None:
     assert isinstance(weight, Tensor)
     before = weight.detach().clone()
     network = nn.Sequential(nn.Linear(1, 1), layer, nn.Linear(1, 1))
-    optimiser = build("muon", network, learning_rate=0.01, weight_decay=0.0)
+    optimizer = build("muon", network, learning_rate=0.01, weight_decay=0.0)
     weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.manual_seed(0))
-    optimiser.step()
+    optimizer.step()
     step = weight.detach() - before
     assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
     assert (step * weight.grad).sum() < 0
@@ -214,12 +214,12 @@ def test_a_step_of_muon_has_the_size_of_adamws(layer: nn.Module) -> None:
 
 def test_muon_follows_nesterovs_mean_of_the_gradients() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Linear(6, 1, bias=False), nn.Linear(1, 1))
-    optimiser = build("muon", network, weight_decay=0.0)
+    optimizer = build("muon", network, weight_decay=0.0)
     first, second = torch.randn(2, 1, 6, generator=torch.manual_seed(0))
     for gradient in (first, second):
         before = network[1].weight.detach().clone()
         network[1].weight.grad = gradient.clone()
-        optimiser.step()
+        optimizer.step()
     mean = 0.9 * (0.1 * first) + 0.1 * second
     ahead = 0.9 * mean + 0.1 * second
     assert F.cosine_similarity(before - network[1].weight, ahead).item() > 0.9999
@@ -229,9 +229,9 @@ def test_muon_follows_nesterovs_mean_of_the_gradients() -> None:
 def test_muon_shrinks_the_weights_by_learning_rate_times_decay() -> None:
     network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
     before = network[1].weight.detach().clone()
-    optimiser = build("muon", network, learning_rate=0.1, weight_decay=0.5)
+    optimizer = build("muon", network, learning_rate=0.1, weight_decay=0.5)
     network[1].weight.grad = torch.zeros(2, 2)
-    optimiser.step()
+    optimizer.step()
     assert torch.allclose(network[1].weight, before * (1 - 0.1 * 0.5))
 
 
@@ -240,11 +240,11 @@ def test_what_muon_leaves_to_adamw_moves_as_torchs_adamw_moves_it() -> None:
     networks[1].load_state_dict(networks[0].state_dict())
     image = torch.randn(2, 3, 5, 5, generator=torch.manual_seed(0))
     for name, network in zip(("muon", "adamw"), networks):
-        optimiser = build(name, network)
+        optimizer = build(name, network)
         for _ in range(4):
             network(image).square().mean().backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*(network.parameters() for network in networks)))
 
 
@@ -283,8 +283,8 @@ def test_an_unknown_schedule_is_a_problem() -> None:
 
 def test_sgd_begins_with_buffers_of_0_even_when_its_first_step_is_left_out() -> None:
     network = nn.Linear(3, 2)
-    optimiser = optim.build("sgd", network, 0.1, 0.0, momentum=0.9)
+    optimizer = optim.build("sgd", network, 0.1, 0.0, momentum=0.9)
     network(torch.ones(1, 3)).sum().backward()
-    optimiser.found_inf, optimiser.grad_scale = torch.ones(()), torch.ones(())  # as a loss scaler tells it
-    optimiser.step()
-    assert all((optimiser.state[parameter]["momentum_buffer"] == 0).all() for parameter in network.parameters())
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())  # as a loss scaler tells it
+    optimizer.step()
+    assert all((optimizer.state[parameter]["momentum_buffer"] == 0).all() for parameter in network.parameters())

@@ -184,8 +184,8 @@ def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
         def forward(image_NHWC: Tensor) -> Tensor:
             return network(image_NHWC.permute(0, 3, 1, 2).float() / 255)
 
-        optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-        step = partial(one_step, forward, network, optimiser, torch.amp.GradScaler("cpu", enabled=False), 1e9, loss_of)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        step = partial(one_step, forward, network, optimizer, torch.amp.GradScaler("cpu", enabled=False), 1e9, loss_of)
         loss, gradient_norm = step(*pictures(6), parts=parts)
         results.append(torch.cat([loss[None], gradient_norm[None], network.weight.detach().flatten()]))
     for result in results[1:]:

@@ -42,8 +42,8 @@ def build(
     raise Problem(f"train.optimiser is {name!r}, but it must be adamw, sgd or muon.")
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 

@@ -105,7 +105,7 @@ def restore(
     last: dict[str, Any],
     network: nn.Module,
     ema: Ema,
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     where: pathlib.Path,
 ) -> None:
@@ -113,7 +113,7 @@ def restore(
     try:
         network.load_state_dict(last["network"])
         ema.average.load_state_dict(last["average"])
-        optimiser.load_state_dict(last["optimiser"])
+        optimizer.load_state_dict(last["optimiser"])
         if last["scaler"]:  # empty when that processor needed none
             scaler.load_state_dict(last["scaler"])
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
