@@ -130,7 +130,7 @@ def prediction_figures(
     run = Run("bench")
     number = int(next((folder / run.folder).glob("fold*/best.pt")).parent.name.removeprefix("fold"))
     network, settings = load_network(folder / run.fold(number).best, device)
-    cut = dice.threshold_to_u8(json.loads((folder / run.threshold).read_text())["cut"])
+    cut = dice.threshold_to_u8(json.loads((folder / run.threshold).read_text())["threshold"])
     out = folder / "usual"
     out.mkdir()
 
@@ -186,7 +186,7 @@ def train_quickly(folder: pathlib.Path, drawn: pathlib.Path, config_name: str) -
     words += ["--set", "train.epochs=4", "train.compile=false"]
     run_python(["-m", "pipeline", "folds", *words], cwd=folder)
     run_python(["-m", "pipeline", "train", *words], cwd=folder)
-    write_json(folder / Run("bench").threshold, {"cut": 0.5})
+    write_json(folder / Run("bench").threshold, {"threshold": 0.5})
 
 
 def run_python(words: list[str], cwd: pathlib.Path) -> str:

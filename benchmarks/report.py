@@ -94,8 +94,8 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
         fold = run.fold(number)
         write_text(fold.config, config.dump(Settings()))
         write_text(fold.best, f"what the network of fold {number} would be\n")
-        row = {"epoch": 1, "train_loss": 0.01, "val_dice": 0.99, "val_dice_cut": 0.5, "images_per_s": 9.0,
-               "waited_share": 0.0, "lr": 1e-3, "seconds": 60.0}  # fmt: skip
+        row = {"epoch": 1, "train_loss": 0.01, "val_dice": 0.99, "val_dice_threshold": 0.5, "images_per_s": 9.0,
+               "waited_fraction": 0.0, "lr": 1e-3, "seconds": 60.0}  # fmt: skip
         write_text(fold.log, json.dumps(row) + "\n")
         with oof_writer(run.oof_probabilities(number)) as keep:
             for name in held_out:
@@ -106,7 +106,7 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
             np.savez_compressed(
                 file, names=np.array(held_out), histograms=histograms, checkpoint=checkpoint, probabilities=kept
             )
-    write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.99, "images": len(names)})
+    write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.99, "images": len(names)})
 
 
 def write_pictures(data: pathlib.Path, source: pathlib.Path, source_of: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     gain = best.dice_cross_fitted - best_single.dice_cross_fitted
     write_json(joint.blend, {
         "weights": weights,
-        "cut": round(threshold_from_u8(best.cut), 6),
+        "threshold": round(threshold_from_u8(best.threshold_u8), 6),
         "oof_dice": round(best.dice, 6),
         "oof_dice_cross_fitted": round(best.dice_cross_fitted, 6),
         "best_single_run": name_of_single,
@@ -65,7 +65,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     })  # fmt: skip
     print(
         f"{joint.blend}: {', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, "
-        f"cut {threshold_from_u8(best.cut):.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the "
+        f"threshold {threshold_from_u8(best.threshold_u8):.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the "
         f"best single run, {name_of_single}, over {tally.pictures} images."
     )
 
@@ -94,7 +94,7 @@ def tally_fold(
 
     ensembles = [Ensemble([member], *SHAPE) for member in members]
     scales = tuple(sorted({member.scale for member in members}))
-    dataset = ImagesAtScales(pictures, scales, SHAPE, forgive=False)
+    dataset = ImagesAtScales(pictures, scales, SHAPE, on_bad_image=False)
     name_batches = list(batches(names, batch_size))
     loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     bar = progress(loader, f"fold {fold} on {describe(device)}")
@@ -165,8 +165,8 @@ class Tally:
     def best(self, among: NDArray[np.bool_]) -> "Choice":
         """The best weighting and cut of all pictures; among: which weightings may be chosen, bool (weightings,)."""
         mean = self.total() / self.pictures
-        weighting, cut = highest(mean, among)
-        return Choice(weighting, cut, float(mean[weighting, cut]), self.cross_fitted(among))
+        weighting, threshold_u8 = highest(mean, among)
+        return Choice(weighting, threshold_u8, float(mean[weighting, threshold_u8]), self.cross_fitted(among))
 
     def cross_fitted(self, among: NDArray[np.bool_]) -> float:
         """Mean Dice with each group judged by what is best on the others; by itself where there is no other."""
@@ -186,7 +186,7 @@ class Choice:
     """A row of the weightings and a cut, 0 to 255; their mean Dice, and what is left of it when cross-fitted."""
 
     weighting: int
-    cut: int
+    threshold_u8: int
     dice: float
     dice_cross_fitted: float
 

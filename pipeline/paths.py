@@ -102,7 +102,7 @@ class Run:
         return SUBMISSIONS / f"{self.name}.csv.gz"
 
     @property
-    def origin(self) -> pathlib.Path:
+    def provenance(self) -> pathlib.Path:
         return SUBMISSIONS / f"{self.name}.json"  # what that submission was made of
 
     @property
@@ -110,8 +110,8 @@ class Run:
         return self.folder / "ledger.csv"
 
     @property
-    def parts(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.parts"  # of a submission that is being predicted; others beside it
+    def shards(self) -> pathlib.Path:
+        return SUBMISSIONS / f".{self.name}.shards"  # of a submission that is being predicted; others beside it
 
     @property
     def submission_lock(self) -> pathlib.Path:

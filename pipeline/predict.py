@@ -43,7 +43,7 @@ from pipeline.runtime.progress import batches
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
-def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), forgive: bool = False) -> None:
+def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] = (), on_bad_image: bool = False) -> None:
     """folds: their numbers; none stands for all that are trained. runs: to be averaged; `run` then names the result.
 
     forgive: a picture that cannot be read gets an empty row, and is told at the end, instead of ending the stage.
@@ -52,7 +52,7 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
         with dist.main_first():
             for path in (one.fold(fold).config for one in runs or [run] for fold in folds or one.trained_folds()):
                 config.check_binary(path, "A submission", only_cars=True)
-            weight_of_path, cut, threshold_facts = weights_and_threshold(run, runs or [run], folds)
+            weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs or [run], folds)
             with checkpoint.unchanged(weight_of_path) as hashes:
                 members, trained = load_members(weight_of_path, overrides, dist.device)
             check_cars(weight_of_path, trained, "A submission")
@@ -60,21 +60,21 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
             settings = each[0]
             ensemble = Ensemble(members, *SHAPE)
             names, pictures = open_pictures(settings)
-            parts = Shards(run.parts, names, settings.predict.rows_per_shard)
+            shards = Shards(run.shards, names, settings.predict.rows_per_shard)
             asked = settings.predict.batch_size
             facts = {
                 "checkpoints": {path: [hashes[path], weight_of_path[pathlib.Path(path)]] for path in hashes},
-                "cut": cut,
+                "threshold": threshold_u8,
                 "settings": [trace(one) for one in each],
                 "batch": asked,
-                "way with pictures that cannot be read": "an empty row" if forgive else "an error",
+                "way with pictures that cannot be read": "an empty row" if on_bad_image else "an error",
                 "test pictures": fingerprint(pictures, names),
                 "machine": describe_machine(dist.device),
                 "code": git.code_digest(),
                 "packages": git.packages(),
             }
             # Of parts that are there: with another batch, should more or less fit by now, they cannot go on.
-            earlier = (parts.earlier(facts) or {}).get("batch that fits")
+            earlier = (shards.earlier(facts) or {}).get("batch that fits")
         if any(found != hashes for found in dist.gather(hashes)):
             raise dist.problem(f"The processes do not see the same {', '.join(hashes)}; start this again.")
         first_try = earlier if isinstance(earlier, int) and 1 <= earlier < asked else asked
@@ -83,12 +83,12 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
             if dist.is_main:
                 busy = f"{run.submission} is being predicted by another process; wait until it is done."
                 until_done.enter_context(locked(run.submission_lock, busy))
-                of_before = parts.open(facts | {"batch that fits": batch_size})
-        missing = dist.gather(parts.missing())[0]  # as the first sees it, before any of them writes a part
+                of_before = shards.open(facts | {"batch that fits": batch_size})
+        missing = dist.gather(shards.missing())[0]  # as the first sees it, before any of them writes a part
         if dist.is_main:
             threshold_notes = [] if run.blend.is_file() else [threshold_note(one, weight_of_path, each) for one in runs or [run]]
             if any(is_of_others for _, is_of_others in threshold_notes):  # so is the Dice that stands beside it
-                threshold_facts = {"cut": threshold_facts["cut"]}
+                threshold_facts = {"threshold": threshold_facts["threshold"]}
             about = provenance_of(runs or [run], hashes, trained, settings, threshold_facts)
             count = f", {dist.world_size} processes" if dist.world_size > 1 else ""
             weights = ", ".join(map(str, weight_of_path))
@@ -102,33 +102,33 @@ def main(run: Run, folds: list[int], overrides: list[str], runs: Sequence[Run] =
 
         started = time.monotonic()
         mine = missing[dist.rank :: dist.world_size]
-        name_batches = [batch for number in mine for batch in batches(parts.names_of(number), batch_size)]
-        dataset = ImagesAtScales(pictures, ensemble.scales, SHAPE, forgive)
+        name_batches = [batch for number in mine for batch in batches(shards.names_of(number), batch_size)]
+        dataset = ImagesAtScales(pictures, ensemble.scales, SHAPE, on_bad_image)
         on_gpu = dist.device.type == "cuda"
         loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=on_gpu)
         with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
-            rows = rows_of(ensemble, loader, cut, settings.predict.verify_every_rows, parts)
-            total = sum(len(parts.names_of(number)) for number in mine)
+            rows = rows_of(ensemble, loader, threshold_u8, settings.predict.verify_every_rows, shards)
+            total = sum(len(shards.names_of(number)) for number in mine)
             shown_rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
             for number in mine:
-                parts.write(number, itertools.islice(shown_rows, len(parts.names_of(number))))
+                shards.write(number, itertools.islice(shown_rows, len(shards.names_of(number))))
 
         rows_written = sum(dist.gather(total))  # and so all parts are there
         if dist.is_main:
-            bad_images = parts.bad_images()
+            bad_images = shards.bad_images()
             tell(*(f"{name} has an empty row: {problem}" for name, problem in sorted(bad_images.items())))
-            parts.join(run.submission, carvana.SUBMISSION_HEADER)
-            about |= {"sha256": sha256(run.submission), "unreadable": sorted(bad_images)}
-            provenance.write(run.origin, provenance.Provenance(**about))
-            tell(parts.remove())
-            others = ", ".join(map(str, parts.aside()))
+            shards.join(run.submission, carvana.SUBMISSION_HEADER)
+            about |= {"sha256": sha256(run.submission), "bad_images": sorted(bad_images)}
+            provenance.write(run.provenance, provenance.Provenance(**about))
+            tell(shards.remove())
+            others = ", ".join(map(str, shards.aside()))
             tell(f"Parts of other predictions are kept in {others}; remove what nobody wants." if others else "")
             megabytes, speed = run.submission.stat().st_size / 1e6, rows_written / (time.monotonic() - started)
             print(f"{run.submission}: {len(names)} rows, {megabytes:.1f} MB, {speed:.1f} images/s.")
 
 
 def rows_of(
-    ensemble: Ensemble, batches_of_pictures: Iterable[Batch], cut: int, verify_every: int, parts: Shards
+    ensemble: Ensemble, batches_of_pictures: Iterable[Batch], threshold_u8: int, verify_every: int, shards: Shards
 ) -> Iterator[Row]:
     """The row of each picture, in order; an empty one for a picture that could not be read, which is noted.
 
@@ -141,9 +141,9 @@ def rows_of(
 
     def finish(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
         """Text at once: masks that outlive their batch leave holes in the memory, 1 MB a picture with glibc 2.36."""
-        parts.note_bad_images(batch.problems)
+        shards.note_bad_images(batch.problems)
         rows = []
-        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, cut)):
+        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, threshold_u8)):
             proven = next(numbers) % verify_every == 0
             text = verified_rle(mask, bounds) if proven else rle.text(bounds)
             rows.append((name, "" if name in batch.problems else text))
@@ -153,12 +153,12 @@ def rows_of(
         yield from rows
 
 
-def masks_and_bounds(probability_u8_NHW: Tensor, cut: int) -> Iterable[tuple[NDArray, NDArray]]:
+def masks_and_bounds(probability_u8_NHW: Tensor, threshold_u8: int) -> Iterable[tuple[NDArray, NDArray]]:
     """The mask of each prediction, bool (height, width), and the bounds of its runs, as `rle.bounds` gives them."""
     if probability_u8_NHW.device.type == "cuda":
-        mask_NHW = probability_u8_NHW >= cut
+        mask_NHW = probability_u8_NHW >= threshold_u8
         return zip(mask_NHW.cpu().numpy(), on_device.bounds(mask_NHW))
-    masks = (probability_u8 >= cut for probability_u8 in probability_u8_NHW.numpy())
+    masks = (probability_u8 >= threshold_u8 for probability_u8 in probability_u8_NHW.numpy())
     return ((mask, rle.bounds(mask)) for mask in masks)
 
 
@@ -180,11 +180,11 @@ def weights_and_threshold(
         if sentence := next(filter(None, map(stale_message, runs)), ""):
             raise Problem(sentence)
         weights, all_found = {run.name: 1 / len(runs) for run in runs}, [read_threshold_json(run.threshold) for run in runs]
-        found = all_found[0] if len(runs) == 1 else {"cut": sum(each["cut"] for each in all_found) / len(runs)}
+        found = all_found[0] if len(runs) == 1 else {"threshold": sum(each["threshold"] for each in all_found) / len(runs)}
     weight_of_path = {
         path: weights[run.name] / len(paths[run.name]) for run in runs for path in paths[run.name] if weights[run.name]
     }
-    return weight_of_path, threshold_to_u8(found["cut"]), found
+    return weight_of_path, threshold_to_u8(found["threshold"]), found
 
 
 def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
@@ -270,12 +270,12 @@ def provenance_of(
     return {
         "runs": [run.name for run in runs],
         "folds": sorted({int(pathlib.Path(path).parent.name.removeprefix("fold")) for path in hashes}),
-        "cut": found["cut"],
+        "threshold": found["threshold"],
         "oof_dice": found.get("oof_dice"),
         "oof_dice_cross_fitted": found.get("oof_dice_cross_fitted"),
         "config": nearest,
-        "train_set": words,
-        "predict_set": config.overrides_between(trained[0], settings),
+        "train_overrides": words,
+        "predict_overrides": config.overrides_between(trained[0], settings),
         "config_sha256": hashlib.sha256("".join(dict.fromkeys(map(config.dump, trained))).encode()).hexdigest(),
         "checkpoints": hashes,
         "commit": git.commit(),

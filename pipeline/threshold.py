@@ -29,7 +29,7 @@ def main(run: Run) -> None:
         found = find_threshold(run, folds)
         write_json(run.threshold, found)
     print(
-        f"{run.threshold}: cut {found['cut']:.3f}, Dice {found['oof_dice']:.5f}, "
+        f"{run.threshold}: threshold {found['threshold']:.3f}, Dice {found['oof_dice']:.5f}, "
         f"cross-fitted {found['oof_dice_cross_fitted']:.5f}, over {found['images']} images."
     )
 
@@ -44,10 +44,10 @@ def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
     group = np.array([group_of_unit.get(group_key(name, table), "") for name in names])
 
     scores = dice.dice_at_thresholds(np.concatenate([judged.histograms for judged in judged_folds]))
-    cut = dice.best_threshold_u8(scores)
+    threshold_u8 = dice.best_threshold_u8(scores)
     return {
-        "cut": round(dice.threshold_from_u8(cut), 6),
-        "oof_dice": round(float(scores[:, cut].mean()), 6),
+        "threshold": round(dice.threshold_from_u8(threshold_u8), 6),
+        "oof_dice": round(float(scores[:, threshold_u8].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fitted(scores, group), 6),
         "images": len(names),
         "predicted_with": prediction_settings(judged_folds),

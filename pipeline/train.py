@@ -128,7 +128,7 @@ def train_fold(
     non_finite_step = torch.tensor(-1, device=device)  # the first whose loss or gradient was no number
     log: list[dict[str, Any]] = last.get("log", [])
     key_of_score, name_of_score = ("val_dice", "Dice") if binary else ("val_mean_iou", "mean IoU")
-    best_score: float = last.get("best_dice", -1.0)
+    best_score: float = last.get("best_score", -1.0)
     started = time.monotonic() - last.get("seconds", 0.0)
     commit = git.commit()
     schedule = BatchSchedule(
@@ -145,11 +145,11 @@ def train_fold(
             "step": step,
             "network": network.state_dict(),
             "average": ema.average.state_dict(),
-            "optimiser": optimizer.state_dict(),
+            "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "loss_sum": loss_sum.item(),
             "log": log,
-            "best_dice": best_score,
+            "best_score": best_score,
             "seconds": time.monotonic() - started,
             "epoch_watch": watch.readings(),
         }
@@ -260,8 +260,8 @@ def train_fold(
 
             stop_if_non_finite()
             row: dict[str, Any] = {"epoch": epoch, "train_loss": loss_sum.item() / steps_per_epoch}
-            row |= {"val_dice": None, "val_dice_cut": None}
-            row |= {"images_per_s": watch.images_per_s(), "waited_share": watch.waited_fraction(), "lr": learning_rate}
+            row |= {"val_dice": None, "val_dice_threshold": None}
+            row |= {"images_per_s": watch.images_per_s(), "waited_fraction": watch.waited_fraction(), "lr": learning_rate}
             loss_sum.zero_()
             if epoch % hyper.validate_every_epochs == 0 or step == steps:
                 row |= evaluate_epoch(ema, settings, validation_set, dataset, dist)
@@ -291,7 +291,7 @@ def train_fold(
         best_row = resume.best_row(log, key_of_score)
         if not fold.best.exists():
             resume.report_lost_best(fold, best_row["epoch"], is_last=True)
-        cut = f" at the cut 0.5, best is {best_row['val_dice_cut']:.3f}," if binary else ""
+        cut = f" at the cut 0.5, best is {best_row['val_dice_threshold']:.3f}," if binary else ""
         next_stages = "validate threshold report" if binary else "validate report"
         print(
             f"{fold.best}: {name_of_score} {best_score:.5f}{cut} on held-out pictures at full size, after "
@@ -310,7 +310,7 @@ def one_step(
     target_NHW: Tensor,
     parts: int,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser: the loss of the batch and the length of its gradient, not waited for.
+    """One step of the optimizer: the loss of the batch and the length of its gradient, not waited for.
 
     The batch goes through the network in `parts`, one after another, and the gradient is the mean of theirs.
     """
@@ -404,10 +404,10 @@ def evaluate_epoch(
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     judged = ""
     if row["val_dice"] is not None:
-        judged = f"Dice {row['val_dice']:.5f} at 0.5 (best cut {row['val_dice_cut']:.3f}), "
+        judged = f"Dice {row['val_dice']:.5f} at 0.5 (best cut {row['val_dice_threshold']:.3f}), "
     if "val_mean_iou" in row:
         judged = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {judged}{row['images_per_s']:.1f} images/s, "
-        f"waited {row['waited_share']:.1%} for pictures, {row['seconds']:.0f} s"
+        f"waited {row['waited_fraction']:.1%} for pictures, {row['seconds']:.0f} s"
     )

@@ -43,7 +43,7 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
         with open(run.oof(fold), "wb") as file:
             np.savez_compressed(file, names=np.array(names), **found, **hashes)
     if binary:
-        write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.9, "oof_dice_cross_fitted": 0.899, "images": 12})
+        write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.9, "oof_dice_cross_fitted": 0.899, "images": 12})
     return run
 
 

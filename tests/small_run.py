@@ -33,8 +33,8 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         write_text(run.fold(fold).config, config.dump(settings))
         write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
         rows = [
-            {"epoch": epoch, "train_loss": 0.1 / epoch, "val_dice": 0.98 + 0.005 * epoch, "val_dice_cut": 0.5,
-             "images_per_s": 40.0 + fold, "waited_share": 0.01, "lr": 0.001 / epoch, "seconds": 60.0,
+            {"epoch": epoch, "train_loss": 0.1 / epoch, "val_dice": 0.98 + 0.005 * epoch, "val_dice_threshold": 0.5,
+             "images_per_s": 40.0 + fold, "waited_fraction": 0.01, "lr": 0.001 / epoch, "seconds": 60.0,
              "device": "CPU, bfloat16, 2 threads", "commit": "0123456789abcdef"}
             for epoch in (1, 2)
         ]  # fmt: skip
@@ -49,7 +49,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         with open(run.oof(fold), "wb") as file:
             hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
             np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
-    write_json(run.threshold, {"cut": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
+    write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
     return run
 
 

@@ -92,7 +92,7 @@ def test_the_log_has_the_scores_of_classes_and_the_contracts_keys(several: pathl
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert {"epoch", "train_loss", "images_per_s", "lr", "seconds"} < set(row)
-        assert row["val_dice"] is None and row["val_dice_cut"] is None
+        assert row["val_dice"] is None and row["val_dice_threshold"] is None
         assert 0 <= row["val_mean_iou"] <= row["val_mean_dice"] <= 1
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
 
@@ -230,7 +230,7 @@ def test_the_checkpoint_itself_says_that_it_is_of_several_classes(
     for name in ("moved", "moved2"):
         shutil.copytree(several, pathlib.Path("runs") / name, dirs_exist_ok=True)
         (pathlib.Path("runs") / name / "fold0/config.yaml").unlink()
-        (pathlib.Path("runs") / name / "threshold.json").write_text('{"cut": 0.5}')
+        (pathlib.Path("runs") / name / "threshold.json").write_text('{"threshold": 0.5}')
     assert main([stage, "--config", "several.yaml", "--run", "moved", *words]) == 1
     assert sentence in only_line(capsys)
 
@@ -248,7 +248,7 @@ def test_one_object_has_a_dice_a_cut_and_a_transparent_background(
     assert found["images"] == 6 and found["oof_dice_cross_fitted"] <= found["oof_dice"]
     assert main(["report", "--config", "one.yaml"]) == 0
     assert f"{found['oof_dice']:.5f}" in (one / "report" / "index.html").read_text()
-    assert main(["cutout", "--config", "one.yaml", "--out", "cut", "discs/images/p00.jpg"]) == 0
+    assert main(["cutout", "--config", "one.yaml", "--out", "threshold", "discs/images/p00.jpg"]) == 0
     with Image.open("cut/p00.png") as cut, Image.open("discs/images/p00.jpg") as photo:
         assert cut.mode == "RGBA" and cut.size == photo.size
     capsys.readouterr()

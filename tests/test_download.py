@@ -157,7 +157,7 @@ def test_a_folder_that_was_made_here_is_left_alone(
 
 PASSING: dict[str, Fault] = {
     "500": answering(500), "503": answering(503, "Try later"), "429": answering(429, "Slow"),
-    "429 Retry-After": answering(429, "Slow", Retry_After="0"), "cut": cut, "stalled": stall,
+    "429 Retry-After": answering(429, "Slow", Retry_After="0"), "threshold": cut, "stalled": stall,
     "200 of a captive portal": answering(200),
 }  # fmt: skip
 

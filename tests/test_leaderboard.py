@@ -137,7 +137,7 @@ def test_what_goes_wrong_with_the_file_that_is_written_names_it(tmp_path: pathli
         pass  # and so nothing is there to be renamed
 
 
-@pytest.mark.parametrize("rows_per_part", [4, 8, 12, 1000])
+@pytest.mark.parametrize("rows_per_shard", [4, 8, 12, 1000])
 def test_a_submission_joined_from_parts_is_that_written_at_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int
 ) -> None:

@@ -20,7 +20,7 @@ from pipeline.kaggle import leaderboard, submit
 HASH = "0123456789abcdef" * 4
 OWN = Provenance(
     sha256=HASH, runs=("half size",), folds=(0, 2), cut=0.498039, oof_dice=0.99123, oof_dice_cross_fitted=0.9912,
-    config="configs/cpu.yaml", train_set=('model.encoder="a b"', "train.epochs=3"), predict_set=('predict.tta="none"',),
+    config="configs/cpu.yaml", train_overrides=('model.encoder="a b"', "train.epochs=3"), predict_overrides=('predict.tta="none"',),
     config_sha256=HASH[::-1], checkpoints={"runs/half size/fold0/best.pt": HASH, "runs/half size/fold2/best.pt": HASH},
     commit="ab" * 20, clean=True,
 )  # fmt: skip
@@ -80,8 +80,8 @@ def test_a_row_reads_as_the_header_says(tmp_path: pathlib.Path) -> None:
         (cells,) = csv.DictReader(file)
     assert cells == {
         "time": "2017-09-27T23:59:58Z", "file": "a.csv.gz", "sha256": HASH, "runs": "'half size'", "folds": "0 2",
-        "cut": "0.498039", "oof_dice": "0.99123", "oof_dice_cross_fitted": "0.9912", "config": "configs/cpu.yaml",
-        "train_set": "'model.encoder=\"a b\"' train.epochs=3", "predict_set": "'predict.tta=\"none\"'",
+        "threshold": "0.498039", "oof_dice": "0.99123", "oof_dice_cross_fitted": "0.9912", "config": "configs/cpu.yaml",
+        "train_overrides": "'model.encoder=\"a b\"' train.epochs=3", "predict_overrides": "'predict.tta=\"none\"'",
         "config_sha256": HASH[::-1],
         "checkpoints": f"'runs/half size/fold0/best.pt={HASH}' 'runs/half size/fold2/best.pt={HASH}'",
         "commit": "ab" * 20, "clean": "yes", "ref": "7", "status": "complete", "public": "0.99512",
@@ -103,7 +103,7 @@ WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="
             folds=st.lists(st.integers(0, 99)).map(tuple),
             cut=st.none() | st.floats(0, 1),
             oof_dice=st.none() | st.floats(0, 1),
-            train_set=st.lists(WORD).map(tuple),
+            train_overrides=st.lists(WORD).map(tuple),
             checkpoints=st.dictionaries(WORD, st.just(HASH)),
             clean=st.booleans(),
         ),
@@ -132,7 +132,7 @@ def spoilt(column: str, cell: str) -> str:
     "column, cell",
     [
         ("time", "yesterday"), ("time", ""), ("time", "2017-09-27T23:59:58"), ("sha256", "abc"), ("folds", "one"),
-        ("cut", "1.5"), ("public", "nan"), ("oof_dice", "-0.1"), ("clean", "perhaps"), ("status", "done"), ("ref", "x"),
+        ("threshold", "1.5"), ("public", "nan"), ("oof_dice", "-0.1"), ("clean", "perhaps"), ("status", "done"), ("ref", "x"),
         ("checkpoints", "best.pt"), ("runs", "'"),
     ],
 )  # fmt: skip
@@ -218,7 +218,7 @@ def test_the_message_tells_what_made_the_submission() -> None:
     assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 predict.tta=none OOF 0.99123 commit abababa"
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
-    assert submit.describe(OWN.model_copy(update={"unreadable": ("a.jpg",)})).endswith("commit abababa 1 empty")
+    assert submit.describe(OWN.model_copy(update={"bad_images": ("a.jpg",)})).endswith("commit abababa 1 empty")
     assert submit.describe(Provenance(sha256=HASH)) == "origin unknown"
 
 

@@ -33,7 +33,7 @@ def rewrite(best: pathlib.Path, **other: Any) -> None:
 
 
 def judged_as(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    judgements = iter([{"val_dice": score, "val_dice_cut": 0.5} for score in scores])
+    judgements = iter([{"val_dice": score, "val_dice_threshold": 0.5} for score in scores])
     monkeypatch.setattr("pipeline.train.judge", lambda *things: next(judgements))
 
 

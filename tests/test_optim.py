@@ -75,14 +75,14 @@ def test_a_run_that_is_saved_and_loaded_goes_on_with_the_same_bits(name: str, tm
     whole = unet()
     optimizer = build(name, whole)
     train(whole, optimizer, range(3))
-    checkpoint.save(tmp_path / "last.pt", {"network": whole.state_dict(), "optimiser": optimizer.state_dict()})
+    checkpoint.save(tmp_path / "last.pt", {"network": whole.state_dict(), "optimizer": optimizer.state_dict()})
     train(whole, optimizer, range(3, 6))
 
     resumed = unet(seed=1)
-    state = checkpoint.load(tmp_path / "last.pt", keys=("network", "optimiser"))
+    state = checkpoint.load(tmp_path / "last.pt", keys=("network", "optimizer"))
     resumed.load_state_dict(state["network"])
     optimizer = build(name, resumed)
-    optimizer.load_state_dict(state["optimiser"])
+    optimizer.load_state_dict(state["optimizer"])
     train(resumed, optimizer, range(3, 6))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
@@ -106,8 +106,8 @@ def test_no_optimiser_waits_for_the_gpu_after_a_resume_either(name: str, tmp_pat
     network = unet().cuda()
     optimizer = build(name, network)
     train(network, optimizer, range(2), device="cuda")  # what is done but once may wait
-    checkpoint.save(tmp_path / "last.pt", {"optimiser": optimizer.state_dict()})
-    optimizer.load_state_dict(checkpoint.load(tmp_path / "last.pt", keys=("optimiser",))["optimiser"])
+    checkpoint.save(tmp_path / "last.pt", {"optimizer": optimizer.state_dict()})
+    optimizer.load_state_dict(checkpoint.load(tmp_path / "last.pt", keys=("optimizer",))["optimizer"])
     network(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="cuda")).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -117,7 +117,7 @@ def test_no_optimiser_waits_for_the_gpu_after_a_resume_either(name: str, tmp_pat
 
 
 def test_an_unknown_name_is_a_problem() -> None:
-    with pytest.raises(Problem, match="train.optimiser is 'adam', but it must be adamw, sgd or muon"):
+    with pytest.raises(Problem, match="train.optimizer is 'adam', but it must be adamw, sgd or muon"):
         build("adam", unet())
 
 

@@ -56,7 +56,7 @@ def test_what_would_end_after_the_deadline_is_not_begun(monkeypatch: pytest.Monk
         (error_of(404), False, False),
         (error_of(429), True, False),
         (error_of(500), True, True),
-        (requests.ConnectionError("cut"), True, True),
+        (requests.ConnectionError("threshold"), True, True),
         (requests.Timeout("stalled"), True, True),
         (Unusable("a proxy's page"), True, True),
         (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), False, True),

@@ -32,10 +32,10 @@ SETTINGS = """
 data: {scale: 8, folds: 2, workers: 0}
 model: {width: 16, depth: 2, patch: 2}
 train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, validate_every_epochs: 2}
-predict: {batch_size: 2, rows_per_part: 3}
+predict: {batch_size: 2, rows_per_shard: 3}
 """
 SUBMISSIONS = pathlib.Path("submissions")
-PARTS = SUBMISSIONS / ".one.parts"
+PARTS = SUBMISSIONS / ".one.shards"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +48,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, demo_folder: pathlib.Pat
         pathlib.Path("one.yaml").write_text(SETTINGS)
         for stage, words in {"folds": (), "train": ("--fold", "all")}.items():
             assert main([stage, "--config", "one.yaml", "--data", str(demo_folder), *words]) == 0
-        pathlib.Path("runs/one/threshold.json").write_text('{"cut": 0.5}')
+        pathlib.Path("runs/one/threshold.json").write_text('{"threshold": 0.5}')
         derive("two", weights_times=1.1, scale=8)
         derive("fine", weights_times=1.0, scale=4)
         yield
@@ -71,7 +71,7 @@ def derive(name: str, weights_times: float, scale: int) -> None:
 @pytest.fixture(autouse=True)
 def no_parts() -> Iterator[None]:
     yield
-    for folder in SUBMISSIONS.glob(".*.parts"):
+    for folder in SUBMISSIONS.glob(".*.shards"):
         shutil.rmtree(folder)
 
 
@@ -127,8 +127,8 @@ while killed < kills:
     time.sleep(chance.uniform(0, 0.8 * whole_s))
     os.kill(child, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    parts_left.add(len([name for name in os.listdir("submissions/.one.parts") if name.endswith(".csv.gz")])
-                   if os.path.isdir("submissions/.one.parts") else 0)
+    parts_left.add(len([name for name in os.listdir("submissions/.one.shards") if name.endswith(".csv.gz")])
+                   if os.path.isdir("submissions/.one.shards") else 0)
 assert os.waitpid(start(), 0)[1] == 0
 json.dump({"killed": killed, "parts_left": sorted(parts_left)}, sys.stderr)
 """
@@ -183,7 +183,7 @@ def test_what_is_there_is_not_predicted_again(
 
 
 @pytest.mark.parametrize(
-    "change", ["checkpoint", "cut", "settings", "batch", "pictures", "code", "packages", "machine", "damage"]
+    "change", ["checkpoint", "threshold", "settings", "batch", "pictures", "code", "packages", "machine", "damage"]
 )
 def test_parts_of_another_prediction_are_set_aside_and_found_again(
     whole: bytes, change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: pathlib.Path
@@ -194,8 +194,8 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
     backup = shutil.copytree(run, tmp_path / "backup")
     if change == "checkpoint":
         shutil.copy("runs/two/fold0/best.pt", run / "fold0" / "best.pt")
-    elif change == "cut":
-        (run / "threshold.json").write_text('{"cut": 0.4}')
+    elif change == "threshold":
+        (run / "threshold.json").write_text('{"threshold": 0.4}')
     elif change == "settings":
         words = ["--set", "predict.tta=none"]
     elif change == "batch":
@@ -227,7 +227,7 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
     if change == "damage":
         assert "they are discarded" in out
     else:
-        (aside,) = SUBMISSIONS.glob(".one.parts.*")
+        (aside,) = SUBMISSIONS.glob(".one.shards.*")
         (line,) = [line for line in out.splitlines() if "with another " in line]
         assert named in line and f": they are kept in {aside}, where" in line
         assert f"Parts of other predictions are kept in {aside}; remove" in out
@@ -238,27 +238,27 @@ def test_parts_of_another_prediction_are_set_aside_and_found_again(
 
 
 def test_only_the_last_parts_that_were_set_aside_are_kept(tmp_path: pathlib.Path) -> None:
-    parts, told = Shards(tmp_path / ".x.parts", ["a", "b"], rows_per_shard=1), []
+    parts, told = Shards(tmp_path / ".x.shards", ["a", "b"], rows_per_shard=1), []
     for cut in (1, 2, 1, 3, 4, 5):
-        told += parts.open({"cut": cut})
+        told += parts.open({"threshold": cut})
         parts.write(0, [("a", f"{cut} 1")])
     assert len([line for line in told if "1 of 2 parts are there already: going on" in line]) == 1
     assert len([line for line in told if "the oldest parts that were set aside, are removed" in line]) == 2
     assert len(list(tmp_path.iterdir())) == 3
-    assert parts.earlier({"cut": 4}) and parts.earlier({"cut": 3}) and not parts.earlier({"cut": 1})
+    assert parts.earlier({"threshold": 4}) and parts.earlier({"threshold": 3}) and not parts.earlier({"threshold": 1})
 
 
 def test_a_kill_while_parts_are_removed_leaves_none_without_the_list_of_what_is_empty(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Shards(tmp_path / "parts", ["a"], rows_per_shard=1)
-    parts.open({"cut": 1})
+    parts.open({"threshold": 1})
     parts.note_bad_images({"a": "no JPEG"})
     parts.write(0, [("a", "")])
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda folder, **more: parts.bad_images_path.unlink())  # and killed
         parts.remove()
-    (told,) = parts.open({"cut": 1})
+    (told,) = parts.open({"threshold": 1})
     assert "they are discarded" in told and parts.missing() == [0]
 
 
@@ -312,7 +312,7 @@ def test_a_part_that_is_damaged_is_a_problem_that_names_it(
 
 def test_joining_less_than_all_parts_is_a_problem(tmp_path: pathlib.Path) -> None:
     parts = Shards(tmp_path / "parts", ["a", "b", "c"], rows_per_shard=2)
-    assert parts.open({"cut": 1}) == [] and parts.missing() == [0, 1]
+    assert parts.open({"threshold": 1}) == [] and parts.missing() == [0, 1]
     parts.write(0, [("a", "1 2"), ("b", "")])
     with pytest.raises(Problem, match=r"parts \[1\]"):
         parts.join(tmp_path / "x.csv.gz", ("img", "rle_mask"))
@@ -328,7 +328,7 @@ def test_a_sample_of_the_rows_is_proven_where_the_config_says_so(
         "pipeline.predict.proven_text", lambda *given: proven.append(given) or writer.verified_rle(*given)
     )
     for every in (1, 5):
-        assert predict("--set", f"predict.prove_every_rows={every}") == 0
+        assert predict("--set", f"predict.verify_every_rows={every}") == 0
         assert (SUBMISSIONS / "one.csv.gz").read_bytes() == whole
     assert len(proven) == ROWS + 4  # rows 0, 5, 10, 15
 
@@ -396,7 +396,7 @@ def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.C
     assert blend["images"] == 2 * carvana.ANGLES
     assert blend["oof_dice"] >= blend["oof_dice_cross_fitted"] and blend["best_single_run"] in ("one", "fine")
     assert f"{blend['gain_cross_fitted']:+.5f} against the best single run" in told
-    weights = {"weights": {"one": 0.0, "fine": 1.0}, "cut": 0.5}
+    weights = {"weights": {"one": 0.0, "fine": 1.0}, "threshold": 0.5}
     pathlib.Path("runs/one+fine/blend.json").write_text(json.dumps(blend | weights))
     assert predict(*words) == 0
     assert (SUBMISSIONS / "one+fine.csv.gz").read_bytes() != equal
@@ -428,7 +428,7 @@ def test_a_blend_of_other_weights_or_runs_is_a_problem(
 ) -> None:
     path = pathlib.Path("runs/one+two/blend.json")
     path.parent.mkdir()
-    good = {"weights": {"one": 0.5, "two": 0.5}, "cut": 0.5, "checkpoints": {"runs/one/fold0/best.pt": "0" * 64}}
+    good = {"weights": {"one": 0.5, "two": 0.5}, "threshold": 0.5, "checkpoints": {"runs/one/fold0/best.pt": "0" * 64}}
     for damaged, named in (
         (json.dumps(good), "another runs/one/fold0/best.pt"),
         (json.dumps(good | {"weights": {"one": 1.0}, "checkpoints": {}}), "weighs the runs one"),
@@ -451,14 +451,14 @@ def test_runs_with_other_folds_cannot_be_blended(capsys: pytest.CaptureFixture) 
 
 def test_a_photo_is_cut_out(tmp_path: pathlib.Path) -> None:
     Image.new("RGB", (300, 200), (250, 250, 250)).save(tmp_path / "car.jpg")
-    words = ["--config", "one.yaml", "--out", str(tmp_path / "cut")]
+    words = ["--config", "one.yaml", "--out", str(tmp_path / "threshold")]
     assert main(["cutout", str(tmp_path / "car.jpg"), *words]) == 0
-    with Image.open(tmp_path / "cut" / "car.png") as cut:
+    with Image.open(tmp_path / "threshold" / "car.png") as cut:
         assert cut.size == (300, 200) and cut.mode == "RGBA"
 
 
 def test_parts_that_stay_behind_are_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Shards(tmp_path / ".x.parts", ["a"], rows_per_shard=1)
+    parts = Shards(tmp_path / ".x.shards", ["a"], rows_per_shard=1)
     parts.open({"a state": 1})
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda folder, ignore_errors: None)

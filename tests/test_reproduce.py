@@ -59,7 +59,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         torch.manual_seed(0)
         state = {"settings": settings.model_dump(), "network": build(**settings.model.model_dump()).state_dict()}
         checkpoint.save(pathlib.Path("runs/tiny/fold1/best.pt"), state)
-        found = {"cut": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
+        found = {"threshold": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
         write_json(pathlib.Path("runs/tiny/threshold.json"), found)
         assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *WORDS]) == 0
         about = provenance.find(SUBMISSION.parent, sha256(SUBMISSION))
@@ -89,8 +89,8 @@ def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: p
         oof_dice=0.99,
         oof_dice_cross_fitted=0.98,
         config="configs/tiny.yaml",
-        train_set=("train.epochs=2",),
-        predict_set=(f'data.folder="{demo_folder}"', "predict.batch_size=4", 'predict.tta="none"'),
+        train_overrides=("train.epochs=2",),
+        predict_overrides=(f'data.folder="{demo_folder}"', "predict.batch_size=4", 'predict.tta="none"'),
         config_sha256=sha256_of(config.dump(settings), made),
         checkpoints={"runs/tiny/fold1/best.pt": sha256(made / "runs/tiny/fold1/best.pt")},
         commit=head,
@@ -165,7 +165,7 @@ def test_a_submission_of_several_runs_is_made_again(
     joint, words = Run("tiny+other"), ["predict", "--runs", "tiny", "other", "--data", str(demo_folder), *WORDS]
     if blended:
         hashes = {str(best): sha256(best) for best in pathlib.Path("runs").glob("*/fold1/best.pt")}
-        found = {"weights": {"tiny": 0.25, "other": 0.75}, "cut": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
+        found = {"weights": {"tiny": 0.25, "other": 0.75}, "threshold": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
         write_json(joint.blend, found)
     assert main(words) == 0
     about, before = provenance.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
@@ -185,7 +185,7 @@ def test_a_submission_of_several_runs_is_made_again(
     capsys.readouterr()
     assert main(["reproduce", "2", "--go"]) == 0
     assert f"{joint.submission} came out with the sha256 of row 2" in capsys.readouterr().out
-    write_json(joint.blend, {"cut": 0.4})
+    write_json(joint.blend, {"threshold": 0.4})
     assert main(["reproduce", "2", "--go"]) == 1
     assert ("has the cut 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
 
@@ -259,7 +259,7 @@ def test_a_submission_that_predict_was_killed_behind_is_not_of_unknown_origin(ch
     run = Run("tiny")
     SUBMISSION.write_bytes(b"joined, and its origin not written yet")
     assert submit.reason_to_predict(run, [1]) is None  # somebody's own
-    write_json(run.parts / "state.json", {"cut": 0.5})
+    write_json(run.shards / "state.json", {"threshold": 0.5})
     assert "a prediction that was cut off: predicting first" in str(submit.reason_to_predict(run, [1]))
     with pytest.raises(Problem, match="run its `make predict` again beforehand"):
         submit.reason_to_predict(run, [])
@@ -320,7 +320,7 @@ def append_to(name: str) -> Callable[[], None]:
         (change_row(runs=()), "unknown origin"),
         (append_to("runs/tiny/fold1/best.pt"), "runs/tiny/fold1/best.pt is not the file of row 1"),
         (lambda: pathlib.Path("runs/tiny/fold1/best.pt").unlink(), "There is no runs/tiny/fold1/best.pt"),
-        (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"cut": 0.5}), "has the cut 0.5"),
+        (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"threshold": 0.5}), "has the cut 0.5"),
         (lambda: pathlib.Path("runs/tiny/threshold.json").unlink(), "no cut in runs/tiny/threshold.json"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_batch_that_cannot_be_shared_out_is_a_problem(
 def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, judgements = Ema.update, iter([{"val_dice": score, "val_dice_cut": 0.5} for score in (0.9, 0.8, 0.7)])
+    update, judgements = Ema.update, iter([{"val_dice": score, "val_dice_threshold": 0.5} for score in (0.9, 0.8, 0.7)])
 
     def interrupt_after_the_first_epoch(self: Ema, step: int) -> None:
         update(self, step)
@@ -211,7 +211,7 @@ def test_the_best_epoch_is_kept_though_a_stop_and_worse_ones_follow(
 def test_a_network_that_finds_nothing_at_all_is_kept_too(
     pipeline: Pipeline, new_run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_cut": 0.5})
+    monkeypatch.setattr("pipeline.train.judge", lambda *things: {"val_dice": 0.0, "val_dice_threshold": 0.5})
     assert pipeline("train", "--run", "new") == 0
     assert "best.pt: Dice 0.00000" in capsys.readouterr().out
     assert len(checkpoint.load(new_run / "fold0" / "best.pt", ("log",))["log"]) == 1  # the first of equals

@@ -20,7 +20,7 @@ data: {kind: nyuv2, folder: rooms, scale: 1, folds: 3, workers: 0, cache: true}
 task: {kind: multiclass, classes: 13}
 augment: {shift: 0.0, zoom: 0.0, rotate_deg: 0.0, hue_deg: 0.0, saturation: 0.0}
 model: {arch: unet, width: 16, depth: 3}
-train: {optimiser: muon, momentum: 0.95, epochs: 6, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9,
+train: {optimizer: muon, momentum: 0.95, epochs: 6, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9,
         validate_every_epochs: 6}
 """
 REPOSITORY = pathlib.Path(__file__).parent.parent

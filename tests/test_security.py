@@ -214,7 +214,7 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     stages = [
         ["folds", *it], ["train", *it, "--set", *better], ["validate", *it], ["threshold", *it], ["folds"],
         ["train", "--set", "data.workers=1"], ["validate"], ["threshold"], ["predict"], ["report"],
-        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "cut"],
+        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "threshold"],
         ["demo-rooms", "--data", "rooms", "--scenes", "2", "--height", "32", "--width", "32"],
         ["demo-data", "--data", "drawn", "--cars", "1", "--test-cars", "1"],
         ["shrink", "--data", "demo", "--out", "half", "--scale", "8"], ["download", "--data", "fetched"],
@@ -226,7 +226,7 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     events = watched(RUN, words, folder=place.folder, log=tmp_path / "watch.log", more=more)
 
     touched = [pathlib.Path(about) for _, what, about in events if what == "touched"]
-    own = ("runs", "submissions", "cut", "rooms", "drawn", "half", "fetched")
+    own = ("runs", "submissions", "threshold", "rooms", "drawn", "half", "fetched")
     allowed = [temporary, *(place.folder / name for name in own)]
     elsewhere = [path for path in touched if not any(path == root or root in path.parents for root in allowed)]
     assert [path for path in elsewhere if not str(path).startswith(("/dev/", "/proc/"))] == []

@@ -166,10 +166,10 @@ def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kag
     about = about.model_copy(update={"checkpoints": {str(run.fold(0).best): sha256(run.fold(0).best)}})
     run.submission.parent.mkdir()
     shutil.copy(MINE, run.submission)
-    provenance.write(run.origin, about)
-    write_json(run.threshold, {"cut": 0.5})
+    provenance.write(run.provenance, about)
+    write_json(run.threshold, {"threshold": 0.5})
     assert submit.reason_to_predict(run, [0]) is None
-    write_json(run.threshold, {"cut": 0.47})
+    write_json(run.threshold, {"threshold": 0.47})
     assert "was made with the cut 0.5, and runs/mine/threshold.json has another" in submit.reason_to_predict(run, [0])
 
 
@@ -203,7 +203,7 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
 
 def test_the_message_says_how_it_was_predicted() -> None:
     words = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
-    about = provenance.Provenance(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_set=words)
+    about = provenance.Provenance(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_overrides=words)
     assert submit.describe(about) == "a folds 0,1 cut 0.500 predict.tta=none data.scale=4"
 
 
@@ -217,7 +217,7 @@ CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "Cre
 @pytest.mark.parametrize(
     "fault",
     [answering(500), answering(503, "Try later"), answering(429, "Slow"), answering(429, Retry_After="0"), cut, stall],
-    ids=["500", "503", "429", "429 Retry-After", "cut", "stalled"],
+    ids=["500", "503", "429", "429 Retry-After", "threshold", "stalled"],
 )
 def test_trouble_with_a_call_that_passes_is_got_over(
     kaggle: Kaggle, submit_mine: Submit, call: str, fault: Fault
@@ -228,7 +228,7 @@ def test_trouble_with_a_call_that_passes_is_got_over(
 
 
 @pytest.mark.parametrize(
-    "fault", [answering(500), answering(503), answering(403), cut, stall], ids=["500", "503", "403", "cut", "stalled"]
+    "fault", [answering(500), answering(503), answering(403), cut, stall], ids=["500", "503", "403", "threshold", "stalled"]
 )
 def test_an_upload_that_breaks_begins_again(kaggle: Kaggle, submit_mine: Submit, fault: Fault) -> None:
     kaggle.faults["upload"] = [fault, fault]

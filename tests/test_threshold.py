@@ -64,10 +64,10 @@ def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str
 def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
     threshold.main(judged)
     found = json.loads(judged.threshold.read_text())
-    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert list(found) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
-    assert found["cut"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
+    assert found["threshold"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
     assert found["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
     assert found["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
     assert read_threshold_u8(judged.threshold) == 100
@@ -82,7 +82,7 @@ def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
     said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
     with pytest.raises(Problem, match=said):
         predict.weights_and_threshold(judged, [judged], [0])
-    write_json(judged.threshold, {"cut": 0.4})  # by hand: it names no predictions
+    write_json(judged.threshold, {"threshold": 0.4})  # by hand: it names no predictions
     assert stale_message(judged) == ""
     assert predict.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
 
@@ -116,7 +116,7 @@ def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
     assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in told
     assert is_of_others
     assert predict.threshold_note(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
-    write_json(judged.threshold, {"cut": 0.4})
+    write_json(judged.threshold, {"threshold": 0.4})
     told, is_of_others = predict.threshold_note(judged, paths, [plain, plain])
     assert told.endswith("does not say of which predictions it is.") and not is_of_others
 
@@ -166,7 +166,7 @@ def test_predictions_of_a_fold_that_was_deleted_do_not_count(judged: Run) -> Non
     assert json.loads(judged.threshold.read_text())["images"] == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"cut": "0.5"}', '{"cut": 2}', '{"cut": null}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"])
 def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=r"threshold\.json"):

@@ -256,7 +256,7 @@ def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monk
     parts.path(0).touch()
     monkeypatch.setattr("shutil.rmtree", lambda *given, **more: None)
     with pytest.raises(Problem, match="cannot be removed"):
-        parts.open({"cut": 0.5})
+        parts.open({"threshold": 0.5})
 
 
 def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path: pathlib.Path) -> None:

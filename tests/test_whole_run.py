@@ -66,19 +66,19 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
         rows = read_log(RUN / f"fold{fold}")
         assert [row["epoch"] for row in rows] == [1, 2, 3]
         for row in rows:
-            assert {"train_loss", "val_dice", "val_dice_cut", "images_per_s", "lr", "seconds"} < set(row)
-            assert 0 < row["val_dice"] < 1 and 0 <= row["val_dice_cut"] <= 1
+            assert {"train_loss", "val_dice", "val_dice_threshold", "images_per_s", "lr", "seconds"} < set(row)
+            assert 0 < row["val_dice"] < 1 and 0 <= row["val_dice_threshold"] <= 1
         assert rows[-1]["train_loss"] < rows[0]["train_loss"]
         assert rows[-1]["lr"] < rows[0]["lr"]
 
 
 def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished: dict[str, int]) -> None:
     found = json.loads((RUN / "threshold.json").read_text())
-    assert list(found) == ["cut", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert list(found) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
     assert found["predicted_with"] == "predict.tta hflip, data.scale 8"
     assert found["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
     assert found["images"] == 4 * carvana.ANGLES
-    assert 0 <= found["cut"] <= 1
+    assert 0 <= found["threshold"] <= 1
     assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1
 
 

@@ -62,11 +62,11 @@ def assert_equal(one: object, other: object) -> None:
 
 
 def assert_same_training(one: pathlib.Path, other: pathlib.Path) -> None:
-    for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average", "optimiser", "step")}.items():
+    for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average", "optimizer", "step")}.items():
         states = [checkpoint.load(fold / name, keys) for fold in (one, other)]
         for key in keys:
             assert_equal(states[0][key], states[1][key])
-    timeless = ("epoch", "train_loss", "val_dice", "val_dice_cut", "lr")
+    timeless = ("epoch", "train_loss", "val_dice", "val_dice_threshold", "lr")
     logs = [[[row[key] for key in timeless] for row in read_log(fold)] for fold in (one, other)]
     assert_equal(*logs)
 

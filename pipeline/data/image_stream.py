@@ -38,14 +38,14 @@ class ImagesAtScales(Dataset):
     shape: (height, width) at full size. forgive: hand on what is wrong with a picture instead of raising it.
     """
 
-    def __init__(self, pictures: ImageSet, scales: tuple[int, ...], shape: tuple[int, int], forgive: bool):
-        self.pictures, self.scales, self.shape, self.forgive = pictures, scales, shape, forgive
+    def __init__(self, pictures: ImageSet, scales: tuple[int, ...], shape: tuple[int, int], on_bad_image: bool):
+        self.pictures, self.scales, self.shape, self.on_bad_image = pictures, scales, shape, on_bad_image
 
     def __getitem__(self, name: str) -> LoadedImage:
         try:
             return LoadedImage(name, {scale: self.pictures.read(name, scale) for scale in self.scales}, "")
         except Problem as problem:
-            if not self.forgive:
+            if not self.on_bad_image:
                 raise
             black = {scale: np.zeros((*grid_shape(*self.shape, scale), 3), np.uint8) for scale in self.scales}
             return LoadedImage(name, black, str(problem))

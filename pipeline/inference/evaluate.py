@@ -93,7 +93,7 @@ def dice_scores(counts: NDArray[np.int32]) -> dict[str, float]:
     scores = dice.dice_at_thresholds(counts)
     return {
         "dice": float(scores[:, dice.threshold_to_u8(0.5)].mean()),
-        "dice_cut": dice.threshold_from_u8(dice.best_threshold_u8(scores)),
+        "dice_threshold": dice.threshold_from_u8(dice.best_threshold_u8(scores)),
     }
 
 

@@ -18,7 +18,7 @@ DICE_NAMES = {"oof_dice": "Dice", "oof_dice_cross_fitted": "cross-fitted Dice"}
 
 def read_threshold_u8(path: pathlib.Path) -> int:
     """The cut of a `threshold.json` as the smallest 8-bit value that counts as object."""
-    return threshold_to_u8(read_threshold_json(path)["cut"])
+    return threshold_to_u8(read_threshold_json(path)["threshold"])
 
 
 def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[str, Any]:
@@ -29,7 +29,7 @@ def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[st
     damaged = Problem(f"{path} is damaged; delete it and run `make {maker}`.")
     try:
         found = read_json(path)
-        probs = {"cut": found["cut"]}
+        probs = {"threshold": found["threshold"]}
         probs |= {name: found[key] for key, name in DICE_NAMES.items() if found.get(key) is not None}
         texts = [found.get("predicted_with", ""), *found.get("predictions", {}).values()]
     except FileNotFoundError:

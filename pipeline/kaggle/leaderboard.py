@@ -25,7 +25,7 @@ PUBLISHED = (
     (0.99711, HELD_OUT, "4th place, its best network at full size", "names of its weights; by car only"),
     (0.9926, HELD_OUT, "Christopher Ley's U-Net, half size, 5 epochs", "his document; by make, as ours"),
 )
-COLUMNS = ("row", "time (UTC)", "submission", "made by", "cut", "OOF", "crossfit", "public", "private", "status")
+COLUMNS = ("row", "time (UTC)", "submission", "made by", "threshold", "OOF", "crossfit", "public", "private", "status")
 
 
 def main(ledger_path: pathlib.Path) -> None:
@@ -64,8 +64,8 @@ def fill_in(path: pathlib.Path) -> list[Row]:
 def cells(number: int, row: Row) -> tuple[str, ...]:
     made_by = f"{','.join(row.runs)} {','.join(map(str, row.folds))}" if row.runs else "unknown"
     scores = (row.oof_dice, row.oof_dice_cross_fitted, row.public, row.private)
-    cut = "" if row.cut is None else f"{row.cut:.3f}"
-    return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, cut, *map(digits, scores), row.status)
+    threshold = "" if row.threshold is None else f"{row.threshold:.3f}"
+    return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, threshold, *map(digits, scores), row.status)
 
 
 def standing(kind: str, rows: list[Row]) -> Iterable[tuple[str, ...]]:

@@ -25,8 +25,8 @@ from pipeline.submission.provenance import Dice, Provenance
 from pipeline.runtime.problem import Problem
 
 COLUMNS = (
-    "time", "file", "sha256", "runs", "folds", "cut", "oof_dice", "oof_dice_cross_fitted",
-    "config", "train_set", "predict_set", "config_sha256", "checkpoints", "commit", "clean",
+    "time", "file", "sha256", "runs", "folds", "threshold", "oof_dice", "oof_dice_cross_fitted",
+    "config", "train_overrides", "predict_overrides", "config_sha256", "checkpoints", "commit", "clean",
     "ref", "status", "public", "private", "message", "error",
 )  # fmt: skip
 
@@ -57,7 +57,7 @@ class Row(Provenance):
         return self.message.split()[-1]
 
 
-NOT_KEPT = {"unreadable"}  # `submissions/RUN.json` has it, and the message says how many
+NOT_KEPT = {"bad_images"}  # `submissions/RUN.json` has it, and the message says how many
 assert set(COLUMNS) == set(Row.model_fields) - NOT_KEPT
 
 

@@ -38,7 +38,7 @@ def main(ledger_path: pathlib.Path, number: int, data: str | None, go: bool) -> 
 def lines(row: Row, number: int, data: str | None) -> list[str]:
     """A script for a shell, which begins where the weights are at hand."""
     folds = folds_of(row)
-    later = variables(row.predict_set, data)
+    later = variables(row.predict_overrides, data)
     predicted = {"RUN": joint_of(row).name} | runs_and_folds(row) | later
     hashes = [f"#   {path} {digest}" for path, digest in row.checkpoints.items()]
     said = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
@@ -52,13 +52,13 @@ def lines(row: Row, number: int, data: str | None) -> list[str]:
         for name in folds:
             one = {"RUN": name, "FOLD": folds[name]}
             said += [
-                "#   " + make("train", {"CONFIG": row.config} | one | variables(row.train_set, data)),
+                "#   " + make("train", {"CONFIG": row.config} | one | variables(row.train_overrides, data)),
                 "#   " + make("validate threshold", one | later),
             ]
     if was_blended(row):
         said += [f"# What each weighs is in {joint_of(row).blend}; if it is lost:", "#   " + make("blend", predicted)]
         said += [f"# There {name} weighs nothing, but it must be at hand." for name in row.runs if name not in folds]
-    said += [f"# The submission, at the cut {row.cut}:", make("predict", predicted)]
+    said += [f"# The submission, at the cut {row.threshold}:", make("predict", predicted)]
     return [*said, f"echo '{row.sha256}  {joint_of(row).submission}' | sha256sum --check"]
 
 
@@ -116,7 +116,7 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
     words = ["--run", run.name, *(["--runs", *row.runs] if "RUNS" in given else [])]
     words += [*(["--fold", given["FOLD"]] if "FOLD" in given else []), *(["--data", data] if data else [])]
     with kept(run.submission):
-        run_stage("predict", *words, *(["--set", *row.predict_set] if row.predict_set else []))
+        run_stage("predict", *words, *(["--set", *row.predict_overrides] if row.predict_overrides else []))
     if (found := sha256(run.submission)) != row.sha256:
         raise Problem(
             f"{run.submission} came out with sha256 {found}, but row {number} has {row.sha256}; was it another kind of "
@@ -195,8 +195,8 @@ def check_threshold(row: Row, run: Run) -> None:
         return
     path, goals = (run.threshold, "validate threshold") if len(row.runs) == 1 else (run.blend, "blend")
     try:
-        cut = read_json(path)["cut"]
+        cut = read_json(path)["threshold"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise Problem(f"There is no cut in {path}; it was {row.cut}: run `make {goals}`.") from None
-    if cut != row.cut:
-        raise Problem(f"{path} has the cut {cut}, but the row has {row.cut}; run `make {goals}`.")
+        raise Problem(f"There is no cut in {path}; it was {row.threshold}: run `make {goals}`.") from None
+    if cut != row.threshold:
+        raise Problem(f"{path} has the cut {cut}, but the row has {row.threshold}; run `make {goals}`.")

@@ -97,10 +97,10 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if not run.submission.is_file():
         return f"There is no {run.submission} yet: predicting."
     about = provenance.of(SUBMISSIONS, run.submission)
-    if not about.checkpoints and read_state(run.parts) is not None:
+    if not about.checkpoints and read_state(run.shards) is not None:
         if not folds:
-            raise Problem(f"{run.parts} holds a prediction that was cut off; run its `make predict` again beforehand.")
-        return f"{run.parts} holds a prediction that was cut off: predicting first."
+            raise Problem(f"{run.shards} holds a prediction that was cut off; run its `make predict` again beforehand.")
+        return f"{run.shards} holds a prediction that was cut off: predicting first."
     if not about.checkpoints:
         return None  # a file that predict did not make: nothing to compare
     if len(about.runs) > 1 or not folds:  # or of weights that lie elsewhere
@@ -112,8 +112,8 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     weights = [run.fold(fold).best for fold in folds]
     if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
         return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
-    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold_json(run.threshold)["cut"] != about.cut:
-        return f"{run.submission} was made with the cut {about.cut}, and {run.threshold} has another: predicting again."
+    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold_json(run.threshold)["threshold"] != about.threshold:
+        return f"{run.submission} was made with the cut {about.threshold}, and {run.threshold} has another: predicting again."
     if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
         return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
@@ -136,7 +136,7 @@ def made_with(about: Provenance, trained_path: pathlib.Path, overrides: list[str
     if not trained_path.is_file():
         return False  # nobody knows
     trained = config.load(trained_path)
-    then, now = (config.for_later_stage(trained, list(words)) for words in (about.predict_set, overrides))
+    then, now = (config.for_later_stage(trained, list(words)) for words in (about.predict_overrides, overrides))
     return then.model_dump(include=MASKS_DEPEND_ON) == now.model_dump(include=MASKS_DEPEND_ON)
 
 
@@ -233,10 +233,10 @@ def until_scored(client: Client, row: Row) -> Iterator[Row]:
 
 def describe(about: Provenance) -> str:
     """What made a submission, in a few words: a message for the leaderboard."""
-    if about.cut is None:
+    if about.threshold is None:
         return "origin unknown"
-    words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.cut:.3f}"]
-    words += [word.replace('"', "") for word in about.predict_set if word.startswith(SAID_OF_SET)]
+    words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.threshold:.3f}"]
+    words += [word.replace('"', "") for word in about.predict_overrides if word.startswith(SAID_OF_SET)]
     words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
     words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
     words += [f"{len(about.bad_images)} empty"] if about.bad_images else []

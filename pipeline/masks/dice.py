@@ -46,11 +46,11 @@ def best_threshold_u8(dice: NDArray[np.float64]) -> int:
     return int(best[len(best) // 2])
 
 
-def threshold_from_u8(cut: int) -> float:
+def threshold_from_u8(threshold_u8: int) -> float:
     """The 8-bit cut as a probability: 128 -> 0.5, since 127 / 255 lies below it and 128 / 255 above."""
-    return max(0.0, (cut - 0.5) / (THRESHOLDS - 1))
+    return max(0.0, (threshold_u8 - 0.5) / (THRESHOLDS - 1))
 
 
-def threshold_to_u8(share: float) -> int:
+def threshold_to_u8(threshold: float) -> int:
     """The inverse of `threshold_from_u8`, for a probability that a person wrote: 0.5 -> 128."""
-    return int(np.clip(np.ceil(share * (THRESHOLDS - 1)), 0, THRESHOLDS - 1))
+    return int(np.clip(np.ceil(threshold * (THRESHOLDS - 1)), 0, THRESHOLDS - 1))

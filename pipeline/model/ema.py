@@ -24,7 +24,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Follow the network after its optimiser's step number `step`, counted from 0."""
+        """Follow the network after its optimizer's step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         mine, theirs = map(list, zip(*self.pairs))
         torch._foreach_lerp_(mine, theirs, 1 - decay)

@@ -39,7 +39,7 @@ def build(
             for parameter in decayed + rest:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    raise Problem(f"train.optimiser is {name!r}, but it must be adamw, sgd or muon.")
+    raise Problem(f"train.optimizer is {name!r}, but it must be adamw, sgd or muon.")
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -53,7 +53,7 @@ def threshold_curve(fractions: NDArray[np.float64], dice: NDArray[np.float64], c
     """Mean Dice against the cut, near its best. shares, dice: float64 (cuts,); chosen: the cut of the run."""
     at = int(np.abs(fractions - chosen).argmin())
     drop = max(2e-4, 1.5 * (dice[at] - dice[np.abs(fractions - chosen) < 0.25].min()))
-    with drawing("cut", WIDTH, HEIGHT) as figure:
+    with drawing("threshold", WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
         axes.plot(fractions, dice, color=colour("accent"))
         axes.set_ylim(dice.max() - drop, dice.max() + drop / 8)
@@ -63,10 +63,10 @@ def threshold_curve(fractions: NDArray[np.float64], dice: NDArray[np.float64], c
             f"{chosen:.3f}", (chosen, dice.max() - drop), (5, 6), textcoords="offset points", color=colour("ink")
         )
         axes.set_xlim(0, 1)
-        axes.set_xlabel("cut")
+        axes.set_xlabel("threshold")
         axes.set_ylabel("mean Dice")
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        return svg_of(figure, "cut", f"Mean Dice against the cut; it is {dice[at]:.5f} at the chosen {chosen:.3f}")
+        return svg_of(figure, "threshold", f"Mean Dice against the cut; it is {dice[at]:.5f} at the chosen {chosen:.3f}")
 
 
 def spread(dice: NDArray[np.float64]) -> str:

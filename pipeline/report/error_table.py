@@ -21,13 +21,13 @@ PLACED = tuple(field.name for field in fields(Errors) if field.name not in COUNT
 COLUMNS = ("img", "car", "make", "view", "fold", *COUNTED, *PLACED)
 
 
-def counts_table(names: Sequence[str], histograms: NDArray[np.int32], cut: int) -> pd.DataFrame:
+def counts_table(names: Sequence[str], histograms: NDArray[np.int32], threshold_u8: int) -> pd.DataFrame:
     """What the histograms (images, 2, 256) tell of each picture at a cut, 0 to 255: `img` and the columns COUNTED."""
     off, on = histograms.astype(np.int64).transpose(1, 0, 2)
-    false_object, true_object = off[:, cut:].sum(axis=1), on[:, cut:].sum(axis=1)
+    false_object, true_object = off[:, threshold_u8:].sum(axis=1), on[:, threshold_u8:].sum(axis=1)
     return pd.DataFrame({
         "img": list(names),
-        "dice": dice_at_thresholds(histograms)[:, cut],
+        "dice": dice_at_thresholds(histograms)[:, threshold_u8],
         "truth_px": on.sum(axis=1),
         "predicted_px": false_object + true_object,
         "false_object_px": false_object,
@@ -82,6 +82,6 @@ def probability_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: i
     return upsample_u8(np.divide(kept_u8, 255, dtype=np.float32), scale, height, width)
 
 
-def mask_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int, cut: int) -> NDArray[np.bool_]:
+def mask_of(kept_u8: NDArray[np.uint8], scale: int, height: int, width: int, threshold_u8: int) -> NDArray[np.bool_]:
     """A probability that was kept at 1/scale -> the mask at full size, bool (height, width)."""
-    return probability_of(kept_u8, scale, height, width) >= cut
+    return probability_of(kept_u8, scale, height, width) >= threshold_u8

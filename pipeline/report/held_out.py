@@ -38,7 +38,7 @@ class Truths:
 class HeldOut:
     """`open_run` makes it. truth, prediction, probability and photo may be called by several threads at once."""
 
-    cut: int  # 0 to 255
+    threshold_u8: int  # 0 to 255
     judged: dict[int, OofHistograms] = field(default_factory=dict)  # fold -> its histograms
     kept: dict[int, OofStore] = field(default_factory=dict)  # fold -> its probabilities, where they are whole
     scale_of: dict[int, int] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class HeldOut:
     @property
     def judged_by(self) -> str:
         """By which cut and of what predictions, in a few words."""
-        return ", ".join(word for word in (f"cut {threshold_from_u8(self.cut):.3f}", self.predicted_with) if word)
+        return ", ".join(word for word in (f"threshold {threshold_from_u8(self.threshold_u8):.3f}", self.predicted_with) if word)
 
     @property
     def predicted_with(self) -> str:
@@ -79,13 +79,13 @@ class HeldOut:
 
     def prediction(self, name: str) -> NDArray[np.bool_]:
         """bool (height, width)."""
-        return self.probability(name) >= self.cut
+        return self.probability(name) >= self.threshold_u8
 
     def table(self, make_of_car: Mapping[str, str], count: Callable[[Iterator], Iterator]) -> pd.DataFrame:
         """One row a picture with the columns `analysis.table.COLUMNS`. count: sees each picture's result come."""
         shown, rows = set(self.shown), []
         for fold, judged in self.judged.items():
-            counts = error_table.counts_table(judged.names, judged.histograms, self.cut)
+            counts = error_table.counts_table(judged.names, judged.histograms, self.threshold_u8)
             whole = all(name in shown for name in judged.names)
             places = error_table.with_places(counts, self.truth, self.prediction if whole else None, count)
             rows.append(self.grouped(places, fold, make_of_car))
@@ -95,7 +95,7 @@ class HeldOut:
         """The same without reading a picture: what is known from the histograms alone."""
         rows = []
         for fold, judged in self.judged.items():
-            counts = error_table.counts_table(judged.names, judged.histograms, self.cut)
+            counts = error_table.counts_table(judged.names, judged.histograms, self.threshold_u8)
             rows.append(self.grouped(error_table.with_places(counts, self.truth, None), fold, make_of_car))
         return pd.concat(rows, ignore_index=True)
 

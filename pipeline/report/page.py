@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from pipeline.masks.colours import ADDED, MISSED
 from pipeline.report import palette
 
-TEMPLATES = pathlib.Path(__file__).parent / "parts"  # *.html.j2, style.css, page.js
+TEMPLATES = pathlib.Path(__file__).parent / "templates"  # *.html.j2, style.css, page.js
 
 
 def render(template: str, **context: Any) -> str:

@@ -68,7 +68,7 @@ def report_binary(
         | where(images, found)
         | gallery_of(images, found)
         | {"suspects": suspects_of(run, found, images, others, overrides)}
-        | {"curves": overview.curve_panels(logs), "cut_chart": threshold_chart(found)}
+        | {"curves": overview.curve_panels(logs), "threshold_chart": threshold_chart(found)}
         | {"submission": submitted.section(run, folder, settings.data.hq, missing) if is_carvana else None}
     )
     anchors = {
@@ -159,7 +159,7 @@ def head(
     spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
-        ("Cut", f"{threshold['cut']:.3f}" if threshold else "0.5", found.predicted_with or "of the probability"),
+        ("Cut", f"{threshold['threshold']:.3f}" if threshold else "0.5", found.predicted_with or "of the probability"),
         ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
         ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
         ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
@@ -277,7 +277,7 @@ def threshold_chart(found: HeldOut) -> overview.Panel | None:
         return None
     scores = np.concatenate([dice.dice_at_thresholds(judged.histograms) for judged in found.judged.values()])
     cuts = np.array([dice.threshold_from_u8(cut) for cut in range(dice.THRESHOLDS)])
-    chart = charts.threshold_curve(cuts, scores.mean(axis=0), dice.threshold_from_u8(found.cut))
+    chart = charts.threshold_curve(cuts, scores.mean(axis=0), dice.threshold_from_u8(found.threshold_u8))
     return overview.Panel("Dice at every cut", "Mean over the held-out pictures, the cut of this run marked.", chart)
 
 

@@ -39,12 +39,12 @@ class Provenance(BaseModel):
     sha256: Sha256  # of the submission
     runs: Words = ()
     folds: Numbers = ()
-    cut: Annotated[float, Field(ge=0, le=1)] | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     oof_dice: Dice | None = None
     oof_dice_cross_fitted: Dice | None = None
     config: str = ""  # the file in configs/ that is nearest to the trained settings; "" when the folds' differ
-    train_set: Words = ()  # SET= words that make them of it
-    predict_set: Words = ()  # SET= words that were laid over them to predict
+    train_overrides: Words = ()  # SET= words that make them of it
+    predict_overrides: Words = ()  # SET= words that were laid over them to predict
     config_sha256: Sha256 | None = None  # of runs/RUN/fold{k}/config.yaml; of all of them when they differ
     checkpoints: Hashes = {}  # path -> sha256
     commit: str = ""  # of the code that predicted; "" where git did not know it

@@ -1,10 +1,10 @@
 """The parts of a submission that is being predicted: what a kill leaves behind, and the next start goes on with.
 
-    submissions/.RUN.parts/state.json       what every part depends on: weights, cut, pictures, settings
+    submissions/.RUN.shards/state.json       what every part depends on: weights, cut, pictures, settings
                           00000.csv.gz      the rows of the first `rows_per_shard` pictures, whole or not there
                           ...
-                          unreadable.jsonl  pictures that could not be read, whose rows are empty
-                .RUN.parts.1a2b3c4d5e6f/    the same of another state, set aside until a start has that state again
+                          bad_images.jsonl  pictures that could not be read, whose rows are empty
+                .RUN.shards.1a2b3c4d5e6f/    the same of another state, set aside until a start has that state again
 
 Where a part begins does not depend on who writes it or when, so that the joined file has the same bytes after any
 number of kills, and with any number of processes that share the parts out.
@@ -33,7 +33,7 @@ class Shards:
 
     def __init__(self, folder: pathlib.Path, names: list[str], rows_per_shard: int):
         self.folder, self.names, self.rows_per_shard = folder, names, rows_per_shard
-        self.state_path, self.bad_images_path = folder / "state.json", folder / "unreadable.jsonl"
+        self.state_path, self.bad_images_path = folder / "state.json", folder / "bad_images.jsonl"
         self.numbers = range(-(-len(names) // rows_per_shard))
 
     def open(self, state: State) -> list[str]:

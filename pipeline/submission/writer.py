@@ -39,7 +39,7 @@ def write_shard(path: pathlib.Path, rows: Iterable[Row]) -> int:
         return write_rows(file, None, rows)
 
 
-def join(parts: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
+def join(shards: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
     """Write the submission whose rows are those of the parts, in order; the checksum of each is compared.
 
     Raises Problem for a part that is missing or damaged.
@@ -47,11 +47,11 @@ def join(parts: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, s
     with replacing(path) as draft, open(draft, "wb") as file:
         submission = GzipOfBlocks(file)
         submission.add(text := line_of(header), pack(text))
-        for part in parts:
+        for shard in shards:
             try:
-                submission.add(*blocks_of(part.read_bytes()))
+                submission.add(*blocks_of(shard.read_bytes()))
             except (OSError, zlib.error):
-                raise Problem(f"The part {part} is missing or damaged; delete it and predict again.") from None
+                raise Problem(f"The part {shard} is missing or damaged; delete it and predict again.") from None
         submission.end()
 
 

@@ -21,8 +21,8 @@ from pipeline.paths import Fold
 from pipeline.runtime.problem import Problem
 
 LAST: dict[str, type] = {  # what last.pt holds
-    **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimiser": dict},
-    **{"scaler": dict, "loss_sum": float, "log": list, "best_dice": float, "seconds": float, "epoch_watch": dict},
+    **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimizer": dict},
+    **{"scaler": dict, "loss_sum": float, "log": list, "best_score": float, "seconds": float, "epoch_watch": dict},
 }
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
 FREE_KEYS = (
@@ -30,7 +30,7 @@ FREE_KEYS = (
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
 )
 # Of an epoch what tells of the circumstances: best.pt has none of it, so that the same training gives the same bytes.
-CIRCUMSTANCES = ("images_per_s", "waited_share", "seconds", "device", "commit")
+CIRCUMSTANCES = ("images_per_s", "waited_fraction", "seconds", "device", "commit")
 
 
 def trainer_lock(fold: Fold) -> AbstractContextManager[None]:
@@ -113,7 +113,7 @@ def restore(
     try:
         network.load_state_dict(last["network"])
         ema.average.load_state_dict(last["average"])
-        optimizer.load_state_dict(last["optimiser"])
+        optimizer.load_state_dict(last["optimizer"])
         if last["scaler"]:  # empty when that processor needed none
             scaler.load_state_dict(last["scaler"])
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

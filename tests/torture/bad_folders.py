@@ -26,7 +26,7 @@ OF_FOLDER += f"task: {{kind: multiclass, classes: [{', '.join(CLASSES)}]}}\n"
 OF_ROOMS = SETTINGS.replace("{folder: demo, scale: 8,", "{kind: nyuv2, folder: rooms, scale: 1,")
 OF_ROOMS += "task: {kind: multiclass, classes: 13}\n"
 LOG_ROW = {
-    "epoch": 1, "train_loss": 0.1, "val_dice": 0.9, "val_dice_cut": 0.5, "images_per_s": 40.0, "lr": 0.001,
+    "epoch": 1, "train_loss": 0.1, "val_dice": 0.9, "val_dice_threshold": 0.5, "images_per_s": 40.0, "lr": 0.001,
     "seconds": 1.0,
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ def rooms() -> Iterator[Case]:
     }.items():  # fmt: skip
         yield bad(f"the rooms are {what}", FOLDS, of_rooms(spoil), r"nyu_depth_v2_labeled\.mat")
     for what, change in {
-        "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        "threshold": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         "without labels": lambda path: in_file(path, lambda file: file.pop("labels")),
         "without words": lambda path: in_file(path, lambda file: file.pop("names")),
         "transposed": lambda path: in_file(path, transpose),
@@ -160,18 +160,18 @@ def words_for_pictures(file: h5py.File) -> None:
 def reports() -> Iterator[Case]:
     yield bad("a report of a run that is not there", (*REPORT, "--run", "none"), lambda place: None, "runs/none has no")
     for what, text in {
-        "cut": json.dumps(LOG_ROW)[:30], "a zip": b"PK\3\4\xff\xfe", "a number": "3\n", "a list": "[1]\n",
+        "threshold": json.dumps(LOG_ROW)[:30], "a zip": b"PK\3\4\xff\xfe", "a number": "3\n", "a list": "[1]\n",
         "no row": "{}\n",
         "a row of words": json.dumps(dict.fromkeys(LOG_ROW, "x")) + "\n", "10^5 brackets deep": "[" * 10**5,
     }.items():  # fmt: skip
         spoil = put("runs/tiny/fold0/log.jsonl", text)
         yield bad(f"a report's log.jsonl is {what}", REPORT, spoil, r"fold0/log\.jsonl is damaged")
     for what, text in {
-        "cut": '{"cut": 0.', "a list": "[1]", "a word": '{"cut": "0.5"}', "beyond 1": '{"cut": 1.5}',
-        "not a number": '{"cut": NaN}', "with a Dice of words": '{"cut": 0.5, "oof_dice_cross_fitted": "x"}',
-        "with an empty Dice": '{"cut": 0.5, "oof_dice": ""}',
-        "with a list of predictions": '{"cut": 0.5, "predictions": []}',
-        "of predictions that are numbers": '{"cut": 0.5, "predictions": {"fold0": 1}}',
+        "threshold": '{"threshold": 0.', "a list": "[1]", "a word": '{"threshold": "0.5"}', "beyond 1": '{"threshold": 1.5}',
+        "not a number": '{"threshold": NaN}', "with a Dice of words": '{"threshold": 0.5, "oof_dice_cross_fitted": "x"}',
+        "with an empty Dice": '{"threshold": 0.5, "oof_dice": ""}',
+        "with a list of predictions": '{"threshold": 0.5, "predictions": []}',
+        "of predictions that are numbers": '{"threshold": 0.5, "predictions": {"fold0": 1}}',
     }.items():  # fmt: skip
         spoil = with_log("runs/tiny/threshold.json", text)
         says = r"threshold\.json(: the .* is .*, but it must lie between 0 and 1| is damaged)"

@@ -180,10 +180,10 @@ def stray_folder(place: Place) -> None:
 def results() -> Iterator[Case]:
     here = r"runs/tiny/threshold\.json"
     for what, text in {
-        "empty": "", "cut": '{"cut": 0.', "a list": "[1]", "without a cut": "{}", "a word": '{"cut": "half"}',
-        "beyond 1": '{"cut": 1.5}', "below 0": '{"cut": -0.1}', "not a number": '{"cut": NaN}', "true": '{"cut": true}',
-        "10^5 brackets deep": "[" * 10**5, "a zip": zip_of({"a": b"b"}), "endless": '{"cut": 1e999}',
-        "of 5,000 digits": '{"cut": ' + "9" * 5000 + "}",
+        "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a cut": "{}", "a word": '{"threshold": "half"}',
+        "beyond 1": '{"threshold": 1.5}', "below 0": '{"threshold": -0.1}', "not a number": '{"threshold": NaN}', "true": '{"threshold": true}',
+        "10^5 brackets deep": "[" * 10**5, "a zip": zip_of({"a": b"b"}), "endless": '{"threshold": 1e999}',
+        "of 5,000 digits": '{"threshold": ' + "9" * 5000 + "}",
     }.items():  # fmt: skip
         yield bad(f"threshold.json is {what}", PREDICT, put("runs/tiny/threshold.json", text), here)
     yield bad("no threshold.json", PREDICT, lambda p: (p.run / "threshold.json").unlink(), rf"There is no {here}")

@@ -390,8 +390,8 @@ def parts_that_stay(places: Places) -> Row:
     with places.copy(stage) as place:
         threshold = place / "runs/tiny/threshold.json"
         cut = threshold.read_text()
-        threshold.write_text('{"cut": 0.9}')
-        dying = Plan(die_at=places.steps["predict"].index("open submissions/.tiny.parts/.00002.csv.gz.draft"))
+        threshold.write_text('{"threshold": 0.9}')
+        dying = Plan(die_at=places.steps["predict"].index("open submissions/.tiny.shards/.00002.csv.gz.draft"))
         first = places.run(place, stage, dying)
         threshold.write_text(cut)
 
@@ -401,7 +401,7 @@ def parts_that_stay(places: Places) -> Row:
 
         second = warm.run(place, words_of(stage), Plan(), nothing_goes)
         last = places.run(place, stage)
-        aside = list((place / "submissions").glob(".tiny.parts.*"))
+        aside = list((place / "submissions").glob(".tiny.shards.*"))
         problem = "" if first.died else "it was not killed"
         problem = problem or second.complaint("predict")
         problem = problem or (f"then {last.told()}: {last.err[-600:]}" if last.code else "")

@@ -200,7 +200,7 @@ def seeds_of(target: str) -> list[bytes]:
     makes = b"id,year,make\n331659860e11,2010,Infiniti\n011330127438,,\n"
     settings = b"data: {scale: 8}\ntrain: {epochs: 3, learning_rate: 1e-3}\n"
     row = b"2017-09-27T23:59:58Z,a.csv.gz," + b"0" * 64 + b",," * 7 + b",,no,7,complete,0.9,0.9,two #1,\n"
-    about = b'{"sha256": "' + b"0" * 64 + b'", "folds": [0], "cut": 0.5}'
+    about = b'{"sha256": "' + b"0" * 64 + b'", "folds": [0], "threshold": 0.5}'
     of_readers = [
         makes, zip_of({"metadata.csv": makes}), b"car_id,make,fold\n331659860e11,audi,0\n", settings,
         ",".join(ledger.COLUMNS).encode() + b"\n" + row, about, b'{"scale": 2}',

@@ -51,7 +51,7 @@ predict: {tta: none, batch_size: 2}
 PREDICT, TRAIN, FOLDS = ("predict",), ("train",), ("folds",)
 VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "submissions/tiny.csv.gz")
 # What a stage may leave that stops in the middle of its work: where it goes on, not what it makes.
-LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.parts.*|runs/tiny/fold0/(config\.yaml|tb.*)")
+LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/fold0/(config\.yaml|tb.*)")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     torch.manual_seed(0)
     network = build(**settings.model.model_dump())
     checkpoint.save(place.best, {"settings": settings.model_dump(), "network": network.state_dict(), "log": []})
-    place.put("runs/tiny/threshold.json", '{"cut": 0.5}\n')
+    place.put("runs/tiny/threshold.json", '{"threshold": 0.5}\n')
     (place.run / "oof").mkdir()
     write_oof(place)
     rows = ["img,rle_mask\n"]

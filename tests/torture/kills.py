@@ -85,7 +85,7 @@ def killed_alone(places: Places) -> Row:
 
         first = warm.start(place, words_of(PREDICTING), Plan(), prepared)
         began = time.monotonic()
-        while not (place / "submissions/.tiny.parts/00000.csv.gz").exists() and waits(began):
+        while not (place / "submissions/.tiny.shards/00000.csv.gz").exists() and waits(began):
             time.sleep(0.01)
         os.kill(first.pid, signal.SIGKILL)
         problem = "" if os.waitpid(first.pid, 0)[1] == signal.SIGKILL else "it was not killed"

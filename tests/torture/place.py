@@ -2,7 +2,7 @@
 
 Two ends of a run are alike when every file has the same bytes, but for times: of a clock or of how fast it went.
 
-    log.jsonl                       without images_per_s, waited_share, seconds
+    log.jsonl                       without images_per_s, waited_fraction, seconds
     last.pt last.previous.pt        value by value, without seconds, epoch_watch and the same three of each row of log
     ledger.csv                      without time, and without Kaggle's number, which counts uploads that were cut off
     tb/                             left out: TensorBoard stamps each point with the clock
@@ -33,13 +33,13 @@ from pipeline.submission.reader import read_rows
 from tests.torture import warm
 from tests.torture.warm import Ended, Plan
 
-TIMES = ("images_per_s", "waited_share", "seconds")  # of a row of the log
+TIMES = ("images_per_s", "waited_fraction", "seconds")  # of a row of the log
 TIMES_OF_LAST = ("seconds", "epoch_watch")
 CONFIG = """\
 data: {scale: 8, folds: 2, workers: 0, cache: true}
 model: {width: 8, depth: 2, patch: 2}
 train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, checkpoint_steps: 3}
-predict: {tta: none, batch_size: 2, rows_per_part: 4}
+predict: {tta: none, batch_size: 2, rows_per_shard: 4}
 """
 CARS, TEST_CARS = 2, 1
 MINE = "mine.csv.gz"

@@ -35,7 +35,7 @@ LARGEST_GROWTH = 0.05
 SETTINGS = """\
 data: {folder: data, scale: 8, workers: 1}
 model: {width: 2, depth: 1, patch: 4}
-predict: {tta: none, batch_size: 8, prove_every_rows: 10}
+predict: {tta: none, batch_size: 8, verify_every_rows: 10}
 """
 
 
@@ -83,12 +83,12 @@ def make_run(folder: pathlib.Path, rows_per_shard: int) -> None:
     """A network that learnt nothing, so that its masks are rough: more runs than those of a good one."""
     path = folder / "tiny.yaml"
     path.write_text(SETTINGS)
-    settings = config.load(path, [f"predict.rows_per_part={rows_per_shard}"])
+    settings = config.load(path, [f"predict.rows_per_shard={rows_per_shard}"])
     torch.manual_seed(0)
     state = {"settings": settings.model_dump(), "network": build(**settings.model.model_dump()).state_dict(), "log": []}
     run = Run("tiny")
     checkpoint.save(folder / run.fold(0).best, state)
-    write_json(folder / run.threshold, {"cut": 0.5})
+    write_json(folder / run.threshold, {"threshold": 0.5})
 
 
 def watch(stage: subprocess.Popen, folder: pathlib.Path, parts: int) -> list[dict[str, float]]:
