@@ -108,7 +108,7 @@ def write_page(
 ) -> None:
     """anchors: of each section its title, and something that is empty when it is left out."""
     sections = [(anchor, text) for anchor, (text, there) in anchors.items() if there]
-    write_text(run.report_page, page.render(template, sections=sections, missing=missing, **context))
+    write_text(run.report_page, page.render(template, sections=sections, missing_notes=missing, **context))
     for sentence in missing:
         print(sentence)
     print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
