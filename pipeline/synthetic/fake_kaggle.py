@@ -228,9 +228,9 @@ class Handler(BaseHTTPRequestHandler):
         draft = path.with_suffix(".draft")
         left_bytes = int(self.headers["Content-Length"])
         with open(draft, "wb") as file:
-            while piece := self.rfile.read(min(left_bytes, 2**20)):
-                file.write(piece)
-                left_bytes -= len(piece)
+            while chunk := self.rfile.read(min(left_bytes, 2**20)):
+                file.write(chunk)
+                left_bytes -= len(chunk)
         if left_bytes:  # the sender hung up
             self.close_connection = True
             return

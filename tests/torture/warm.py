@@ -221,8 +221,8 @@ def stop_at_first_lock() -> None:
 
 def have_little_patience() -> None:
     """With the stand-in for Kaggle, as in tests/test_submit.py."""
-    retry.FIRST_PAUSE_S, retry.ANSWER_S, client.LOOK_PAUSE_S = 0.01, 5.0, 0.01
-    submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.LOOK_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
+    retry.FIRST_PAUSE_S, retry.ANSWER_S, client.SEARCH_PAUSE_S = 0.01, 5.0, 0.01
+    submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.SEARCH_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
 
 
 # --- steps towards the disk -----------------------------------------------------------------------
