@@ -5,7 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, FakeKaggle, Handler, Refusal
+from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, FakeKaggle, Handler, ErrorAnswer
 
 Fault = Callable[[Handler], None]  # what happens to a request instead of its answer
 ALWAYS = 50  # more than the number of tries
@@ -28,7 +28,7 @@ class Kaggle(FakeKaggle):
         self.released.set()
         super().__exit__(*error)
 
-    def fault(self, handler: Handler, call: str) -> bool:
+    def inject_fault(self, handler: Handler, call: str) -> bool:
         call = "range" if "Range" in handler.headers else call
         self.calls.append(call)
         fault = next(iter(self.faults.get(call, [])), None)
@@ -38,11 +38,11 @@ class Kaggle(FakeKaggle):
         fault(handler)
         return True
 
-    def answer(self, call: str, asked: Answer) -> Answer:
-        answer = super().answer(call, asked)
+    def answer(self, call: str, request: Answer) -> Answer:
+        answer = super().answer(call, request)
         if self.lost.get(call, 0) > 0:
             self.lost[call] -= 1
-            raise Refusal(500, "Internal error")
+            raise ErrorAnswer(500, "Internal error")
         return answer
 
     def send_file(self, handler: Handler, path: pathlib.Path, first: int) -> None:

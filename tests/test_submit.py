@@ -342,7 +342,7 @@ def test_a_score_that_does_not_come_is_filled_in_later(
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
+        patch.setattr(fake_kaggle, "PENDING_LISTINGS", 1000)
         assert submit_mine() == 1
         assert "`make leaderboard`" in only_line(capsys)
     assert rows()[0].status == "pending" and rows()[0].ref is not None
@@ -356,7 +356,7 @@ def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
-    monkeypatch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
+    monkeypatch.setattr(fake_kaggle, "PENDING_LISTINGS", 1000)
     assert submit_mine() == 1
     kaggle.faults["ListSubmissions"] = [answering(401, "Unauthenticated")] * ALWAYS
     assert main(["leaderboard"]) == 0

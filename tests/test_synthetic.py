@@ -19,7 +19,7 @@ PICTURE_SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
 def test_same_car_and_view_give_the_same_pixels() -> None:
-    first, second = (cars.draw_view(cars.make_car("Fjord", 7), 3) for _ in range(2))
+    first, second = (cars.draw_image(cars.make_car("Fjord", 7), 3) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
 
@@ -28,7 +28,7 @@ def test_draw_car_is_draw_view_16_times() -> None:
     car = cars.make_car("Hazel", 1)
     views = cars.draw_car(car)
     assert len(views) == carvana.ANGLES
-    image, mask = cars.draw_view(car, 11)
+    image, mask = cars.draw_image(car, 11)
     np.testing.assert_array_equal(views[10][0], image)
     np.testing.assert_array_equal(views[10][1], mask)
 
@@ -36,7 +36,7 @@ def test_draw_car_is_draw_view_16_times() -> None:
 @pytest.mark.parametrize("make", cars.MAKES)
 @pytest.mark.parametrize("view", [2, 5])
 def test_a_mask_is_one_piece_inside_the_picture(make: str, view: int) -> None:
-    image, mask = cars.draw_view(cars.make_car(make, 2), view)
+    image, mask = cars.draw_image(cars.make_car(make, 2), view)
     assert image.shape == (*PICTURE_SHAPE, 3) and image.dtype == np.uint8
     assert mask.shape == PICTURE_SHAPE and mask.dtype == np.bool_
     assert 0.08 < mask.mean() < 0.40
@@ -47,7 +47,7 @@ def test_a_mask_is_one_piece_inside_the_picture(make: str, view: int) -> None:
 
 def test_makes_and_cars_and_views_differ() -> None:
     def mask_of(make: str, seed: int, view: int) -> np.ndarray:
-        return cars.draw_view(cars.make_car(make, seed), view)[1]
+        return cars.draw_image(cars.make_car(make, seed), view)[1]
 
     saloon = mask_of("Aster", 0, 5)
     for other in (mask_of("Gale", 0, 5), mask_of("Aster", 1, 5), mask_of("Aster", 0, 1)):
@@ -56,7 +56,7 @@ def test_makes_and_cars_and_views_differ() -> None:
 
 def test_mask_edges_lie_on_picture_edges() -> None:
     """The picture changes more across the mask's outline than it does a few pixels off it."""
-    image, mask = cars.draw_view(cars.make_car("Ember", 2), 4)
+    image, mask = cars.draw_image(cars.make_car("Ember", 2), 4)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     change = np.abs(np.diff(grey, axis=1))
     outline = mask[:, 1:] != mask[:, :-1]

@@ -120,8 +120,8 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
         run_stage("predict", *arguments)
     if (digest := sha256(run.submission)) != row.sha256:
         raise Problem(
-            f"{run.submission} has sha256 {digest}, but row {number} has {row.sha256}; check that machine, package versions "
-            "and test images are the same."
+            f"{run.submission} has sha256 {digest}, but row {number} has {row.sha256}; check that machine, package "
+            "versions and test images are the same."
         )
     print(f"{run.submission} has the sha256 of row {number}, {row.sha256}.")
 
