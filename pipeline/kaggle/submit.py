@@ -242,12 +242,12 @@ def describe(origin: Provenance) -> str:
     """Describe in a few words what made a submission: a message for Kaggle's leaderboard."""
     if origin.threshold is None:
         return "origin unknown"
-    words = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
-    words += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
-    words += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
-    words += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []
-    words += [f"{len(origin.bad_images)} empty"] if origin.bad_images else []
-    return " ".join(words)
+    facts = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
+    facts += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
+    facts += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
+    facts += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []
+    facts += [f"{len(origin.bad_images)} empty"] if origin.bad_images else []
+    return " ".join(facts)
 
 
 def result_line(row: Row, number: int | None, ledger_path: pathlib.Path) -> str:
