@@ -21,8 +21,8 @@ from pipeline.synthetic.solids import (
     Piece,
     Points,
     Quads,
-    grid_quads,
     flip_faces,
+    grid_quads,
     make_part,
 )
 
@@ -212,9 +212,7 @@ def patches_part(shape: Make, loft: Loft) -> Part:
     return make_part(pieces)
 
 
-def side_patch(
-    loft: Loft, side: int, from_x_m: float, to_x_m: float, low: float, high: float
-) -> Quads:
+def side_patch(loft: Loft, side: int, from_x_m: float, to_x_m: float, low: float, high: float) -> Quads:
     """Return a patch on one flank between two x and two levels."""
     x_m = np.repeat(np.linspace(from_x_m, to_x_m, 7), 7)
     level = np.tile(np.linspace(low, high, 7), 7)

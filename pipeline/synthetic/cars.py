@@ -86,9 +86,7 @@ def draw_car(car: Car) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
     return [draw(car, parts, studio, angle) for angle in range(1, carvana.ANGLES + 1)]
 
 
-def draw(
-    car: Car, parts: Parts, studio: Studio, angle: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     camera = Camera(studio, turn_rad=np.deg2rad((angle - 1) * 360 / carvana.ANGLES))
     image = draw_studio(camera)
     darken_floor(image, car, camera)

@@ -153,9 +153,7 @@ def overlap(low_m: NDArray[np.float64], high_m: NDArray[np.float64], box: Box) -
     return bool(np.all(low_m < box.high_m - 1e-6) and np.all(box.low_m < high_m - 1e-6))
 
 
-def draw_view(
-    room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, angle: int
-) -> View:
+def draw_view(room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, angle: int) -> View:
     """Draw view `angle` of a room from `make_room`."""
     rng = np.random.default_rng([seed, 1, angle])
     eye = room_m * rng.uniform((0.3, 0.5, 0.04), (0.7, 0.62, 0.2))

@@ -45,9 +45,7 @@ class Part:
     outward: Points
 
 
-def make_part(
-    pieces: list[Piece], centre: Points = np.zeros(3), outward: Points = np.zeros(3)
-) -> Part:
+def make_part(pieces: list[Piece], centre: Points = np.zeros(3), outward: Points = np.zeros(3)) -> Part:
     """Join pieces of several materials into one part."""
     counts = [len(quads) for quads, _ in pieces]
     colours = np.array([material.colour for _, material in pieces], dtype=np.float64)

@@ -65,13 +65,7 @@ class CarImage:
     rle_mask: str
 
 
-def main(
-    folder: pathlib.Path,
-    cars: int = 32,
-    test_cars: int = 8,
-    seed: int = 0,
-    workers: int | None = None,
-) -> None:
+def main(folder: pathlib.Path, cars: int = 32, test_cars: int = 8, seed: int = 0, workers: int | None = None) -> None:
     """Draw a competition of `cars` training and `test_cars` test cars, 16 images each.
 
     A folder that holds this demo is left alone; another or an incomplete demo is drawn again. Raise Problem if the
