@@ -432,9 +432,7 @@ def test_an_interrupted_submit_is_finished_by_the_next_and_never_doubled(
     kaggle.released.set()
     kaggle.faults.clear()
     if number == signal.SIGINT:
-        assert process.returncode == 1 and err.splitlines() == [
-            "submit: interrupted; the same command goes on or begins again."
-        ]
+        assert process.returncode == 1 and err.startswith("submit: interrupted") and err.count("\n") == 1
     assert [row.status for row in rows()] == ([] if call == "ListSubmissions" else ["pending"])
     assert submit_mine() == 0
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
