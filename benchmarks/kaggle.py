@@ -1,7 +1,7 @@
-"""`make bench-kaggle`: downloading and verifying an archive, against a plain copy and zipfile's own test of it.
+"""`make bench-kaggle`: download and verify an archive, against a plain copy and zipfile's own test of it.
 
-A loopback server in a process of its own serves a drawn archive of 1 GB; the real client and the stage `download`
-fetch it. Both ways read the same file, in turn and several times. The last line is one JSON object of the figures.
+A loopback server in its own process serves a drawn archive of 1 GB; the real client and the stage `download` fetch it.
+Both ways read the same file, in alternation and several times. The last line is one JSON object of figures.
 """
 import argparse
 import contextlib
@@ -19,21 +19,20 @@ from collections.abc import Callable, Iterator
 
 from pipeline import carvana
 
-PICTURE_BYTES = 102_000  # mean of the training pictures
+IMAGE_BYTES = 102_000  # mean of the training images
 NAME = "train.zip"
-# The server of the stand-in, until somebody closes its input.
+# The fake Kaggle, which serves until its input is closed.
 SERVER = """
 import json, pathlib, sys
-from pipeline.synthetic.fake_kaggle import StandIn
-with StandIn(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as server:
+from pipeline.synthetic.fake_kaggle import FakeKaggle
+with FakeKaggle(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as server:
     print(json.dumps(server.environment()), flush=True)
     sys.stdin.read()
 """
-# The stage, timed without the start of Python and of the client; its peak memory is that of its own process.
+# The stage, timed without the start of Python and of the client, with the peak memory of its process.
 DOWNLOAD = """
 import pathlib, resource, sys, time
-from pipeline.kaggle import client
-from pipeline.kaggle import download
+from pipeline.kaggle import client, download
 client.connect()
 began = time.perf_counter()
 download.main(pathlib.Path(sys.argv[1]), hq=False, only=[sys.argv[2]])
@@ -53,7 +52,7 @@ def main() -> None:
         inbox.mkdir()
         draw_archive(served / NAME, args.gigabytes)
         size_mb = (served / NAME).stat().st_size / 1e6
-        print(f"an archive of {size_mb:.0f} MB, {args.rounds} rounds in turn; MB/s")
+        print(f"an archive of {size_mb:.0f} MB, {args.rounds} alternating rounds; MB/s")
         ours, plain, peaks_mb = [], [], []
         with serving(served, inbox) as environment:
             for _ in range(args.rounds):
@@ -64,23 +63,23 @@ def main() -> None:
                 peaks_mb.append(peak_mb)
                 shutil.rmtree(out)
                 print(f"copy and test {size_mb / plain[-1]:6.0f}   download and verify {size_mb / ours[-1]:6.0f}")
-    shares = sorted(a / b for a, b in zip(plain, ours))
-    figures = {"verify_speed_share": shares[len(shares) // 2], "peak_mb": max(peaks_mb)}
-    print(f"median share {figures['verify_speed_share']:.2f}, best {shares[-1]:.2f}, worst {shares[0]:.2f}; "
+    ratios = sorted(a / b for a, b in zip(plain, ours))
+    figures = {"verify_speed_ratio": ratios[len(ratios) // 2], "peak_mb": max(peaks_mb)}
+    print(f"median speed ratio {figures['verify_speed_ratio']:.2f}, best {ratios[-1]:.2f}, worst {ratios[0]:.2f}; "
           f"peak memory {figures['peak_mb']:.0f} MB")
     print(json.dumps({key: round(value, 4) for key, value in figures.items()}))
 
 
 def draw_archive(path: pathlib.Path, gigabytes: float) -> None:
-    """Whole cars of incompressible pictures, stored as Kaggle's archives are."""
+    """Write an archive of complete cars with incompressible images, stored as in Kaggle's archives."""
     rng = random.Random(0)
-    cars = max(1, round(gigabytes * 1e9 / PICTURE_BYTES / carvana.ANGLES))
+    cars = max(1, round(gigabytes * 1e9 / IMAGE_BYTES / carvana.ANGLES))
     with zipfile.ZipFile(path, "w") as archive:
         for car in range(cars):
-            for view in carvana.ANGLE_CODES:
-                name = carvana.image_name(f"{car:012x}", view)
+            for angle in carvana.ANGLE_CODES:
+                name = carvana.image_name(f"{car:012x}", angle)
                 info = zipfile.ZipInfo(f"train/{name}", carvana.ARCHIVE_DATE)
-                archive.writestr(info, rng.randbytes(PICTURE_BYTES))
+                archive.writestr(info, rng.randbytes(IMAGE_BYTES))
 
 
 @contextlib.contextmanager
@@ -93,10 +92,10 @@ def serving(folder: pathlib.Path, inbox: pathlib.Path) -> Iterator[dict[str, str
 
 
 def download(out: pathlib.Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds and peak memory in MB of the stage."""
+    """Return seconds and peak memory in MB of the stage."""
     command = [sys.executable, "-c", DOWNLOAD, str(out), NAME]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-    seconds, peak_mb = done.stdout.splitlines()[-1].split()
+    process = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    seconds, peak_mb = process.stdout.splitlines()[-1].split()
     return float(seconds), float(peak_mb)
 
 

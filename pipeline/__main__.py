@@ -136,7 +136,7 @@ def submit(args: argparse.Namespace) -> None:
     file = pathlib.Path(args.file) if args.file else None
     stage.main(
         run_of(args), file, trained_folds(args), folder_of(args), pathlib.Path(args.ledger),
-        args.message, args.dry_run, args.force, args.set, predict_words=shared_words(args),
+        args.message, args.dry_run, args.force, args.set, predict_arguments=shared_words(args),
     )  # fmt: skip
 
 

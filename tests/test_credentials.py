@@ -1,11 +1,11 @@
-"""Credentials for Kaggle: found where its own client finds them, never told, and one sentence when they fail."""
+"""Credentials for Kaggle: found where its own client finds them, never shown, and one sentence when they fail."""
 import json
 import pathlib
 import re
 from collections.abc import Iterator
 
 import pytest
-from kaggle_stand_in import Kaggle, answering, leaks
+from kaggle_server import Kaggle, answering, leaks
 
 from pipeline.__main__ import DEFAULT_CONFIG, main
 from pipeline.synthetic import fake_kaggle
@@ -17,7 +17,7 @@ CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONF
 def kaggle(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kaggle]:
-    """A stand-in, an empty place to work in, and no credentials."""
+    """A fake Kaggle, an empty working folder, and no credentials."""
     for folder in ("work/configs", "inbox", "home"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -36,10 +36,10 @@ def fetch(name: str = "metadata.csv.zip") -> int:
 
 
 def only_line(capsys: pytest.CaptureFixture) -> str:
-    """The one line that was said, on stderr, without a secret."""
-    said = capsys.readouterr()
-    (line,) = said.err.splitlines()
-    assert said.out == "" and not leaks(line)
+    """Return the one line of output, on stderr, without a secret."""
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert output.out == "" and not leaks(line)
     return line
 
 
@@ -50,7 +50,7 @@ def test_without_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize("place", ["variables", ".kaggle", ".config/kaggle", "KAGGLE_CONFIG_DIR", "access_token"])
-def test_credentials_are_found_where_kaggle_s_own_client_finds_them(
+def test_credentials_are_found_where_kaggles_own_client_finds_them(
     kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, place: str
 ) -> None:
     folder = tmp_path / "home" / place
@@ -82,11 +82,11 @@ def test_wrong_credentials(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, caps
     assert "does not accept the credentials (401" in line and "guessed" not in line
 
 
-def test_what_kaggle_says_is_cleaned_of_links_and_secrets(
+def test_kaggles_messages_are_cleaned_of_links_and_secrets(
     kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    said = f"No, {fake_kaggle.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
-    kaggle.faults["ListDataFiles"] = [answering(400, said)]
+    message = f"No, {fake_kaggle.TOKEN}, see https://kaggle.example/x?signature=secret-1 " + "and so on " * 50
+    kaggle.faults["ListDataFiles"] = [answering(400, message)]
     monkeypatch.setenv("KAGGLE_API_TOKEN", fake_kaggle.TOKEN)
     assert fetch() == 1
     line = only_line(capsys)

@@ -43,7 +43,7 @@ def dice(a: Mask, b: Mask) -> float:
 
 @pytest.fixture(scope="module")
 def mask() -> Mask:
-    return cars.draw_view(cars.make_car("Fjord", 7), 3)[1]
+    return cars.draw_image(cars.make_car("Fjord", 7), 3)[1]
 
 
 # --- the grid -------------------------------------------------------------------------------------

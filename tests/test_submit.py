@@ -1,4 +1,4 @@
-"""Submitting, by the real client to a stand-in with faults: once, truly, and with a row in the ledger."""
+"""Submitting with the real client to a fake Kaggle with faults: once, and with a row in the ledger."""
 import errno
 import gzip
 import os
@@ -12,33 +12,32 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
-from kaggle_stand_in import ALWAYS, Fault, Kaggle, answering, cut, stall
+from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, stall
 
 from pipeline import carvana
 from pipeline.__main__ import DEFAULT_CONFIG, main
-from pipeline.runtime.files import sha256, write_json
 from pipeline.kaggle import client as kaggle_client
-from pipeline.kaggle import ledger, retry
-from pipeline.submission import provenance
-from pipeline.synthetic import fake_kaggle
+from pipeline.kaggle import ledger, retry, submit
 from pipeline.kaggle.ledger import Row
-from pipeline.synthetic.fake_kaggle import Answer
-from pipeline.submission.reader import read_rows
 from pipeline.paths import SUBMISSIONS, Run
+from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.problem import Problem
-from pipeline.kaggle import submit
+from pipeline.submission import provenance
+from pipeline.submission.reader import read_rows
+from pipeline.synthetic import fake_kaggle
+from pipeline.synthetic.fake_kaggle import Answer
 
 ROOT = pathlib.Path(__file__).parent.parent
 Capture, Patch = pytest.CaptureFixture, pytest.MonkeyPatch
-Submit = Callable[..., int]  # words -> exit code
+Submit = Callable[..., int]  # arguments -> exit code
 LEDGER = pathlib.Path("submissions/ledger.csv")
 MINE = pathlib.Path("mine.csv.gz")
-LONG_S = 120.0  # for what takes seconds on a machine with nothing else to do
+LONG_S = 120.0  # for what takes seconds on an idle machine
 
 
 @pytest.fixture
 def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch) -> Iterator[Kaggle]:
-    """A stand-in, credentials for it, an empty place to work in with `mine.csv.gz`, and little patience."""
+    """A fake Kaggle, credentials for it, an empty working folder with `mine.csv.gz`, and short timeouts."""
     for folder in ("work/configs", "inbox", "home"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -46,12 +45,12 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
     rows = [row[:2] for _, row in read_rows(demo_folder / "solution.csv", carvana.SOLUTION_HEADER)]
     lines = [",".join(row) for row in [list(carvana.SUBMISSION_HEADER), *rows]]
     MINE.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
-    for place, name, value in (
+    for module, name, value in (
         (retry, "FIRST_PAUSE_S", 0.01), (retry, "ANSWER_S", 1.0), (retry, "TRIES", 3),
-        (kaggle_client, "LOOK_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 20.0),
-        (submit, "LONGEST_POLL_S", 0.1), (submit, "LOOK_PAUSES_S", (0.01, 0.5)),
+        (kaggle_client, "SEARCH_PAUSE_S", 0.01), (submit, "FIRST_POLL_S", 0.01), (submit, "WAIT_S", 20.0),
+        (submit, "LONGEST_POLL_S", 0.1), (submit, "SEARCH_PAUSES_S", (0.01, 0.5)),
     ):  # fmt: skip
-        monkeypatch.setattr(place, name, value)
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with Kaggle(demo_folder, tmp_path / "inbox") as server:
         for name, text in server.environment().items():
@@ -62,7 +61,7 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
 @pytest.fixture
 def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Submit:
     """`submit_mine("--force")` -> exit code."""
-    return lambda *words: main(["submit", str(MINE), "--data", str(demo_folder), *words])
+    return lambda *arguments: main(["submit", str(MINE), "--data", str(demo_folder), *arguments])
 
 
 def rows() -> list[Row]:
@@ -74,16 +73,16 @@ def uploads(kaggle: Kaggle) -> int:
 
 
 def only_line(capsys: Capture) -> str:
-    """What was said on stderr, which is one line without a traceback and without a secret."""
-    said = capsys.readouterr()
-    (line,) = said.err.splitlines()
+    """Return the one line on stderr, without a traceback and without a secret."""
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
     ledger_text = LEDGER.read_text() if LEDGER.exists() else ""
     for secret in (fake_kaggle.KEY, fake_kaggle.TOKEN, "signature="):
-        assert secret not in said.out + said.err + ledger_text
+        assert secret not in output.out + output.err + ledger_text
     return line
 
 
-# --- as it should go ------------------------------------------------------------------------------
+# --- no faults ------------------------------------------------------------------------------------
 
 
 def test_a_submission_ends_with_its_score_and_a_row(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
@@ -101,7 +100,7 @@ def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit
     assert submit_mine() == 0
     MINE.touch()
     assert submit_mine() == 0
-    assert "was submitted already; FORCE=1" in capsys.readouterr().out
+    assert "FORCE=1" in capsys.readouterr().out
     assert uploads(kaggle) == 1
     assert submit_mine("--force") == 0
     assert uploads(kaggle) == 2
@@ -126,8 +125,8 @@ def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
     assert uploads(kaggle) == 0 and rows() == []
     assert "Submissions left today: 5." in out
     (line,) = [line for line in out.splitlines() if "kaggle competitions submit" in line]
-    done = subprocess.run(line, shell=True, capture_output=True, text=True)
-    assert "Successfully submitted" in done.stdout, done
+    process = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert "Successfully submitted" in process.stdout, process
     assert kaggle.submissions[0]["description"].startswith("it's a \"try\"; $HOME #")
     assert submit_mine() == 0  # finds what was submitted by hand
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0
@@ -145,22 +144,22 @@ def test_the_run_s_own_submission_is_predicted_when_it_is_not_there(
 ) -> None:
     predicted = []
 
-    def pretend(stage: str, *words: str) -> None:
-        predicted.append((stage, *words))
+    def pretend(stage: str, *arguments: str) -> None:
+        predicted.append((stage, *arguments))
         pathlib.Path("submissions").mkdir(exist_ok=True)
         MINE.rename("submissions/own.csv.gz")
 
     monkeypatch.setattr(submit, "run_stage", pretend)
-    words = ("--config", DEFAULT_CONFIG, "--run", "own", "--data", str(demo_folder))
+    arguments = ("--config", DEFAULT_CONFIG, "--run", "own", "--data", str(demo_folder))
     for _ in range(2):
-        assert main(["submit", *words]) == 0
-    assert predicted == [("predict", *words)]
+        assert main(["submit", *arguments]) == 0
+    assert predicted == [("predict", *arguments)]
     assert uploads(kaggle) == 1 and rows()[0].file == "submissions/own.csv.gz"
 
 
-def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kaggle: Kaggle) -> None:
+def test_a_submission_with_another_threshold_than_the_run_has_now_is_predicted_again(kaggle: Kaggle) -> None:
     run = Run("mine")
-    about = provenance.Provenance(sha256=sha256(MINE), runs=("mine",), folds=(0,), cut=0.5)
+    about = provenance.Provenance(sha256=sha256(MINE), runs=("mine",), folds=(0,), threshold=0.5)
     run.fold(0).folder.mkdir(parents=True)
     run.fold(0).best.write_text("weights")
     about = about.model_copy(update={"checkpoints": {str(run.fold(0).best): sha256(run.fold(0).best)}})
@@ -170,16 +169,18 @@ def test_a_submission_at_another_cut_than_the_run_has_now_is_predicted_again(kag
     write_json(run.threshold, {"threshold": 0.5})
     assert submit.reason_to_predict(run, [0]) is None
     write_json(run.threshold, {"threshold": 0.47})
-    assert "was made with the cut 0.5, and runs/mine/threshold.json has another" in submit.reason_to_predict(run, [0])
+    reason = submit.reason_to_predict(run, [0])
+    assert reason is not None and "threshold 0.5" in reason and "runs/mine/threshold.json has 0.47" in reason
 
 
 def test_a_submission_is_its_own_runs_though_another_has_the_same_bytes(kaggle: Kaggle) -> None:
-    """As a blend has that gives one run all the weight."""
+    """A blend that gives one run all the weight has the same bytes as that run."""
     run, blend = Run("mine"), Run("a+mine")
     for one, runs in ((run, ("mine",)), (blend, ("a", "mine"))):
         one.submission.parent.mkdir(exist_ok=True)
         shutil.copy(MINE, one.submission)
-        provenance.write(one.origin, provenance.Provenance(sha256=sha256(MINE), runs=runs, folds=(0,), cut=0.5))
+        origin = provenance.Provenance(sha256=sha256(MINE), runs=runs, folds=(0,), threshold=0.5)
+        provenance.write(one.provenance, origin)
     assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
     assert provenance.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
     assert provenance.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
@@ -194,20 +195,22 @@ def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: 
     both.submission.parent.mkdir()
     shutil.copy(MINE, both.submission)
     about = {"sha256": sha256(MINE), "runs": ("a", "b"), "folds": (0,), "checkpoints": {str(one): sha256(one)}}
-    provenance.write(both.origin, provenance.Provenance(**about))
+    provenance.write(both.provenance, provenance.Provenance(**about))
     assert submit.reason_to_predict(both, []) is None
     one.write_text("other weights")
-    with pytest.raises(Problem, match=r'was made by another runs/a/fold0/best.pt; run `make predict RUNS="a b"` again'):
+    with pytest.raises(Problem, match=r'^runs/a/fold0/best.pt .*`make predict RUNS="a b"`'):
         submit.reason_to_predict(both, [])
 
 
 def test_the_message_says_how_it_was_predicted() -> None:
-    words = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
-    about = provenance.Provenance(sha256="0" * 64, runs=("a",), folds=(0, 1), cut=0.5, predict_overrides=words)
-    assert submit.describe(about) == "a folds 0,1 cut 0.500 predict.tta=none data.scale=4"
+    overrides = ('predict.tta="none"', 'data.folder="x"', "data.scale=4")
+    origin = provenance.Provenance(
+        sha256="0" * 64, runs=("a",), folds=(0, 1), threshold=0.5, predict_overrides=overrides
+    )
+    assert submit.describe(origin) == "a folds 0,1 threshold 0.500 predict.tta=none data.scale=4"
 
 
-# --- trouble that passes --------------------------------------------------------------------------
+# --- transient faults -----------------------------------------------------------------------------
 
 
 CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "CreateSubmission")
@@ -216,10 +219,13 @@ CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "Cre
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     "fault",
-    [answering(500), answering(503, "Try later"), answering(429, "Slow"), answering(429, Retry_After="0"), cut, stall],
-    ids=["500", "503", "429", "429 Retry-After", "threshold", "stalled"],
+    [
+        answering(500), answering(503, "Try later"), answering(429, "Slow"), answering(429, Retry_After="0"),
+        disconnect, stall,
+    ],
+    ids=["500", "503", "429", "429 Retry-After", "disconnected", "stalled"],
 )
-def test_trouble_with_a_call_that_passes_is_got_over(
+def test_a_call_with_a_transient_fault_is_retried(
     kaggle: Kaggle, submit_mine: Submit, call: str, fault: Fault
 ) -> None:
     kaggle.faults[call] = [fault]
@@ -228,7 +234,9 @@ def test_trouble_with_a_call_that_passes_is_got_over(
 
 
 @pytest.mark.parametrize(
-    "fault", [answering(500), answering(503), answering(403), cut, stall], ids=["500", "503", "403", "threshold", "stalled"]
+    "fault",
+    [answering(500), answering(503), answering(403), disconnect, stall],
+    ids=["500", "503", "403", "disconnected", "stalled"],
 )
 def test_an_upload_that_breaks_begins_again(kaggle: Kaggle, submit_mine: Submit, fault: Fault) -> None:
     kaggle.faults["upload"] = [fault, fault]
@@ -263,7 +271,7 @@ def test_rows_that_are_pulled_while_the_score_is_awaited_are_kept(
     assert first == theirs and second.file == str(MINE) and second.status == "complete"
 
 
-# --- trouble that stays ---------------------------------------------------------------------------
+# --- permanent faults -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,10 +282,10 @@ def test_rows_that_are_pulled_while_the_score_is_awaited_are_kept(
         ("CreateSubmission", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
         ("StartSubmissionUpload", answering(404, "Competition not found"), "does not know the competition"),
         ("StartSubmissionUpload", answering(429, "Too many", Retry_After="0"), "fewer calls"),
-        ("StartSubmissionUpload", answering(500), "trouble of its own (500)"),
+        ("StartSubmissionUpload", answering(500), "internal error (500)"),
         ("StartSubmissionUpload", answering(401, "Unauthenticated"), "credentials"),
         ("upload", answering(503), "the upload of mine.csv.gz failed after 3 tries"),
-        ("upload", cut, "the upload of mine.csv.gz failed after 3 tries"),
+        ("upload", disconnect, "the upload of mine.csv.gz failed after 3 tries"),
         ("upload", stall, "there was no answer in time"),
     ],
 )  # fmt: skip
@@ -296,8 +304,8 @@ def test_a_refusal_is_one_sentence_and_a_failed_row_that_the_next_try_fills(
     assert row.status == "complete" and row.error == "" and uploads(kaggle) == 1
 
 
-@pytest.mark.parametrize("status, named", [(401, "credentials"), (403, carvana.RULES_PAGE), (500, "trouble of its")])
-def test_who_may_not_even_ask_leaves_no_row(
+@pytest.mark.parametrize("status, named", [(401, "credentials"), (403, carvana.RULES_PAGE), (500, "internal error")])
+def test_a_submission_list_that_cannot_be_read_leaves_no_row(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, status: int, named: str
 ) -> None:
     kaggle.faults["ListSubmissions"] = [answering(status, "No")] * ALWAYS
@@ -306,12 +314,12 @@ def test_who_may_not_even_ask_leaves_no_row(
     assert rows() == []
 
 
-def test_the_daily_limit_is_told_before_anything_is_uploaded(
+def test_the_daily_limit_is_reported_before_anything_is_uploaded(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(fake_kaggle, "DAILY_SUBMISSIONS", 1)
     assert submit_mine() == 0 and submit_mine("--force") == 1
-    assert "No submission is left today; the next day begins in" in only_line(capsys)
+    assert "No submission is left today; try again in" in only_line(capsys)
     assert len(rows()) == 1 and len(kaggle.uploads) == 1
 
 
@@ -334,9 +342,9 @@ def test_a_score_that_does_not_come_is_filled_in_later(
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
+        patch.setattr(fake_kaggle, "PENDING_LISTINGS", 1000)
         assert submit_mine() == 1
-        assert "no score came within" in only_line(capsys)
+        assert "`make leaderboard`" in only_line(capsys)
     assert rows()[0].status == "pending" and rows()[0].ref is not None
     assert main(["leaderboard"]) == 0
     assert (rows()[0].status, rows()[0].private) == ("complete", 1.0)
@@ -348,12 +356,12 @@ def test_leaderboard_shows_what_it_has_when_kaggle_cannot_be_asked(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(submit, "WAIT_S", 0.05)
-    monkeypatch.setattr(fake_kaggle, "LOOKS_UNTIL_SCORED", 1000)
+    monkeypatch.setattr(fake_kaggle, "PENDING_LISTINGS", 1000)
     assert submit_mine() == 1
     kaggle.faults["ListSubmissions"] = [answering(401, "Unauthenticated")] * ALWAYS
     assert main(["leaderboard"]) == 0
     out = capsys.readouterr().out
-    assert "could not be asked for: " in out and "credentials" in out and "mine.csv.gz" in out
+    assert "could not be updated: " in out and "credentials" in out and "mine.csv.gz" in out
 
 
 def test_a_submission_of_another_account_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
@@ -361,7 +369,7 @@ def test_a_submission_of_another_account_is_a_problem(kaggle: Kaggle, submit_min
     ledger.put(LEDGER, rows()[0].model_copy(update={"status": "pending"}))
     kaggle.submissions.clear()
     assert submit_mine() == 1
-    assert "does not list that for this account" in only_line(capsys)
+    assert "this account has no such submission" in only_line(capsys)
     assert submit_mine("--force") == 0
 
 
@@ -374,17 +382,17 @@ def test_without_credentials_nothing_is_written(
     assert rows() == []
 
 
-def test_a_message_that_kaggle_might_cut_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
+def test_a_message_that_is_too_long_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     assert submit_mine("--message", "x" * 251) == 1
     assert "MESSAGE has 251 characters; 250 are allowed" in only_line(capsys)
 
 
-# --- cut off --------------------------------------------------------------------------------------
+# --- interrupted ----------------------------------------------------------------------------------
 
 
 def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "pipeline", "submit", str(MINE), "--data", str(demo_folder)]
-    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-m", "pipeline", "submit", str(MINE), "--data", str(demo_folder)]
+    return subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +405,7 @@ def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
         ("after CreateSubmission", signal.SIGKILL),
     ],
 )
-def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
+def test_an_interrupted_submit_is_finished_by_the_next_and_never_doubled(
     kaggle: Kaggle,
     submit_mine: Submit,
     demo_folder: pathlib.Path,
@@ -420,13 +428,11 @@ def test_a_submit_that_is_cut_off_is_finished_by_the_next_and_never_doubled(
     process = begin(demo_folder)
     assert kaggle.reached.wait(LONG_S)
     process.send_signal(number)
-    _, said = process.communicate(timeout=LONG_S)
+    _, err = process.communicate(timeout=LONG_S)
     kaggle.released.set()
     kaggle.faults.clear()
     if number == signal.SIGINT:
-        assert process.returncode == 1 and said.splitlines() == [
-            "submit: interrupted; the same command goes on or begins again."
-        ]
+        assert process.returncode == 1 and err.startswith("submit: interrupted") and err.count("\n") == 1
     assert [row.status for row in rows()] == ([] if call == "ListSubmissions" else ["pending"])
     assert submit_mine() == 0
     assert uploads(kaggle) == 1 and rows()[0].public == 1.0 and len(rows()) == 1
@@ -466,7 +472,7 @@ def test_two_at_once_do_not_submit_twice(
     process = begin(demo_folder)
     assert kaggle.reached.wait(LONG_S)
     assert submit_mine() == 1
-    assert "Another `make submit` works with submissions/ledger.csv" in only_line(capsys)
+    assert "Another `make submit` uses submissions/ledger.csv" in only_line(capsys)
     kaggle.released.set()
     assert process.wait(timeout=LONG_S) == 0
     assert uploads(kaggle) == 1 and len(rows()) == 1

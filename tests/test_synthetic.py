@@ -1,4 +1,4 @@
-"""Drawn cars and the demo competition: small truths about pictures, masks and archives."""
+"""Drawn cars and the demo competition: images, masks and archives."""
 import csv
 import io
 import pathlib
@@ -10,58 +10,57 @@ import pytest
 from PIL import Image
 
 from pipeline import carvana
-from pipeline.synthetic import cars
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
-from pipeline.synthetic import write_competition
+from pipeline.synthetic import cars, write_competition
 
-PICTURE_SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+IMAGE_SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
-def test_same_car_and_view_give_the_same_pixels() -> None:
-    first, second = (cars.draw_view(cars.make_car("Fjord", 7), 3) for _ in range(2))
+def test_same_car_and_angle_give_the_same_pixels() -> None:
+    first, second = (cars.draw_image(cars.make_car("Fjord", 7), 3) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
 
 
-def test_draw_car_is_draw_view_16_times() -> None:
+def test_draw_car_is_draw_image_16_times() -> None:
     car = cars.make_car("Hazel", 1)
-    views = cars.draw_car(car)
-    assert len(views) == carvana.ANGLES
-    image, mask = cars.draw_view(car, 11)
-    np.testing.assert_array_equal(views[10][0], image)
-    np.testing.assert_array_equal(views[10][1], mask)
+    images = cars.draw_car(car)
+    assert len(images) == carvana.ANGLES
+    image, mask = cars.draw_image(car, 11)
+    np.testing.assert_array_equal(images[10][0], image)
+    np.testing.assert_array_equal(images[10][1], mask)
 
 
 @pytest.mark.parametrize("make", cars.MAKES)
-@pytest.mark.parametrize("view", [2, 5])
-def test_a_mask_is_one_piece_inside_the_picture(make: str, view: int) -> None:
-    image, mask = cars.draw_view(cars.make_car(make, 2), view)
-    assert image.shape == (*PICTURE_SHAPE, 3) and image.dtype == np.uint8
-    assert mask.shape == PICTURE_SHAPE and mask.dtype == np.bool_
+@pytest.mark.parametrize("angle", [2, 5])
+def test_a_mask_is_one_component_inside_the_image(make: str, angle: int) -> None:
+    image, mask = cars.draw_image(cars.make_car(make, 2), angle)
+    assert image.shape == (*IMAGE_SHAPE, 3) and image.dtype == np.uint8
+    assert mask.shape == IMAGE_SHAPE and mask.dtype == np.bool_
     assert 0.08 < mask.mean() < 0.40
     assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
-    pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
-    assert pieces == 1
+    components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+    assert components == 1
 
 
-def test_makes_and_cars_and_views_differ() -> None:
-    def mask_of(make: str, seed: int, view: int) -> np.ndarray:
-        return cars.draw_view(cars.make_car(make, seed), view)[1]
+def test_makes_cars_and_angles_differ() -> None:
+    def mask_of(make: str, seed: int, angle: int) -> np.ndarray:
+        return cars.draw_image(cars.make_car(make, seed), angle)[1]
 
     saloon = mask_of("Aster", 0, 5)
     for other in (mask_of("Gale", 0, 5), mask_of("Aster", 1, 5), mask_of("Aster", 0, 1)):
         assert np.mean(saloon != other) > 0.01
 
 
-def test_mask_edges_lie_on_picture_edges() -> None:
-    """The picture changes more across the mask's outline than it does a few pixels off it."""
-    image, mask = cars.draw_view(cars.make_car("Ember", 2), 4)
+def test_mask_edges_lie_on_image_edges() -> None:
+    """The image changes more across the mask's outline than a few pixels beside it."""
+    image, mask = cars.draw_image(cars.make_car("Ember", 2), 4)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    change = np.abs(np.diff(grey, axis=1))
+    gradient = np.abs(np.diff(grey, axis=1))
     outline = mask[:, 1:] != mask[:, :-1]
     off_by_4 = np.roll(outline, 4, axis=1) & ~outline
-    assert change[outline].mean() > 4 * change[off_by_4].mean()
+    assert gradient[outline].mean() > 4 * gradient[off_by_4].mean()
 
 
 def read_table(folder: pathlib.Path, name: str) -> list[dict[str, str]]:
@@ -110,8 +109,8 @@ def test_demo_masks_are_the_same_in_gif_and_csv(demo: pathlib.Path) -> None:
             gif = Image.open(io.BytesIO(archive.read(f"train_masks/{carvana.mask_name(name)}")))
             assert gif.mode == "P"
             mask = np.asarray(gif)
-            assert mask.shape == PICTURE_SHAPE and set(np.unique(mask)) == {0, 1}
-            np.testing.assert_array_equal(rle.decode(rows[name], *PICTURE_SHAPE), mask == 1)
+            assert mask.shape == IMAGE_SHAPE and set(np.unique(mask)) == {0, 1}
+            np.testing.assert_array_equal(rle.decode(rows[name], *IMAGE_SHAPE), mask == 1)
 
 
 def test_demo_is_left_alone_and_drawn_again_to_the_same_bytes(
@@ -129,7 +128,7 @@ def test_demo_is_left_alone_and_drawn_again_to_the_same_bytes(
 
 
 def test_demo_never_overwrites_a_competition(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "train.zip").write_bytes(b"5,088 pictures")
+    (tmp_path / "train.zip").write_bytes(b"5,088 images")
     with pytest.raises(Problem, match="train.zip but no demo.json"):
         write_competition.main(tmp_path, cars=1, test_cars=1)
-    assert (tmp_path / "train.zip").read_bytes() == b"5,088 pictures"
+    assert (tmp_path / "train.zip").read_bytes() == b"5,088 images"

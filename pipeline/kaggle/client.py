@@ -1,8 +1,7 @@
-"""Kaggle, through its own `kaggle` package: the only file that knows it.
+"""The only module that talks to Kaggle, through Kaggle's own `kaggle` package (written against version 2.2.4).
 
-Every call is patient within bounds: it has time limits, tries again where that can help, and ends in an answer or in
-a Problem of one sentence, which never holds a key, a token or a signed link. The package is imported by `connect`,
-so that no other stage needs it. Written against kaggle 2.2.4.
+Every call has time limits, is retried where that can help, and ends in a result or in a Problem of one sentence, which
+never contains a key, a token or a signed link. `connect` imports the package, so that no other stage needs it.
 """
 import contextlib
 import datetime
@@ -19,231 +18,231 @@ from typing import Any
 import requests
 
 from pipeline import carvana
-from pipeline.runtime.files import length_bytes, write_text
 from pipeline.kaggle.retry import (
-    HOW_TO_LOG_IN,
-    TROUBLE,
+    LOGIN_ADVICE,
+    NETWORK_ERRORS,
     Answer,
-    PatientAdapter,
+    KaggleAdapter,
     RetryPolicy,
-    Unusable,
-    is_unclear,
-    patiently,
+    UnusableAnswer,
+    may_have_succeeded,
+    with_retries,
 )
+from pipeline.runtime.files import length_bytes, write_text
 from pipeline.runtime.problem import Problem
 
-PIECE_BYTES = 2**20  # the most that is held in memory of a file
-SLOWEST_BYTES_PER_S = 4_096  # over a window of SLOW_S; a connection below that counts as broken
-SLOW_S = 60.0
-PROGRESS_BYTES = 2**20  # a connection that brought as much was worth it: the count of tries begins anew
+CHUNK_BYTES = 2**20  # the most of a file that is held in memory
+MIN_BYTES_PER_S = 4_096  # over PACE_WINDOW_S; a slower connection counts as broken
+PACE_WINDOW_S = 60.0
+PROGRESS_BYTES = 2**20  # a connection that brought this much made progress: the count of tries starts over
 SUBMISSIONS_PER_PAGE = 100
-SMALLEST_PAGE = 20  # what Kaggle gives when it does not heed the number above
-UPLOAD_DEADLINE_S = 3 * 3600.0  # with all tries; 0.4 GB take their time from a home
-LOOKS, LOOK_PAUSE_S = 3, 5.0  # for a submission of which we do not know whether Kaggle took it
+SMALLEST_PAGE = 20  # what Kaggle gives when it ignores the number above
+UPLOAD_DEADLINE_S = 3 * 3600.0  # for all tries; 0.4 GB take their time on a home connection
+SEARCHES, SEARCH_PAUSE_S = 3, 5.0  # for a submission after a call whose outcome is unknown
 
 
 @dataclass(frozen=True)
-class Left:
-    """How many submissions the team may still make, as Kaggle counts: days begin at 0:00 UTC."""
+class SubmissionLimits:
+    """How many submissions the team has made, and may still make today; Kaggle's days begin at 0:00 UTC."""
 
-    today: int  # that are still allowed
+    allowed_today: int
     made_today: int
-    made_in_all: int
+    made_total: int
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What Kaggle says of one submission."""
+    """One submission as Kaggle lists it."""
 
     ref: int
     file_name: str
     date: datetime.datetime  # UTC, without a time zone, as Kaggle gives it
     description: str  # the message that it was submitted with
     status: str  # PENDING, COMPLETE or ERROR
-    public: float | None  # Dice on the public pictures; None until Kaggle has scored it
+    public: float | None  # Dice on the public images; None until Kaggle has scored it
     private: float | None
     error: str  # why Kaggle could not score it, or ""
 
 
 class Client:
-    """One open connection to the competition. Every method raises Problem."""
+    """An authenticated connection to the competition. Every method raises Problem."""
 
-    def __init__(self, package_client: Any, adapter: PatientAdapter, secrets: list[str]):
+    def __init__(self, package_client: Any, adapter: KaggleAdapter, secrets: list[str]):
         self.calls = package_client.competitions.competition_api_client
         self.adapter, self.secrets = adapter, secrets
-        self.store = requests.Session()  # for uploads: it has no credentials to give away
-        self.store.mount("http://", adapter)
-        self.store.mount("https://", adapter)
+        self.upload_session = requests.Session()  # without credentials that could leak
+        self.upload_session.mount("http://", adapter)
+        self.upload_session.mount("https://", adapter)
 
     def files(self) -> dict[str, int]:
-        """Name -> size in bytes of each of the competition's files, from all pages."""
+        """Return {file name: size in bytes} of the competition's files, from all pages."""
         from kagglesdk.competitions.types.competition_api_service import ApiListDataFilesRequest
 
         sizes: dict[str, int] = {}
         request = ApiListDataFilesRequest()
         request.competition_name = carvana.SLUG
         while True:
-            answer = self.ask(self.calls.list_data_files, request, "asking Kaggle for its list of files")
+            answer = self.call(self.calls.list_data_files, request, "asking Kaggle for its list of files")
             sizes |= {file.name: file.total_bytes for file in answer.files}
             if not answer.next_page_token or answer.next_page_token == request.page_token:
                 return sizes
             request.page_token = answer.next_page_token
 
     def download(self, name: str, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
-        """Fetch a file to `path`, going on where an earlier call was cut off.
+        """Download a file to `path`, resuming where an earlier call stopped.
 
-        path: a draft's name, never the final one; it is whole when this returns. Beside it, `path` with `.tag` says
-        of which version of the file the draft is. size_bytes: as `files` says. on_bytes: called with the number of
-        bytes of each piece, those of an earlier call included; negative when a draft turns out to be of no use.
+        path: a draft's name, never the final one; the draft is complete when this returns. `path` with `.tag` beside
+        it holds the ETag of the version that the draft belongs to. size_bytes: from `files`. on_bytes: called with the
+        number of bytes of each chunk, those of an earlier call included; negative when a draft is discarded.
         """
-        patience = RetryPolicy(f"the download of {name}", self.secrets)
+        policy = RetryPolicy(f"the download of {name}", self.secrets)
         on_bytes(length_bytes(path))
         while (before_bytes := length_bytes(path)) != size_bytes:
             try:
-                self.fetch_rest(name, path, size_bytes, on_bytes)
-            except TROUBLE as error:
+                self.download_rest(name, path, size_bytes, on_bytes)
+            except NETWORK_ERRORS as error:
                 if length_bytes(path) - before_bytes >= PROGRESS_BYTES:
-                    patience = RetryPolicy(f"the download of {name}", self.secrets)
-                patience.wait_or_give_up(error)
-            except OSError as error:  # after TROUBLE, much of which is an OSError too
+                    policy = RetryPolicy(f"the download of {name}", self.secrets)
+                policy.wait_or_give_up(error)
+            except OSError as error:  # after NETWORK_ERRORS, many of which are OSErrors too
                 why = error.strerror or error
-                raise Problem(f"{path} could not be written: {why}; mend that, and the same command goes on.") from None
+                raise Problem(f"{path} could not be written: {why}; fix that and run the same command again.") from None
 
-    def fetch_rest(self, name: str, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
-        """One connection's worth of a file. The link is a new one each time, since links expire."""
+    def download_rest(self, name: str, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
+        """Download what one connection yields. Each call asks for a new link, since links expire."""
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
 
         tag_path = path.with_name(f"{path.name}.tag")
         tag = tag_path.read_text() if tag_path.is_file() else ""
-        begun_bytes = length_bytes(path)
-        go_on = tag != "" and 0 < begun_bytes < size_bytes
-        self.adapter.file_headers = {"Range": f"bytes={begun_bytes}-", "If-Range": tag} if go_on else {}
+        draft_bytes = length_bytes(path)
+        resumes = tag != "" and 0 < draft_bytes < size_bytes
+        self.adapter.file_headers = {"Range": f"bytes={draft_bytes}-", "If-Range": tag} if resumes else {}
         request = ApiDownloadDataFileRequest()
         request.competition_name, request.file_name = carvana.SLUG, name
-        response = self.calls.download_data_file(request)  # its body is still to come
+        response = self.calls.download_data_file(request)  # the body is still to be read
         new_tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         is_rest = response.status_code == 206
-        check_length(response, size_bytes - begun_bytes if is_rest else size_bytes)
+        check_length(response, size_bytes - draft_bytes if is_rest else size_bytes)
         if not is_rest or new_tag != tag:
-            on_bytes(-begun_bytes)
-            path.unlink(missing_ok=True)  # before the tag changes: a draft is never of another version than its tag
+            on_bytes(-draft_bytes)
+            path.unlink(missing_ok=True)  # before the tag changes: a draft always matches its tag
             write_text(tag_path, new_tag)
             if is_rest:
                 response.close()
-                raise Unusable("the file changed at Kaggle meanwhile")
-        append(response, path, size_bytes, on_bytes)
+                raise UnusableAnswer("the file changed at Kaggle in the meantime")
+        append_body(response, path, size_bytes, on_bytes)
 
-    def submissions_left(self) -> Left | None:
-        """None where Kaggle does not say: before the team's first submission, or when it cannot be asked."""
+    def submission_limits(self) -> SubmissionLimits | None:
+        """Return None where they are unknown: before the team's first submission, or when Kaggle cannot be reached."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest
 
         request = ApiGetSubmissionLimitsRequest()
         request.competition_name = carvana.SLUG
         try:
-            answer = self.ask(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
+            answer = self.call(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
         except Problem:
             return None
-        left = Left(answer.num_allowed_now, answer.num_today, answer.num_total)
-        return None if left == Left(0, 0, 0) else left
+        limits = SubmissionLimits(answer.num_allowed_now, answer.num_today, answer.num_total)
+        return None if limits == SubmissionLimits(0, 0, 0) else limits
 
     def submissions(self) -> list[Submission]:
-        """All that the team made, from all pages, the newest first."""
+        """Return all submissions of the team, from all pages, the newest first."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 
-        found: dict[int, Submission] = {}
+        by_ref: dict[int, Submission] = {}
         request = ApiListSubmissionsRequest()
         request.competition_name = carvana.SLUG
         request.page, request.page_size = 1, SUBMISSIONS_PER_PAGE
         while True:
-            answer = self.ask(self.calls.list_submissions, request, "asking Kaggle for the submissions")
-            new = {item.ref: submission_of(item) for item in answer.submissions if item.ref not in found}
-            found |= new
+            answer = self.call(self.calls.list_submissions, request, "asking Kaggle for the submissions")
+            new = {item.ref: parse_submission(item) for item in answer.submissions if item.ref not in by_ref}
+            by_ref |= new
             if not new or (len(answer.submissions) < SMALLEST_PAGE and not answer.next_page_token):
-                return sorted(found.values(), key=lambda submission: (submission.date, submission.ref), reverse=True)
+                return sorted(by_ref.values(), key=lambda submission: (submission.date, submission.ref), reverse=True)
             request.page += 1
             request.page_token = answer.next_page_token
 
     def submit(self, path: pathlib.Path, message: str) -> int:
-        """Hand in a file; its `ref`, returned only when Kaggle has it.
+        """Upload and submit a file; return its `ref` once Kaggle has it.
 
-        Never twice: after an unclear answer it looks among the `submissions` for a new one with this message
-        before it tries again.
+        Never submits twice: after a call whose outcome is unknown, search `submissions` for a new one with this
+        message before trying again.
         """
         from kagglesdk.competitions.types.competition_api_service import ApiCreateSubmissionRequest
 
         known = {submission.ref for submission in self.submissions()}
         request = ApiCreateSubmissionRequest()
         request.competition_name, request.submission_description = carvana.SLUG, message
-        request.blob_file_tokens = patiently(
+        request.blob_file_tokens = with_retries(
             lambda: self.upload(path), f"the upload of {path}", self.secrets, UPLOAD_DEADLINE_S
         )
-        patience = RetryPolicy(f"the submission of {path}", self.secrets)
+        policy = RetryPolicy(f"the submission of {path}", self.secrets)
         while True:
             try:
-                answer = sensible(self.calls.create_submission, request)
+                answer = call_api(self.calls.create_submission, request)
                 if not answer.ref:
-                    raise Unusable("Kaggle did not say under which number it has the file")
+                    raise UnusableAnswer("Kaggle gave the file no number")
                 return answer.ref
-            except TROUBLE as error:
-                if is_unclear(error) and (ref := self.find_new(message, known)) is not None:
+            except NETWORK_ERRORS as error:
+                if may_have_succeeded(error) and (ref := self.find_submission(message, known)) is not None:
                     return ref
-                patience.wait_or_give_up(error)
+                policy.wait_or_give_up(error)
 
     def upload(self, path: pathlib.Path) -> str:
-        """Bring a file to the store once; the token by which `submit` names it. No submission yet."""
+        """Upload a file to Kaggle's file store once; return the token that `submit` needs. This submits nothing."""
         from kagglesdk.competitions.types.competition_api_service import ApiStartSubmissionUploadRequest
 
         request = ApiStartSubmissionUploadRequest()
         request.competition_name, request.file_name = carvana.SLUG, path.name
         request.content_length = path.stat().st_size
         request.last_modified_epoch_seconds = int(path.stat().st_mtime)
-        place = sensible(self.calls.start_submission_upload, request)
+        target = call_api(self.calls.start_submission_upload, request)
         with PacedFile(path) as file:
-            response = self.store.put(place.create_url, data=file)
+            response = self.upload_session.put(target.create_url, data=file)
         if response.status_code not in (200, 201):
-            raise requests.HTTPError("the store did not take the file", response=response)
-        return place.token
+            raise requests.HTTPError("the file store rejected the file", response=response)
+        return target.token
 
-    def find_new(self, message: str, known: set[int]) -> int | None:
-        """The ref of a submission with this message that was not there before, looked for several times."""
-        for look in range(LOOKS):
+    def find_submission(self, message: str, known: set[int]) -> int | None:
+        """Search several times for a submission with this message whose ref is not `known`; return its ref or None."""
+        for search in range(SEARCHES):
             try:
                 submissions = self.submissions()
             except Problem as problem:
                 raise Problem(
-                    f"It is not known whether Kaggle took the submission ({problem}); `make leaderboard` finds out."
+                    f"It is unknown whether Kaggle took the submission ({problem}); run `make leaderboard` to find out."
                 ) from None
             for submission in submissions:
                 if submission.description.strip() == message.strip() and submission.ref not in known:
                     return submission.ref
-            time.sleep(LOOK_PAUSE_S if look < LOOKS - 1 else 0)
+            time.sleep(SEARCH_PAUSE_S if search < SEARCHES - 1 else 0)
         return None
 
-    def ask(self, call: Callable[[Any], Any], request: Any, what: str) -> Any:
-        return patiently(lambda: sensible(call, request), what, self.secrets)
+    def call(self, method: Callable[[Any], Any], request: Any, what: str) -> Any:
+        return with_retries(lambda: call_api(method, request), what, self.secrets)
 
 
-def sensible(call: Callable[..., Answer], *request: Any) -> Answer:
-    """The package's answer; Unusable where Kaggle, or something on the way, sent what the package cannot read."""
+def call_api(call: Callable[..., Answer], *request: Any) -> Answer:
+    """Call the package; raise UnusableAnswer for an answer that it cannot read, such as a proxy's page."""
     try:
         return call(*request)
     except requests.RequestException as error:
-        if isinstance(error, ValueError):  # no JSON
-            raise Unusable("the answer is not Kaggle's") from None
+        if isinstance(error, ValueError):  # not JSON
+            raise UnusableAnswer("the answer is not Kaggle's") from None
         raise
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise Unusable("the answer is not Kaggle's") from None
+        raise UnusableAnswer("the answer is not Kaggle's") from None
 
 
-def submission_of(item: Any) -> Submission:
+def parse_submission(item: Any) -> Submission:
     return Submission(
         item.ref, item.file_name or "", item.date or datetime.datetime.min, item.description or "", item.status.name,
-        score_of(item.public_score), score_of(item.private_score), item.error_description or "",
+        parse_score(item.public_score), parse_score(item.private_score), item.error_description or "",
     )  # fmt: skip
 
 
-def score_of(text: str | None) -> float | None:
-    """"0.99512" -> 0.99512; None for what is no number."""
+def parse_score(text: str | None) -> float | None:
+    """Parse "0.99512"; return None for anything but a number."""
     try:
         return float(text or "")
     except ValueError:
@@ -251,47 +250,47 @@ def score_of(text: str | None) -> float | None:
 
 
 def check_length(response: requests.Response, expected_bytes: int) -> None:
-    """Unusable, before anything is written, for an answer of another length: no part of our file."""
+    """Raise UnusableAnswer, before anything is written, if the answer's length shows that it is not our file."""
     given = response.headers.get("Content-Length")
     if given is not None and given != str(expected_bytes):
         response.close()
-        raise Unusable(f"{given} bytes were on offer, but {expected_bytes} belong there")
+        raise UnusableAnswer(f"the answer has {given} bytes instead of {expected_bytes}")
 
 
-def append(
+def append_body(
     response: requests.Response, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]
 ) -> None:
-    """Write the body to the end of a draft, until it has `size_bytes` or the connection ends; errors as in TROUBLE."""
+    """Append the body to a draft until it has `size_bytes` or the connection ends; raise NETWORK_ERRORS or OSError."""
     with response, open(path, "ab", buffering=0) as file:
         written_bytes = file.tell()
         pace = Pace()
         while written_bytes < size_bytes:
-            # read1, unlike iter_content, hands out what is there: neither a copy nor a wait for a full piece.
-            piece = response.raw.read1(min(PIECE_BYTES, size_bytes - written_bytes), decode_content=False)
-            if not piece:
+            # read1, unlike iter_content, returns what has arrived: no copy, and no wait for a full chunk.
+            chunk = response.raw.read1(min(CHUNK_BYTES, size_bytes - written_bytes), decode_content=False)
+            if not chunk:
                 raise requests.ConnectionError("the connection ended early")
-            file.write(piece)
-            written_bytes += len(piece)
-            on_bytes(len(piece))
-            pace.count(len(piece))
+            file.write(chunk)
+            written_bytes += len(chunk)
+            on_bytes(len(chunk))
+            pace.count(len(chunk))
 
 
 class Pace:
-    """Raises Timeout when hardly anything moves: a byte now and then would keep a connection up for ever."""
+    """Raise Timeout when a transfer is too slow: a byte now and then would keep a connection open for ever."""
 
     def __init__(self) -> None:
         self.moved_bytes, self.began = 0, time.monotonic()
 
     def count(self, moved_bytes: int) -> None:
         self.moved_bytes += moved_bytes
-        if (seconds := time.monotonic() - self.began) > SLOW_S:
-            if self.moved_bytes < SLOWEST_BYTES_PER_S * seconds:
-                raise requests.Timeout("hardly anything moved")
+        if (seconds := time.monotonic() - self.began) > PACE_WINDOW_S:
+            if self.moved_bytes < MIN_BYTES_PER_S * seconds:
+                raise requests.Timeout("the transfer is too slow")
             self.moved_bytes, self.began = 0, time.monotonic()
 
 
 class PacedFile(io.FileIO):
-    """A file that is sent at some pace, or not at all."""
+    """A file to upload; `read` raises Timeout when the upload is too slow."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__(path)
@@ -304,38 +303,38 @@ class PacedFile(io.FileIO):
 
 
 def connect() -> Client:
-    """Log in with the credentials that the `kaggle` package finds. Problem when it finds none, or they are refused."""
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings name signed links
+    """Log in with the credentials that the `kaggle` package finds; Problem if there are none or Kaggle rejects them."""
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings contain signed links
     api = import_package()()
     home = credentials_folder()
     api.config_dir, api.config = str(home), str(home / "kaggle.json")
     api.args = ["--local"] if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST" else []
-    adapter, build = PatientAdapter(), api.build_kaggle_client
-    api.build_kaggle_client = lambda: with_adapter(build(), adapter)  # also for the calls of the log-in
-    token, source = token_at_hand()
+    adapter, build = KaggleAdapter(), api.build_kaggle_client
+    api.build_kaggle_client = lambda: with_adapter(build(), adapter)  # for the calls of the log-in too
+    token, source = access_token()
     try:
-        with surroundings({}):
-            patiently(lambda: sensible(api.authenticate), "the log-in", [token] if token else [])
+        with environment({}):
+            with_retries(lambda: call_api(api.authenticate), "the log-in", [token] if token else [])
     except SystemExit:
         if not token:
-            raise Problem(f"There are no credentials for Kaggle; {HOW_TO_LOG_IN}.") from None
+            raise Problem(f"There are no credentials for Kaggle; {LOGIN_ADVICE}.") from None
     if token and api.config_values.get("token") != token:
-        # The package would go on with user and key, yet send this token all the same.
-        raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {HOW_TO_LOG_IN}.")
+        # The package would continue with user and key, but still send this token.
+        raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {LOGIN_ADVICE}.")
     secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
     return Client(api.build_kaggle_client(), adapter, secrets)
 
 
-def token_at_hand() -> tuple[str | None, str]:
-    """The access token that the package will prefer to all else, and where it stands."""
+def access_token() -> tuple[str | None, str]:
+    """Return the access token that the package prefers to other credentials, and where it was found."""
     from kagglesdk.kaggle_env import get_access_token_from_env
 
     token, source = get_access_token_from_env()
     return token, "~/.kaggle/access_token" if source == "access_token" else str(source)
 
 
-def with_adapter(package_client: Any, adapter: PatientAdapter) -> Any:
-    """The same client, whose requests go through the adapter. The package has no public way to its session."""
+def with_adapter(package_client: Any, adapter: KaggleAdapter) -> Any:
+    """Route the client's requests through the adapter. The package has no public way to its session."""
     http = package_client.http_client()
     http._init_session()
     http._session.mount("http://", adapter)
@@ -344,14 +343,14 @@ def with_adapter(package_client: Any, adapter: PatientAdapter) -> Any:
 
 
 def import_package() -> type:
-    """The class KaggleApi.
+    """Import and return the class KaggleApi.
 
-    Its import logs in, without time limits, makes a folder in HOME and prints help. So for that moment there
-    are no credentials, HOME is an empty folder, and nothing is heard.
+    The import logs in without time limits, makes a folder in HOME and prints help. So during the import there are no
+    credentials, HOME is an empty folder, and all output is discarded.
     """
     hidden: dict[str, str | None] = {name: None for name in os.environ if name.startswith("KAGGLE_")}
     with tempfile.TemporaryDirectory() as empty:
-        with surroundings({**hidden, "HOME": empty, "KAGGLE_CONFIG_DIR": empty}):
+        with environment({**hidden, "HOME": empty, "KAGGLE_CONFIG_DIR": empty}):
             try:
                 from kaggle.api.kaggle_api_extended import KaggleApi
             except ImportError as error:
@@ -360,7 +359,7 @@ def import_package() -> type:
 
 
 def credentials_folder() -> pathlib.Path:
-    """Where the package looks for `kaggle.json`."""
+    """Return the folder in which the package looks for `kaggle.json`."""
     if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
         return pathlib.Path(folder)
     old = pathlib.Path(os.path.expanduser("~/.kaggle"))
@@ -370,8 +369,8 @@ def credentials_folder() -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def surroundings(variables: dict[str, str | None]) -> Iterator[None]:
-    """For the block: these variables set (None: not), no VERBOSE, which prints keys, and all that is printed lost."""
+def environment(variables: dict[str, str | None]) -> Iterator[None]:
+    """Set these variables (None: unset) for a block, without VERBOSE, which prints keys; discard all output."""
     before = dict(os.environ)
     try:
         for name, value in {**variables, "VERBOSE": None, "VERBOSE_OUTPUT": None}.items():

@@ -1,6 +1,6 @@
-"""Stage `leaderboard`: the ledger in; its scores side by side out, and where they would have stood.
+"""Stage `leaderboard`: print the ledger's submissions with their scores, ranked among published scores.
 
-Rows that wait for their score are told it first, when Kaggle can be asked.
+Pending rows are updated first when Kaggle can be reached.
 """
 import pathlib
 from collections.abc import Iterable
@@ -10,9 +10,8 @@ from pipeline.kaggle.ledger import Row
 from pipeline.paths import LEDGER
 from pipeline.runtime.problem import Problem
 
-# Dice, of which pictures, whose, and where it was published.
 HELD_OUT = "oof_dice_cross_fitted"
-PUBLISHED = (
+PUBLISHED = (  # Dice, on which images, whose, and where it was published
     (0.997332, "private", "1st place, 49 networks", "their README"),
     (0.9970, "public", "5th place, one network at 1918x1280", "their write-up"),
     (0.9969, "private", "5th place, one network at 1918x1280", "their write-up"),
@@ -30,53 +29,53 @@ COLUMNS = ("row", "time (UTC)", "submission", "made by", "threshold", "OOF", "cr
 
 def main(ledger_path: pathlib.Path) -> None:
     if ledger_path != LEDGER and not ledger_path.is_file():
-        raise Problem(f"There is no ledger {ledger_path}; `make submit` writes {LEDGER} where none is named.")
+        raise Problem(f"There is no ledger {ledger_path}; check LEDGER=, or leave it out for {LEDGER}.")
     rows = ledger.read(ledger_path)
     if not rows:
-        print(f"{ledger_path} has no submission yet; `make submit` makes one.")
+        print(f"{ledger_path} has no submission yet; `make submit` adds one.")
         return
     if any(row.status == "pending" for row in rows):
         try:
-            rows = fill_in(ledger_path)
+            rows = update_pending(ledger_path)
         except Problem as problem:
-            print(f"Scores that are still to come could not be asked for: {problem}\n")
-    print_table([COLUMNS, *(cells(number, row) for number, row in enumerate(rows, start=1))])
+            print(f"Pending scores could not be updated: {problem}\n")
+    print_table([COLUMNS, *(table_row(number, row) for number, row in enumerate(rows, start=1))])
     for row in rows:
         if row.error:
             print(f"{row.file}: {row.error}")
     for kind, name in {"private": "private", "public": "public", HELD_OUT: "held-out"}.items():
-        print(f"\nAmong the {name} scores that were published:\n")
-        print_table(standing(kind, rows))
+        print(f"\nAmong published {name} scores:\n")
+        print_table(ranking(kind, rows))
 
 
-def fill_in(path: pathlib.Path) -> list[Row]:
-    """The rows, those that wait with what Kaggle says now, written to the ledger as well."""
-    with ledger.alone(path, "`make submit` is at work, and will write them."):
+def update_pending(path: pathlib.Path) -> list[Row]:
+    """Update pending rows in the ledger from Kaggle; return all rows."""
+    with ledger.exclusive(path, "`make submit` is running and will write them."):
         submissions = client.connect().submissions()
         rows = ledger.read(path)
         for row in rows:
-            news = ledger.told(row, submissions) if row.status == "pending" or row.ref is None else None
-            if news is not None and news != row:
-                ledger.put(path, news)
+            new_row = ledger.updated(row, submissions) if row.status == "pending" or row.ref is None else None
+            if new_row is not None and new_row != row:
+                ledger.put(path, new_row)
     return ledger.read(path)
 
 
-def cells(number: int, row: Row) -> tuple[str, ...]:
+def table_row(number: int, row: Row) -> tuple[str, ...]:
     made_by = f"{','.join(row.runs)} {','.join(map(str, row.folds))}" if row.runs else "unknown"
-    scores = (row.oof_dice, row.oof_dice_cross_fitted, row.public, row.private)
+    scores = map(format_dice, (row.oof_dice, row.oof_dice_cross_fitted, row.public, row.private))
     threshold = "" if row.threshold is None else f"{row.threshold:.3f}"
-    return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, threshold, *map(digits, scores), row.status)
+    return (str(number), f"{row.time:%Y-%m-%d %H:%M}", row.file, made_by, threshold, *scores, row.status)
 
 
-def standing(kind: str, rows: list[Row]) -> Iterable[tuple[str, ...]]:
-    """One line a score, ours and the published ones, the best first."""
+def ranking(kind: str, rows: list[Row]) -> Iterable[tuple[str, ...]]:
+    """Return one line per score, ours and the published ones, the best first."""
     ours = [(getattr(row, kind), f"▶ row {number}: {row.file}", "") for number, row in enumerate(rows, start=1)]
     theirs = [(dice, who, f"({source})") for dice, which, who, source in PUBLISHED if which == kind]
     scored = [line for line in theirs + ours if line[0] is not None]
     return [(f"{dice:.6g}", who, source) for dice, who, source in sorted(scored, key=lambda line: -line[0])]
 
 
-def digits(dice: float | None) -> str:
+def format_dice(dice: float | None) -> str:
     return "" if dice is None else f"{dice:.5f}"
 
 

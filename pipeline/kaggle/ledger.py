@@ -1,13 +1,13 @@
 """The ledger, `submissions/ledger.csv`: one row per submission, tracked by git.
 
-A row is written before its file is uploaded and then told how it went, so that a submission that was cut off at any
-moment is found again at Kaggle by the tag that ends its message:
+A row is written before its file is uploaded and updated afterwards. The message ends with a tag, so a submission that
+was interrupted at any moment can be found again at Kaggle:
 
-    pending     the upload was begun; with a `ref`, Kaggle has the file and no score yet
+    pending     the upload has begun; with a `ref`, Kaggle has the file but no score yet
     complete    Kaggle has scored it
-    failed      Kaggle refused it, or could not score it; `error` says why
+    failed      Kaggle rejected it or could not score it; `error` says why
 
-Cells that hold several words hold them as a shell would read them. An empty cell: not known.
+A cell with several values holds them quoted as in a shell. An empty cell means unknown.
 """
 import contextlib
 import csv
@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, ValidationError, model_validator
 
-from pipeline.runtime.files import locked, write_text
 from pipeline.kaggle.client import Submission
-from pipeline.submission.provenance import Dice, Provenance
+from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
+from pipeline.submission.provenance import Dice, Provenance
 
 COLUMNS = (
     "time", "file", "sha256", "runs", "folds", "threshold", "oof_dice", "oof_dice_cross_fitted",
@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 class Row(Provenance):
-    """One submission: what it was made of, and what became of it."""
+    """One submission: what it was made from, and how Kaggle scored it."""
 
     time: AwareDatetime
     file: str
@@ -53,70 +53,70 @@ class Row(Provenance):
 
     @property
     def tag(self) -> str:
-        """The last word of the message, which no other submission's message ends with."""
+        """Return the last word of the message; no other submission's message ends with it."""
         return self.message.split()[-1]
 
 
-NOT_KEPT = {"bad_images"}  # `submissions/RUN.json` has it, and the message says how many
-assert set(COLUMNS) == set(Row.model_fields) - NOT_KEPT
+NOT_IN_LEDGER = {"bad_images"}  # `submissions/RUN.json` lists them, and the message says how many there are
+assert set(COLUMNS) == set(Row.model_fields) - NOT_IN_LEDGER
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """All rows in the order of their making; none when there is no ledger yet. Problem names the first bad line."""
+    """Return all rows, the oldest first; none if there is no ledger. Raise Problem that names the first bad line."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header != list(COLUMNS):
                 raise Problem(f"{path}, line 1: the header must be {','.join(COLUMNS)}; take the ledger from git.")
-            return [parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
+            return [parse_row(cells, f"{path}, line {reader.line_num}") for cells in reader]
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} cannot be read ({error}); mend it, or take it from git.") from None
+        raise Problem(f"{path} cannot be read ({error}); repair it, or take it from git.") from None
 
 
-def parse(cells: list[str], where: str) -> Row:
+def parse_row(cells: list[str], where: str) -> Row:
     if len(cells) != len(COLUMNS):
-        raise Problem(f"{where}: {len(cells)} cells, but there must be {len(COLUMNS)}; mend it, or take it from git.")
-    known = {name: cell for name, cell in zip(COLUMNS, cells) if cell}
+        raise Problem(f"{where}: {len(cells)} cells instead of {len(COLUMNS)}; repair it, or take it from git.")
+    values = {name: cell for name, cell in zip(COLUMNS, cells) if cell}
     try:
-        return Row.model_validate(known)
+        return Row.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         column = ".".join(map(str, first["loc"])) or "the row"
-        value = repr(known[column][:40]) if column in known else "wrong"
-        raise Problem(f"{where}: {column} is {value}: {first['msg']}; mend it, or take it from git.") from None
+        value = repr(values[column][:40]) if column in values else "wrong"
+        raise Problem(f"{where}: {column} is {value}: {first['msg']}; repair it, or take it from git.") from None
 
 
 def put(path: pathlib.Path, row: Row) -> int:
-    """Write a row: in the place of what was known of the same submission, or below all others; its number, from 1.
+    """Write a row over the row of the same submission, or append it; return its number, counted from 1.
 
-    Known by content and tag: numbers change when git merges the rows of somebody else into the ledger.
+    Rows are matched by content and tag: their numbers change when git merges other people's rows into the ledger.
     """
     rows = read(path)
-    of_before = [number for number, other in enumerate(rows) if is_news_of(row, other)]
-    number = of_before[-1] if of_before else len(rows)
+    matches = [number for number, other in enumerate(rows) if is_same_submission(row, other)]
+    number = matches[-1] if matches else len(rows)
     rows[number : number + 1] = [row]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([cell_of(getattr(row, name)) for name in COLUMNS] for row in rows)
+    writer.writerows([format_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
     write_text(path, text.getvalue())
     return number + 1
 
 
-def is_news_of(row: Row, other: Row) -> bool:
-    """Whether the row tells of the same submission as the other one. A ref that is known does not change."""
+def is_same_submission(row: Row, other: Row) -> bool:
+    """Return whether two rows describe the same submission. A known ref never changes."""
     return (row.sha256, row.tag) == (other.sha256, other.tag) and other.ref in (None, row.ref)
 
 
-def cell_of(value: Any) -> str:
-    """A cell without line breaks, so that a row is a line to git."""
-    return " ".join(text_of(value).splitlines())
+def format_cell(value: Any) -> str:
+    """Format a cell without line breaks, so that git sees a row as one line."""
+    return " ".join(format_value(value).splitlines())
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     match value:
         case None:
             return ""
@@ -131,16 +131,16 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def alone(path: pathlib.Path, busy: str) -> contextlib.AbstractContextManager[None]:
-    """`with alone(path, …):` no other process submits; Problem(busy) when one does."""
+def exclusive(path: pathlib.Path, busy: str) -> contextlib.AbstractContextManager[None]:
+    """Lock the ledger for a block, so that only one process submits; raise Problem(busy) if it is locked."""
     return locked(path.with_name(f".{path.name}.lock"), busy)
 
 
-def told(row: Row, submissions: list[Submission]) -> Row | None:
-    """The row with what Kaggle says of its submission, found by its ref or else its tag; None if it is not there."""
+def updated(row: Row, submissions: list[Submission]) -> Row | None:
+    """Return the row with Kaggle's data of its submission, matched by ref or else by tag; None if it is not listed."""
     for theirs in submissions:
         if theirs.ref == row.ref or (row.ref is None and theirs.description.split()[-1:] == [row.tag]):
             status = {"COMPLETE": "complete", "ERROR": "failed"}.get(theirs.status, "pending")
-            news = {"ref": theirs.ref, "status": status, "public": theirs.public, "private": theirs.private}
-            return row.model_copy(update=news | {"error": theirs.error})
+            values = {"ref": theirs.ref, "status": status, "public": theirs.public, "private": theirs.private}
+            return row.model_copy(update=values | {"error": theirs.error})
     return None

@@ -1,7 +1,7 @@
-"""Stage `submit`: a submission in; Kaggle has it, and the ledger has a row with its score.
+"""Stage `submit`: upload a submission to Kaggle, wait for its score, and record both in the ledger.
 
-The row is written before the upload begins, and its message ends with a tag of the file's content. So whatever cuts
-this stage off, the same command finds the submission at Kaggle by its tag, or knows that it never arrived there.
+The row is written before the upload begins, and its message ends with a tag made from the file's content. So after any
+interruption the same command finds the submission at Kaggle by its tag, or knows that it never arrived there.
 """
 import os
 import pathlib
@@ -14,26 +14,26 @@ from datetime import UTC, datetime
 
 from pipeline import carvana, config
 from pipeline.data.competition import read_table
-from pipeline.runtime.files import sha256
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.kaggle import ledger
 from pipeline.kaggle.client import Client, connect
+from pipeline.kaggle.ledger import Row
+from pipeline.paths import SUBMISSIONS, Run
+from pipeline.runtime.files import sha256
+from pipeline.runtime.launch import run_stage
+from pipeline.runtime.problem import Problem
 from pipeline.submission import provenance
 from pipeline.submission.checks import check
-from pipeline.kaggle.ledger import Row
 from pipeline.submission.provenance import Provenance
 from pipeline.submission.shards import read_state
-from pipeline.paths import SUBMISSIONS, Run
-from pipeline.runtime.problem import Problem
-from pipeline.runtime.launch import run_stage
 
 WAIT_S = 30 * 60.0  # for the score
-LOOK_PAUSES_S = (2.0, 8.0)  # for a submission that was cut off, and may still be on its way into Kaggle's list
-FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between looks, each twice as long as the one before
-LONGEST_MESSAGE = 250  # characters; what Kaggle cuts off could not be found again
+SEARCH_PAUSES_S = (2.0, 8.0)  # for an interrupted submission, which Kaggle may not list yet
+FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between polls, doubled each time
+MAX_MESSAGE_CHARS = 250  # Kaggle truncates longer messages, and with them the tag
 TAG_DIGITS = 12
-SAID_OF_SET = ("predict.tta", "data.scale", "data.hq")
-MASKS_DEPEND_ON = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # of what SET= may lay over a trained run
+OVERRIDES_IN_MESSAGE = ("predict.tta", "data.scale", "data.hq")
+MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # the settings among SET= that change masks
 
 
 def main(
@@ -46,173 +46,180 @@ def main(
     dry_run: bool = False,
     force: bool = False,
     overrides: list[str] = [],
-    predict_words: list[str] = [],
+    predict_arguments: list[str] = [],
 ) -> None:
-    """file: without it the run's own, predicted by `folds` if need be. folder: the competition's.
+    """Check a submission, upload it and wait for its score.
 
-    overrides: words that the prediction is to be made with. None: with whatever words it was made.
+    file: None for the run's own submission, which is predicted by the networks of `folds` if it is missing or out of
+    date. folder: the competition folder. overrides: of SET=, which the prediction must have been made with; an empty
+    list accepts any. predict_arguments: the command line of `predict`.
     """
     path = file or run.submission
     if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
-        run_stage("predict", *predict_words)
+        run_stage("predict", *predict_arguments)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
     check(path, names, provenance.bad_images(SUBMISSIONS, path))
-    about = provenance.of(SUBMISSIONS, path)
-    print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
+    origin = provenance.of(SUBMISSIONS, path)
+    print(f"{path} is valid, {path.stat().st_size / 1e6:.1f} MB; {describe(origin)}.")
 
-    with ledger.alone(ledger_path, f"Another `make submit` works with {ledger_path}; wait until it is done."):
-        hand_in(path, about, ledger_path, message, dry_run, force)
+    with ledger.exclusive(ledger_path, f"Another `make submit` uses {ledger_path}; wait until it is done."):
+        submit_file(path, origin, ledger_path, message, dry_run, force)
 
 
-def hand_in(
-    path: pathlib.Path, about: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
+def submit_file(
+    path: pathlib.Path, origin: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
 ) -> None:
-    number, row = row_for(path, about, ledger.read(ledger_path), message, force)
+    number, row = row_for(path, origin, ledger.read(ledger_path), message, force)
     if row.status == "complete":
-        print(f"{path} was submitted already; FORCE=1 submits it again.")
-        print(result(row, number, ledger_path))
+        print(f"{path} was submitted before; FORCE=1 submits it again.")
+        print(result_line(row, number, ledger_path))
         return
     if dry_run:
-        print(f"Nothing is uploaded now. This command would do it:\n{line_by_hand(path, row.message)}")
+        print(f"This dry run uploads nothing. To submit by hand, run:\n{manual_command(path, row.message)}")
     client = connect()
-    was_cut_off = number is not None and row.status == "pending"
-    row = look(client, row, LOOK_PAUSES_S if was_cut_off else ())
+    was_interrupted = number is not None and row.status == "pending"
+    row = find_at_kaggle(client, row, SEARCH_PAUSES_S if was_interrupted else ())
     if dry_run:
         return
     if row.ref is None:
         row = upload(client, path, row, ledger_path)
-    for row in until_scored(client, row):
+    for row in wait_for_score(client, row):
         number = ledger.put(ledger_path, row)
     if row.status == "failed":
         raise Problem(f"Kaggle has {path} (ref {row.ref}) but could not score it: {row.error or 'no reason given'}.")
-    print(result(row, number, ledger_path))
+    print(result_line(row, number, ledger_path))
 
 
 def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> str | None:
-    """Why the run's own submission is not the one that predict would write now; None when it is, as far as known.
+    """Return why the run's own submission is out of date; None if, as far as is known, predict would write the same.
 
-    Problem when it may be one that predict has written and not yet said of what, and nothing here can tell.
+    Raise Problem if a prediction was interrupted and it cannot be continued from here.
     """
-    if not run.submission.is_file():
-        return f"There is no {run.submission} yet: predicting."
-    about = provenance.of(SUBMISSIONS, run.submission)
-    if not about.checkpoints and read_state(run.shards) is not None:
+    path = run.submission
+    if not path.is_file():
+        return f"There is no {path} yet: predicting."
+    origin = provenance.of(SUBMISSIONS, path)
+    if not origin.checkpoints and read_state(run.shards) is not None:
         if not folds:
-            raise Problem(f"{run.shards} holds a prediction that was cut off; run its `make predict` again beforehand.")
-        return f"{run.shards} holds a prediction that was cut off: predicting first."
-    if not about.checkpoints:
+            raise Problem(f"{run.shards} holds an interrupted prediction; run its `make predict` again first.")
+        return f"{run.shards} holds an interrupted prediction: predicting first."
+    if not origin.checkpoints:
         return None  # a file that predict did not make: nothing to compare
-    if len(about.runs) > 1 or not folds:  # or of weights that lie elsewhere
-        check_weights(run, about)
-        run, folds = Run(about.runs[0]), list(about.folds)
-        if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
+    if len(origin.runs) > 1 or not folds:  # or made by weights that are not here
+        check_weights(run, origin)
+        run, folds = Run(origin.runs[0]), list(origin.folds)
+        if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
             return f"The submission was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
         return None
     weights = [run.fold(fold).best for fold in folds]
-    if about.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
-        return f"{run.submission} was made by other weights than those of the folds {folds}: predicting again."
-    if about.runs == (run.name,) and run.threshold.is_file() and read_threshold_json(run.threshold)["threshold"] != about.threshold:
-        return f"{run.submission} was made with the cut {about.threshold}, and {run.threshold} has another: predicting again."
-    if overrides and not made_with(about, run.fold(folds[0]).config, overrides):
-        return f"{run.submission} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
+    if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
+        return f"{path} was made by other weights than those of the folds {folds}: predicting again."
+    if origin.runs == (run.name,) and run.threshold.is_file():
+        threshold = read_threshold_json(run.threshold)["threshold"]
+        if threshold != origin.threshold:
+            was = f"was made with the threshold {origin.threshold}"
+            return f"{path} {was}, but {run.threshold} has {threshold}: predicting again."
+    if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
+        return f"{path} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
 
 
-def check_weights(run: Run, about: Provenance) -> None:
-    """Problem when a network that took part is another by now."""
-    for name, digest in about.checkpoints.items():
+def check_weights(run: Run, origin: Provenance) -> None:
+    """Raise Problem if the weights of a network that made the submission have changed."""
+    for name, digest in origin.checkpoints.items():
         path = pathlib.Path(name)
         if path.is_file() and sha256(path) != digest:
-            words = f'RUNS="{" ".join(about.runs)}"' if len(about.runs) > 1 else f"RUN={run.name}"
+            runs = f'RUNS="{" ".join(origin.runs)}"' if len(origin.runs) > 1 else f"RUN={run.name}"
             raise Problem(
-                f"{run.submission} was made by another {path}; run `make predict {words}` again, or submit it as it is "
-                f"with FILE={run.submission}."
+                f"{path} has changed since it made {run.submission}; run `make predict {runs}` again, or submit the "
+                f"file as it is with FILE={run.submission}."
             )
 
 
-def made_with(about: Provenance, trained_path: pathlib.Path, overrides: list[str]) -> bool:
-    """Whether these words, instead of those that a submission was made with, would have given the same masks."""
+def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[str]) -> bool:
+    """Return whether these overrides, instead of the ones that made a submission, give the same masks."""
     if not trained_path.is_file():
-        return False  # nobody knows
+        return False  # unknown
     trained = config.load(trained_path)
-    then, now = (config.for_later_stage(trained, list(words)) for words in (about.predict_overrides, overrides))
-    return then.model_dump(include=MASKS_DEPEND_ON) == now.model_dump(include=MASKS_DEPEND_ON)
+    then, now = (config.for_later_stage(trained, list(given)) for given in (origin.predict_overrides, overrides))
+    return then.model_dump(include=MASK_SETTINGS) == now.model_dump(include=MASK_SETTINGS)
 
 
 def row_for(
-    path: pathlib.Path, about: Provenance, rows: list[Row], message: str | None, force: bool
+    path: pathlib.Path, origin: Provenance, rows: list[Row], message: str | None, force: bool
 ) -> tuple[int | None, Row]:
-    """The row of this content that still waits for something, or that holds the score; else a new one, without number.
+    """Return number and row of this content that is pending or scored; else a new row, without a number.
 
-    With `force` a new one, unless there is one of which Kaggle may not have the file yet.
+    With `force` return a new row, unless Kaggle may not have the file of the last one yet.
     """
-    same = [(number, row) for number, row in enumerate(rows, start=1) if row.sha256 == about.sha256]
+    same = [(number, row) for number, row in enumerate(rows, start=1) if row.sha256 == origin.sha256]
     if same:
         number, row = same[-1]
         if row.ref is None:
             return number, row
         if row.status == "failed" and not force:
             raise Problem(
-                f"{path} was submitted already (row {number}), and Kaggle could not score it ({row.error}); mend it, "
-                "or submit it again with FORCE=1."
+                f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error}); correct the "
+                "file, or submit it again with FORCE=1."
             )
         if not force:
             return number, row
-    text = " ".join((message or describe(about)).split())
-    if len(text) > LONGEST_MESSAGE:
-        raise Problem(f"MESSAGE has {len(text)} characters; {LONGEST_MESSAGE} are allowed.")
-    tag = f"#{about.sha256[:TAG_DIGITS]}" + (f".{now():%y%m%d%H%M%S}" if force else "")
-    return None, Row(**about.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
+    text = " ".join((message or describe(origin)).split())
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise Problem(f"MESSAGE has {len(text)} characters; {MAX_MESSAGE_CHARS} are allowed.")
+    tag = f"#{origin.sha256[:TAG_DIGITS]}" + (f".{now():%y%m%d%H%M%S}" if force else "")
+    return None, Row(**origin.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
 
 
-def look(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
-    """The row with what Kaggle knows of it. Problem when its file is still to be uploaded, and cannot be today.
+def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row:
+    """Return the row with Kaggle's data of it; unchanged if Kaggle does not have the file.
 
-    pauses_s: between further looks, when the first one does not find it.
+    Raise Problem if the file must still be uploaded but cannot be today. pauses_s: before further searches, when the
+    first one finds nothing.
     """
-    left = client.submissions_left()
-    if left is not None:
-        print(f"Submissions left today: {left.today}.")
-    found = ledger.told(row, client.submissions())
+    limits = client.submission_limits()
+    if limits is not None:
+        print(f"Submissions left today: {limits.allowed_today}.")
+    listed_row = ledger.updated(row, client.submissions())
     for pause_s in pauses_s:
-        if found is None:
+        if listed_row is None:
             time.sleep(pause_s)
-            found = ledger.told(row, client.submissions())
-    if found is not None:
-        print(f"Kaggle has it (ref {found.ref}).")
-        return found
+            listed_row = ledger.updated(row, client.submissions())
+    if listed_row is not None:
+        print(f"Kaggle has the file (ref {listed_row.ref}).")
+        return listed_row
     if row.ref is not None:
         raise Problem(
-            f"The ledger says that Kaggle has {row.file} as {row.ref}, but Kaggle does not list that for this account; "
-            "log in as the one that submitted it, or submit again with FORCE=1."
+            f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission; log in "
+            "as the user who submitted it, or submit again with FORCE=1."
         )
-    if left is not None and left.today < 1:
-        raise Problem(f"No submission is left today; the next day begins in {hours_left_today():.1f} h, at 0:00 UTC.")
+    if limits is not None and limits.allowed_today < 1:
+        raise Problem(f"No submission is left today; try again in {hours_left_today():.1f} h, at 0:00 UTC.")
     return row
 
 
 def upload(client: Client, path: pathlib.Path, row: Row, ledger_path: pathlib.Path) -> Row:
-    """The row with Kaggle's ref. A refusal is noted in it, unless Kaggle cannot even be asked."""
+    """Submit the file; return the row with Kaggle's ref. Record a failure, unless Kaggle cannot be reached at all."""
     row = row.model_copy(update={"time": now(), "status": "pending", "error": ""})
     ledger.put(ledger_path, row)
     try:
         ref = client.submit(path, row.message)
     except Problem as problem:
         try:
-            found = ledger.told(row, client.submissions())
+            listed_row = ledger.updated(row, client.submissions())
         except Problem:
-            raise problem from None  # nobody knows: the row stays pending
-        if found is None:
+            raise problem from None  # unknown: the row stays pending
+        if listed_row is None:
             ledger.put(ledger_path, row.model_copy(update={"status": "failed", "error": str(problem)}))
             raise
-        return found
-    print(f"Kaggle has it (ref {ref}).")
+        return listed_row
+    print(f"Kaggle has the file (ref {ref}).")
     return row.model_copy(update={"ref": ref})
 
 
-def until_scored(client: Client, row: Row) -> Iterator[Row]:
-    """Yield the row with Kaggle's news until it is no longer pending. Problem when that takes too long."""
+def wait_for_score(client: Client, row: Row) -> Iterator[Row]:
+    """Yield the row whenever Kaggle's data of it changes, until it is scored; raise Problem if that takes too long."""
     deadline, pause_s = time.monotonic() + WAIT_S, FIRST_POLL_S
     yield row
     if row.status == "pending":
@@ -220,36 +227,36 @@ def until_scored(client: Client, row: Row) -> Iterator[Row]:
     while row.status == "pending":
         if time.monotonic() > deadline:
             raise Problem(
-                f"Kaggle has the file (ref {row.ref}), but no score came within {WAIT_S / 60:.0f} minutes; "
-                "`make leaderboard` looks again."
+                f"Kaggle has the file (ref {row.ref}), but gave no score within {WAIT_S / 60:.0f} minutes; run "
+                "`make leaderboard` later to get it."
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_POLL_S)
-        news = ledger.told(row, client.submissions())
-        if news is not None and news != row:
-            row = news
+        listed_row = ledger.updated(row, client.submissions())
+        if listed_row is not None and listed_row != row:
+            row = listed_row
             yield row
 
 
-def describe(about: Provenance) -> str:
-    """What made a submission, in a few words: a message for the leaderboard."""
-    if about.threshold is None:
+def describe(origin: Provenance) -> str:
+    """Describe in a few words what made a submission: a message for Kaggle's leaderboard."""
+    if origin.threshold is None:
         return "origin unknown"
-    words = [*about.runs, f"folds {','.join(map(str, about.folds))}", f"cut {about.threshold:.3f}"]
-    words += [word.replace('"', "") for word in about.predict_overrides if word.startswith(SAID_OF_SET)]
-    words += [f"OOF {about.oof_dice:.5f}"] if about.oof_dice is not None else []
-    words += [f"commit {about.commit[:7]}{'' if about.clean else '+'}"] if about.commit else []
-    words += [f"{len(about.bad_images)} empty"] if about.bad_images else []
-    return " ".join(words)
+    facts = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
+    facts += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
+    facts += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
+    facts += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []
+    facts += [f"{len(origin.bad_images)} empty"] if origin.bad_images else []
+    return " ".join(facts)
 
 
-def result(row: Row, number: int | None, ledger_path: pathlib.Path) -> str:
+def result_line(row: Row, number: int | None, ledger_path: pathlib.Path) -> str:
     public, private = ("none" if dice is None else f"{dice:.5f}" for dice in (row.public, row.private))
     return f"public {public}  private {private}  row {number} of {ledger_path}"
 
 
-def line_by_hand(path: pathlib.Path, message: str) -> str:
-    """The command for a shell; its client is the one beside this Python where the shell finds none."""
+def manual_command(path: pathlib.Path, message: str) -> str:
+    """Return the shell command that submits a file; `kaggle` is looked up in the PATH, then beside this Python."""
     beside = os.path.relpath(pathlib.Path(sys.executable).parent / "kaggle")
     program = "kaggle" if shutil.which("kaggle") else beside
     return shlex.join([program, "competitions", "submit", "-f", str(path), "-m", message, carvana.SLUG])

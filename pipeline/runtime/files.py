@@ -1,4 +1,4 @@
-"""Writing so that a file is either whole or not there."""
+"""Atomic writes, locks and digests of files."""
 import contextlib
 import errno
 import fcntl
@@ -11,28 +11,28 @@ from typing import IO, Any
 
 from pipeline.runtime.problem import Problem
 
-ERRORS_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # and EIO of a read, sometimes
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a read may raise EIO too
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Hand out a name to write to; on success it becomes `path` in one step, on failure it is removed.
+    """Yield a name to write to, which becomes `path` in one step; after an error in the block it is removed.
 
-    The bytes are on the disk before the name is, so that a power cut leaves the old file or the new one. Problem when
-    it cannot be written; what else goes wrong in the block, such as reading other files, passes as it is.
+    The bytes are on the disk before the name is, so that a power cut leaves the old file or the new one. Raise Problem
+    if the file cannot be written; other errors in the block, such as those of reading other files, pass unchanged.
     """
     draft = path.with_name(f".{path.name}.draft")
-    in_the_block = False
+    in_block = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        in_the_block = True
+        in_block = True
         yield draft
-        in_the_block = False
+        in_block = False
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        if in_the_block and not is_of_writing(error, draft):
+        if in_block and not is_write_error(error, draft):
             raise
         raise Problem(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
@@ -40,10 +40,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             draft.unlink()
 
 
-def is_of_writing(error: OSError, path: pathlib.Path) -> bool:
-    """Whether an error comes of writing to `path`. Opening names the file; a write that fails names none."""
+def is_write_error(error: OSError, path: pathlib.Path) -> bool:
+    """Return whether an error comes from writing to `path`. Errors of `open` name the file, those of `write` do not."""
     if error.filename is None:
-        return error.errno in ERRORS_OF_WRITING
+        return error.errno in WRITE_ERRORS
     return str(error.filename) in (str(path), str(path.parent))
 
 
@@ -57,22 +57,22 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds. OSError when it cannot be read, ValueError when it is none."""
+    """Read a JSON file. Raise OSError if it cannot be read, ValueError if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
-        raise ValueError("brackets in brackets in brackets") from None
+        raise ValueError("the brackets are nested too deeply") from None
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
-    """Be the only process in this block; Problem(busy) when another is. A killed process holds no lock.
+    """Hold a lock for a block; raise Problem(busy) if another process holds it. A killed process holds no lock.
 
-    Problem, too, where the file system knows no locks.
+    Raise Problem, too, if the file system has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")  # "w" would touch a file that is there
+        file = open(path, "a")  # "w" would modify an existing file
     except OSError as error:
         raise Problem(f"{path} could not be written: {error.strerror or error}.") from None
     with file:
@@ -80,12 +80,12 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Problem(busy) from None
-        except OSError as error:  # ENOLCK, ENOSYS: some file systems of networks have no flock
+        except OSError as error:  # ENOLCK, ENOSYS: some network file systems have no flock
             raise Problem(
                 f"{path} cannot be locked ({error.strerror or error}); put its folder on a file system that has flock."
             ) from None
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            raise Problem(busy)  # its last holder has removed it meanwhile, and somebody may hold a new one
+            raise Problem(busy)  # its holder removed it in the meantime, and another process may hold a new one
         held.append(file)
         try:
             yield
@@ -96,26 +96,26 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
 held: list[IO[str]] = []  # the locks of this process
 
 
-def let_go() -> None:
-    """In a forked worker: it outlives a killed owner by seconds, in which nobody could start again."""
+def release_locks() -> None:
+    """Release all locks in a forked worker: it may outlive a killed owner by seconds and would block a restart."""
     for file in held:
         file.close()
 
 
-os.register_at_fork(after_in_child=let_go)
+os.register_at_fork(after_in_child=release_locks)
 
 
 def length_bytes(path: pathlib.Path) -> int:
-    """Size of a file, 0 where there is none."""
+    """Return the size of a file, 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0
 
 
-def digest(*facts: Any) -> str:
-    """Hex digest of what JSON can hold: the same facts, the same digest."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def digest(*values: Any) -> str:
+    """Return the SHA-256 of values as JSON, in hex: equal values have equal digests."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Which code is at work: the checkout's commit, and whether its files are those of the commit.
+"""Which code runs: the commit that is checked out, and whether the files match it.
 
-The ledger is left out of account: it is tracked and each submission adds to it, but no stage's artefact depends on it.
+The ledger is ignored: it is tracked and each submission adds to it, but no stage's output depends on it.
 """
 import contextlib
 import hashlib
@@ -10,36 +10,36 @@ import subprocess
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 ALL_BUT_THE_LEDGER = (".", ":(exclude)submissions/ledger.csv")
-# What a prediction comes out of, beside our own code.
+# The packages that a prediction depends on.
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "segmentation-models-pytorch", "timm")
 
 
 def commit() -> str:
-    """The full hash of the commit that is checked out; "" where git does not know this code."""
+    """Return the full hash of the checked-out commit; "" if this code is not in a git checkout."""
     tracked = git("ls-files", "--error-unmatch", __file__)
     return (tracked and git("rev-parse", "HEAD")) or ""
 
 
 def is_clean() -> bool:
-    """Whether every tracked file is as the commit has it. Files that git does not track are no matter."""
+    """Return whether every tracked file matches the commit. Untracked files do not count."""
     return git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_THE_LEDGER) == ""
 
 
 def same_code(one: str, other: str) -> bool:
-    """Whether two commits hold the same files."""
+    """Return whether two commits have the same files."""
     return git("diff", "--quiet", one, other, "--", *ALL_BUT_THE_LEDGER) is not None
 
 
 def code_digest() -> str:
-    """Hex digest of the pipeline's own files as they are: it tells code apart that no commit has, too."""
-    package, found = CHECKOUT / "pipeline", hashlib.sha256()
+    """Return the SHA-256 of the pipeline's source files, in hex; it distinguishes uncommitted code too."""
+    package, digest = CHECKOUT / "pipeline", hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        found.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def packages() -> dict[str, str]:
-    """The versions of PACKAGES, as far as they are installed."""
+    """Return {name: version} of those PACKAGES that are installed."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -47,10 +47,10 @@ def packages() -> dict[str, str]:
     return versions
 
 
-def git(*words: str) -> str | None:
-    """What a git command prints; None when it fails, or there is no git."""
+def git(*arguments: str) -> str | None:
+    """Run git in the checkout and return its output; None if it fails or is not installed."""
     try:
-        done = subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True)
+        process = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

@@ -1,23 +1,23 @@
-"""The one exception that a user is meant to see."""
+"""The exception for everything that a user can put right."""
 import os
 
-LONGEST_SENTENCE = 1000  # letters; what is wrong stands at its ends
+LONGEST_SENTENCE = 1000  # characters; a longer message is cut in its middle: what matters stands at its ends
 
 
 class Problem(Exception):
-    """Bad input or a broken surrounding, told in one sentence: what is wrong, where, and what to do.
+    """Bad input or a broken environment, in one sentence: what is wrong, where, and what to do.
 
-    The command line prints it on stderr without a traceback and exits with 1. Anything else that
-    escapes a stage is a bug of ours, and keeps its traceback.
+    The command line prints it on stderr without a traceback and exits with 1. Any other exception that escapes a stage
+    is a bug and keeps its traceback.
     """
 
 
 def sentence_of(error: Problem | OSError) -> str:
-    """What to print of it: one line, whatever names of files and values of strangers are quoted in it."""
+    """Return the message as one printable line, whatever file names and values it quotes."""
     text = str(error)
-    if isinstance(error, OSError):  # that no stage has expected: a folder that may not be read, a broken disk
+    if isinstance(error, OSError):  # that no stage expected: an unreadable folder, a broken disk
         name = "A file" if error.filename is None else os.fsdecode(error.filename)
-        text = f"{name} cannot be used: {error.strerror or error}; look at the disk, and at who may read and write."
+        text = f"{name} cannot be used: {error.strerror or error}; check the disk and the file permissions."
     if len(text) > LONGEST_SENTENCE:
         text = f"{text[: LONGEST_SENTENCE // 2]} ... {text[-LONGEST_SENTENCE // 2 :]}"
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

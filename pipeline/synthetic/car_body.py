@@ -1,11 +1,11 @@
 """The body of a car: a loft with windows and walls, and the patches that lie on it.
 
-At each station along x, a cross-section runs from the sill over the roof to the other sill. The
-corners of a half section are its levels:
+At each station along x, a cross-section runs from the sill over the roof to the other sill. The corners of a half
+section are its levels:
 
-    0 sill, 1 flank (widest), 2 shoulder, 3 belt (below the windows), 4 roof edge, 5 roof's middle
+    0 sill, 1 flank (widest), 2 shoulder, 3 belt (below the windows), 4 roof edge, 5 roof centre
 
-On bonnet and boot the belt lies just below the outline, so that levels 3 to 5 are the lid there.
+On bonnet and boot the belt lies just below the outline, so levels 3 to 5 are the lid there.
 """
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ from pipeline.synthetic.solids import (
     Piece,
     Points,
     Quads,
+    flip_faces,
     grid_quads,
-    inside_out,
-    part_of,
+    make_part,
 )
 
 STATION_STEP_M = 0.05
-ARCH_FRACTION = 1.13  # radius of an arch as a share of its wheel's
+ARCH_FRACTION = 1.13  # radius of an arch relative to its wheel's
 LAMP = Material((205, 212, 220), gloss=0.9)
 TAIL_LAMP = Material((165, 18, 22), gloss=0.7)
 PLATE = Material((214, 216, 208), gloss=0.1)
@@ -41,32 +41,32 @@ class Loft:
     x_m: NDArray[np.float64]  # (stations,), rising from the tail to the nose
     level: NDArray[np.float64]  # (levels,), rising from 0 to 5
     right: Points  # (stations, levels, 3)
-    left: Points  # the same with y turned round
+    left: Points  # the same with y negated
 
     def at(self, x_m: NDArray, level: NDArray, side: int) -> Points:
-        """Points (n, 3) on one side (-1 right, 1 left) at places x_m (n,) and levels (n,)."""
+        """Return points (n, 3) on one side (-1 right, 1 left) at x_m (n,) and levels (n,)."""
         half = self.left if side == 1 else self.right
-        row, row_rest = cell_of(self.x_m, x_m)
-        column, column_rest = cell_of(self.level, level)
+        row, row_rest = locate(self.x_m, x_m)
+        column, column_rest = locate(self.level, level)
         behind = half[row, column] * (1 - column_rest) + half[row, column + 1] * column_rest
         ahead = half[row + 1, column] * (1 - column_rest) + half[row + 1, column + 1] * column_rest
         return behind * (1 - row_rest) + ahead * row_rest
 
 
-def cell_of(grid: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each value's cell in a rising grid (n,), and how far along the cell it lies, 0..1 (n, 1)."""
+def locate(grid: NDArray, values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return each value's cell in a rising grid (n,), and its position within the cell, 0..1 (n, 1)."""
     cells = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     rest = (values - grid[cells]) / (grid[cells + 1] - grid[cells])
     return cells, np.clip(rest, 0, 1)[:, None]
 
 
 def x_at(shape: Make, fraction: float) -> float:
-    """Share of the length, counted from the nose -> x in metres."""
+    """Convert a fraction of the length, from the nose, to x in metres."""
     return (0.5 - fraction) * shape.length_m
 
 
 def outline_m(shape: Make, x_m: NDArray | float) -> NDArray[np.float64]:
-    """Height of the car's upper outline at places along it."""
+    """Return the height of the car's upper outline at x_m."""
     roof_fraction = shape.roof_rear_fraction - shape.roof_front_fraction
     corners = (
         (0.00, shape.nose_m - 0.10),
@@ -90,7 +90,7 @@ def outline_m(shape: Make, x_m: NDArray | float) -> NDArray[np.float64]:
 
 
 def sill_height_m(shape: Make, x_m: NDArray) -> NDArray[np.float64]:
-    """Height of the body's lower edge, with the arches over the wheels."""
+    """Return the height of the body's lower edge at x_m, with the arches over the wheels."""
     sill_m = shape.clearance_m + 0.06 * np.abs(2 * x_m / shape.length_m) ** 8
     arch_radius_m = ARCH_FRACTION * shape.wheel_radius_m
     for axle_m in (-shape.wheelbase_m / 2, shape.wheelbase_m / 2):
@@ -100,11 +100,11 @@ def sill_height_m(shape: Make, x_m: NDArray) -> NDArray[np.float64]:
     return sill_m
 
 
-def loft_of(shape: Make) -> Loft:
-    """The body's skin, bent at both ends so that nose and tail are no flat walls."""
+def make_loft(shape: Make) -> Loft:
+    """Build the body's skin, bent at both ends so that nose and tail are not flat walls."""
     stations = int(round(shape.length_m / STATION_STEP_M)) + 1
     x_m = np.linspace(-shape.length_m / 2, shape.length_m / 2, stations)
-    towards_end = np.abs(2 * x_m / shape.length_m)  # 0 in the car's middle, 1 at nose and tail
+    towards_end = np.abs(2 * x_m / shape.length_m)  # 0 in the car's centre, 1 at nose and tail
 
     top_m = outline_m(shape, x_m)
     belt_m = np.minimum(shape.belt_m + 0.04 * (0.5 - x_m / shape.length_m), top_m - 0.04)
@@ -114,19 +114,19 @@ def loft_of(shape: Make) -> Loft:
     flank_m = 0.45 * sill_m + 0.55 * shoulder_m
     half_width_m = shape.width_m / 2 * (1 - (1 - shape.end_width) * towards_end**6)
 
-    one = np.ones(stations)
-    corners = (  # of the section: level, share of the half width, height
-        (0.0 * one, 0.96 * one, sill_m),
-        (1.0 * one, 1.00 * one, flank_m),
-        (2.0 * one, 0.985 * one, shoulder_m),
-        (3.0 * one, 0.93 * one, belt_m),
-        (4.0 * one, 0.90 - shape.lean * rise_m, top_m - 0.10 * rise_m),
-        (5.0 * one, 0.0 * one, top_m),
+    ones = np.ones(stations)
+    corners = (  # of the section: level, fraction of the half width, height
+        (0.0 * ones, 0.96 * ones, sill_m),
+        (1.0 * ones, 1.00 * ones, flank_m),
+        (2.0 * ones, 0.985 * ones, shoulder_m),
+        (3.0 * ones, 0.93 * ones, belt_m),
+        (4.0 * ones, 0.90 - shape.lean * rise_m, top_m - 0.10 * rise_m),
+        (5.0 * ones, 0.0 * ones, top_m),
     )
     level, width, z_m = cut_corners(cut_corners(np.array(corners))).transpose(1, 2, 0)
     y_m = width * half_width_m[:, None]
 
-    # Nose and tail stand forward in the middle, and lean back above and below the bumper.
+    # Nose and tail bulge in the middle, and recede above and below the bumper.
     bow_m = shape.bulge_m * (1 - (y_m / (shape.width_m / 2)) ** 2)
     lean_m = 0.10 * np.clip(np.abs(z_m - shape.clearance_m - 0.25) / 0.45, 0, 1) ** 2
     bent_x_m = x_m[:, None] + (np.sign(x_m) * towards_end**5)[:, None] * (bow_m - lean_m)
@@ -135,14 +135,14 @@ def loft_of(shape: Make) -> Loft:
 
 
 def cut_corners(lines: NDArray) -> NDArray[np.float64]:
-    """Chaikin's rounding of lines (corners, ...): of each edge its middle half is left."""
+    """Round lines (corners, ...) by Chaikin's algorithm, which keeps the middle half of each edge."""
     edges = zip(lines[:-1], lines[1:])
-    cut = [fraction * a + (1 - fraction) * b for a, b in edges for fraction in (0.75, 0.25)]
-    return np.stack((lines[0], *cut, lines[-1]))
+    points = [fraction * a + (1 - fraction) * b for a, b in edges for fraction in (0.75, 0.25)]
+    return np.stack((lines[0], *points, lines[-1]))
 
 
 def body_part(car: Car, loft: Loft) -> Part:
-    """The painted skin with its windows, closed by a wall at the nose and one at the tail."""
+    """Build the painted skin with its windows, closed by a wall at the nose and one at the tail."""
     shape = car.shape
     level = (loft.level[:-1] + loft.level[1:])[None] / 2
     x_m = (loft.x_m[:-1] + loft.x_m[1:])[:, None] / 2
@@ -167,12 +167,12 @@ def body_part(car: Car, loft: Loft) -> Part:
     skin_is_black = (is_bed | (is_trim & (fraction > 0))).ravel()
 
     quads = np.concatenate((
-        grid_quads(loft.right), inside_out(grid_quads(loft.left)),
-        grid_quads(tail), inside_out(grid_quads(nose)),
+        grid_quads(loft.right), flip_faces(grid_quads(loft.left)),
+        grid_quads(tail), flip_faces(grid_quads(nose)),
     ))
     glass = np.concatenate((is_glass.ravel(), is_glass.ravel(), no_glass, no_glass))
     black = np.concatenate((skin_is_black, skin_is_black, wall_is_trim, wall_is_trim))
-    return part_of([
+    return make_part([
         (quads[glass], Material((38, 46, 52), gloss=1.0, clear=car.glass_clear)),
         (quads[black], BLACK),
         (quads[~glass & ~black], Material(car.paint, gloss=0.6)),
@@ -180,7 +180,7 @@ def body_part(car: Car, loft: Loft) -> Part:
 
 
 def between_sides(shape: Make, right: Points, left: Points, fractions: NDArray) -> Points:
-    """A grid (n, shares, 3) from right to left (n, 3) across nose or tail, bowed like the loft."""
+    """Return a grid (n, fractions, 3) from right to left (n, 3) across nose or tail, bowed like the loft."""
     points = right[:, None] * (1 - fractions[:, None]) + left[:, None] * fractions[:, None]
     inset = (right[:, None, 1] ** 2 - points[:, :, 1] ** 2) / (shape.width_m / 2) ** 2
     points[:, :, 0] += np.sign(points[:, :, 0]) * shape.bulge_m * inset
@@ -188,7 +188,7 @@ def between_sides(shape: Make, right: Points, left: Points, fractions: NDArray) 
 
 
 def patches_part(shape: Make, loft: Loft) -> Part:
-    """Lamps, grille, plates, door seams and handles."""
+    """Build lamps, grille, plates, door seams and handles."""
     end_m = shape.length_m / 2
     half_plate = 0.26 / shape.width_m
     doors_m = [x_at(shape, fraction) for fraction in (shape.cowl_fraction + 0.02, *shape.pillars)]
@@ -209,25 +209,23 @@ def patches_part(shape: Make, loft: Loft) -> Part:
     for end, low in ((1, 0.95), (-1, 1.15)):
         plate = end_patch(shape, loft, end, 0.5 - half_plate, 0.5 + half_plate, low, low + 0.38)
         pieces.append((plate, PLATE))
-    return part_of(pieces)
+    return make_part(pieces)
 
 
-def side_patch(
-    loft: Loft, side: int, from_x_m: float, to_x_m: float, low: float, high: float
-) -> Quads:
-    """A patch on one flank between two places along the car and two levels."""
+def side_patch(loft: Loft, side: int, from_x_m: float, to_x_m: float, low: float, high: float) -> Quads:
+    """Return a patch on one flank between two x and two levels."""
     x_m = np.repeat(np.linspace(from_x_m, to_x_m, 7), 7)
     level = np.tile(np.linspace(low, high, 7), 7)
     quads = grid_quads(loft.at(x_m, level, side).reshape(7, 7, 3))
-    return inside_out(quads) if side == 1 else quads
+    return flip_faces(quads) if side == 1 else quads
 
 
 def end_patch(
     shape: Make, loft: Loft, end: int, from_fraction: float, to_fraction: float, low: float, high: float
 ) -> Quads:
-    """A patch on tail (-1) or nose (1) between two shares of the width (0 right) and two levels."""
+    """Return a patch on tail (-1) or nose (1) between two fractions of the width (0 right) and two levels."""
     x_m, level = np.full(7, end * shape.length_m / 2), np.linspace(low, high, 7)
     fractions = np.linspace(from_fraction, to_fraction, 7)
     right, left = (loft.at(x_m, level, side) for side in (-1, 1))
     quads = grid_quads(between_sides(shape, right, left, fractions))
-    return inside_out(quads) if end == 1 else quads
+    return flip_faces(quads) if end == 1 else quads

@@ -1,6 +1,6 @@
-"""Cars that nobody built, in numbers: what a make's cars have in common, and how one car differs.
+"""Invented cars in numbers: what the cars of a make have in common, and how one car differs.
 
-The makes are invented, each with a body of its own; `synthetic_car` gives the numbers their shape.
+Each make has a body of its own; `car_body` and `car_parts` turn the numbers into a shape.
 """
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ PAINTS: tuple[Colour, ...] = (  # half of them are close to the studio's greys, 
 
 @dataclass(frozen=True)
 class Make:
-    """What the cars of a make have in common. `_share`: of the car's length, from the nose."""
+    """What the cars of a make have in common. `_fraction`: of the car's length, from the nose."""
 
     length_m: float
     width_m: float
@@ -33,12 +33,12 @@ class Make:
     roof_front_fraction: float  # and ends,
     roof_rear_fraction: float  # where the rear window begins,
     deck_fraction: float  # and ends
-    roof_drop_m: float  # by how much the roof falls towards its rear
+    roof_drop_m: float  # how far the roof falls towards its rear
     lean: float  # how fast the cabin narrows, in half widths per metre of height
-    end_width: float  # width of nose and tail as a share of the greatest width
+    end_width: float  # width of nose and tail relative to the greatest width
     bulge_m: float  # how far nose and tail bow outwards
     spokes: int
-    pillars: tuple[float, ...]  # shares at which a post interrupts the side windows
+    pillars: tuple[float, ...]  # fractions at which a post interrupts the side windows
     twin_spokes: bool = False
     windows_end_fraction: float = 1.0  # behind it, panels instead of side windows
     rails: bool = False  # on the roof, with a gap below
@@ -137,23 +137,23 @@ MAKES: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Car:
-    """One car: its make's numbers a little changed, its paint, its day in the studio."""
+    """One car: its make's numbers slightly varied, its paint, and the seed of its studio."""
 
     make: str
     shape: Make
     paint: Colour
     dark_trim: bool  # bumpers and sills of black plastic
     dark_rims: bool
-    brake_fraction: float  # the brake's radius as a share of the rim's: the rest is daylight
+    brake_fraction: float  # the brake's radius relative to the rim's: the rest is daylight
     glass_clear: float  # 0..1: how much of the studio shines through the windows
     studio_seed: int
 
 
 def make_car(make: str, car_seed: int) -> Car:
-    """A car of a make in `MAKES`: the same name and seed give the same car."""
+    """Return a random car of a make in `MAKES`: the same name and seed give the same car."""
     rng = np.random.default_rng([car_seed, list(MAKES).index(make)])
     typical = MAKES[make]
-    lift_m = rng.uniform(-0.03, 0.03)  # of the lower body's whole outline
+    lift_m = rng.uniform(-0.03, 0.03)  # of the whole lower outline
 
     def near(value: float, spread: float) -> float:
         return float(value * (1 + spread * rng.uniform(-1, 1)))

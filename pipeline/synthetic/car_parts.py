@@ -1,9 +1,9 @@
-"""A whole car: the numbers of `synthetic_makes` -> quadrilaterals in space, part by part."""
+"""A whole car: the numbers of `car_makes` -> quadrilaterals in space, part by part."""
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.synthetic.car_body import ARCH_FRACTION, Loft, body_part, loft_of, outline_m, patches_part, x_at
+from pipeline.synthetic.car_body import ARCH_FRACTION, Loft, body_part, make_loft, outline_m, patches_part, x_at
 from pipeline.synthetic.car_makes import Car, Make
 from pipeline.synthetic.solids import (
     BLACK,
@@ -14,8 +14,8 @@ from pipeline.synthetic.solids import (
     Points,
     Quads,
     bar,
-    inside_out,
-    part_of,
+    flip_faces,
+    make_part,
     ring,
 )
 
@@ -37,9 +37,9 @@ class Parts:
     extras: list[Part]
 
 
-def parts_of(car: Car) -> Parts:
-    """The car in space, ready to be looked at from any side."""
-    shape, loft = car.shape, loft_of(car.shape)
+def build_parts(car: Car) -> Parts:
+    """Build the car in space, to be drawn from any side."""
+    shape, loft = car.shape, make_loft(car.shape)
     extras = [mirror_part(car, loft, side) for side in (-1, 1)]
     if shape.rails:
         extras += [rail_part(shape, loft, side) for side in (-1, 1)]
@@ -60,7 +60,7 @@ def parts_of(car: Car) -> Parts:
 
 
 def underbody_part(shape: Make) -> Part:
-    """What is dark through the arches: a box between the wheels and the upper half of each arch.
+    """Build what is dark behind the arches: a box between the wheels and the upper half of each arch.
 
     Below the box there is daylight, also through the spokes of the wheels.
     """
@@ -73,16 +73,16 @@ def underbody_part(shape: Make) -> Part:
         centre = np.array((axle_m, 0.465 * shape.width_m, radius_m))
         disc = ring(centre, (0.0, ARCH_FRACTION * radius_m + 0.03), (0.0, 0.0))
         upper = disc[disc[:, :, 2].min(axis=1) > radius_m - 0.01]
-        pieces += [(upper, BLACK), (inside_out(upper * (1, -1, 1)), BLACK)]
-    return part_of(pieces)
+        pieces += [(upper, BLACK), (flip_faces(upper * (1, -1, 1)), BLACK)]
+    return make_part(pieces)
 
 
 def wheel_part(car: Car, axle_m: float, side: int) -> Part:
-    """A wheel with daylight between its spokes, as far as brake and underbody leave it open."""
+    """Build a wheel with daylight between its spokes, where brake and underbody leave it open."""
     radius_m, half_m = car.shape.wheel_radius_m, 0.11
     rim_m, hub_m, shoulder_m = 0.70 * radius_m, 0.16 * radius_m, 0.93 * radius_m
     brake_m = car.brake_fraction * rim_m
-    face_m, edge_m = half_m - 0.025, half_m - 0.02  # places along the axle, from the tyre's middle
+    face_m, edge_m = half_m - 0.025, half_m - 0.02  # positions along the axle, from the tyre's centre
     y_m = car.shape.width_m / 2 - half_m - 0.035
     centre = np.array((axle_m, y_m, radius_m))
     rim = DARK_RIM if car.dark_rims else CHROME
@@ -98,21 +98,21 @@ def wheel_part(car: Car, axle_m: float, side: int) -> Part:
         (ring(centre, (0.0, brake_m), (0.0, 0.0)), BRAKE),
         (ring(centre, (brake_m, 0.0), (-0.01, -0.01)), BRAKE),
         (star, rim),
-        (inside_out(star), RIM_INSIDE),
+        (flip_faces(star), RIM_INSIDE),
     ]
-    if side == -1:  # the mirror image of a left wheel; a mirror also turns the faces inside out
-        pieces = [(inside_out(quads * (1, -1, 1)), material) for quads, material in pieces]
-    return part_of(pieces, centre * (1, side, 1), np.array((0, side, 0)))
+    if side == -1:  # the mirror image of a left wheel; mirroring also turns the faces inside out
+        pieces = [(flip_faces(quads * (1, -1, 1)), material) for quads, material in pieces]
+    return make_part(pieces, centre * (1, side, 1), np.array((0, side, 0)))
 
 
 def spokes(centre: Points, shape: Make, from_m: float, to_m: float, y_m: float) -> Quads:
-    """Bars from hub to rim, flat on the wheel's face, single or in pairs."""
+    """Return bars from hub to rim, flat on the wheel's face, single or in pairs."""
     angles = np.arange(shape.spokes) * 2 * np.pi / shape.spokes + 0.3
     half_width = 2.2 / shape.spokes  # in radians, at the hub
     if shape.twin_spokes:
         half_width = 1.2 / shape.spokes
-        apart = 0.28 * np.pi / shape.spokes
-        angles = np.concatenate((angles - apart, angles + apart))
+        spread = 0.28 * np.pi / shape.spokes
+        angles = np.concatenate((angles - spread, angles + spread))
     outer = half_width / 2.5
     corners = []
     for radius_m, turn in (
@@ -124,27 +124,27 @@ def spokes(centre: Points, shape: Make, from_m: float, to_m: float, y_m: float) 
 
 
 def mirror_part(car: Car, loft: Loft, side: int) -> Part:
-    """A mirror at the foot of the windscreen, with its arm."""
+    """Build a mirror at the foot of the windscreen, with its arm."""
     x_m = x_at(car.shape, car.shape.cowl_fraction + 0.05)
     foot = loft.at(np.array([x_m]), np.array([3.0]), side)[0] + (0, 0, 0.03)
     inner, outer = foot + (0, side * 0.06, 0.04), foot + (-0.01, side * 0.20, 0.05)
     arm, head = bar(foot - (0, side * 0.05, 0), inner, 0.05, 0.04), bar(inner, outer, 0.10, 0.15)
     paint = Material(car.paint, gloss=0.5)
-    return part_of([(arm, paint), (head, paint)], outer, np.array((0.6, side, 0)))
+    return make_part([(arm, paint), (head, paint)], outer, np.array((0.6, side, 0)))
 
 
 def rail_part(shape: Make, loft: Loft, side: int) -> Part:
-    """A rail along one edge of the roof on three feet; the studio shows below it."""
+    """Build a rail along one edge of the roof on three feet; the studio shows below it."""
     fractions = np.linspace(shape.roof_front_fraction + 0.03, shape.roof_rear_fraction - 0.02, 7)
     feet = loft.at((0.5 - fractions) * shape.length_m, np.full(7, 4.1), side)
     tops = feet + (0, 0, 0.085)
     pieces = [(bar(tops[i], tops[i + 1], 0.035, 0.03), RAIL) for i in range(6)]
     pieces += [(bar(feet[i] - (0, 0, 0.02), tops[i], 0.08, 0.035), RAIL) for i in (0, 3, 6)]
-    return part_of(pieces, tops[3], np.array((0, side, 0.25)))
+    return make_part(pieces, tops[3], np.array((0, side, 0.25)))
 
 
 def wing_part(car: Car) -> Part:
-    """A wing across the tail on two posts."""
+    """Build a wing across the tail on two posts."""
     x_m, half_m = -car.shape.length_m / 2 + 0.16, 0.40 * car.shape.width_m
     lid_m = float(outline_m(car.shape, x_m + 0.05))
     paint, half_span = Material(car.paint, gloss=0.5), np.array((0, half_m, 0))
@@ -153,22 +153,22 @@ def wing_part(car: Car) -> Part:
     for y in (-0.6, 0.6):
         foot = np.array((x_m + 0.04, y * half_m, lid_m - 0.06))
         pieces.append((bar(foot, middle + y * half_span, 0.03, 0.10), paint))
-    return part_of(pieces, middle, np.array((-1, 0, 0)))
+    return make_part(pieces, middle, np.array((-1, 0, 0)))
 
 
 def rack_part(shape: Make) -> Part:
-    """A hoop of bars behind a pickup's cab."""
+    """Build a hoop of bars behind a pickup's cab."""
     x_m, half_m = x_at(shape, shape.deck_fraction + 0.03), 0.36 * shape.width_m
     low, high = np.array((x_m, 0, shape.deck_m - 0.03)), np.array((x_m, 0, shape.height_m + 0.03))
-    places = np.linspace(-half_m, half_m, 4)[:, None] * (0, 1, 0)
-    pieces = [(bar(low + place, high + place, 0.05, 0.05), BLACK) for place in places]
-    pieces.append((bar(high + places[0], high + places[-1], 0.05, 0.05), BLACK))
-    return part_of(pieces, low, np.array((-1, 0, 0)))
+    offsets = np.linspace(-half_m, half_m, 4)[:, None] * (0, 1, 0)
+    pieces = [(bar(low + offset, high + offset, 0.05, 0.05), BLACK) for offset in offsets]
+    pieces.append((bar(high + offsets[0], high + offsets[-1], 0.05, 0.05), BLACK))
+    return make_part(pieces, low, np.array((-1, 0, 0)))
 
 
 def antenna_part(shape: Make) -> Part:
-    """A thin rod on the rear of the roof."""
+    """Build a thin rod on the rear of the roof."""
     x_m = x_at(shape, shape.roof_rear_fraction - 0.03)
     foot = np.array((x_m, 0, float(outline_m(shape, x_m)) - 0.02))
     tip = foot + (-0.5 * shape.antenna_m, 0, shape.antenna_m)
-    return part_of([(bar(foot, tip, 0.014, 0.014), BLACK)], foot, np.array((-1, 0, 0)))
+    return make_part([(bar(foot, tip, 0.014, 0.014), BLACK)], foot, np.array((-1, 0, 0)))

@@ -1,7 +1,7 @@
-"""Stage `demo`: nothing in; a drawn competition, trained, predicted and submitted, and the score that came back out.
+"""Stage `demo`: draw a competition, train on it, predict, submit, and print the score.
 
-A loopback server stands in for Kaggle: the real `kaggle` package downloads the competition from it and submits to
-it, without an account. The ledger of the demo lies with its run, for its scores are of drawn cars.
+A fake Kaggle on the loopback interface lets the real `kaggle` package download the competition and submit to it without
+an account. The demo's ledger lies in its run's folder, since its scores are those of drawn cars.
 """
 import contextlib
 import filecmp
@@ -10,45 +10,45 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from pipeline.synthetic.fake_kaggle import SOLUTION, FakeKaggle
 from pipeline.paths import Run
 from pipeline.runtime.launch import run_stage
+from pipeline.synthetic.fake_kaggle import SOLUTION, FakeKaggle
 
-AT_KAGGLE = ("download", "submit")
+KAGGLE_STAGES = ("download", "submit")
 
 
-def main(run: Run, drawn: pathlib.Path, drawing: list[str], words: list[str], offline: bool) -> None:
-    """drawn: the folder to draw the competition in. drawing: words of `demo-data`; words: of all the other stages.
+def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments: list[str], offline: bool) -> None:
+    """drawn: the folder to draw the competition in. drawing_arguments: of `demo-data`. arguments: of all other stages.
 
-    offline: no Kaggle, not even a pretended one: the drawn folder is used as it is.
+    offline: skip download and submit, and use the drawn folder directly.
     """
     folder = drawn if offline else drawn.with_name(f"{drawn.name}-downloaded")
-    words = [*words, "--data", str(folder)]
+    arguments = [*arguments, "--data", str(folder)]
     steps = [
-        ("Draw a competition of cars that nobody photographed", "demo-data", ["--data", str(drawn), *drawing]),
-        ("Download it, from a loopback server that stands in for Kaggle", "download", words),
-        ("Split its cars into folds that no make crosses", "folds", words),
-        ("Train a network for two of the folds", "train", words),
-        ("Judge each network on the makes that it never saw", "validate", words),
-        ("Find the cut with the best out-of-fold Dice", "threshold", words),
-        ("Predict the test pictures", "predict", words),
-        ("Check the submission", "check", words),
-        ("Score it as the leaderboard would", "score", [*words, "--solution", str(drawn / SOLUTION)]),
-        ("Submit it, and wait for the score", "submit", [*words, "--force", "--ledger", str(run.demo_ledger)]),
+        ("Draw a competition of synthetic cars", "demo-data", ["--data", str(drawn), *drawing_arguments]),
+        ("Download it from a fake Kaggle on this machine", "download", arguments),
+        ("Split the cars into folds, each make in one fold only", "folds", arguments),
+        ("Train a network on each of two folds", "train", arguments),
+        ("Validate each network on makes that it never saw", "validate", arguments),
+        ("Find the threshold with the best out-of-fold Dice", "threshold", arguments),
+        ("Predict the test images", "predict", arguments),
+        ("Check the submission", "check", arguments),
+        ("Score it as Kaggle would", "score", [*arguments, "--solution", str(drawn / SOLUTION)]),
+        ("Submit it and wait for the score", "submit", [*arguments, "--force", "--ledger", str(run.demo_ledger)]),
     ]
-    steps = [step for step in steps if not (offline and step[1] in AT_KAGGLE)]
+    steps = [step for step in steps if not (offline and step[1] in KAGGLE_STAGES)]
     nothing: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
-    with nothing if offline else pretended_kaggle(drawn) as environment:
-        for number, (title, stage, its_words) in enumerate(steps, start=1):
+    with nothing if offline else running_fake_kaggle(drawn) as environment:
+        for number, (title, stage, stage_arguments) in enumerate(steps, start=1):
             print_header(f"{number}/{len(steps)}  {title}")
             if stage == "download":
-                remove_others(drawn, folder)
-            run_stage(stage, *its_words, environment=environment)
-    print_header(f"The submission: {run.submission}. Where it is wrong: `make report RUN={run.name}`")
+                remove_outdated(drawn, folder)
+            run_stage(stage, *stage_arguments, environment=environment)
+    print_header(f"Done: {run.submission}. To see where the networks are wrong, run: make report RUN={run.name}")
 
 
-def remove_others(drawn: pathlib.Path, folder: pathlib.Path) -> None:
-    """Remove what an earlier demo downloaded of other cars: Kaggle's files never change, so download trusts them."""
+def remove_outdated(drawn: pathlib.Path, folder: pathlib.Path) -> None:
+    """Remove files of an earlier demo with other cars: download trusts them, since Kaggle's files never change."""
     for path in drawn.glob("*.zip"):
         copy = folder / path.name
         if copy.is_file() and not filecmp.cmp(path, copy, shallow=False):
@@ -56,8 +56,8 @@ def remove_others(drawn: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def pretended_kaggle(folder: pathlib.Path) -> Iterator[dict[str, str]]:
-    """A server with this competition; the variables that lead the client to it."""
+def running_fake_kaggle(folder: pathlib.Path) -> Iterator[dict[str, str]]:
+    """Serve this competition for a block; yield the environment variables that direct the client to the server."""
     with tempfile.TemporaryDirectory() as inbox, FakeKaggle(folder, pathlib.Path(inbox)) as server:
         yield server.environment()
 

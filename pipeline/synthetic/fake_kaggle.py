@@ -1,7 +1,7 @@
-"""A loopback server that stands in for Kaggle: it serves a competition folder and grades what is submitted.
+"""A fake Kaggle on the loopback interface: it serves a competition folder and scores submissions.
 
-The real `kaggle` package talks to it, unchanged, when it runs with `FakeKaggle.environment`. The demo uses it to show
-both ends without an account; the tests put faults on top. The calls that it answers are those of kaggle 2.2.4.
+The real `kaggle` package talks to it, unchanged, when it runs with `FakeKaggle.environment`. The demo shows both ends
+with it, without an account; the tests add faults. It answers the calls of kaggle 2.2.4.
 """
 import base64
 import datetime
@@ -16,18 +16,18 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pipeline import carvana
-from pipeline.submission.scoring import score
 from pipeline.runtime.problem import Problem
+from pipeline.submission.scoring import score
 
-USER, KEY, TOKEN = "newcomer", "key-of-the-stand-in", "token-of-the-stand-in"
+USER, KEY, TOKEN = "newcomer", "key-of-the-fake-kaggle", "token-of-the-fake-kaggle"
 SOLUTION = "solution.csv"
-PAGE_FILES = 5  # fewer than the competition has, so that the client has to turn pages
+PAGE_FILES = 5  # fewer than the competition has, so that the client must follow pages
 DAILY_SUBMISSIONS = 5
-LOOKS_UNTIL_SCORED = 1  # how often a submission is listed as pending
+PENDING_LISTINGS = 1  # how many times a submission is listed as pending
 Answer = dict[str, Any]
 
 
-class Refusal(Exception):
+class ErrorAnswer(Exception):
     """An answer other than 200."""
 
     def __init__(self, status: int, message: str):
@@ -36,14 +36,13 @@ class Refusal(Exception):
 
 
 class FakeKaggle(ThreadingHTTPServer):
-    """`with FakeKaggle(folder, inbox) as server:` it answers on a free port of 127.0.0.1 until the block is left.
+    """`with FakeKaggle(folder, inbox) as server:` serves on a free port of 127.0.0.1 until the block ends.
 
-    folder: a competition folder with the `solution.csv` that Kaggle keeps to itself. inbox: an empty folder for
-    what is handed in.
+    folder: a competition folder with `solution.csv`, which Kaggle keeps secret. inbox: an empty folder for uploads.
     """
 
     daemon_threads = True
-    storage_url = "http://localhost"  # where files lie; the proxy setting brings the client back here
+    storage_url = "http://localhost"  # of files; the proxy setting directs the client back here
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -52,7 +51,7 @@ class FakeKaggle(ThreadingHTTPServer):
         self.numbers = itertools.count(1)
         self.uploads: dict[str, str] = {}  # token -> name of the file
         self.submissions: list[Answer] = []  # the newest first
-        self.looks: dict[int, int] = {}  # ref of a submission -> how often it was listed
+        self.listings: dict[int, int] = {}  # ref of a submission -> how many times it was listed
 
     def __enter__(self) -> "FakeKaggle":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -63,48 +62,48 @@ class FakeKaggle(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client may hang up at any moment; other errors are ours, and are shown."""
+        """Ignore clients that hang up; other errors are bugs and are shown."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def environment(self) -> dict[str, str]:
-        """Variables that lead the client here and nowhere else, with credentials of its own."""
+        """Return variables that direct the client here and nowhere else, with credentials for this server."""
         return {
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-            "KAGGLE_API_TOKEN": TOKEN,  # comes before every file with credentials that the user may have
+            "KAGGLE_API_TOKEN": TOKEN,  # overrides all credential files of the user
             "KAGGLE_API_V1_TOKEN": "",
             "http_proxy": f"http://127.0.0.1:{self.server_port}",
-            "https_proxy": "http://127.0.0.1:9",  # nobody listens there
+            "https_proxy": "http://127.0.0.1:9",  # nothing listens there
             "no_proxy": "",
             "NO_PROXY": "",
         }
 
     def files(self) -> list[pathlib.Path]:
-        """What the competition serves."""
+        """Return the files that the competition serves."""
         return sorted([*self.folder.glob("*.zip"), *self.folder.glob("*.jpg")])
 
-    def fault(self, handler: "Handler", call: str) -> bool:
-        """Whether a test's fault has answered in the place of a call; here none ever does."""
+    def inject_fault(self, handler: "Handler", call: str) -> bool:
+        """Return whether a fault has answered instead of the call; tests override this."""
         return False
 
     def send_file(self, handler: "Handler", path: pathlib.Path, first: int) -> None:
         with open(path, "rb") as file:
             handler.connection.sendfile(file, first)
 
-    def answer(self, call: str, asked: Answer) -> Answer:
-        """The answer to a call of Kaggle's API."""
-        if asked.get("competitionName", carvana.SLUG) != carvana.SLUG:
-            raise Refusal(404, "Competition not found")
+    def answer(self, call: str, request: Answer) -> Answer:
+        """Answer a call of Kaggle's API; raise ErrorAnswer for a status other than 200."""
+        if request.get("competitionName", carvana.SLUG) != carvana.SLUG:
+            raise ErrorAnswer(404, "Competition not found")
         with self.lock:
-            return getattr(self, call)(asked)
+            return getattr(self, call)(request)
 
-    # --- the calls, by the names that Kaggle gives them ---
+    # --- the calls, named as in Kaggle's API ---
 
-    def IntrospectToken(self, asked: Answer) -> Answer:
-        return {"active": asked.get("token") == TOKEN, "username": USER, "userId": 1, "scope": "", "exp": 2**31}
+    def IntrospectToken(self, request: Answer) -> Answer:
+        return {"active": request.get("token") == TOKEN, "username": USER, "userId": 1, "scope": "", "exp": 2**31}
 
-    def ListDataFiles(self, asked: Answer) -> Answer:
-        first = int(asked.get("pageToken") or 0)
+    def ListDataFiles(self, request: Answer) -> Answer:
+        first = int(request.get("pageToken") or 0)
         files = self.files()
         page = [
             {"ref": path.name, "name": path.name, "totalBytes": path.stat().st_size, "creationDate": now()}
@@ -112,44 +111,44 @@ class FakeKaggle(ThreadingHTTPServer):
         ]
         return {"files": page} | next_page(first + PAGE_FILES, len(files))
 
-    def DownloadDataFile(self, asked: Answer) -> Answer:
-        name = asked.get("fileName", "")
+    def DownloadDataFile(self, request: Answer) -> Answer:
+        name = request.get("fileName", "")
         if name not in {path.name for path in self.files()}:
-            raise Refusal(404, "File not found")
+            raise ErrorAnswer(404, "File not found")
         return {"Location": f"{self.storage_url}/blob/{quote(name)}?signature=secret-{next(self.numbers)}"}
 
-    def StartSubmissionUpload(self, asked: Answer) -> Answer:
+    def StartSubmissionUpload(self, request: Answer) -> Answer:
         token = f"upload-{next(self.numbers)}"
-        self.uploads[token] = asked["fileName"]
+        self.uploads[token] = request["fileName"]
         return {"token": token, "createUrl": f"{self.storage_url}/upload/{token}?signature=secret-{token}"}
 
-    def CreateSubmission(self, asked: Answer) -> Answer:
-        token = asked.get("blobFileTokens", "")
+    def CreateSubmission(self, request: Answer) -> Answer:
+        token = request.get("blobFileTokens", "")
         path = self.inbox / token / pathlib.Path(self.uploads.get(token, "")).name
         if not path.is_file():
-            raise Refusal(400, "The uploaded file was not found")
+            raise ErrorAnswer(400, "The uploaded file was not found")
         if self.GetSubmissionLimits({}).get("numAllowedNow", 0) < 1:
-            raise Refusal(400, f"Your team has used its daily submission allowance ({DAILY_SUBMISSIONS}) today")
+            raise ErrorAnswer(400, f"Your team has used its daily submission allowance ({DAILY_SUBMISSIONS}) today")
         submission = {
             "ref": next(self.numbers), "fileName": path.name, "date": now(), "teamName": USER, "submittedBy": USER,
-            "description": asked.get("submissionDescription", ""), "totalBytes": path.stat().st_size,
+            "description": request.get("submissionDescription", ""), "totalBytes": path.stat().st_size,
         }  # fmt: skip
         self.submissions.insert(0, submission | grade(path, self.folder / SOLUTION))
         return {"message": f"Successfully submitted to {carvana.SLUG}", "ref": submission["ref"]}
 
-    def GetSubmissionLimits(self, asked: Answer) -> Answer:
+    def GetSubmissionLimits(self, request: Answer) -> Answer:
         made = len(self.submissions)
         return {"numToday": made, "numTotal": made, "numAllowedNow": max(0, DAILY_SUBMISSIONS - made)}
 
-    def ListSubmissions(self, asked: Answer) -> Answer:
-        first, size = int(asked.get("pageToken") or 0), int(asked.get("pageSize") or 20)
-        page = [self.look(submission) for submission in self.submissions[first : first + size]]
+    def ListSubmissions(self, request: Answer) -> Answer:
+        first, size = int(request.get("pageToken") or 0), int(request.get("pageSize") or 20)
+        page = [self.list_once(submission) for submission in self.submissions[first : first + size]]
         return {"submissions": page} | next_page(first + size, len(self.submissions))
 
-    def look(self, submission: Answer) -> Answer:
-        """A submission as it is listed: it is pending for a while."""
-        seen = self.looks[submission["ref"]] = self.looks.get(submission["ref"], 0) + 1
-        if seen > LOOKS_UNTIL_SCORED:
+    def list_once(self, submission: Answer) -> Answer:
+        """Return a submission as it is listed; the first listings show it as pending."""
+        count = self.listings[submission["ref"]] = self.listings.get(submission["ref"], 0) + 1
+        if count > PENDING_LISTINGS:
             return submission
         hidden = ("publicScore", "privateScore", "errorDescription")
         return {key: value for key, value in submission.items() if key not in hidden} | {"status": "PENDING"}
@@ -181,20 +180,20 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         call = urlsplit(self.path).path.rpartition("/")[2]
-        if self.server.fault(self, call):
+        if self.server.inject_fault(self, call):
             return
         try:
             if call != "IntrospectToken":
                 self.check_credentials()
             answer = self.server.answer(call, json.loads(body or b"{}"))
-        except Refusal as refusal:
-            self.send_answer(refusal.status, {"code": refusal.status, "message": refusal.message})
+        except ErrorAnswer as error:
+            self.send_answer(error.status, {"code": error.status, "message": error.message})
         else:
             self.send_answer(302 if "Location" in answer else 200, answer)
 
     def do_GET(self) -> None:
-        """A file, or from `Range: bytes=N-` on if it is still the one that `If-Range` names."""
-        if self.server.fault(self, "blob"):
+        """Send a file, or the part that `Range: bytes=N-` asks for if `If-Range` names its version."""
+        if self.server.inject_fault(self, "blob"):
             return
         path = self.server.folder / unquote(urlsplit(self.path).path.removeprefix("/blob/"))
         if path not in self.server.files() or "signature" not in parse_qs(urlsplit(self.path).query):
@@ -218,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         token = urlsplit(self.path).path.removeprefix("/upload/")
-        if self.server.fault(self, "upload"):
+        if self.server.inject_fault(self, "upload"):
             return
         if token not in self.server.uploads:
             self.send_bytes(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
@@ -228,10 +227,10 @@ class Handler(BaseHTTPRequestHandler):
         draft = path.with_suffix(".draft")
         left_bytes = int(self.headers["Content-Length"])
         with open(draft, "wb") as file:
-            while piece := self.rfile.read(min(left_bytes, 2**20)):
-                file.write(piece)
-                left_bytes -= len(piece)
-        if left_bytes:  # the sender hung up
+            while chunk := self.rfile.read(min(left_bytes, 2**20)):
+                file.write(chunk)
+                left_bytes -= len(chunk)
+        if left_bytes:  # the client hung up
             self.close_connection = True
             return
         draft.replace(path)
@@ -240,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
     def check_credentials(self) -> None:
         given = self.headers.get("Authorization", "")
         if given not in (f"Bearer {TOKEN}", basic(USER, KEY)):
-            raise Refusal(401, "Unauthenticated")
+            raise ErrorAnswer(401, "Unauthenticated")
 
     def send_answer(self, status: int, answer: Answer) -> None:
         headers = {"Location": answer["Location"]} if "Location" in answer else {}
@@ -253,21 +252,21 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *words: object) -> None:
-        """Nobody reads the server's log."""
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Log nothing."""
 
 
 def basic(user: str, key: str) -> str:
-    """The header of a user and a key."""
+    """Return the authorization header of a user and a key."""
     return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode()
 
 
-def is_still(tag: str, asked: str | None) -> bool:
-    """Whether a part of a file may be sent to somebody who has the beginning of the version `asked`."""
-    return asked is None or asked == tag
+def is_still(tag: str, wanted: str | None) -> bool:
+    """Return whether a file with this tag is still the version that `If-Range` names, if it names one."""
+    return wanted is None or wanted == tag
 
 
 def etag(path: pathlib.Path) -> str:
-    """Changes when the file does."""
-    about = path.stat()
-    return f'"{about.st_size:x}-{about.st_mtime_ns:x}"'
+    """Return a tag that changes when the file does."""
+    status = path.stat()
+    return f'"{status.st_size:x}-{status.st_mtime_ns:x}"'

@@ -1,8 +1,8 @@
-"""Rooms of coloured boxes that nobody photographed, with the word and the depth of each pixel.
+"""Synthetic rooms of coloured boxes, with the name and the depth of each pixel.
 
-A scene is one room: walls and boxes, some of them flat on a wall, some on top of others. A view is what a camera in
-it sees: each pixel's ray meets the nearest box. Pictures have what those of NYU Depth v2 have: a white frame, and
-outlines and forgotten things that bear no label. The colours of things overlap, so that place and shape count too.
+A scene is one room: walls and boxes, some of them flat on a wall, some on top of others. A view is what a camera in it
+sees: each pixel's ray meets the nearest box. Images have the traits of NYU Depth v2: a white frame, and outlines and
+things without a label. The colours of different things overlap, so that place and shape count too.
 
 The same scene and view give the same pixels. Nothing is read or written here.
 """
@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-FOCAL_FRACTION = 0.81  # of the picture's width: 518.9 px of 640, the Kinect of NYU Depth v2
-FRAME_FRACTION = 1 / 64  # of the width: the white frame that straightening the pictures left
-FORGOTTEN_FRACTION = 0.04  # of the things on others and on walls: the annotator saw none
-FLAT_M = 0.03  # how far a picture stands off its wall
+FOCAL_FRACTION = 0.81  # of the image's width: 518.9 px of 640, the Kinect of NYU Depth v2
+FRAME_FRACTION = 1 / 64  # of the width: the white frame that rectifying NYU's images left
+UNLABELLED_FRACTION = 0.04  # of the things on others and on walls: the annotator missed them
+FLAT_M = 0.03  # how far a flat thing stands off its wall
 NOISE_STD = 5.0  # of the camera, in 8-bit steps
 SHADE = (0.86, 1.0, 0.72)  # brightness of faces across x, y (up) and z
-OUTLINE = ((-1, 0), (0, -1))  # a pixel unlike its upper or left neighbour is part of an outline
+OUTLINE = ((-1, 0), (0, -1))  # a pixel that differs from its upper or left neighbour belongs to an outline
 
-# Word -> its colour, and by how much that differs from room to room.
+# Name -> colour, and by how much it differs from room to room.
 COLOURS = {
     "wall": ((205, 195, 175), 30), "floor": ((140, 105, 75), 25), "ceiling": ((225, 222, 215), 15),
     "door": ((150, 110, 80), 25), "window": ((190, 215, 240), 15), "curtain": ((170, 120, 125), 35),
@@ -38,12 +38,12 @@ WORDS = tuple(COLOURS)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a thing is called, how large it is, and where it stands."""
+    """A kind of thing: its name, size and place."""
 
     word: str
     size_m: tuple[float, float, float]  # along its wall, up, off its wall
     on: str = "floor"  # "floor": with its back to a wall; "wall"; else the word of the thing that it stands on
-    up_m: float = 0.0  # on a wall: of its lower edge
+    up_m: float = 0.0  # on a wall: the height of its lower edge
 
 
 WINDOW, DOOR = Kind("window", (1.3, 1.0, FLAT_M), "wall", 1.0), Kind("door", (0.9, 2.0, FLAT_M), "wall")
@@ -78,12 +78,12 @@ class Box:
     low_m: NDArray[np.float64]  # (3,): x to the right, y up, z away from the camera's side
     high_m: NDArray[np.float64]
     rgb: NDArray[np.float64]  # (3,), 0..255
-    forgotten: bool = False  # bears no label
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One picture, all arrays of (rows, columns)."""
+    """One image with its annotation, all arrays (rows, columns)."""
 
     image: NDArray[np.uint8]  # RGB, (rows, columns, 3)
     words: NDArray[np.int64]  # index in WORDS, -1 where there is no label
@@ -92,7 +92,7 @@ class View:
 
 
 def make_room(scene_type: str, seed: int) -> tuple[NDArray[np.float64], list[Box]]:
-    """Width, height and length of a room in m, and its boxes; the first six are its sides.
+    """Return a room's width, height and length in m, and its boxes; the first six are its sides.
 
     scene_type: a key of KINDS.
     """
@@ -102,14 +102,14 @@ def make_room(scene_type: str, seed: int) -> tuple[NDArray[np.float64], list[Box
     boxes = sides(size_m, colour)
     for kind in KINDS[scene_type]:
         for _ in range(rng.integers(1, 3) if kind.on != "floor" or kind.word in ("chair", "bag") else 1):
-            forgotten = kind.on != "floor" and rng.random() < FORGOTTEN_FRACTION
+            unlabelled = kind.on != "floor" and rng.random() < UNLABELLED_FRACTION
             if (place := find_place(kind, size_m, boxes, rng)) is not None:
-                boxes.append(Box(kind.word, *place, colour[kind.word] + rng.uniform(-8, 8, 3), forgotten))
+                boxes.append(Box(kind.word, *place, colour[kind.word] + rng.uniform(-8, 8, 3), unlabelled))
     return size_m, boxes
 
 
 def sides(size_m: NDArray[np.float64], colour: dict[str, NDArray[np.float64]]) -> list[Box]:
-    """Floor, ceiling and four walls, as slabs around the room."""
+    """Return floor, ceiling and four walls, as slabs around the room."""
     boxes = []
     for axis in range(3):
         for end in range(2):
@@ -123,7 +123,7 @@ def sides(size_m: NDArray[np.float64], colour: dict[str, NDArray[np.float64]]) -
 def find_place(
     kind: Kind, size_m: NDArray[np.float64], boxes: list[Box], rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Low and high corner of a free place for a thing; None when a few tries found none."""
+    """Return the low and high corner of a free place for a thing; None after 20 failed tries."""
     along, up, off = np.array(kind.size_m) * rng.uniform(0.85, 1.15, 3)
     below = [box for box in boxes if box.word == kind.on]
     for _ in range(20):
@@ -153,11 +153,9 @@ def overlap(low_m: NDArray[np.float64], high_m: NDArray[np.float64], box: Box) -
     return bool(np.all(low_m < box.high_m - 1e-6) and np.all(box.low_m < high_m - 1e-6))
 
 
-def draw_view(
-    room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, number: int
-) -> View:
-    """What the camera of view `number` sees of a room that `make_room` made."""
-    rng = np.random.default_rng([seed, 1, number])
+def draw_view(room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, angle: int) -> View:
+    """Draw view `angle` of a room from `make_room`."""
+    rng = np.random.default_rng([seed, 1, angle])
     eye = room_m * rng.uniform((0.3, 0.5, 0.04), (0.7, 0.62, 0.2))
     rays = rays_of(height, width, yaw_rad=rng.uniform(-0.5, 0.5), pitch_rad=rng.uniform(-0.35, -0.05))
     box_index, axis, depth = nearest(eye, rays, boxes)
@@ -170,8 +168,8 @@ def draw_view(
     outline = np.zeros((height, width), bool)
     for shift in OUTLINE:
         outline |= box_index != np.roll(box_index, shift, (0, 1))
-    outline[-1], outline[:, -1] = outline[-2], outline[:, -2]  # np.roll compared these with the other side
-    unlabelled = outline | np.array([box.forgotten for box in boxes])[box_index]
+    outline[-1], outline[:, -1] = outline[-2], outline[:, -2]  # np.roll compared these with the opposite side
+    unlabelled = outline | np.array([box.unlabelled for box in boxes])[box_index]
     frame = max(1, round(width * FRAME_FRACTION))
     inside = np.zeros((height, width), bool)
     inside[frame:-frame, frame:-frame] = True
@@ -189,7 +187,7 @@ def draw_view(
 
 
 def rays_of(height: int, width: int, yaw_rad: float, pitch_rad: float) -> NDArray[np.float32]:
-    """Where each pixel looks, (rows, columns, 3), as long as to be 1 along the camera's axis: depth counts them."""
+    """Return each pixel's direction (rows, columns, 3), of length 1 along the camera's axis: depth is its multiple."""
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, (height - 1) / 2 - np.arange(height))
     straight = np.stack([x, y, np.full(x.shape, FOCAL_FRACTION * width)], -1) / (FOCAL_FRACTION * width)
     sin, cos = np.sin(pitch_rad), np.cos(pitch_rad)
@@ -202,7 +200,7 @@ def rays_of(height: int, width: int, yaw_rad: float, pitch_rad: float) -> NDArra
 def nearest(
     eye_m: NDArray[np.float64], rays: NDArray[np.float32], boxes: list[Box]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Per ray the index of the box that it meets first, the axis of the face, and how many rays away that is."""
+    """Return for each ray the index of the box that it meets first, the axis of the face, and the depth."""
     best = np.full(rays.shape[:2], np.inf, np.float32)
     box_index, axis = np.zeros(rays.shape[:2], np.int64), np.zeros(rays.shape[:2], np.int64)
     per_axis = np.ascontiguousarray(np.moveaxis(1 / np.where(np.abs(rays) < 1e-9, np.float32(1e-9), rays), -1, 0))

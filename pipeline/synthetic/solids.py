@@ -1,7 +1,7 @@
-"""The bricks of a drawn car: surfaces in space, made of quadrilaterals, and their materials.
+"""The building blocks of a drawn car: surfaces made of quadrilaterals, and their materials.
 
-Axes, in metres: x points forward, y to the car's left, z up; the floor is z = 0, and the turntable
-turns about x = y = 0.
+Axes, in metres: x points forward, y to the car's left, z up; the floor is z = 0, and the turntable turns about
+x = y = 0.
 """
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from pipeline.synthetic.car_makes import Colour
 
 Points = NDArray[np.float64]  # (..., 3)
-Quads = NDArray[np.float64]  # (quads, 4 corners, 3), counter-clockwise for who sees the outer side
+Quads = NDArray[np.float64]  # (quads, 4 corners, 3), counter-clockwise when seen from outside
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a surface does with light; gloss and clear are 0..1."""
+    """How a surface reflects and passes light; gloss and clear are 0..1."""
 
     colour: Colour
-    gloss: float = 0.0  # how much of the studio it mirrors
+    gloss: float = 0.0  # how much of the studio it reflects
     clear: float = 0.0  # how much of the studio behind it shines through
 
 
@@ -45,10 +45,8 @@ class Part:
     outward: Points
 
 
-def part_of(
-    pieces: list[Piece], centre: Points = np.zeros(3), outward: Points = np.zeros(3)
-) -> Part:
-    """Pieces of several materials as one part."""
+def make_part(pieces: list[Piece], centre: Points = np.zeros(3), outward: Points = np.zeros(3)) -> Part:
+    """Join pieces of several materials into one part."""
     counts = [len(quads) for quads, _ in pieces]
     colours = np.array([material.colour for _, material in pieces], dtype=np.float64)
     return Part(
@@ -62,29 +60,29 @@ def part_of(
 
 
 def grid_quads(points: Points) -> Quads:
-    """The cells of a grid of points (rows, columns, 3), row by row."""
+    """Return the cells of a grid of points (rows, columns, 3), row by row."""
     corners = (points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:])
     return np.stack(corners, axis=2).reshape(-1, 4, 3)
 
 
-def inside_out(quads: Quads) -> Quads:
+def flip_faces(quads: Quads) -> Quads:
     return quads[:, ::-1]
 
 
 def ring(centre: Points, radii_m: tuple[float, float], y_m: tuple[float, float]) -> Quads:
-    """A band of 32 quads about a wheel's axle, from one radius and place on the axle to another.
+    """Return a band of 32 quads about a wheel's axle, from one radius and y to another.
 
-    Equal places give a flat ring, seen from the left when the radius grows; equal radii a tube,
-    seen from outside when the place falls. Both turned round, it is seen from its other side.
+    Equal y give a flat ring, which faces left when the radius grows; equal radii give a tube, which faces outwards when
+    y falls. With both reversed it faces the other way.
     """
     angles = np.linspace(0, 2 * np.pi, 33)
     circle = np.stack((np.cos(angles), 0 * angles, np.sin(angles)), axis=1)
     edges = [centre + radius * circle + (0, y, 0) for radius, y in zip(radii_m, y_m)]
-    return inside_out(grid_quads(np.stack(edges)))
+    return flip_faces(grid_quads(np.stack(edges)))
 
 
 def bar(start: Points, end: Points, width_m: float, height_m: float) -> Quads:
-    """A box of six faces about the line from start to end; a steep one has its height along x."""
+    """Return a box of six faces about the line from start to end; a steep one has its height along x."""
     along = (end - start) / np.linalg.norm(end - start)
     steep = abs(along[2]) > 0.7
     across = np.cross((1.0, 0.0, 0.0) if steep else (0.0, 0.0, 1.0), along)

@@ -1,8 +1,8 @@
-"""Stage `demo-data`: nothing -> a competition folder in exactly Kaggle's format, with drawn cars.
+"""Stage `demo-data`: write a competition folder in Kaggle's format, with images of drawn cars.
 
-Archives, members and tables are Kaggle's, and so are the traps: car ids that a careless reader
-takes for numbers, one make in two spellings, cars without a make, makes that only the test set has.
-`solution.csv` is what Kaggle keeps to itself: the masks of the test pictures.
+Archives, members and tables are as Kaggle's, and so are the traps: car ids that look like numbers, one make in two
+spellings, cars without a make, and makes that occur only in the test set. `solution.csv` holds what Kaggle keeps
+secret: the masks of the test images.
 
 The same arguments give the same bytes, whatever the number of workers.
 """
@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import carvana
-from pipeline.synthetic import cars
-from pipeline.runtime.files import locked, read_json, replacing, write_json
 from pipeline.masks import rle
+from pipeline.runtime.files import locked, read_json, replacing, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
+from pipeline.synthetic import cars
 
 TRAIN_MAKES, UNSEEN_MAKES = tuple(cars.MAKES)[:8], tuple(cars.MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
-JPEG_QUALITY = 88  # 104 kB a picture on average (24 cars); Kaggle's are 102 kB
-PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private pictures
-ABOUT = "demo.json"  # marks a folder as a demo, and says what it was drawn from
+JPEG_QUALITY = 88  # 104 kB an image on average (24 cars); Kaggle's are 102 kB
+PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private images
+ABOUT = "demo.json"  # marks a folder as a demo, and holds the settings that it was drawn with
 FILES = (
     "train.zip", "train_masks.zip", "train_masks.csv.zip", "test.zip", "metadata.csv.zip",
     "sample_submission.csv.zip", "solution.csv",
@@ -46,18 +46,18 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class DemoCar:
-    """A car of the demo: its id, what it is drawn from, and its row in `metadata.csv`."""
+    """A car of the demo: its id, what determines its drawing, and its row in `metadata.csv`."""
 
     car_id: str
-    make: str  # as in `synthetic.MAKES`
+    make: str  # a key of `cars.MAKES`
     car_seed: int
     year: int
     make_in_metadata: str
 
 
 @dataclass(frozen=True)
-class View:
-    """One picture and its mask, encoded."""
+class CarImage:
+    """One image and its mask, encoded."""
 
     image_name: str
     jpeg: bytes
@@ -65,70 +65,64 @@ class View:
     rle_mask: str
 
 
-def main(
-    folder: pathlib.Path,
-    cars: int = 32,
-    test_cars: int = 8,
-    seed: int = 0,
-    workers: int | None = None,
-) -> None:
-    """Draw a competition of `cars` training and `test_cars` test cars, 16 pictures each.
+def main(folder: pathlib.Path, cars: int = 32, test_cars: int = 8, seed: int = 0, workers: int | None = None) -> None:
+    """Draw a competition of `cars` training and `test_cars` test cars, 16 images each.
 
-    A folder that holds this demo is left alone, another or an unfinished one is drawn again. Raises
-    Problem when the folder holds a competition that is no demo. Without `workers`, one per core.
+    A folder that holds this demo is left alone; another or an incomplete demo is drawn again. Raise Problem if the
+    folder holds a competition that is not a demo. workers: processes; None for one per core.
     """
     if cars < 1 or test_cars < 1:
-        raise Problem(f"{cars} training and {test_cars} test cars, but a demo needs one of each.")
+        raise Problem(f"A demo needs a training and a test car, but has CARS={cars} and TEST_CARS={test_cars}.")
     settings = {"cars": cars, "test_cars": test_cars, "seed": seed}
-    what = f"{cars} training cars, {test_cars} test cars, seed {seed}"
-    if holds_demo(folder, settings):
-        print(f"{folder} is there already ({what})")
+    summary = f"{cars} training cars, {test_cars} test cars, seed {seed}"
+    if is_complete_demo(folder, settings):
+        print(f"{folder} is there already ({summary})")
         return
 
     train, test = invent_cars(cars, test_cars, seed)
-    pictures = (cars + test_cars) * carvana.ANGLES
+    count = (cars + test_cars) * carvana.ANGLES
     with (
         locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."),
-        contextlib.closing(drawn_views([*train, *test], workers or os.cpu_count() or 1)) as drawn,
+        contextlib.closing(draw_images([*train, *test], workers or os.cpu_count() or 1)) as drawn,
     ):
         write_json(folder / ABOUT, {**settings, "complete": False})
-        views = iter(progress(drawn, "demo-data", total=pictures))
-        write_train(folder, views, cars * carvana.ANGLES)
-        write_test(folder, views, public_images(test, seed))
+        images = iter(progress(drawn, "demo-data", total=count))
+        write_train(folder, images, cars * carvana.ANGLES)
+        write_test(folder, images, public_images(test, seed))
         write_metadata(folder, [*train, *test])
         write_json(folder / ABOUT, {**settings, "complete": True})
 
     size_mb = sum((folder / name).stat().st_size for name in FILES) / 1e6
-    print(f"wrote {folder} ({what}): {pictures} pictures, {size_mb:.0f} MB")
+    print(f"wrote {folder} ({summary}): {count} images, {size_mb:.0f} MB")
 
 
-def holds_demo(folder: pathlib.Path, settings: dict[str, int]) -> bool:
-    """Whether the folder holds this very demo, whole. Problem when it holds anything but a demo."""
-    about = folder / ABOUT
-    if not about.is_file():
+def is_complete_demo(folder: pathlib.Path, settings: dict[str, int]) -> bool:
+    """Return whether the folder holds this demo, complete. Raise Problem if it holds anything but a demo."""
+    settings_path = folder / ABOUT
+    if not settings_path.is_file():
         for name in (*FILES, *carvana.SETS):
             if (folder / name).exists():
                 raise Problem(
-                    f"{folder} holds {name} but no {ABOUT}: it is no demo, and would be "
-                    "overwritten; choose another folder."
+                    f"{folder} holds {name} but no {ABOUT}, so it is not a demo and must not be overwritten; choose "
+                    "another folder with DATA=."
                 )
         return False
     try:
-        found = read_json(about)
+        saved = read_json(settings_path)
     except ValueError:
         return False  # damaged: draw again
-    whole = all((folder / name).is_file() for name in FILES)
-    return whole and found == {**settings, "complete": True}
+    complete = all((folder / name).is_file() for name in FILES)
+    return complete and saved == {**settings, "complete": True}
 
 
-# --- who takes part -------------------------------------------------------------------------------
+# --- the cars -------------------------------------------------------------------------------------
 
 
 def invent_cars(cars: int, test_cars: int, seed: int) -> tuple[list[DemoCar], list[DemoCar]]:
-    """Training and test cars, each sorted by id.
+    """Return training and test cars, each sorted by id.
 
-    One in four test cars is of a make that occurs in training, and one in four has no make in the
-    metadata. The first make is spelt in two ways as soon as training has two of its cars.
+    One in four test cars has a make that occurs in training, and one in four has no make in the metadata. The first
+    make has two spellings if training has two of its cars.
     """
     rng = np.random.default_rng(seed)
     ids = [f"{number:012x}" for number in rng.integers(2**48, size=cars + test_cars)]
@@ -139,106 +133,106 @@ def invent_cars(cars: int, test_cars: int, seed: int) -> tuple[list[DemoCar], li
     train, test = [], []
     for i in range(cars):
         make = TRAIN_MAKES[i % len(TRAIN_MAKES)]
-        spelt = make.upper() if i == len(TRAIN_MAKES) else make  # as Infiniti and INFINITI
-        train.append(DemoCar(ids[i], make, seeds[i], years[i], spelt))
+        spelling = make.upper() if i == len(TRAIN_MAKES) else make  # as Infiniti and INFINITI
+        train.append(DemoCar(ids[i], make, seeds[i], years[i], spelling))
     for i in range(test_cars):
         make = UNSEEN_MAKES[i % 4] if i % 4 < 3 else TRAIN_MAKES[i // 4 % len(TRAIN_MAKES)]
-        spelt = "" if i % 4 == 2 else make
-        test.append(DemoCar(ids[cars + i], make, seeds[cars + i], years[cars + i], spelt))
+        spelling = "" if i % 4 == 2 else make
+        test.append(DemoCar(ids[cars + i], make, seeds[cars + i], years[cars + i], spelling))
     return sorted(train, key=lambda car: car.car_id), sorted(test, key=lambda car: car.car_id)
 
 
 def public_images(test: list[DemoCar], seed: int) -> set[str]:
-    """The pictures of the public leaderboard: whole cars, or 4 views if there is but one car."""
+    """Return the images of the public leaderboard: whole cars, or 4 angles if there is only one car."""
     if len(test) == 1:
-        return {carvana.image_name(test[0].car_id, view) for view in carvana.ANGLE_CODES[:4]}
+        return {carvana.image_name(test[0].car_id, angle) for angle in carvana.ANGLE_CODES[:4]}
     count = max(1, round(PUBLIC_FRACTION * len(test)))
     chosen = np.random.default_rng([seed, 1]).permutation(len(test))[:count]
     ids = [test[i].car_id for i in chosen]
-    return {carvana.image_name(car_id, view) for car_id in ids for view in carvana.ANGLE_CODES}
+    return {carvana.image_name(car_id, angle) for car_id in ids for angle in carvana.ANGLE_CODES}
 
 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def drawn_views(cars: list[DemoCar], workers: int) -> Generator[View, None, None]:
-    """All views, car by car in the order given, drawn by several processes."""
+def draw_images(cars: list[DemoCar], workers: int) -> Generator[CarImage, None, None]:
+    """Yield all images, car by car in the given order, drawn by several processes."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, set_up_worker) as pool:
         try:
-            for views in pool.map(draw_car, cars):
-                yield from views
+            for images in pool.map(draw_car, cars):
+                yield from images
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def set_up_worker() -> None:
-    """One thread for each, and none that outlives us: a pool whose owner is killed would wait for work for ever."""
+    """Use one thread, and exit with the parent: a pool whose owner is killed would wait for work for ever."""
     cv2.setNumThreads(1)
-    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    threading.Thread(target=exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def end_with(parent: BaseProcess) -> None:
+def exit_after(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 
 
-def draw_car(car: DemoCar) -> list[View]:
-    """The 16 views of a car."""
-    views = []
+def draw_car(car: DemoCar) -> list[CarImage]:
+    """Return the 16 images of a car."""
+    images = []
     drawn = cars.draw_car(cars.make_car(car.make, car.car_seed))
-    for view, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True):
-        name = carvana.image_name(car.car_id, view)
-        views.append(View(name, jpeg_of(image), gif_of(mask), rle.encode(mask)))
-    return views
+    for angle, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True):
+        name = carvana.image_name(car.car_id, angle)
+        images.append(CarImage(name, encode_jpeg(image), encode_gif(mask), rle.encode(mask)))
+    return images
 
 
-def jpeg_of(image: NDArray[np.uint8]) -> bytes:
-    """RGB uint8 (height, width, 3) -> JPEG."""
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Encode RGB uint8 (height, width, 3) as JPEG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
 
 
-def gif_of(mask: NDArray[np.bool_]) -> bytes:
-    """bool (height, width) -> palette GIF with values 0 and 1, like Kaggle's masks."""
-    picture = Image.fromarray(mask.astype(np.uint8)).convert("P")
-    picture.putpalette((0, 0, 0, 255, 255, 255))
+def encode_gif(mask: NDArray[np.bool_]) -> bytes:
+    """Encode bool (height, width) as a palette GIF with values 0 and 1, like Kaggle's masks."""
+    palette_image = Image.fromarray(mask.astype(np.uint8)).convert("P")
+    palette_image.putpalette((0, 0, 0, 255, 255, 255))
     file = io.BytesIO()
-    picture.save(file, format="GIF", optimize=False)
+    palette_image.save(file, format="GIF", optimize=False)
     return file.getvalue()
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_train(folder: pathlib.Path, views: Iterator[View], count: int) -> None:
-    """The first `count` views -> `train.zip`, `train_masks.zip` and `train_masks.csv.zip`."""
+def write_train(folder: pathlib.Path, images: Iterator[CarImage], count: int) -> None:
+    """Write the first `count` images to `train.zip`, `train_masks.zip` and `train_masks.csv.zip`."""
     rows: list[Row] = [carvana.SUBMISSION_HEADER]
-    with archive(folder / "train.zip") as images, archive(folder / "train_masks.zip") as masks:
-        for view in itertools.islice(views, count):
-            add(images, f"train/{view.image_name}", view.jpeg)
-            add(masks, f"train_masks/{carvana.mask_name(view.image_name)}", view.gif)
-            rows.append((view.image_name, view.rle_mask))
+    with archive(folder / "train.zip") as jpegs, archive(folder / "train_masks.zip") as gifs:
+        for image in itertools.islice(images, count):
+            add_member(jpegs, f"train/{image.image_name}", image.jpeg)
+            add_member(gifs, f"train_masks/{carvana.mask_name(image.image_name)}", image.gif)
+            rows.append((image.image_name, image.rle_mask))
     write_table(folder / "train_masks.csv.zip", rows)
 
 
-def write_test(folder: pathlib.Path, views: Iterable[View], public: set[str]) -> None:
-    """All other views -> `test.zip`, `sample_submission.csv.zip` and `solution.csv`."""
+def write_test(folder: pathlib.Path, images: Iterable[CarImage], public: set[str]) -> None:
+    """Write all further images to `test.zip`, `sample_submission.csv.zip` and `solution.csv`."""
     sample: list[Row] = [carvana.SUBMISSION_HEADER]
     solution: list[Row] = [carvana.SOLUTION_HEADER]
-    with archive(folder / "test.zip") as images:
-        for view in views:
-            add(images, f"test/{view.image_name}", view.jpeg)
-            sample.append((view.image_name, "1 1"))
-            usage = "Public" if view.image_name in public else "Private"
-            solution.append((view.image_name, view.rle_mask, usage))
+    with archive(folder / "test.zip") as jpegs:
+        for image in images:
+            add_member(jpegs, f"test/{image.image_name}", image.jpeg)
+            sample.append((image.image_name, "1 1"))
+            usage = "Public" if image.image_name in public else "Private"
+            solution.append((image.image_name, image.rle_mask, usage))
     write_table(folder / "sample_submission.csv.zip", sample)
     with replacing(folder / "solution.csv") as draft:
         draft.write_bytes(csv_bytes(solution))
 
 
 def write_metadata(folder: pathlib.Path, cars: list[DemoCar]) -> None:
-    """`metadata.csv.zip`: one row a car, sorted by id; of some cars nothing is known but the id."""
+    """Write `metadata.csv.zip`: one row per car, sorted by id; some rows have nothing but the id."""
     rows: list[Row] = [("id", "year", "make", "model", "trim1", "trim2")]
     for car in sorted(cars, key=lambda car: car.car_id):
         if car.make_in_metadata:
@@ -250,22 +244,22 @@ def write_metadata(folder: pathlib.Path, cars: list[DemoCar]) -> None:
 
 @contextlib.contextmanager
 def archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-    """A zip to be filled, which has its name only when it is whole."""
+    """Open a new zip archive, which gets its name when it is complete."""
     with replacing(path) as draft, zipfile.ZipFile(draft, "w") as file:
         yield file
 
 
-def add(file: zipfile.ZipFile, member: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
-    """Add a member under a fixed date, so that equal contents are equal bytes."""
+def add_member(file: zipfile.ZipFile, member: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
+    """Add a member with a fixed date, so that equal contents give equal bytes."""
     info = zipfile.ZipInfo(member, carvana.ARCHIVE_DATE)
     info.compress_type = method
     file.writestr(info, data)
 
 
 def write_table(path: pathlib.Path, rows: list[Row]) -> None:
-    """A table with its header as `name.csv.zip`, which holds `name.csv`."""
+    """Write a table with its header to `name.csv.zip`, which holds `name.csv`."""
     with archive(path) as file:
-        add(file, path.name.removesuffix(".zip"), csv_bytes(rows), zipfile.ZIP_DEFLATED)
+        add_member(file, path.name.removesuffix(".zip"), csv_bytes(rows), zipfile.ZIP_DEFLATED)
 
 
 def csv_bytes(rows: list[Row]) -> bytes:

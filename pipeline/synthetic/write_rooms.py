@@ -1,8 +1,8 @@
-"""Stage `demo-rooms`: nothing -> a small `nyu_depth_v2_labeled.mat` of drawn rooms.
+"""Stage `demo-rooms`: write a small `nyu_depth_v2_labeled.mat` of drawn rooms.
 
-It has the structure of the real one: MATLAB 7.3, which is HDF5 behind 512 bytes of MATLAB's own, every array with its
-axes in MATLAB's order, text as 16-bit codes behind references. So `data/nyuv2.py`, the reader of the real one, reads
-it. What no reader here wants is left out: rawDepths, accelData, and the names of the raw files.
+It has the structure of the real file: MATLAB 7.3, which is HDF5 behind a 512-byte MATLAB header, with every array's
+axes in MATLAB's order and strings as 16-bit codes behind references. So `data/nyuv2.py` reads it like the real one.
+What that reader does not use is left out: rawDepths, accelData, and the names of the raw files.
 
 The same arguments give the same bytes.
 """
@@ -14,30 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from pipeline.synthetic import rooms
 from pipeline.data.nyuv2 import FILE, SPLITS
 from pipeline.runtime.files import locked, read_json, replacing, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
+from pipeline.synthetic import rooms
 
-ANGLES = 4  # pictures of a scene
-NAMES = 894  # as many words as in the real one; most of them never occur
-ID_STRIDE = 311  # it has no factor in common with 894, so that multiples of it are ids all over the range
+ANGLES = 4  # images of a scene
+NAME_COUNT = 894  # as in the real file; most names never occur
+ID_STRIDE = 311  # shares no factor with 894, so its multiples spread over all ids
 USER_BLOCK_BYTES = 512
-ABOUT = "rooms.json"  # marks a folder as drawn, and says from what
+ABOUT = "rooms.json"  # marks a folder as drawn, and holds the settings that it was drawn with
 
 
 def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, splits: bool) -> None:
-    """Draw `scenes` rooms, four pictures each, of height x width pixels.
+    """Draw `scenes` rooms, four images each, of height x width pixels.
 
-    splits: write a `splits.mat` beside them, too, else there is none. A folder that holds these very rooms is left
-    alone. Raises Problem when it holds a file of one of these two names that was not drawn.
+    splits: write a `splits.mat` beside them; otherwise remove it. A folder that holds these rooms is left alone. Raise
+    Problem if one of the two files exists but was not drawn.
     """
     if scenes < 2 or min(height, width) < 32 or width < height:
-        raise Problem(f"{scenes} scenes of {width}x{height} pixels, but rooms need two, 32x32, and no less width.")
+        raise Problem(
+            f"{scenes} scenes of {width}x{height} pixels cannot be drawn; give at least 2 scenes of 32x32 pixels, not "
+            "higher than wide."
+        )
     settings = {"scenes": scenes, "height": height, "width": width, "seed": seed, "splits": splits}
     path = folder / FILE
-    if holds(folder, settings):
+    if is_complete(folder, settings):
         print(f"{folder} is there already ({scenes} scenes, seed {seed})")
         return
 
@@ -50,34 +53,34 @@ def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, 
         else:
             (folder / SPLITS).unlink(missing_ok=True)
         write_json(folder / ABOUT, {**settings, "complete": True})
-    print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * ANGLES} pictures, {path.stat().st_size / 1e6:.0f} MB")
+    print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * ANGLES} images, {path.stat().st_size / 1e6:.0f} MB")
 
 
-def holds(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
-    """Whether the folder holds these very rooms, whole. Problem when it holds a file that was not drawn."""
+def is_complete(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
+    """Return whether the folder holds these rooms, complete. Raise Problem if it holds a file that was not drawn."""
     if not (folder / ABOUT).is_file():
         for path in (folder / FILE, folder / SPLITS):
             if path.exists():
-                raise Problem(f"{path} was not drawn here and would be overwritten; choose another folder with DATA=.")
+                raise Problem(f"{path} was not drawn and must not be overwritten; choose another folder with DATA=.")
         return False
     try:
-        found = read_json(folder / ABOUT)
+        saved = read_json(folder / ABOUT)
     except ValueError:
         return False  # damaged: draw again
-    whole = (folder / FILE).is_file() and (folder / SPLITS).is_file() == settings["splits"]
-    return whole and found == {**settings, "complete": True}
+    complete = (folder / FILE).is_file() and (folder / SPLITS).is_file() == settings["splits"]
+    return complete and saved == {**settings, "complete": True}
 
 
 def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:
-    pictures = scenes * ANGLES
+    image_count = scenes * ANGLES
     kinds = [list(rooms.KINDS)[scene % len(rooms.KINDS)] for scene in range(scenes)]
-    ids = word_ids()
+    ids = label_ids()
     with h5py.File(path, "w", userblock_size=USER_BLOCK_BYTES) as file:
-        images = add_array(file, "images", (pictures, 3, width, height), "uint8")
-        labels = add_array(file, "labels", (pictures, width, height), "uint16")
-        instances = add_array(file, "instances", (pictures, width, height), "uint8")
-        depths = add_array(file, "depths", (pictures, width, height), "float32")
-        for index in progress(range(pictures), "demo-rooms"):
+        images = add_array(file, "images", (image_count, 3, width, height), "uint8")
+        labels = add_array(file, "labels", (image_count, width, height), "uint16")
+        instances = add_array(file, "instances", (image_count, width, height), "uint8")
+        depths = add_array(file, "depths", (image_count, width, height), "float32")
+        for index in progress(range(image_count), "demo-rooms"):
             scene, number = divmod(index, ANGLES)
             room_m, boxes = rooms.make_room(kinds[scene], seed * scenes + scene)
             view = rooms.draw_view(room_m, boxes, height, width, seed * scenes + scene, number)
@@ -85,7 +88,7 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
             labels[index] = np.where(view.words >= 0, ids[view.words], 0).T
             instances[index] = view.instances.T
             depths[index] = view.depth_m.T
-        words = [f"thing {number}" for number in range(1, NAMES + 1)]
+        words = [f"thing {number}" for number in range(1, NAME_COUNT + 1)]
         for word, number in zip(rooms.WORDS, ids):
             words[number - 1] = word
         add_texts(file, "names", words)
@@ -95,20 +98,20 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
         raw.write(user_block())
 
 
-def word_ids() -> NDArray[np.int64]:
-    """Of each of rooms.WORDS its label, 1 to NAMES."""
-    return np.arange(len(rooms.WORDS)) * ID_STRIDE % NAMES + 1
+def label_ids() -> NDArray[np.int64]:
+    """Return the label of each of rooms.WORDS, 1 to NAME_COUNT."""
+    return np.arange(len(rooms.WORDS)) * ID_STRIDE % NAME_COUNT + 1
 
 
 def add_array(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """An array, compressed picture by picture."""
+    """Add an array that is compressed image by image."""
     array = file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=3)
     array.attrs["MATLAB_class"] = np.bytes_({"float32": "single"}.get(dtype, dtype))
     return array
 
 
 def add_texts(file: h5py.File, name: str, texts: list[str]) -> None:
-    """MATLAB's cell array of texts: references to arrays of UTF-16 codes."""
+    """Add a MATLAB cell array of strings: references to arrays of UTF-16 codes."""
     cell = file.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
     cell.attrs["MATLAB_class"] = np.bytes_("cell")
     for index, text in enumerate(texts):
@@ -120,13 +123,13 @@ def add_texts(file: h5py.File, name: str, texts: list[str]) -> None:
 
 
 def user_block() -> bytes:
-    """What a MATLAB 7.3 file begins with: words for people, version 2.0, and little-endian's mark."""
-    words = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Thu Jan  1 00:00:00 1970 HDF5 schema 1.00 ."
-    return words.ljust(124) + b"\x00\x02IM"
+    """Return the header of a MATLAB 7.3 file: a text, version 2.0, and the mark of little-endian."""
+    text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Thu Jan  1 00:00:00 1970 HDF5 schema 1.00 ."
+    return text.ljust(124) + b"\x00\x02IM"
 
 
 def write_splits(path: pathlib.Path, scenes: int) -> None:
-    """A `splits.mat`, which is MATLAB 5, with the first half of the scenes to train on; pictures count from 1."""
+    """Write a `splits.mat` (MATLAB 5) with the first half of the scenes to train on; images count from 1."""
     first_test = scenes // 2 * ANGLES + 1
     indices = {
         "trainNdxs": np.arange(1, first_test, dtype=np.uint16)[:, None],
@@ -134,5 +137,5 @@ def write_splits(path: pathlib.Path, scenes: int) -> None:
     }
     file = io.BytesIO()
     savemat(file, indices)
-    with replacing(path) as draft:  # without the day on which it was written
+    with replacing(path) as draft:  # without the date on which it was written
         draft.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + file.getvalue()[116:])

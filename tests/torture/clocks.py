@@ -110,7 +110,7 @@ def back_in_download(places: Places) -> Row:
             other = [name for name in known if (served / name).read_bytes() != (place / "fetched" / name).read_bytes()]
             problem = f"other bytes: {', '.join(other)}" if other else ""
             problem = problem or ("" if any(late) and not all(late) else "no file was verified by the other clock")
-            problem = problem or ("" if "all is there" in again.out else f"then it said: {again.out[-300:]}")
+            problem = problem or ("" if "all files are there" in again.out else f"then it said: {again.out[-300:]}")
     return Row("faults", "download: the clock jumps back by a day after a file", problem, seconds=ended.seconds)
 
 

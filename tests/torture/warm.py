@@ -221,8 +221,8 @@ def stop_at_first_lock() -> None:
 
 def have_little_patience() -> None:
     """With the stand-in for Kaggle, as in tests/test_submit.py."""
-    retry.FIRST_PAUSE_S, retry.ANSWER_S, client.LOOK_PAUSE_S = 0.01, 5.0, 0.01
-    submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.LOOK_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
+    retry.FIRST_PAUSE_S, retry.ANSWER_S, client.SEARCH_PAUSE_S = 0.01, 5.0, 0.01
+    submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.SEARCH_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
 
 
 # --- steps towards the disk -----------------------------------------------------------------------
@@ -297,7 +297,7 @@ def run_stages_within() -> None:
 
 # --- drawing --------------------------------------------------------------------------------------
 
-drawn: dict[str, list[write_competition.View]] = {}  # by car id
+drawn: dict[str, list[write_competition.CarImage]] = {}  # by car id
 
 
 def draw_once(cars: int, test_cars: int) -> None:
@@ -308,7 +308,7 @@ def draw_once(cars: int, test_cars: int) -> None:
 
 def draw_from_memory() -> None:
     """`before` of a child."""
-    def views(cars: list[write_competition.DemoCar], workers: int) -> Iterator[write_competition.View]:
+    def views(cars: list[write_competition.DemoCar], workers: int) -> Iterator[write_competition.CarImage]:
         return (view for car in cars for view in drawn[car.car_id])
 
-    write_competition.drawn_views = views  # type: ignore[assignment]
+    write_competition.draw_images = views  # type: ignore[assignment]

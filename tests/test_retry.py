@@ -1,4 +1,4 @@
-"""How long we wait, when it is no use to ask again, and that a slow line is no broken one."""
+"""How long retries wait, which errors end them, and that a slow connection is not a broken one."""
 import datetime
 import email.utils
 import pathlib
@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from pipeline.kaggle import client, retry
-from pipeline.kaggle.retry import RetryPolicy, Unusable, is_unclear, may_pass, seconds_of
+from pipeline.kaggle.retry import RetryPolicy, UnusableAnswer, may_have_succeeded, is_transient, parse_retry_after
 from pipeline.runtime.problem import Problem
 
 
@@ -20,11 +20,11 @@ def error_of(status: int, method: str = "POST", **headers: str) -> requests.HTTP
 
 
 def test_retry_after_comes_in_two_forms() -> None:
-    assert seconds_of("120") == 120
+    assert parse_retry_after("120") == 120
     when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    assert seconds_of(email.utils.format_datetime(when, usegmt=True)) == pytest.approx(60, abs=3)
-    assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert [seconds_of(text) for text in ("", "soon", "-1", "1.5e9")] == [None] * 4
+    assert parse_retry_after(email.utils.format_datetime(when, usegmt=True)) == pytest.approx(60, abs=3)
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert [parse_retry_after(text) for text in ("", "soon", "-1", "1.5e9")] == [None] * 4
 
 
 def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,44 +32,44 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
     monkeypatch.setattr(retry, "TRIES", 9)
-    ours = RetryPolicy("it", [])
+    policy = RetryPolicy("it", [])
     for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
-        ours.wait_or_give_up(error)
+        policy.wait_or_give_up(error)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 7]
-    with pytest.raises(Problem, match=r"^it failed after 9 tries: Kaggle has trouble of its own \(503\)"):
-        ours.wait_or_give_up(error_of(503))
+    with pytest.raises(Problem, match=r"^it failed after 9 tries: .* \(503\)"):
+        policy.wait_or_give_up(error_of(503))
 
 
-def test_what_would_end_after_the_deadline_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_try_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("it waited"))
-    with pytest.raises(Problem, match="wait 301 seconds and run it again"):
+    with pytest.raises(Problem, match="wait 301 seconds"):
         RetryPolicy("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
 
 
 @pytest.mark.parametrize(
-    "error, passes, unclear",
+    "error, transient, unknown",
     [
         (error_of(400), False, False),
         (error_of(401), False, False),
-        (error_of(403), False, False),  # of the API: the rules
-        (error_of(403, "GET"), True, False),  # of the store: a link that expired
+        (error_of(403), False, False),  # from the API: the rules are not accepted
+        (error_of(403, "GET"), True, False),  # from the file store: an expired link
         (error_of(404), False, False),
         (error_of(429), True, False),
         (error_of(500), True, True),
-        (requests.ConnectionError("threshold"), True, True),
+        (requests.ConnectionError("disconnected"), True, True),
         (requests.Timeout("stalled"), True, True),
-        (Unusable("a proxy's page"), True, True),
+        (UnusableAnswer("a proxy's page"), True, True),
         (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), False, True),
         (requests.exceptions.SSLError("EOF occurred"), True, True),
     ],
 )
-def test_which_errors_may_pass_and_which_leave_it_open_what_kaggle_did(
-    error: Exception, passes: bool, unclear: bool
+def test_which_errors_are_transient_and_which_leave_the_outcome_unknown(
+    error: Exception, transient: bool, unknown: bool
 ) -> None:
-    assert (may_pass(error), is_unclear(error)) == (passes, unclear)
+    assert (is_transient(error), may_have_succeeded(error)) == (transient, unknown)
 
 
-def test_a_slow_line_is_no_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_a_slow_connection_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     now = 0.0
     monkeypatch.setattr(client.time, "monotonic", lambda: now)
     (tmp_path / "file").write_bytes(bytes(1_000_000))

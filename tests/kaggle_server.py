@@ -1,26 +1,26 @@
-"""The stand-in for Kaggle with faults as switches, and with a TLS end for the real addresses."""
+"""The fake Kaggle with faults to switch on, and with TLS for the real addresses."""
 import pathlib
 import ssl
 import subprocess
 import threading
 from collections.abc import Callable
 
-from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, Handler, Refusal, FakeKaggle
+from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, FakeKaggle, Handler, ErrorAnswer
 
-Fault = Callable[[Handler], None]  # what happens to a request in the place of its answer
-ALWAYS = 50  # more often than anything is tried
+Fault = Callable[[Handler], None]  # what happens to a request instead of its answer
+ALWAYS = 50  # more than the number of tries
 
 
 class Kaggle(FakeKaggle):
-    """The stand-in, whose next answers may be faults; afterwards it behaves."""
+    """The fake Kaggle; its next answers may be faults, after which it behaves."""
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
         super().__init__(folder, inbox)
-        self.faults: dict[str, list[Fault]] = {}  # by call; files: "blob", "range" (to go on with one), "upload"
-        self.lost: dict[str, int] = {}  # how many answers to a call are lost, though it did what was asked
+        self.faults: dict[str, list[Fault]] = {}  # by call; files: "blob", "range" (a resumed one), "upload"
+        self.lost: dict[str, int] = {}  # how many answers to a call are lost, though the call takes effect
         self.midway: list[tuple[int, Fault]] = []  # after so many bytes of a file, this happens
         self.calls: list[str] = []
-        self.sent: list[tuple[str, int]] = []  # each file that was sent, and from which byte on
+        self.sent: list[tuple[str, int]] = []  # each file that was sent, and its first byte
         self.reached = threading.Event()  # a request stalls
         self.released = threading.Event()
 
@@ -28,7 +28,7 @@ class Kaggle(FakeKaggle):
         self.released.set()
         super().__exit__(*error)
 
-    def fault(self, handler: Handler, call: str) -> bool:
+    def inject_fault(self, handler: Handler, call: str) -> bool:
         call = "range" if "Range" in handler.headers else call
         self.calls.append(call)
         fault = next(iter(self.faults.get(call, [])), None)
@@ -38,11 +38,11 @@ class Kaggle(FakeKaggle):
         fault(handler)
         return True
 
-    def answer(self, call: str, asked: Answer) -> Answer:
-        answer = super().answer(call, asked)
+    def answer(self, call: str, request: Answer) -> Answer:
+        answer = super().answer(call, request)
         if self.lost.get(call, 0) > 0:
             self.lost[call] -= 1
-            raise Refusal(500, "Internal error")
+            raise ErrorAnswer(500, "Internal error")
         return answer
 
     def send_file(self, handler: Handler, path: pathlib.Path, first: int) -> None:
@@ -58,15 +58,15 @@ class Kaggle(FakeKaggle):
 
 
 def answering(status: int, message: str = "", **headers: str) -> Fault:
-    """With `message` as the API's JSON, or else as a proxy's page."""
-    body = f'{{"code": {status}, "message": "{message}"}}' if message else "<html>trouble</html>"
+    """Answer with `message` as the API's JSON, or without one as a proxy's page."""
+    body = f'{{"code": {status}, "message": "{message}"}}' if message else "<html>error</html>"
     kind = "application/json" if message else "text/html"
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.send_bytes(status, body.encode(), kind, named)
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler: handler.send_bytes(status, body.encode(), kind, headers)
 
 
-def cut(handler: Handler) -> None:
-    """The connection ends without an answer, after the first byte of an upload."""
+def disconnect(handler: Handler) -> None:
+    """Close the connection without an answer, after the first byte of an upload."""
     if handler.command == "PUT":
         handler.rfile.read(1)
     handler.close_connection = True
@@ -74,26 +74,26 @@ def cut(handler: Handler) -> None:
 
 
 def stall(handler: Handler) -> None:
-    """Nothing more comes until the test is over."""
+    """Send nothing more until the test is over."""
     handler.server.reached.set()  # type: ignore[attr-defined]
     handler.server.released.wait(30)  # type: ignore[attr-defined]
     handler.close_connection = True
 
 
 def trickle(handler: Handler) -> None:
-    """A byte of the file now and then, until the client has enough of it."""
+    """Send a byte of the file now and then, until the client gives up."""
     while not handler.server.released.wait(0.05):  # type: ignore[attr-defined]
         handler.wfile.write(handler.file.read(1))  # type: ignore[attr-defined]
 
 
 def garbage(handler: Handler) -> None:
-    """As many bytes as were promised, of another file."""
+    """Send as many bytes as were promised, but zeros."""
     handler.wfile.write(bytes(2**20) * 20)
     handler.close_connection = True
 
 
 def leaks(text: str) -> list[str]:
-    """The secrets of the stand-in, or the beginnings of signed links, that a text gives away."""
+    """Return the secrets, or beginnings of signed links, that a text contains."""
     return [secret for secret in (KEY, TOKEN, "signature=", "secret-") if secret in text]
 
 
@@ -101,7 +101,7 @@ def leaks(text: str) -> list[str]:
 
 
 class TlsHandler(Handler):
-    """A proxy that is itself every host that it is asked to connect to."""
+    """A proxy that plays every host that it is asked to connect to."""
 
     def do_CONNECT(self) -> None:
         self.send_response_only(200)
@@ -112,12 +112,12 @@ class TlsHandler(Handler):
 
 
 def end_tls(server: Kaggle, hosts: tuple[str, ...], folder: pathlib.Path) -> dict[str, str]:
-    """Make the server answer for `hosts` under https; the variables that lead the client there."""
+    """Make the server answer for `hosts` with TLS; return the variables that lead the client there."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     names = ",".join(f"DNS:{host}" for host in hosts)
-    words = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=stand-in"]
+    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=fake"]
     files = ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", *words, *files], check=True, capture_output=True)
+    subprocess.run(["openssl", "req", *options, *files], check=True, capture_output=True)
     server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # type: ignore[attr-defined]
     server.tls.load_cert_chain(certificate, key)  # type: ignore[attr-defined]
     server.RequestHandlerClass = TlsHandler
