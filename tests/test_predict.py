@@ -362,7 +362,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_gets_an_empty_row(
     out = capsys.readouterr().out
     assert out.count(f"{bad} has an empty row: ") == 1 and "not a JPEG" in out
     assert rows_of(SUBMISSIONS / "one.csv.gz") == good | {bad: ""}
-    assert provenance.find(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).bad_images == (bad,)
+    assert provenance.find_by_hash(SUBMISSIONS, sha256(SUBMISSIONS / "one.csv.gz")).bad_images == (bad,)
     (SUBMISSIONS / "one.csv.gz").write_bytes(whole)
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.masks.rle import bits, decode, dice_score, encode, is_mask_of, parse
+from pipeline.masks.rle import bits, decode, dice_score, encode, bounds_match_bits, parse
 
 Mask = NDArray[np.bool_]
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
@@ -168,22 +168,22 @@ def test_any_text_is_a_mask_or_a_value_error(text: str) -> None:
 def test_runs_are_those_of_a_mask_if_they_decode_to_it(masks: tuple[Mask, Mask]) -> None:
     one, other = masks
     runs = parse(encode(one), one.size)
-    assert is_mask_of(runs, bits(one))
-    assert is_mask_of(runs, bits(other)) == np.array_equal(one, other)
-    assert is_mask_of(runs, bits(other | one)) == (not (other & ~one).any())
+    assert bounds_match_bits(runs, bits(one))
+    assert bounds_match_bits(runs, bits(other)) == np.array_equal(one, other)
+    assert bounds_match_bits(runs, bits(other | one)) == (not (other & ~one).any())
     for shift in (1, -1):  # as many pixels, elsewhere
         moved = np.roll(one, shift)
-        assert is_mask_of(runs, bits(moved)) == np.array_equal(moved, one)
+        assert bounds_match_bits(runs, bits(moved)) == np.array_equal(moved, one)
 
 
 @given(st.lists(st.integers(1, 80), max_size=9), st.integers(0, 700))
 def test_one_wrong_pixel_is_found_in_runs_of_any_length_at_any_place(lengths: list[int], wrong: int) -> None:
     mask = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[None]
     runs = parse(encode(mask), mask.size)
-    assert is_mask_of(runs, bits(mask))
+    assert bounds_match_bits(runs, bits(mask))
     if wrong < mask.size:
         mask[0, wrong] ^= True
-        assert not is_mask_of(runs, bits(mask))
+        assert not bounds_match_bits(runs, bits(mask))
 
 
 @given(PAIRS_OF_MASKS)

@@ -57,8 +57,8 @@ def main(
         print(reason)
         run_stage("predict", *predict_words)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
-    check(path, names, provenance.bad_images(SUBMISSIONS, path))
-    about = provenance.of(SUBMISSIONS, path)
+    check(path, names, provenance.read_bad_images(SUBMISSIONS, path))
+    about = provenance.find_by_file(SUBMISSIONS, path)
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, is whole; {describe(about)}.")
 
     with ledger.alone(ledger_path, f"Another `make submit` works with {ledger_path}; wait until it is done."):
@@ -96,7 +96,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     """
     if not run.submission.is_file():
         return f"There is no {run.submission} yet: predicting."
-    about = provenance.of(SUBMISSIONS, run.submission)
+    about = provenance.find_by_file(SUBMISSIONS, run.submission)
     if not about.checkpoints and read_state(run.shards) is not None:
         if not folds:
             raise Problem(f"{run.shards} holds a prediction that was cut off; run its `make predict` again beforehand.")
