@@ -249,7 +249,9 @@ def test_wrong_rows_are_a_problem_that_names_the_line(tmp_path: pathlib.Path, mi
         (" ", "the mask is empty"),
     ],
 )
-def test_a_mask_that_kaggle_would_refuse_is_a_problem_that_names_line_and_image(tmp_path: pathlib.Path, text: str, complaint: str) -> None:
+def test_a_mask_that_kaggle_would_refuse_is_a_problem_that_names_line_and_image(
+    tmp_path: pathlib.Path, text: str, complaint: str
+) -> None:
     rows = good_rows()
     rows[3][1] = text
     with pytest.raises(Problem, match=rf"line 4, image {NAMES[2]}: .*{complaint}"):

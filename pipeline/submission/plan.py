@@ -128,7 +128,7 @@ def weights_and_threshold(
         if not paths_of_run[run.name]:
             raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     if len(runs) > 1 and joint.blend.is_file():
-        weights, facts = read_blend(joint.blend, runs), read_threshold_json(joint.blend, maker="blend")
+        weights, facts = read_blend(joint.blend, runs), read_threshold_json(joint.blend, "blend")
     else:
         if message := next(filter(None, map(stale_message, runs)), ""):
             raise Problem(message)

@@ -1,4 +1,4 @@
-"""Read the rows of a submission or a solution one by one: such a file may hold 0.8 GB of run lengths."""
+"""The rows of a submission or a solution, read one by one: such a file may hold 0.8 GB of run lengths."""
 import contextlib
 import csv
 import gzip
@@ -12,22 +12,22 @@ from pipeline.data.zip_reader import DAMAGE, check_member
 from pipeline.runtime.problem import Problem
 
 LONGEST_FIELD = 32 * 2**20  # characters; a chequered mask of 1918x1280 pixels has 12 million
-LARGEST_BYTES = 2**40  # of an unpacked table, which is read line by line
+LARGEST_BYTES = 2**40  # of a table, which is read line by line
 
 
 def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number counted from 1, fields) of each row below the header of a .csv, .csv.gz or .csv.zip.
 
-    Raises Problem if the file is missing, truncated or no such table, or a row has another number of fields.
+    Raises Problem when the file is missing, cut or no such table, or a row has another number of fields.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    line = 0  # the last one that was read
+    line = 0  # that was read last
     try:
         with open_text(path) as text:
-            reader = csv.reader(read_lines(text), strict=True)
-            first_row = next(reader, None)
-            if first_row != list(header):
-                shown = "nothing" if first_row is None else repr(",".join(first_row)[:60])
+            reader = csv.reader(lines_of(text), strict=True)
+            found = next(reader, None)
+            if found != list(header):
+                shown = "nothing" if found is None else repr(",".join(found)[:60])
                 raise Problem(f"{path}, line 1: the header must be {','.join(header)}, not {shown}.")
             for row in reader:
                 line = reader.line_num
@@ -37,8 +37,8 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
                 yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise Problem(
-            f"{path}, near line {line + 1}: the byte {error.object[error.start]:#x} is not ASCII; "
-            "save the file as ASCII, without a byte-order mark."
+            f"{path}, near line {line + 1}: a byte {error.object[error.start]:#x} is no plain letter; "
+            "save it as ASCII, without a byte-order mark."
         ) from None
     except FileNotFoundError:
         raise Problem(f"There is no {path}; make it with `make predict`, or name another file.") from None
@@ -46,8 +46,8 @@ def read_rows(path: pathlib.Path, header: tuple[str, ...]) -> Iterator[tuple[int
         raise Problem(f"{path} is not a whole CSV table ({' '.join(str(error).split())}).") from None
 
 
-def read_lines(text: IO[str]) -> Iterator[str]:
-    """Yield the lines; csv.Error for an endless one, as in a compressed file of zeros, before all of it is read."""
+def lines_of(text: IO[str]) -> Iterator[str]:
+    """The lines; csv.Error for one that never ends, as in a packed file of nothing but zeros, before it is all read."""
     while line := text.readline(2 * LONGEST_FIELD):
         if len(line) == 2 * LONGEST_FIELD:
             raise csv.Error(f"a line has more than {len(line):,} characters")
@@ -56,14 +56,13 @@ def read_lines(text: IO[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def open_text(path: pathlib.Path) -> Iterator[IO[str]]:
-    """Open a table as ASCII text, decompressed by its suffix."""
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="ascii", newline="") as text:
             yield text
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             if len(archive.namelist()) != 1:
-                raise Problem(f"{path} holds {len(archive.namelist())} files, but it must hold one CSV.")
+                raise Problem(f"{path} holds {len(archive.namelist())} files, but it must hold the one CSV.")
             check_member(archive.infolist()[0], LARGEST_BYTES)
             with archive.open(archive.infolist()[0]) as member:
                 yield io.TextIOWrapper(member, encoding="ascii", newline="")
