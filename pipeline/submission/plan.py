@@ -49,9 +49,8 @@ class Plan:
 
     def state(self, on_bad_image: str) -> dict[str, Any]:
         """Return everything that a row may depend on, as JSON can hold it, for `shards.Shards`."""
-        weights = {str(path): weight for path, weight in self.weight_of_path.items()}
         return {
-            "checkpoints": {path: [digest, weights[path]] for path, digest in self.sha256_of_path.items()},
+            "checkpoints": {str(path): [self.sha256_of_path[str(path)], w] for path, w in self.weight_of_path.items()},
             "threshold_u8": self.threshold_u8,
             "settings": [row_settings(settings) for settings in self.settings_of_network],
             "batch_size": self.settings.predict.batch_size,
@@ -66,7 +65,7 @@ class Plan:
         """Return the fields of `provenance.Provenance` that are known before the submission is written."""
         same_training = all(other == self.trained[0] for other in self.trained)
         nearest, train_overrides = config.nearest(self.trained[0]) if same_training else ("", [])
-        config_texts = dict.fromkeys(map(config.dump, self.trained))
+        config_texts = dict.fromkeys(map(config.dump, self.trained))  # each once
         return {
             "runs": [run.name for run in self.runs],
             "folds": sorted({int(path.parent.name.removeprefix("fold")) for path in self.weight_of_path}),
@@ -148,8 +147,8 @@ def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Setti
     settings: by which each of the networks at `paths` predicts. Returns a sentence when the two differ or the file
     does not say what it was chosen on, else ""; and whether they certainly differ.
     """
-    networks = [one for path, one in zip(paths, settings) if path.parent.parent == run.folder]
-    planned = {predicted_with(one.predict.tta, one.data.scale, one.data.hq) for one in networks}
+    of_run = [each for path, each in zip(paths, settings) if path.parent.parent == run.folder]
+    planned = {predicted_with(each.predict.tta, each.data.scale, each.data.hq) for each in of_run}
     chosen_on = read_threshold_json(run.threshold).get("predicted_with", "")
     if not chosen_on:
         return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False
@@ -178,10 +177,10 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
         blend = read_json(path)
         weights = {str(name): float(weight) for name, weight in blend["weights"].items()}
         sha256_of_path = dict(blend["checkpoints"])
+        if not all(map(math.isfinite, weights.values())):
+            raise ValueError("a weight is not a number")
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise Problem(f"{path} is damaged; delete it and run `make blend`.") from None
-    if not all(map(math.isfinite, weights.values())):
-        raise Problem(f"{path} is damaged; delete it and run `make blend`.")
     if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
         raise Problem(f"{path} has weights for the runs {', '.join(weights)}; change RUN=, or run `make blend` again.")
     for name, digest in sha256_of_path.items():
