@@ -1,8 +1,8 @@
-"""`make bench-predict`: from test pictures to a submission, against the usual way; and the submission by itself.
+"""`make bench-predict`: from test images to a submission, against the usual way; and the submission by itself.
 
-Pictures and masks are those of the competition where its folder is at hand, else drawn. The network is that of a
-trained run (--run), else one that learns for a minute from drawn cars. The last line is one JSON object of the
-figures, null where this machine cannot give one.
+Images and masks are the competition's if its folder is given, else drawn. The network is that of a trained run
+(--run), else one that is trained for a minute on drawn cars. The last line is one JSON object of figures, null where
+this machine cannot measure one.
 """
 import argparse
 import contextlib
@@ -27,26 +27,26 @@ from benchmarks import straightforward
 from benchmarks.submission import seconds_of, test_names
 from pipeline import carvana
 from pipeline.data import competition
-from pipeline.runtime.files import write_json
-from pipeline.runtime.device import describe, pick_device
 from pipeline.inference.loading import load_network
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
+from pipeline.runtime.device import describe, pick_device
+from pipeline.runtime.files import write_json
 from pipeline.synthetic import write_competition
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DISTINCT_MASKS = 1000
 ENCODED_MASKS = 200
-STRAIGHTFORWARD_PICTURES = 100  # each costs the same, so that more would tell nothing new
+STRAIGHTFORWARD_IMAGES = 100  # each takes the same time, so more would add nothing
 DRAWN_CARS, DRAWN_TEST_CARS = 13, 50
-HISTOGRAMS, CUT_SEARCH_PICTURES = 50, 5088
+HISTOGRAMS, SEARCH_IMAGES = 50, 5088
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="data/carvana", help="a competition folder; without one cars are drawn")
+    parser.add_argument("--data", default="data/carvana", help="a competition folder; without it cars are drawn")
     parser.add_argument("--run", help="a trained run, whose first fold predicts")
-    parser.add_argument("--images", type=int, help="pictures to predict; default 800, with a GPU 20,000")
+    parser.add_argument("--images", type=int, help="images to predict; default 800, with a GPU 20,000")
     args = parser.parse_args()
     device = pick_device()
     on_gpu = device.type == "cuda"
@@ -58,14 +58,14 @@ def main() -> None:
         is_real = (data / "test.zip").is_file()
         drawn = draw(folder, with_test_set=not is_real)
         source = data if is_real else drawn
-        print(f"{describe(device)}, torch {torch.__version__}, pictures of {source if is_real else 'drawn cars'}")
+        print(f"{describe(device)}, torch {torch.__version__}, images of {source if is_real else 'drawn cars'}")
         if args.run:
             shutil.copytree(Run(args.run).folder, folder / "runs/bench", ignore=shutil.ignore_patterns("last*", "tb"))
         else:
             train_quickly(folder, drawn, "unet_640" if on_gpu else "cpu")
         figures = (
             encoder_figures(masks_of(source, ENCODED_MASKS))
-            | cut_search_figures(masks_of(source, HISTOGRAMS))
+            | threshold_search_figures(masks_of(source, HISTOGRAMS))
             | submission_figures(folder, masks_of(source, DISTINCT_MASKS))
             | prediction_figures(folder, source, images, device)
         )
@@ -73,18 +73,19 @@ def main() -> None:
 
 
 def draw(folder: pathlib.Path, with_test_set: bool) -> pathlib.Path:
+    """Draw a competition folder; return its path."""
     write_competition.main(folder / "drawn", cars=DRAWN_CARS, test_cars=DRAWN_TEST_CARS if with_test_set else 1)
     return folder / "drawn"
 
 
 def masks_of(source: pathlib.Path, count: int) -> Iterator[NDArray[np.bool_]]:
-    """So many masks of a competition folder; where there are fewer, they come round again."""
+    """Yield `count` masks of a competition folder, repeating them if there are fewer."""
     masks = competition.open_masks(source)
     return (masks.read(name) for name in itertools.islice(itertools.cycle(masks.names), count))
 
 
 def encoder_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
-    """In turn on each mask, so that a noisy neighbour disturbs all alike; medians."""
+    """Time the encoders in turn on each mask, so that other processes disturb all equally; return medians."""
     encoders = (rle.encode, straightforward.encode, straightforward.encode_without_corners)
     seconds: list[list[float]] = []
     for mask in masks:
@@ -97,25 +98,25 @@ def encoder_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | Non
     return {"rle_ratio": usual / ours, "rle_ratio_lean": lean / ours, "rle_ms": ours * 1e3}
 
 
-def cut_search_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
-    """The time of one core beyond the network's, for the training set: histograms, and Dice at every cut."""
+def threshold_search_figures(masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
+    """Measure one core's time beyond the network's, for the training set: histograms, and Dice at every threshold."""
     blurred = np.random.default_rng(0).integers(256, size=(carvana.HEIGHT_PX, carvana.WIDTH_PX), dtype=np.uint8)
     counting_s = statistics.median(seconds_of(lambda: dice.histogram(blurred, mask)) for mask in masks)
-    histograms = np.random.default_rng(0).integers(9999, size=(CUT_SEARCH_PICTURES, 2, dice.THRESHOLDS), dtype=np.int32)
+    histograms = np.random.default_rng(0).integers(9999, size=(SEARCH_IMAGES, 2, dice.THRESHOLDS), dtype=np.int32)
     search_s = seconds_of(lambda: dice.best_threshold_u8(dice.dice_at_thresholds(histograms)))
-    total_s = counting_s * CUT_SEARCH_PICTURES + search_s
-    print_row(f"search among 256 cuts on {CUT_SEARCH_PICTURES} pictures, s of one core", total_s)
-    return {"cut_search_5088_s": total_s}
+    total_s = counting_s * SEARCH_IMAGES + search_s
+    print_row(f"search among 256 thresholds on {SEARCH_IMAGES} images, s of one core", total_s)
+    return {"threshold_search_5088_s": total_s}
 
 
 def submission_figures(folder: pathlib.Path, masks: Iterator[NDArray[np.bool_]]) -> dict[str, float | None]:
-    """In a process of its own: see `benchmarks/submission.py`."""
+    """Run `benchmarks/submission.py` in a process of its own."""
     np.save(folder / "masks.npy", np.stack([np.packbits(mask) for mask in masks]))
-    words = ["-m", "benchmarks.submission", str(folder / "masks.npy"), str(folder)]
-    figures = json.loads(run_python(words, cwd=ROOT).splitlines()[-1])
+    arguments = ["-m", "benchmarks.submission", str(folder / "masks.npy"), str(folder)]
+    figures = json.loads(run_python(arguments, cwd=ROOT).splitlines()[-1])
     for file in ("masks.npy", "submission.csv.gz", "solution.csv"):
         (folder / file).unlink()
-    print_row("100,064 rows from ready masks: proven and written, s", figures["write_100064_s"])
+    print_row("100,064 rows from given masks: verified and written, s", figures["write_100064_s"])
     print_row("  peak memory, the thousand masks as bits included, MB", figures["write_peak_mb"])
     print_row("  checked, s", figures["check_100064_s"])
     print_row("  scored, each row, s", figures["score_100064_s"])
@@ -125,99 +126,104 @@ def submission_figures(folder: pathlib.Path, masks: Iterator[NDArray[np.bool_]])
 def prediction_figures(
     folder: pathlib.Path, source: pathlib.Path, images: int, device: torch.device
 ) -> dict[str, float | None]:
-    """From archive to submission, the process's start included; the usual way half before and half after."""
+    """Time from archive to submission with the start of the process; the usual way half before and half after."""
     jpegs = test_set(folder, source, images)
     run = Run("bench")
     number = int(next((folder / run.folder).glob("fold*/best.pt")).parent.name.removeprefix("fold"))
     network, settings = load_network(folder / run.fold(number).best, device)
-    cut = dice.threshold_to_u8(json.loads((folder / run.threshold).read_text())["threshold"])
+    threshold_u8 = dice.threshold_to_u8(json.loads((folder / run.threshold).read_text())["threshold"])
     out = folder / "usual"
     out.mkdir()
 
-    def usual_s(pictures: list[pathlib.Path]) -> float:
-        return seconds_of(lambda: straightforward.predict(network, settings.data.scale, pictures, out, cut))
+    def usual_s(paths: list[pathlib.Path]) -> float:
+        return seconds_of(lambda: straightforward.predict(network, settings.data.scale, paths, out, threshold_u8))
 
-    def stage() -> None:
-        words = ["predict", "--run", "bench", "--fold", str(number), "--data", str(folder / "competition")]
+    def run_stage() -> None:
+        arguments = ["predict", "--run", "bench", "--fold", str(number), "--data", str(folder / "competition")]
         if device.type == "cuda":
-            words += ["--set", "data.workers=12", "predict.compile=true", "predict.batch_size=16"]
-        run_python(["-m", "pipeline", *words], cwd=folder)
+            arguments += set_arguments("data.workers=12", "predict.compile=true", "predict.batch_size=16")
+        run_python(["-m", "pipeline", *arguments], cwd=folder)
 
-    usual_s(jpegs[:2])  # what comes only once: kernels are chosen, libraries loaded
+    usual_s(jpegs[:2])  # what happens only once: kernels are chosen, libraries loaded
     half = len(jpegs) // 2
     before_s = usual_s(jpegs[:half])
-    with gpu_watched(device) as busy_shares:
-        ours_s = seconds_of(stage)
+    with watch_gpu(device) as busy_fractions:
+        ours_s = seconds_of(run_stage)
     after_s = usual_s(jpegs[half:])
-    busy_share = statistics.mean(busy_shares[len(busy_shares) // 2 :]) if busy_shares else None  # in its stride
+    second_half = busy_fractions[len(busy_fractions) // 2 :]  # at full speed
+    busy_fraction = statistics.mean(second_half) if second_half else None
     images_per_s, usual_images_per_s = images / ours_s, len(jpegs) / (before_s + after_s)
-    label = f"prediction of {images} pictures at 1/{settings.data.scale} with flips, images/s"
+    label = f"prediction of {images} images at 1/{settings.data.scale} with flips, images/s"
     print_row(label, images_per_s, usual_images_per_s)
-    print_row("  share of the time that the GPU is busy", busy_share)
+    print_row("  fraction of the time that the GPU is busy", busy_fraction)
     return {
         "predict_ratio": images_per_s / usual_images_per_s,
         "images_per_s": images_per_s,
         "usual_images_per_s": usual_images_per_s,
-        "gpu_busy_share": busy_share,
+        "gpu_busy_fraction": busy_fraction,
     }
 
 
 def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pathlib.Path]:
-    """A competition folder with so many test pictures, those of `source` over and over; some of them loose files."""
-    pictures = competition.ImageSet(source, "test")
+    """Write a competition folder of `images` test images, those of `source` repeated; return some as loose files."""
+    source_images = competition.ImageSet(source, "test")
     names = test_names(images)
     target = folder / "competition"
     target.mkdir()
     (folder / "loose").mkdir()
     with zipfile.ZipFile(target / "test.zip", "w") as archive:
-        for name, source_name in zip(names, itertools.cycle(pictures.names)):
-            archive.writestr(f"test/{name}", pictures.files.read(source_name))
+        for name, source_name in zip(names, itertools.cycle(source_images.names)):
+            archive.writestr(f"test/{name}", source_images.files.read(source_name))
     with open(target / "sample_submission.csv", "w", newline="") as file:
         csv.writer(file).writerows([carvana.SUBMISSION_HEADER, *((name, "1 1") for name in names)])
-    jpegs = [folder / "loose" / name for name in names[:STRAIGHTFORWARD_PICTURES]]
-    for path, source_name in zip(jpegs, itertools.cycle(pictures.names)):
-        path.write_bytes(pictures.files.read(source_name))
+    jpegs = [folder / "loose" / name for name in names[:STRAIGHTFORWARD_IMAGES]]
+    for path, source_name in zip(jpegs, itertools.cycle(source_images.names)):
+        path.write_bytes(source_images.files.read(source_name))
     return jpegs
 
 
 def train_quickly(folder: pathlib.Path, drawn: pathlib.Path, config_name: str) -> None:
-    """A network whose masks look like cars: noise has a hundred times as many runs. And a cut."""
-    words = ["--config", str(ROOT / f"configs/{config_name}.yaml"), "--data", str(drawn), "--run", "bench"]
-    words += ["--set", "train.epochs=4", "train.compile=false"]
-    run_python(["-m", "pipeline", "folds", *words], cwd=folder)
-    run_python(["-m", "pipeline", "train", *words], cwd=folder)
+    """Train a network whose masks look like cars, since noise has a hundred times as many runs; write a threshold."""
+    arguments = ["--config", str(ROOT / f"configs/{config_name}.yaml"), "--data", str(drawn), "--run", "bench"]
+    arguments += set_arguments("train.epochs=4", "train.compile=false")
+    run_python(["-m", "pipeline", "folds", *arguments], cwd=folder)
+    run_python(["-m", "pipeline", "train", *arguments], cwd=folder)
     write_json(folder / Run("bench").threshold, {"threshold": 0.5})
 
 
-def run_python(words: list[str], cwd: pathlib.Path) -> str:
-    """What a Python of this checkout prints; its own errors are shown."""
+def set_arguments(*overrides: str) -> list[str]:
+    return [argument for override in overrides for argument in ("--set", override)]
+
+
+def run_python(arguments: list[str], cwd: pathlib.Path) -> str:
+    """Run Python with this checkout's modules; return what it prints. Its errors are shown."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, *words]
-    return subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @contextlib.contextmanager
-def gpu_watched(device: torch.device) -> Iterator[list[float]]:
-    """Shares of the time that the GPU is busy, several a second, in the list when the block is left."""
-    shares: list[float] = []
+def watch_gpu(device: torch.device) -> Iterator[list[float]]:
+    """Fill a list with the fraction of time that the GPU is busy, several a second, when the block is left."""
+    fractions: list[float] = []
     if device.type != "cuda":
-        yield shares
+        yield fractions
         return
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
     watcher = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
     try:
-        yield shares
+        yield fractions
     finally:
         watcher.terminate()
         printed, _ = watcher.communicate()
-        shares += [int(line) / 100 for line in printed.splitlines() if line.strip().isdecimal()]
+        fractions += [int(line) / 100 for line in printed.splitlines() if line.strip().isdecimal()]
 
 
 def print_row(label: str, ours: float | None, usual: float | None = None) -> None:
-    """A dash stands for what is not measured."""
-    mine, theirs = (f"{value:.3g}" if value is not None else "-" for value in (ours, usual))
+    """Print figures and their ratio; a dash for what is not measured."""
+    ours_text, usual_text = (f"{value:.3g}" if value is not None else "-" for value in (ours, usual))
     ratio = f"{max(ours, usual) / min(ours, usual):.2f}" if ours and usual else ""
-    print(f"{label:60}{mine:>9}{theirs if usual else '':>9}{ratio:>7}", flush=True)
+    print(f"{label:60}{ours_text:>9}{usual_text if usual else '':>9}{ratio:>7}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The yardstick: how a test set of this competition is usually predicted.
 
-As in many public solutions of 2017, and in milesial/Pytorch-UNet's predict.py: one picture at a time is decoded at
-full size, resized, and goes through the network in float32, then its mirror image does. The mean is brought to full
-size and saved as a PNG. A second pass reads the PNGs, cuts them and writes the run lengths with pandas.
+As in many public solutions of 2017, and in milesial/Pytorch-UNet's predict.py: one image at a time is decoded at
+full size, resized, and goes through the network in float32, then its mirror image does. The mean is upsampled to full
+size and saved as a PNG. A second pass reads the PNGs, thresholds them and writes the run lengths with pandas.
 """
 import pathlib
 
@@ -17,7 +17,7 @@ from pipeline.model.factory import Segmenter
 
 
 def encode(img: NDArray) -> str:
-    """The usual numpy encoder, as it stands in most public solutions; the concatenation widens pixels to 64 bits."""
+    """The usual numpy encoder of most public solutions; the concatenation widens pixels to 64 bits."""
     pixels = img.flatten()
     pixels = np.concatenate([[0], pixels, [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
@@ -26,20 +26,20 @@ def encode(img: NDArray) -> str:
 
 
 def encode_without_corners(img: NDArray) -> str:
-    """A leaner one, which some used: right only where neither the first pixel nor the last is set."""
+    """A leaner encoder, which some used: right only if neither the first pixel nor the last is set."""
     pixels = img.flatten()
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 2
     runs[1::2] -= runs[::2]
     return " ".join(map(str, runs))
 
 
-def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: pathlib.Path, cut: int) -> None:
-    """Pictures to `folder/submission.csv.gz`. cut: the smallest 8-bit value that counts as car."""
+def predict(network: Segmenter, scale: int, jpegs: list[pathlib.Path], folder: pathlib.Path, threshold_u8: int) -> None:
+    """Predict images to `folder/submission.csv.gz`. threshold_u8: the smallest 8-bit value that counts as car."""
     network = network.to(memory_format=torch.contiguous_format)
     for path in jpegs:
         cv2.imwrite(str(folder / f"{path.stem}.png"), probability_u8(network, scale, path))
     maps = (cv2.imread(str(folder / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) for path in jpegs)
-    texts = [encode(np.asarray(one) >= cut) for one in maps]
+    texts = [encode(np.asarray(probability) >= threshold_u8) for probability in maps]
     table = pd.DataFrame({"img": [path.name for path in jpegs], "rle_mask": texts})
     table.to_csv(folder / "submission.csv.gz", index=False)
 
@@ -51,7 +51,7 @@ def probability_u8(network: Segmenter, scale: int, path: pathlib.Path) -> NDArra
     rows, columns = grid_shape(height, width, scale)
     small = torch.from_numpy(cv2.resize(image, (columns, rows))).to(network.mean.device)
     image_NCHW = ((small.permute(2, 0, 1)[None] - network.mean) / network.std).contiguous()
-    share = network.network(image_NCHW).sigmoid()
+    prob = network.network(image_NCHW).sigmoid()
     flipped = network.network(image_NCHW.flip(3)).sigmoid().flip(3)
-    mean = ((share + flipped) / 2)[0, 0].cpu().numpy()
+    mean = ((prob + flipped) / 2)[0, 0].cpu().numpy()
     return (255 * cv2.resize(mean, (width, height))).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""A complete submission of 100,064 rows from ready masks: written, checked and scored. Called by `make bench-predict`.
+"""Write, check and score a submission of 100,064 rows from given masks. Called by `make bench-predict`.
 
-`python -m benchmarks.submission MASKS.npy FOLDER` prints one JSON object. A process of its own, so that its peak
+`python -m benchmarks.submission MASKS.npy FOLDER` prints one JSON object. It is a separate process, so that its peak
 memory is that of the work and of the masks, a bit a pixel, and not that of torch.
 """
 import gzip
@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import carvana
+from pipeline import carvana, score
 from pipeline.submission import writer
 from pipeline.submission.checks import check
-from pipeline import score
 
 ROWS = carvana.TEST_IMAGES
 SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
@@ -26,7 +25,7 @@ SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
     names = test_names(ROWS)
     path = folder / "submission.csv.gz"
-    masks = cycled(np.load(masks_path, allow_pickle=False))
+    masks = cycle_masks(np.load(masks_path, allow_pickle=False))
     write_s = seconds_of(lambda: writer.write(path, carvana.SUBMISSION_HEADER, zip(names, masks)))
     write_peak_mb = peak_mb()
     check_s = seconds_of(lambda: check(path, names))
@@ -43,19 +42,20 @@ def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def test_names(count: int) -> list[str]:
+    """Return names of the form of the competition's images."""
     cars = (f"{car:012x}" for car in itertools.count())
-    names = (carvana.image_name(car, view) for car in cars for view in carvana.ANGLE_CODES)
+    names = (carvana.image_name(car, angle) for car in cars for angle in carvana.ANGLE_CODES)
     return list(itertools.islice(names, count))
 
 
-def cycled(packed_masks: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
-    """Masks from rows of bits, over and over."""
+def cycle_masks(packed_masks: NDArray[np.uint8]) -> Iterator[NDArray[np.bool_]]:
+    """Yield masks from rows of bits, over and over."""
     for bits in itertools.cycle(packed_masks):
         yield np.unpackbits(bits).view(bool).reshape(SHAPE)
 
 
 def write_solution(submission: pathlib.Path, path: pathlib.Path) -> None:
-    """One that the submission meets exactly, each row of it scored."""
+    """Write the solution that the submission matches exactly; each row is scored."""
     with gzip.open(submission, "rt") as rows, open(path, "w") as solution:
         next(rows)
         solution.write(",".join(carvana.SOLUTION_HEADER) + "\n")
@@ -63,15 +63,15 @@ def write_solution(submission: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def peak_mb() -> float | None:
-    """The largest memory of this process so far; None where the system does not say.
+    """Return the peak memory of this process so far; None if the system does not report it.
 
-    Not `getrusage`, which counts what the process that started this one had.
+    Not `getrusage`, which includes the memory of the process that started this one.
     """
     status = pathlib.Path("/proc/self/status")
     if not status.is_file():

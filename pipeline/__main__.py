@@ -113,8 +113,7 @@ def predict(args: argparse.Namespace) -> None:
     if args.gpus > 1 and not distributed.launched_by_torchrun():
         launch.launch_processes(args.words, args.gpus)
     else:
-        on_bad_image = args.on_bad_image == "empty"
-        stage.main(run_of(args), args.fold or [], overrides_of(args), runs_of(args), on_bad_image)
+        stage.main(run_of(args), args.fold or [], overrides_of(args), runs_of(args), args.on_bad_image)
 
 
 def check(args: argparse.Namespace) -> None:

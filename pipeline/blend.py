@@ -94,7 +94,7 @@ def tally_fold(
 
     ensembles = [Ensemble([member], *SHAPE) for member in members]
     scales = tuple(sorted({member.scale for member in members}))
-    dataset = ImagesAtScales(pictures, scales, SHAPE, on_bad_image=False)
+    dataset = ImagesAtScales(pictures, scales, SHAPE, on_bad_image="error")
     name_batches = list(batches(names, batch_size))
     loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     bar = progress(loader, f"fold {fold} on {describe(device)}")

@@ -3,19 +3,19 @@ import pathlib
 
 from pipeline import carvana
 from pipeline.data.competition import read_table
+from pipeline.paths import SUBMISSIONS
 from pipeline.submission import provenance
 from pipeline.submission.checks import check
-from pipeline.paths import SUBMISSIONS
 
 
 def main(submission: pathlib.Path, folder: pathlib.Path) -> None:
     sample = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
     names = sample["img"].tolist()
-    bad_images = provenance.bad_images(SUBMISSIONS, submission)
+    bad_images = provenance.read_bad_images(SUBMISSIONS, submission)
     mean_coverage = check(submission, names, bad_images)
     if bad_images:
-        print(f"{len(bad_images)} pictures could not be read and have empty rows: {', '.join(bad_images)}.")
+        print(f"{len(bad_images)} images could not be read and have empty rows: {', '.join(bad_images)}.")
     print(
         f"{submission}: {len(names)} images, masks cover {mean_coverage:.1%} on average; "
-        f"it fits the sample submission of {folder}."
+        f"it matches the sample submission of {folder}."
     )

@@ -1,4 +1,4 @@
-"""`make bench-predict`: the usual way does what it is known to do, and both see the same pictures."""
+"""`make bench-predict`: the usual way works as it is known to, and both see the same images."""
 import gzip
 import json
 import pathlib
@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import predict, straightforward, submission
 from pipeline import carvana
-from pipeline.submission.checks import check
 from pipeline.masks import rle
 from pipeline.model.factory import build
 from pipeline.runtime.problem import Problem
+from pipeline.submission.checks import check
 
 
 def test_the_usual_encoders_agree_with_ours_where_they_are_right() -> None:
@@ -29,9 +29,9 @@ def test_the_names_are_those_of_a_competition() -> None:
     assert len(set(names)) == 40 and all(carvana.IMAGE_NAME.fullmatch(name) for name in names)
 
 
-def test_masks_as_bits_come_back_over_and_over() -> None:
+def test_masks_are_unpacked_from_bits_over_and_over() -> None:
     masks = np.random.default_rng(0).random((2, *submission.SHAPE)) < 0.5
-    cycle = submission.cycled(np.stack([np.packbits(mask) for mask in masks]))
+    cycle = submission.cycle_masks(np.stack([np.packbits(mask) for mask in masks]))
     for expected in (*masks, *masks):
         np.testing.assert_array_equal(next(cycle), expected)
 
@@ -52,13 +52,13 @@ def test_the_submission_is_checked_and_scored(
 def test_the_usual_way_writes_a_submission_of_the_same_form(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     jpegs = predict.test_set(tmp_path, demo_folder, images=17)
     assert len(jpegs) == 17 and len(zipfile.ZipFile(tmp_path / "competition/test.zip").namelist()) == 17
-    assert jpegs[16].read_bytes() == jpegs[0].read_bytes() != jpegs[1].read_bytes()  # a demo car has 16 pictures
+    assert jpegs[16].read_bytes() == jpegs[0].read_bytes() != jpegs[1].read_bytes()  # a demo car has 16 images
     torch.manual_seed(0)
     network = build(arch="unet", width=4, depth=2, patch=2, encoder="", encoder_weights=None).eval()
-    straightforward.predict(network, 8, jpegs[:2], tmp_path, cut=0)
+    straightforward.predict(network, 8, jpegs[:2], tmp_path, threshold_u8=0)
     text = gzip.decompress((tmp_path / "submission.csv.gz").read_bytes()).decode()
     assert text == f"img,rle_mask\n{jpegs[0].name},1 2455040\n{jpegs[1].name},1 2455040\n"
-    with pytest.raises(Problem, match="of their pictures on average"):
+    with pytest.raises(Problem, match="of their images on average"):
         check(tmp_path / "submission.csv.gz", [path.name for path in jpegs[:2]])
 
 

@@ -203,15 +203,15 @@ def test_other_messages_are_other_submissions(description: str) -> None:
 def test_an_origin_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
     provenance.write(tmp_path / "run.json", OWN)
     provenance.write(tmp_path / "other.json", Provenance(sha256="f" * 64, runs=("other",)))
-    assert provenance.find(tmp_path, HASH) == OWN
-    assert provenance.find(tmp_path, "0" * 64) == Provenance(sha256="0" * 64)
+    assert provenance.find_by_hash(tmp_path, HASH) == OWN
+    assert provenance.find_by_hash(tmp_path, "0" * 64) == Provenance(sha256="0" * 64)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": "abc"}', f'{{"sha256": "{HASH}", "colour": 1}}'])
 def test_a_damaged_origin_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(Problem, match="run.json is damaged"):
-        provenance.find(tmp_path, HASH)
+        provenance.find_by_hash(tmp_path, HASH)
 
 
 def test_the_message_says_what_made_the_submission() -> None:

@@ -1,4 +1,4 @@
-"""Whatever comes in at a door: what a plain reader finds, or a Problem. Of run lengths: tests/test_rle.py."""
+"""Any input gives what a simple reader would read, or a Problem. For run lengths see tests/test_rle.py."""
 import csv
 import datetime
 import gzip
@@ -13,15 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import carvana, config
-from pipeline.data.zip_reader import FileSet
 from pipeline.data.competition import read_table
+from pipeline.data.zip_reader import FileSet
 from pipeline.kaggle import ledger
-from pipeline.submission.checks import PIXELS, check
-from pipeline.submission.reader import read_rows
 from pipeline.masks import rle
 from pipeline.runtime.problem import LONGEST_SENTENCE, Problem, sentence_of
+from pipeline.submission.checks import PIXELS, check
+from pipeline.submission.reader import read_rows
 
-NAMES = [carvana.image_name("0123456789ab", view) for view in carvana.ANGLE_CODES[:3]]
+NAMES = [carvana.image_name("0123456789ab", angle) for angle in carvana.ANGLE_CODES[:3]]
 ANY_FILE = re.compile(r"[a-z]{1,3}\.jpg")
 FILE_NAMES = st.from_regex(ANY_FILE, fullmatch=True)
 
@@ -29,7 +29,7 @@ FILE_NAMES = st.from_regex(ANY_FILE, fullmatch=True)
 # --- archives -------------------------------------------------------------------------------------
 
 
-def packed(files: list[tuple[str, bytes]], method: int) -> bytearray:
+def zip_bytes(files: list[tuple[str, bytes]], method: int) -> bytearray:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         for name, content in files:
@@ -42,13 +42,13 @@ def packed(files: list[tuple[str, bytes]], method: int) -> bytearray:
     st.dictionaries(FILE_NAMES, st.binary(max_size=90), min_size=1, max_size=4),
     st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
 )
-def test_what_is_packed_is_read(
+def test_files_are_read_as_they_were_packed(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], method: int
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
-    (folder / "test.zip").write_bytes(packed(list(files.items()), method))
-    found = FileSet(folder, "test", ANY_FILE)
-    assert {name: found.read(name) for name in found.names} == files
+    (folder / "test.zip").write_bytes(zip_bytes(list(files.items()), method))
+    file_set = FileSet(folder, "test", ANY_FILE)
+    assert {name: file_set.read(name) for name in file_set.names} == files
 
 
 @settings(max_examples=150)
@@ -58,23 +58,23 @@ def test_what_is_packed_is_read(
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     st.integers(0, 400),
 )
-def test_a_spoilt_archive_gives_files_of_the_right_checksum_or_a_problem(
+def test_a_damaged_archive_gives_files_with_the_right_checksum_or_a_problem(
     tmp_path_factory: pytest.TempPathFactory,
     files: dict[str, bytes],
     method: int,
     changes: list[tuple[int, int]],
     length: int,
 ) -> None:
-    folder = tmp_path_factory.mktemp("spoilt")
-    data = packed(list(files.items()), method)
+    folder = tmp_path_factory.mktemp("damaged")
+    data = zip_bytes(list(files.items()), method)
     for place, value in changes:
-        data[-1 - place % len(data)] = value  # mostly the directory, which stands at the end
+        data[-1 - place % len(data)] = value  # mostly the directory, which is at the end
     (folder / "test.zip").write_bytes(data if length % 2 else data[length:])
     try:
-        found = FileSet(folder, "test", ANY_FILE)
-        for name in found.names:
-            read = found.read(name)
-            assert zlib.crc32(read) == found.open_archive().getinfo(found.members[name]).CRC
+        file_set = FileSet(folder, "test", ANY_FILE)
+        for name in file_set.names:
+            content = file_set.read(name)
+            assert zlib.crc32(content) == file_set.open_archive().getinfo(file_set.members[name]).CRC
     except Problem as problem:
         assert str(folder / "test.zip") in str(problem)
 
@@ -124,13 +124,13 @@ KEYS = st.sampled_from(["epochs", "folder", "scale", "arch", "seed", "bce", "fli
 
 
 @given(st.dictionaries(SECTIONS, st.dictionaries(KEYS, VALUES, max_size=2) | VALUES, max_size=3))
-def test_any_tree_is_settings_that_come_back_or_a_problem(tree: dict) -> None:
+def test_any_tree_is_settings_that_survive_a_round_trip_or_a_problem(tree: dict) -> None:
     try:
-        found = config.parse(tree, where="here")
+        parsed = config.parse(tree, where="here")
     except Problem as problem:
         assert str(problem).startswith("In here: ")
         return
-    assert config.parse(yaml.load(config.dump(found), config.Yaml), where="there") == found
+    assert config.parse(yaml.load(config.dump(parsed), config.Yaml), where="there") == parsed
 
 
 @settings(max_examples=200)
@@ -145,10 +145,10 @@ def test_any_text_is_a_config_or_a_problem(tmp_path_factory: pytest.TempPathFact
 
 
 @given(st.text(max_size=20))
-def test_any_word_is_a_setting_or_a_problem(word: str) -> None:
+def test_any_override_is_a_setting_or_a_problem(value: str) -> None:
     tree: dict = {}
     try:
-        config.apply_override(tree, f"train.epochs={word}")
+        config.apply_override(tree, f"train.epochs={value}")
     except Problem:
         return
     assert list(tree["train"]) == ["epochs"]
@@ -162,20 +162,20 @@ MASKS = st.tuples(BOUNDS, st.sampled_from([sorted, sorted, sorted, list])).map(
 )
 
 
-def plain_share(rows: list[tuple[str, str]]) -> float | None:
-    """By sets of pixels; None where a mask is none."""
-    covered = 0
+def simple_mean_coverage(rows: list[tuple[str, str]]) -> float | None:
+    """Compute the mean coverage from ranges of pixels; None if a mask is invalid or the mean is unlikely."""
+    covered_px = 0
     for _, text in rows:
         if "-" in text:
             return None
-        numbers = [int(word) for word in text.split()]
+        numbers = [int(token) for token in text.split()]
         runs = [range(start, start + length) for start, length in zip(numbers[::2], numbers[1::2])]
         ends = [0, *(run.stop - 1 for run in runs)]
         if any(not run or run.start <= end for run, end in zip(runs, ends)) or ends[-1] > PIXELS or not runs:
             return None
-        covered += sum(map(len, runs))
-    share = covered / PIXELS / len(rows)
-    return share if 0.105 <= share <= 0.42 else None
+        covered_px += sum(map(len, runs))
+    coverage = covered_px / PIXELS / len(rows)
+    return coverage if 0.105 <= coverage <= 0.42 else None
 
 
 @settings(max_examples=150)
@@ -185,7 +185,7 @@ def plain_share(rows: list[tuple[str, str]]) -> float | None:
     st.sampled_from([NAMES, NAMES, NAMES, NAMES[::-1]]),
 )
 @example(("1 500000", "9 400000 600000 3", "1918 900000"), ".csv.gz", NAMES)
-def test_a_submission_passes_when_a_plain_reader_finds_nothing_wrong(
+def test_a_submission_passes_if_a_simple_reader_accepts_it(
     tmp_path_factory: pytest.TempPathFactory, masks: tuple[str, ...], ending: str, order: list[str]
 ) -> None:
     path = tmp_path_factory.mktemp("submission") / f"s{ending}"
@@ -196,7 +196,7 @@ def test_a_submission_passes_when_a_plain_reader_finds_nothing_wrong(
             archive.writestr("s.csv", data)
     else:
         path.write_bytes(gzip.compress(data) if ending == ".csv.gz" else data)
-    expected = plain_share(rows) if order == NAMES else None
+    expected = simple_mean_coverage(rows) if order == NAMES else None
     try:
         assert check(path, NAMES) == pytest.approx(expected)
     except Problem as problem:
@@ -215,7 +215,7 @@ def test_any_bytes_are_rows_or_a_problem(tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("digits", ["0" * 9000 + "1", "9" * 9000])
-def test_numbers_that_python_refuses_to_read_are_still_told(digits: str) -> None:
+def test_numbers_too_long_for_int_are_read_or_named_in_the_error(digits: str) -> None:
     if digits.endswith("1"):
         assert rle.parse(f"{digits} 1", 9).tolist() == [[0, 1]]
     else:
@@ -228,7 +228,7 @@ def test_numbers_that_python_refuses_to_read_are_still_told(digits: str) -> None
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from(["0", "1.5", "nan", "a=b", "'", "yes", "2017-01-01T00:00:00Z", "é"]), max_size=21))
-def test_cells_that_are_no_row_are_a_problem_that_names_the_line(cells: list[str]) -> None:
+def test_cells_that_are_not_a_row_are_a_problem_that_names_the_line(cells: list[str]) -> None:
     with pytest.raises(Problem, match="^here: "):
         ledger.parse(cells, "here")  # none of these is a sha256
 
@@ -259,7 +259,7 @@ OFTEN_GOOD = {
 @settings(max_examples=200)
 @given(st.fixed_dictionaries({}, optional=OFTEN_GOOD))
 @example({"status": "complete", "ref": "7", "public": "0.5", "runs": "one 'the other'"})
-def test_cells_are_the_row_that_they_mean_or_a_problem_that_names_the_column(cells: dict[str, str]) -> None:
+def test_cells_are_parsed_to_a_row_or_a_problem_names_the_column(cells: dict[str, str]) -> None:
     given_cells = [(A_ROW | cells).get(column, "") for column in ledger.COLUMNS]
     wrong = [column for column, cell in cells.items() if MEANT[column][cell] is WRONG]
     if wrong or cells.get("status") == "complete" and "ref" not in cells:
@@ -277,11 +277,11 @@ def test_cells_are_the_row_that_they_mean_or_a_problem_that_names_the_column(cel
 
 @given(st.text())
 def test_a_sentence_is_one_line_whatever_it_quotes(text: str) -> None:
-    said = sentence_of(Problem(text))
-    assert len(said.splitlines()) <= 1 and said.isprintable()
-    assert said == text or not text.isprintable() or len(text) > LONGEST_SENTENCE
+    sentence = sentence_of(Problem(text))
+    assert len(sentence.splitlines()) <= 1 and sentence.isprintable()
+    assert sentence == text or not text.isprintable() or len(text) > LONGEST_SENTENCE
 
 
-def test_a_broken_surrounding_is_a_sentence_that_names_the_file() -> None:
-    said = sentence_of(PermissionError(13, "Permission denied", "runs/a\nb"))
-    assert said.startswith(r"runs/a\nb cannot be used: Permission denied; ")
+def test_an_os_error_is_a_sentence_that_names_the_file() -> None:
+    sentence = sentence_of(PermissionError(13, "Permission denied", "runs/a\nb"))
+    assert sentence.startswith(r"runs/a\nb cannot be used: Permission denied; ")

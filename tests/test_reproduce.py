@@ -61,7 +61,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         threshold = {"threshold": 0.498039, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.98, "images": 32}
         write_json(pathlib.Path("runs/tiny/threshold.json"), threshold)
         assert main(["predict", "--run", "tiny", "--data", str(demo_folder), *SET]) == 0
-        about = provenance.find(SUBMISSION.parent, sha256(SUBMISSION))
+        about = provenance.find_by_hash(SUBMISSION.parent, sha256(SUBMISSION))
         ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(SUBMISSION), message="#tag"))
         yield folder
 
@@ -148,8 +148,8 @@ def test_go_keeps_another_file_that_stood_there(
     assert main(["reproduce", "1", "--go"]) == 0
     assert "submissions/before.tiny.csv.gz" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
-    assert provenance.find(SUBMISSION.parent, newer.sha256) == newer
-    assert provenance.find(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
+    assert provenance.find_by_hash(SUBMISSION.parent, newer.sha256) == newer
+    assert provenance.find_by_hash(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
 
 
 @pytest.mark.parametrize("blended", [False, True])
@@ -168,7 +168,7 @@ def test_a_submission_of_several_runs_is_made_again(
         blend = {"weights": weights, "threshold": 0.498039, "oof_dice": 0.9, "checkpoints": hashes}
         write_json(joint.blend, blend)
     assert main(arguments) == 0
-    about, before = provenance.find(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
+    about, before = provenance.find_by_hash(SUBMISSION.parent, sha256(joint.submission)), joint.submission.read_bytes()
     row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
     assert ledger.put(LEDGER, row) == 2
     in_git("commit", "-qam", "the ledger, and nothing else")
@@ -274,7 +274,7 @@ def test_a_lost_run_is_trained_again_to_the_same_bytes(
     for stage in ("folds", "train", "validate", "threshold", "predict"):
         assert main([stage, *arguments, *(f"--set={override}" for override in overrides)]) == 0
     best, submission = pathlib.Path("runs/lost/fold1/best.pt"), pathlib.Path("submissions/lost.csv.gz")
-    about, weights, rows = provenance.find(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
+    about, weights, rows = provenance.find_by_hash(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
     ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.masks.rle import bits, decode, dice_score, encode, is_mask_of, parse
+from pipeline.masks.rle import bits, decode, dice_score, encode, bounds_match_bits, parse
 
 Mask = NDArray[np.bool_]
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
@@ -36,7 +36,7 @@ KNOWN = [
 
 
 def reference(mask: NDArray) -> str:
-    """The pixels one by one, counted from 1, as the competition's page words it."""
+    """Encode pixel by pixel, counted from 1, as the competition's page describes it."""
     runs = itertools.groupby(enumerate(mask.ravel(), start=1), key=lambda pixel: bool(pixel[1]))
     starts_and_lengths = [(next(pixels)[0], 1 + sum(1 for _ in pixels)) for is_car, pixels in runs if is_car]
     return " ".join(f"{start} {length}" for start, length in starts_and_lengths)
@@ -58,7 +58,7 @@ def test_the_first_line_of_kaggles_train_masks_is_row_major_from_1_over_1918_col
     assert columns[rows == 459].tolist() == list(range(890, 890 + 141))
 
 
-def test_the_last_pixel_of_a_picture_is_number_2455040() -> None:
+def test_the_last_pixel_of_an_image_is_number_2455040() -> None:
     mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), dtype=bool)
     mask[-1, -1] = True
     assert encode(mask) == "2455040 1"
@@ -96,7 +96,7 @@ def test_stripes_boards_and_lone_pixels_come_back_at_any_shape(shape: tuple[int,
 
 
 @given(MASKS)
-def test_any_value_but_0_belongs_to_the_object_and_views_are_read_in_row_order(mask: Mask) -> None:
+def test_any_value_but_0_belongs_to_the_object_and_strided_arrays_are_read_in_row_order(mask: Mask) -> None:
     assert encode(mask.astype(np.uint8) * 255) == encode(mask)
     assert encode(np.asfortranarray(mask)) == encode(mask)
     assert encode(mask.T) == reference(mask.T)
@@ -113,7 +113,7 @@ def test_runs_that_touch_are_read() -> None:
     np.testing.assert_array_equal(decode("1 2 3 1", 1, 5), [[1, 1, 1, 0, 0]])
 
 
-def test_runs_are_told_as_bounds_from_0() -> None:
+def test_runs_are_parsed_to_bounds_counted_from_0() -> None:
     assert parse("2 3 6 1", pixels=6).tolist() == [[1, 4], [5, 6]]
     assert parse("", pixels=6).shape == (0, 2)
 
@@ -148,7 +148,7 @@ def test_runs_are_told_as_bounds_from_0() -> None:
         ("99999999999999999999 1", "99999999999999999999"),
     ],
 )
-def test_a_text_that_is_no_mask_raises_an_error_that_names_the_value(text: str, named: str) -> None:
+def test_an_invalid_text_raises_an_error_that_names_the_value(text: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         decode(text, 2, 3)
 
@@ -159,31 +159,31 @@ def test_any_text_is_a_mask_or_a_value_error(text: str) -> None:
         bounds = parse(text, pixels=20)
     except ValueError:
         return
-    assert all(word.isdigit() for word in text.split())
+    assert all(token.isdigit() for token in text.split())
     assert all(0 <= begin < end <= 20 for begin, end in bounds.tolist())
     assert (bounds[1:, 0] >= bounds[:-1, 1]).all()
 
 
 @given(PAIRS_OF_MASKS)
-def test_runs_are_those_of_a_mask_if_they_decode_to_it(masks: tuple[Mask, Mask]) -> None:
+def test_bounds_match_bits_if_they_decode_to_the_same_mask(masks: tuple[Mask, Mask]) -> None:
     one, other = masks
-    runs = parse(encode(one), one.size)
-    assert is_mask_of(runs, bits(one))
-    assert is_mask_of(runs, bits(other)) == np.array_equal(one, other)
-    assert is_mask_of(runs, bits(other | one)) == (not (other & ~one).any())
-    for shift in (1, -1):  # as many pixels, elsewhere
+    bounds = parse(encode(one), one.size)
+    assert bounds_match_bits(bounds, bits(one))
+    assert bounds_match_bits(bounds, bits(other)) == np.array_equal(one, other)
+    assert bounds_match_bits(bounds, bits(other | one)) == (not (other & ~one).any())
+    for shift in (1, -1):  # as many pixels in other places
         moved = np.roll(one, shift)
-        assert is_mask_of(runs, bits(moved)) == np.array_equal(moved, one)
+        assert bounds_match_bits(bounds, bits(moved)) == np.array_equal(moved, one)
 
 
 @given(st.lists(st.integers(1, 80), max_size=9), st.integers(0, 700))
-def test_one_wrong_pixel_is_found_in_runs_of_any_length_at_any_place(lengths: list[int], wrong: int) -> None:
+def test_one_wrong_pixel_is_detected_in_runs_of_any_length_at_any_place(lengths: list[int], wrong: int) -> None:
     mask = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[None]
-    runs = parse(encode(mask), mask.size)
-    assert is_mask_of(runs, bits(mask))
+    bounds = parse(encode(mask), mask.size)
+    assert bounds_match_bits(bounds, bits(mask))
     if wrong < mask.size:
         mask[0, wrong] ^= True
-        assert not is_mask_of(runs, bits(mask))
+        assert not bounds_match_bits(bounds, bits(mask))
 
 
 @given(PAIRS_OF_MASKS)
@@ -191,8 +191,8 @@ def test_dice_of_runs_is_dice_of_pixels(masks: tuple[Mask, Mask]) -> None:
     prediction, truth = masks
     total = prediction.sum() + truth.sum()
     expected = 1.0 if total == 0 else 2 * (prediction & truth).sum() / total
-    found = dice_score(parse(encode(prediction), prediction.size), parse(encode(truth), truth.size))
-    assert found == pytest.approx(expected, abs=1e-12)
+    dice = dice_score(parse(encode(prediction), prediction.size), parse(encode(truth), truth.size))
+    assert dice == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

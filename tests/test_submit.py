@@ -181,11 +181,11 @@ def test_a_submission_is_its_own_runs_though_another_has_the_same_bytes(kaggle: 
         shutil.copy(MINE, one.submission)
         origin = provenance.Provenance(sha256=sha256(MINE), runs=runs, folds=(0,), threshold=0.5)
         provenance.write(one.provenance, origin)
-    assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
-    assert provenance.of(SUBMISSIONS, blend.submission).runs == ("a", "mine")
-    assert provenance.of(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
+    assert provenance.find_by_file(SUBMISSIONS, run.submission).runs == ("mine",)
+    assert provenance.find_by_file(SUBMISSIONS, blend.submission).runs == ("a", "mine")
+    assert provenance.find_by_file(SUBMISSIONS, MINE).runs == ("a", "mine")  # by its content
     (SUBMISSIONS / "0.json").write_text("{")
-    assert provenance.of(SUBMISSIONS, run.submission).runs == ("mine",)
+    assert provenance.find_by_file(SUBMISSIONS, run.submission).runs == ("mine",)
 
 
 def test_a_mean_of_runs_of_which_one_was_trained_again_is_not_submitted(kaggle: Kaggle) -> None:

@@ -11,7 +11,8 @@ from pipeline.inference.stored_threshold import stale_message, predicted_with, r
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.problem import Problem
-from pipeline import predict, threshold
+from pipeline import threshold
+from pipeline.submission import plan
 
 
 def scores(*best_cuts: int) -> np.ndarray:
@@ -81,10 +82,10 @@ def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
     save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
     said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
     with pytest.raises(Problem, match=said):
-        predict.weights_and_threshold(judged, [judged], [0])
+        plan.weights_and_threshold(judged, [judged], [0])
     write_json(judged.threshold, {"threshold": 0.4})  # by hand: it names no predictions
     assert stale_message(judged) == ""
-    assert predict.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
+    assert plan.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
 
 
 def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
@@ -111,22 +112,22 @@ def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
     assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
     paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
     plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
-    assert predict.threshold_note(judged, paths, [plain, plain]) == ("", False)
-    told, is_of_others = predict.threshold_note(judged, paths, [settings, settings])
-    assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in told
+    assert plan.threshold_note(judged, paths, [plain, plain]) == ("", False)
+    told, is_of_others = plan.threshold_note(judged, paths, [settings, settings])
+    assert "with predict.tta none, data.scale 2, but this prediction uses predict.tta hflip, data.scale 2: " in told
     assert is_of_others
-    assert predict.threshold_note(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
+    assert plan.threshold_note(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
     write_json(judged.threshold, {"threshold": 0.4})
-    told, is_of_others = predict.threshold_note(judged, paths, [plain, plain])
-    assert told.endswith("does not say of which predictions it is.") and not is_of_others
+    told, is_of_others = plan.threshold_note(judged, paths, [plain, plain])
+    assert told.startswith(f"{judged.threshold} does not name the settings") and not is_of_others
 
 
 def test_a_blend_of_the_same_runs_in_another_order_is_told(judged: Run) -> None:
     write_json(Run("b+a").blend, {})
-    assert predict.no_blend(Run("a+b"), [Run("a"), Run("b")]).endswith(
-        "Runs named in the order of runs/b+a/blend.json are weighed as it says."
+    assert plan.missing_blend_note(Run("a+b"), [Run("a"), Run("b")]).endswith(
+        "To use the weights of runs/b+a/blend.json, name the runs in its order."
     )
-    assert predict.no_blend(Run("a+c"), [Run("a"), Run("c")]).endswith("equal weights, mean cut.")
+    assert plan.missing_blend_note(Run("a+c"), [Run("a"), Run("c")]).endswith("the threshold is the mean of theirs.")
 
 
 def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:

@@ -246,9 +246,9 @@ def test_a_line_that_a_kill_has_cut_is_no_trouble(tmp_path: pathlib.Path) -> Non
     parts.note_bad_images({"a": "damaged"})
     with open(parts.bad_images_path, "a") as file:
         file.write('\n["b", "dama')
-    assert parts.bad_images() == {"a": "damaged"}
+    assert parts.read_bad_images() == {"a": "damaged"}
     parts.note_bad_images({"b": "damaged too"})
-    assert parts.bad_images() == {"a": "damaged", "b": "damaged too"}
+    assert parts.read_bad_images() == {"a": "damaged", "b": "damaged too"}
 
 
 def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monk
     parts.path(0).touch()
     monkeypatch.setattr("shutil.rmtree", lambda *given, **more: None)
     with pytest.raises(Problem, match="cannot be removed"):
-        parts.open({"threshold": 0.5})
+        parts.resume_or_start({"threshold": 0.5})
 
 
 def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path: pathlib.Path) -> None:

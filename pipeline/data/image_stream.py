@@ -1,9 +1,9 @@
-"""Pictures to be predicted, in batches of one shape, decoded at every scale that some network wants.
+"""Images to predict, in batches of one shape, decoded at every scale that some network needs.
 
 Unlike the batches of `dataset.validation_loader` these know their names, never change their size (what is compiled or
-tuned for one shape meets no other), and can go on beyond a picture that cannot be read.
+tuned for one shape meets no other), and can continue past an image that cannot be read.
 """
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,41 +11,44 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.data.competition import ImageSet
-from pipeline.data.loader import Loader, to_shareable_tensor, worker_options
 from pipeline.data.images import grid_shape
+from pipeline.data.loader import Loader, to_shareable_tensor, worker_options
 from pipeline.runtime.problem import Problem
+
+OnBadImage = Literal["error", "empty"]  # what to do with an image that cannot be read: stop, or write an empty row
 
 
 class LoadedImage(NamedTuple):
-    """A picture, or what was wrong with it in the place of black pixels."""
+    """An image; or black pixels and the reason why it cannot be read."""
 
     name: str
     image_of_scale: dict[int, NDArray[np.uint8]]  # scale -> (H, W, 3)
-    problem: str
+    problem: str  # "" for a good image
 
 
 class Batch(NamedTuple):
-    """Some pictures; the images go on behind the last name, in black, to the size of every batch."""
+    """Images of `names`, followed by black ones up to the common batch size."""
 
     names: list[str]
     image_of_scale: dict[int, Tensor]  # scale -> uint8 (N, H, W, 3)
-    problems: dict[str, str]  # name -> what was wrong with it
+    problems: dict[str, str]  # name of a bad image -> what is wrong with it
 
 
 class ImagesAtScales(Dataset):
     """`[name]` -> `LoadedImage`.
 
-    shape: (height, width) at full size. forgive: hand on what is wrong with a picture instead of raising it.
+    shape: (height, width) at full size. on_bad_image: "error" raises Problem for an image that cannot be read, "empty"
+    returns black pixels with the reason.
     """
 
-    def __init__(self, pictures: ImageSet, scales: tuple[int, ...], shape: tuple[int, int], on_bad_image: bool):
-        self.pictures, self.scales, self.shape, self.on_bad_image = pictures, scales, shape, on_bad_image
+    def __init__(self, images: ImageSet, scales: tuple[int, ...], shape: tuple[int, int], on_bad_image: OnBadImage):
+        self.images, self.scales, self.shape, self.on_bad_image = images, scales, shape, on_bad_image
 
     def __getitem__(self, name: str) -> LoadedImage:
         try:
-            return LoadedImage(name, {scale: self.pictures.read(name, scale) for scale in self.scales}, "")
+            return LoadedImage(name, {scale: self.images.read(name, scale) for scale in self.scales}, "")
         except Problem as problem:
-            if not self.on_bad_image:
+            if self.on_bad_image == "error":
                 raise
             black = {scale: np.zeros((*grid_shape(*self.shape, scale), 3), np.uint8) for scale in self.scales}
             return LoadedImage(name, black, str(problem))
@@ -54,21 +57,22 @@ class ImagesAtScales(Dataset):
 def stream(
     dataset: ImagesAtScales, name_batches: list[list[str]], batch_size: int, workers: int, pin_memory: bool
 ) -> Loader:
-    """Yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
+    """Return a loader that yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
     options = worker_options(workers, pin_memory)
 
-    def collate(pictures: list[LoadedImage]) -> Batch:
-        return filled_batch(pictures, batch_size)
+    def collate(images: list[LoadedImage]) -> Batch:
+        return fill_batch(images, batch_size)
 
     return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **options)
 
 
-def filled_batch(pictures: list[LoadedImage], batch_size: int) -> Batch:
-    images: dict[int, Tensor] = {}
-    for scale, first in pictures[0].image_of_scale.items():
-        filled = np.zeros((batch_size, *first.shape), np.uint8)
-        for place, picture in enumerate(pictures):
-            filled[place] = picture.image_of_scale[scale]
-        images[scale] = to_shareable_tensor(filled)
-    problems = {picture.name: picture.problem for picture in pictures if picture.problem}
-    return Batch([picture.name for picture in pictures], images, problems)
+def fill_batch(images: list[LoadedImage], batch_size: int) -> Batch:
+    """Stack images, and black ones after them, to a batch of `batch_size`."""
+    image_of_scale: dict[int, Tensor] = {}
+    for scale, first in images[0].image_of_scale.items():
+        image_NHWC = np.zeros((batch_size, *first.shape), np.uint8)
+        for place, image in enumerate(images):
+            image_NHWC[place] = image.image_of_scale[scale]
+        image_of_scale[scale] = to_shareable_tensor(image_NHWC)
+    problems = {image.name: image.problem for image in images if image.problem}
+    return Batch([image.name for image in images], image_of_scale, problems)

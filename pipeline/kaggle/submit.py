@@ -59,8 +59,8 @@ def main(
         print(reason)
         run_stage("predict", *predict_arguments)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
-    check(path, names, provenance.bad_images(SUBMISSIONS, path))
-    origin = provenance.of(SUBMISSIONS, path)
+    check(path, names, provenance.read_bad_images(SUBMISSIONS, path))
+    origin = provenance.find_by_file(SUBMISSIONS, path)
     print(f"{path} is valid, {path.stat().st_size / 1e6:.1f} MB; {describe(origin)}.")
 
     with ledger.exclusive(ledger_path, f"Another `make submit` uses {ledger_path}; wait until it is done."):
@@ -99,7 +99,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     path = run.submission
     if not path.is_file():
         return f"There is no {path} yet: predicting."
-    origin = provenance.of(SUBMISSIONS, path)
+    origin = provenance.find_by_file(SUBMISSIONS, path)
     if not origin.checkpoints and read_state(run.shards) is not None:
         if not folds:
             raise Problem(f"{run.shards} holds an interrupted prediction; run its `make predict` again first.")

@@ -1,6 +1,6 @@
-"""Run lengths and histograms where the predictions are, so that a few kilobytes leave a GPU and not megabytes.
+"""Run lengths and histograms on the device of the predictions, so that kilobytes leave a GPU rather than megabytes.
 
-The same numbers, bit for bit, as `rle.bounds` and `dice.histogram` give.
+The results equal those of `rle.bounds` and `dice.histogram`, bit for bit.
 """
 from itertools import pairwise
 
@@ -14,19 +14,19 @@ from pipeline.masks.dice import THRESHOLDS
 
 
 def bounds(mask_NHW: Tensor) -> list[NDArray[np.int64]]:
-    """`rle.bounds` of each mask of a batch: arrays (runs, 2), for `rle.text`.
+    """Return `rle.bounds` of each mask of a batch: arrays (runs, 2), for `rle.text`.
 
-    mask_NHW: bool, on any device. Fetching the result waits for the device, once.
+    mask_NHW: bool, on any device. The call waits for the device once.
     """
-    # A pixel that is not set before the first and behind the last: a run begins or ends wherever neighbours differ.
+    # With a zero before the first pixel and after the last, a run begins or ends wherever neighbours differ.
     padded = F.pad(mask_NHW.flatten(1).view(torch.uint8), (1, 1))
-    found = (padded[:, 1:] != padded[:, :-1]).nonzero().cpu().numpy()  # (mask, pixel), in order
-    first_of_mask = np.searchsorted(found[:, 0], np.arange(len(mask_NHW) + 1))
-    return [found[first:last, 1].reshape(-1, 2) for first, last in pairwise(first_of_mask)]
+    edges = (padded[:, 1:] != padded[:, :-1]).nonzero().cpu().numpy()  # rows (mask, pixel), in order
+    first_of_mask = np.searchsorted(edges[:, 0], np.arange(len(mask_NHW) + 1))
+    return [edges[first:last, 1].reshape(-1, 2) for first, last in pairwise(first_of_mask)]
 
 
 def histograms(probability_u8_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
-    """`dice.histogram` of each prediction of a batch, int64 tensor (N, 2, 256) on the same device.
+    """Return `dice.histogram` of each prediction of a batch, int64 tensor (N, 2, 256) on the same device.
 
     probability_u8_NHW: uint8; mask_NHW: bool.
     """

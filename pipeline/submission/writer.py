@@ -1,7 +1,12 @@
-"""Masks to a submission, each row proven before it is written, at once or in parts.
+"""Masks to a gzipped CSV, each row decoded again and compared before it is written; at once or in shards.
 
-`write` makes the file in one go. `write_shard` and `join` make the same bytes by way of parts that outlive a kill,
-as long as each part but the last has a multiple of `ROWS_PER_BLOCK` rows.
+`write` makes the file in one go. `write_shard` and `join_shards` make the same bytes from shards that survive a kill,
+as long as each shard but the last has a multiple of `ROWS_PER_BLOCK` rows.
+
+The gzip file consists of blocks that are compressed by themselves, by another thread or in another process. Each ends
+on a whole byte, so that blocks one after another are one deflate stream (as in Mark Adler's pigz). It is one gzip
+member rather than one per block, since not every reader continues after the first member.
+Formats: RFC 1951 (deflate), RFC 1952 (gzip).
 """
 import pathlib
 import zlib
@@ -17,120 +22,113 @@ from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import batches, in_order
 
 ROWS_PER_BLOCK = 256  # some 2 MB of text
-Row = tuple[str, str]  # the name of a picture and its run lengths
+# On rows of real masks level 1 packs 75 MB/s of text to 46 %, level 6 packs 10 MB/s to 43 %: 12 s or 90 s a submission.
+COMPRESSION_LEVEL = 1
+GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate; no file name, no time, unknown operating system
+LAST_BLOCK = b"\x03\x00"  # an empty block with the flag that no other follows
+TRAILER_BYTES = len(LAST_BLOCK) + 8
+Row = tuple[str, str]  # name of an image and its run lengths
 
 
 def write(path: pathlib.Path, header: tuple[str, str], masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> int:
-    """Write `name, mask` pairs as a gzipped CSV, in their order; return the number of rows.
+    """Write (name, mask) pairs in their order; return the number of rows.
 
     The file appears under its name when it is whole. The same masks give the same bytes: the gzip header
-    carries neither a time nor a name.
+    holds neither a time nor a name.
     """
     with replacing(path) as draft, open(draft, "wb") as file:
         return write_rows(file, header, verified_rows(masks))
 
 
 def write_shard(path: pathlib.Path, rows: Iterable[Row]) -> int:
-    """Write some rows, and no header, for `join`; return their number. The file appears when it is whole.
-
-    rows: (name, run lengths), proven beforehand, as `verified_rows` gives them.
-    """
+    """Write rows without a header, for `join_shards`; return their number. The file appears when it is whole."""
     with replacing(path) as draft, open(draft, "wb") as file:
         return write_rows(file, None, rows)
 
 
-def join(shards: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
-    """Write the submission whose rows are those of the parts, in order; the checksum of each is compared.
+def join_shards(shards: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
+    """Write the submission that has the rows of all shards, in order, after comparing the checksum of each.
 
-    Raises Problem for a part that is missing or damaged.
+    Raises Problem for a shard that is missing or damaged.
     """
     with replacing(path) as draft, open(draft, "wb") as file:
-        submission = GzipOfBlocks(file)
-        submission.add(text := line_of(header), pack(text))
+        submission = BlockGzipWriter(file)
+        submission.add(text := csv_line(header), compress(text))
         for shard in shards:
             try:
-                submission.add(*blocks_of(shard.read_bytes()))
+                submission.add(*read_blocks(shard.read_bytes()))
             except (OSError, zlib.error):
-                raise Problem(f"The part {shard} is missing or damaged; delete it and predict again.") from None
+                raise Problem(f"The shard {shard} is missing or damaged; delete it and predict again.") from None
         submission.end()
 
 
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
 def verified_rows(masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Iterator[Row]:
-    """(name, mask (height, width)) -> (name, run lengths), each decoded again and compared."""
+    """Return (name, run lengths) for each (name, mask (height, width)), decoded again and compared."""
     return ((name, verified_rle(mask)) for name, mask in masks)
 
 
 def verified_rle(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None) -> str:
-    """The run lengths of a mask (height, width), decoded again and compared.
+    """Return the run lengths of a mask (height, width), decoded again and compared.
 
-    bounds: of its runs, as `rle.bounds` gives them, where they are known already.
+    bounds: of the mask's runs, as `rle.bounds` gives them, if they are known already.
     """
-    bits = rle.bits(mask)
-    text = rle.text(rle.bounds_of_bits(bits) if bounds is None else bounds)
-    if not rle.is_mask_of(rle.parse(text, mask.size), bits):
+    bits_u64 = rle.bits(mask)
+    text = rle.text(rle.bounds_of_bits(bits_u64) if bounds is None else bounds)
+    if not rle.bounds_match_bits(rle.parse(text, mask.size), bits_u64):
         raise AssertionError("run lengths do not decode to the mask that they were made of; this is a bug")
     return text
 
 
 def write_rows(file: IO[bytes], header: tuple[str, str] | None, rows: Iterable[Row]) -> int:
-    """A gzip file of the header, if any, and the rows; return the number of rows."""
-    packed, count = GzipOfBlocks(file), 0
+    """Write a gzip file of the header, if any, and the rows; return the number of rows."""
+    gzip_file, count = BlockGzipWriter(file), 0
     if header:
-        packed.add(text := line_of(header), pack(text))
-    # One thread packs while this one makes rows; more would only fight for the interpreter's lock.
-    for rows_in_block, text, block in in_order(packed_block, batches(rows, ROWS_PER_BLOCK), threads=1):
-        packed.add(text, block)
+        gzip_file.add(text := csv_line(header), compress(text))
+    # One thread compresses while this one makes rows; more would only compete for the interpreter's lock.
+    for rows_in_block, text, block in in_order(compress_rows, batches(rows, ROWS_PER_BLOCK), threads=1):
+        gzip_file.add(text, block)
         count += rows_in_block
-    packed.end()
+    gzip_file.end()
     return count
 
 
-def packed_block(rows: list[Row]) -> tuple[int, bytes, bytes]:
-    """The number of rows, their text, and the text packed."""
-    text = b"".join(map(line_of, rows))
-    return len(rows), text, pack(text)
+def compress_rows(rows: list[Row]) -> tuple[int, bytes, bytes]:
+    """Return the number of rows, their text, and the text as a deflate block."""
+    text = b"".join(map(csv_line, rows))
+    return len(rows), text, compress(text)
 
 
-def line_of(fields: tuple[str, str]) -> bytes:
+def csv_line(fields: tuple[str, str]) -> bytes:
     return f"{fields[0]},{fields[1]}\n".encode("ascii")
 
 
 # --- gzip ------------------------------------------------------------------------------------------------------------
 
-# A gzip file out of blocks that threads compress, the same bytes whatever their number.
-#
-# Each block is compressed by itself and ends on a whole byte, so that blocks joined one after another are one deflate
-# stream (as in Mark Adler's pigz). One member and not one a block: not every reader goes on behind the first.
-# Formats: RFC 1951 (deflate), RFC 1952 (gzip).
 
-# On rows of real masks level 1 packs 75 MB/s of text to 46 %, level 6 packs 10 MB/s to 43 %: 12 s or 90 s a submission.
-LEVEL = 1
-START = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate; no name, no time, of no system
-LAST_BLOCK = b"\x03\x00"  # an empty one that says so
-TRAILER_BYTES = len(LAST_BLOCK) + 8
+def compress(text: bytes) -> bytes:
+    """Return a deflate block that refers to nothing before it and that any other block may follow."""
+    compressor = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return compressor.compress(text) + compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
-def pack(text: bytes) -> bytes:
-    """One block: deflate that looks at nothing before it, and that any other block may follow."""
-    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH)
+def read_blocks(gzip_bytes: bytes) -> tuple[bytes, bytes]:
+    """Return the text and the blocks of a file that `BlockGzipWriter` wrote. Raises zlib.error if it is damaged."""
+    text = zlib.decompress(gzip_bytes, wbits=16 + zlib.MAX_WBITS)
+    return text, gzip_bytes[len(GZIP_HEADER) : -TRAILER_BYTES]
 
 
-def blocks_of(packed_file: bytes) -> tuple[bytes, bytes]:
-    """The text and the blocks of a whole file that `GzipOfBlocks` wrote. Raises zlib.error when it is damaged."""
-    text = zlib.decompress(packed_file, wbits=16 + zlib.MAX_WBITS)
-    return text, packed_file[len(START) : -TRAILER_BYTES]
-
-
-class GzipOfBlocks:
-    """`add` the blocks in order, then `end`."""
+class BlockGzipWriter:
+    """A gzip file: `add` the blocks in order, then `end`."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.crc, self.length_bytes = file, 0, 0
-        file.write(START)
+        file.write(GZIP_HEADER)
 
     def add(self, text: bytes, blocks: bytes) -> None:
-        """blocks: `pack(text)`, or several of them joined."""
+        """blocks: `compress(text)`, or several of them joined."""
         self.file.write(blocks)
         self.crc = zlib.crc32(text, self.crc)
         self.length_bytes += len(text)

@@ -240,11 +240,11 @@ def submissions() -> Iterator[Case]:
     for what, change, says in (
         ("has another header", lambda rows: [b"image,mask", *rows[1:]], "line 1: the header must be"),
         ("has semicolons", lambda rows: [row.replace(b",", b";") for row in rows], "line 1: the header must be"),
-        ("has a byte-order mark", lambda rows: [b"\xef\xbb\xbf" + rows[0], *rows[1:]], "line 1: a byte 0xef"),
+        ("has a byte-order mark", lambda rows: [b"\xef\xbb\xbf" + rows[0], *rows[1:]], "line 1: the byte 0xef"),
         ("has a column more", lambda rows: [rows[0], *(row + b",1" for row in rows[1:])], "line 2: 3 fields"),
         ("has a picture that nobody asked for", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
-        ("has a picture twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* stands in line 17"),
-        ("has another order", lambda rows: [rows[0], *rows[:0:-1]], "line 2: .* the order is another"),
+        ("has a picture twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* is in line 17"),
+        ("has another order", lambda rows: [rows[0], *rows[:0:-1]], "line 2: .* the order differs"),
         ("lacks a picture", lambda rows: rows[:-1], "ends after 15 of 16"),
         ("has an odd count", masked(b"1 2 3"), first + "3 numbers"),
         ("counts from 0", masked(b"0 5"), first + "the number 0"),
@@ -258,7 +258,7 @@ def submissions() -> Iterator[Case]:
         ("has a field of 40 MB", masked(b"1 " * 2 * 10**7), "field larger than"),
         ("has full masks", lambda rows: [rows[0], *(row.split(b",")[0] + b",1 2455040" for row in rows[1:])], "100.0%"),
         ("has a zero", masked(b"1 \0 1"), "line 2|NUL"),
-        ("has a letter of Latin-1", masked(b"1 \xe9"), "near line .: a byte 0xe9"),
+        ("has a letter of Latin-1", masked(b"1 \xe9"), "near line .: the byte 0xe9"),
         ("has a quote that is not closed", masked(b'"1 1'), here),
     ):
         yield bad(f"the submission {what}", CHECK, submission(change), here, says)

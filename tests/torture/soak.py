@@ -94,7 +94,7 @@ def make_run(folder: pathlib.Path, rows_per_shard: int) -> None:
 def watch(stage: subprocess.Popen, folder: pathlib.Path, parts: int) -> list[dict[str, float]]:
     """Readings while it predicts: `share` of the parts that are there, and what the stage has in use."""
     readings = []
-    parts_folder = folder / Run("tiny").parts
+    parts_folder = folder / Run("tiny").shards
     while stage.poll() is None:
         done = len(list(parts_folder.glob("[0-9]*.csv.gz")))
         if 0 < done < parts:

@@ -1,0 +1,217 @@
+"""What a submission is made of: networks and their weights, the threshold, the test images and the settings."""
+import hashlib
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import carvana, config
+from pipeline.config import Settings
+from pipeline.data import competition
+from pipeline.inference.ensemble import Ensemble
+from pipeline.inference.loading import check_cars, load_members
+from pipeline.inference.stored_threshold import predicted_with, read_threshold_json, stale_message
+from pipeline.masks.dice import threshold_to_u8
+from pipeline.model import checkpoint
+from pipeline.paths import Run
+from pipeline.runtime import git
+from pipeline.runtime.device import describe_machine
+from pipeline.runtime.files import read_json, sha256
+from pipeline.runtime.problem import Problem
+
+SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known of a submission before the first image is predicted."""
+
+    run: Run  # names the submission
+    runs: Sequence[Run]  # whose networks are averaged
+    weight_of_path: dict[pathlib.Path, float]  # checkpoint -> its weight in the mean; they sum to 1
+    sha256_of_path: dict[str, str]  # checkpoint -> hex digest of its bytes
+    trained: list[Settings]  # by which each network was trained
+    settings_of_network: list[Settings]  # by which each network predicts
+    ensemble: Ensemble
+    threshold_u8: int
+    threshold_facts: dict[str, Any]  # `threshold`, and `oof_dice...` where that belongs to these predictions
+    names: list[str]  # of the sample submission, in its order
+    images: competition.ImageSet  # the test images, which include all `names`
+    notes: list[str]  # sentences about the threshold and the weights
+
+    @property
+    def settings(self) -> Settings:
+        """What is common to all networks, such as the batch size, is taken from the first."""
+        return self.settings_of_network[0]
+
+    def state(self, on_bad_image: str) -> dict[str, Any]:
+        """Return everything that a row may depend on, as JSON can hold it, for `shards.Shards`."""
+        return {
+            "checkpoints": {str(path): [self.sha256_of_path[str(path)], w] for path, w in self.weight_of_path.items()},
+            "threshold_u8": self.threshold_u8,
+            "settings": [row_settings(settings) for settings in self.settings_of_network],
+            "batch_size": self.settings.predict.batch_size,
+            "on_bad_image": on_bad_image,
+            "test_images": fingerprint(self.images, self.names),
+            "machine": describe_machine(self.ensemble.device),
+            "code": git.code_digest(),
+            "packages": git.packages(),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the fields of `provenance.Provenance` that are known before the submission is written."""
+        same_training = all(other == self.trained[0] for other in self.trained)
+        nearest, train_overrides = config.nearest(self.trained[0]) if same_training else ("", [])
+        config_texts = dict.fromkeys(map(config.dump, self.trained))  # each once
+        return {
+            "runs": [run.name for run in self.runs],
+            "folds": sorted({int(path.parent.name.removeprefix("fold")) for path in self.weight_of_path}),
+            "threshold": self.threshold_facts["threshold"],
+            "oof_dice": self.threshold_facts.get("oof_dice"),
+            "oof_dice_cross_fitted": self.threshold_facts.get("oof_dice_cross_fitted"),
+            "config": nearest,
+            "train_overrides": train_overrides,
+            "predict_overrides": config.overrides_between(self.trained[0], self.settings),
+            "config_sha256": hashlib.sha256("".join(config_texts).encode()).hexdigest(),
+            "checkpoints": self.sha256_of_path,
+            "commit": git.commit(),
+            "clean": git.is_clean(),
+        }
+
+
+def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[str], device: torch.device) -> Plan:
+    """Load the networks and find the threshold and the test images.
+
+    run: names the submission; runs: to average, often `run` alone; folds: their numbers, empty for all trained ones.
+    Raises Problem for whatever is missing, damaged or does not belong together.
+    """
+    for path in (member.fold(fold).config for member in runs for fold in folds or member.trained_folds()):
+        config.check_binary(path, "A submission", only_cars=True)
+    weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs, folds)
+    with checkpoint.unchanged(weight_of_path) as sha256_of_path:
+        members, trained = load_members(weight_of_path, overrides, device)
+    check_cars(weight_of_path, trained, "A submission")
+    settings_of_network = [config.for_later_stage(settings, overrides) for settings in trained]
+    notes = []
+    if not run.blend.is_file():
+        threshold_notes = [threshold_note(member, weight_of_path, settings_of_network) for member in runs]
+        if any(is_mismatch for _, is_mismatch in threshold_notes):  # then the Dice beside it does not apply either
+            threshold_facts = {"threshold": threshold_facts["threshold"]}
+        notes = [note for note, _ in threshold_notes if note]
+        if len(runs) > 1:
+            notes.append(missing_blend_note(run, runs))
+    names, images = open_test_images(settings_of_network[0])
+    return Plan(
+        run=run, runs=runs, weight_of_path=weight_of_path, sha256_of_path=sha256_of_path, trained=trained,
+        settings_of_network=settings_of_network, ensemble=Ensemble(members, *SHAPE), threshold_u8=threshold_u8,
+        threshold_facts=threshold_facts, names=names, images=images, notes=notes,
+    )  # fmt: skip
+
+
+# --- weights and threshold -------------------------------------------------------------------------------------------
+
+
+def weights_and_threshold(
+    joint: Run, runs: Sequence[Run], folds: list[int]
+) -> tuple[dict[pathlib.Path, float], int, dict[str, Any]]:
+    """Return checkpoint -> its weight in the mean, the threshold as an 8-bit value, and the content of its file.
+
+    Several runs are weighted as the stage `blend` found in `joint`. Without its file they get equal weights, and the
+    threshold is the mean of the runs' own. Raises Problem for a file that is missing, damaged or out of date.
+    """
+    paths_of_run = {run.name: [run.fold(fold).best for fold in folds or run.trained_folds()] for run in runs}
+    for run in runs:
+        if not paths_of_run[run.name]:
+            raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+    if len(runs) > 1 and joint.blend.is_file():
+        weights, facts = read_blend(joint.blend, runs), read_threshold_json(joint.blend, "blend")
+    else:
+        if message := next(filter(None, map(stale_message, runs)), ""):
+            raise Problem(message)
+        weights = {run.name: 1 / len(runs) for run in runs}
+        facts, *others = [read_threshold_json(run.threshold) for run in runs]
+        if others:
+            facts = {"threshold": sum(each["threshold"] for each in (facts, *others)) / len(runs)}
+    weight_of_path = {
+        path: weights[name] / len(paths) for name, paths in paths_of_run.items() for path in paths if weights[name]
+    }
+    return weight_of_path, threshold_to_u8(facts["threshold"]), facts
+
+
+def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
+    """Compare the predictions that a run's threshold was chosen on with those that are planned.
+
+    settings: by which each of the networks at `paths` predicts. Returns a sentence when the two differ or the file
+    does not say what it was chosen on, else ""; and whether they certainly differ.
+    """
+    of_run = [each for path, each in zip(paths, settings) if path.parent.parent == run.folder]
+    planned = {predicted_with(each.predict.tta, each.data.scale, each.data.hq) for each in of_run}
+    chosen_on = read_threshold_json(run.threshold).get("predicted_with", "")
+    if not chosen_on:
+        return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False
+    if planned <= {chosen_on}:
+        return "", False
+    return (
+        f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {'; '.join(sorted(planned))}: "
+        "run `make validate threshold` with the same SET to choose a threshold for it."
+    ), True
+
+
+def missing_blend_note(joint: Run, runs: Sequence[Run]) -> str:
+    """Say what replaces the blend, and name the blend of the same runs in another order if there is one."""
+    names = sorted(run.name for run in runs)
+    others = (path for path in joint.folder.parent.glob("*/blend.json") if sorted(path.parent.name.split("+")) == names)
+    hint = next((f" To use the weights of {path}, name the runs in its order." for path in others), "")
+    return f"There is no {joint.blend}: the runs have equal weights, and the threshold is the mean of theirs.{hint}"
+
+
+def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
+    """Return run name -> weight from a `blend.json`, divided by their sum, which rounding may have moved off 1.
+
+    Raises Problem if the file is damaged, or is for other runs or other checkpoints.
+    """
+    try:
+        blend = read_json(path)
+        weights = {str(name): float(weight) for name, weight in blend["weights"].items()}
+        sha256_of_path = dict(blend["checkpoints"])
+        if not all(map(math.isfinite, weights.values())):
+            raise ValueError("a weight is not a number")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise Problem(f"{path} is damaged; delete it and run `make blend`.") from None
+    if set(weights) != {run.name for run in runs} or min(weights.values()) < 0 or not sum(weights.values()):
+        raise Problem(f"{path} has weights for the runs {', '.join(weights)}; change RUN=, or run `make blend` again.")
+    for name, digest in sha256_of_path.items():
+        if not pathlib.Path(name).is_file() or sha256(pathlib.Path(name)) != digest:
+            raise Problem(f"{path} was made with another {name}; run `make blend` again.")
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+# --- test images and state -------------------------------------------------------------------------------------------
+
+
+def open_test_images(settings: Settings) -> tuple[list[str], competition.ImageSet]:
+    """Return the names of the sample submission, in its order, and the test images. Problem if an image is missing."""
+    folder = pathlib.Path(settings.data.folder)
+    sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
+    names = sample["img"].tolist()
+    images = competition.ImageSet(folder, "test_hq" if settings.data.hq else "test")
+    if missing := sorted(set(names) - set(images.names)):
+        raise Problem(f"{folder} lacks {len(missing)} images of the sample submission; the first is {missing[0]}.")
+    return names, images
+
+
+def row_settings(settings: Settings) -> dict[str, Any]:
+    """Return those settings of one network on which a row may depend."""
+    return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
+
+
+def fingerprint(images: competition.ImageSet, names: list[str]) -> str:
+    """Return a hex digest of the test images by their names, the archive's size and which of them are loose files."""
+    files = images.files
+    archive_bytes = files.archive_path.stat().st_size if files.archive_path.is_file() else 0
+    text = "\n".join([*names, "loose", *sorted(files.loose), f"{archive_bytes} bytes at 1/{images.stored_scale}"])
+    return hashlib.sha256(text.encode()).hexdigest()

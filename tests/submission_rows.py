@@ -1,0 +1,33 @@
+"""Rows of a small submission, for tests that write, check and score one."""
+import gzip
+import pathlib
+import zipfile
+
+from pipeline import carvana
+
+HEADER = carvana.SUBMISSION_HEADER
+NAMES = [carvana.image_name("0004d4463b50", angle) for angle in carvana.ANGLE_CODES[:6]]
+PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
+CAR = f"{PIXELS // 3} {PIXELS // 5}"  # a run over a fifth of the image
+Rows = list[list[str]]
+
+
+def good_rows() -> Rows:
+    return [list(HEADER)] + [[name, CAR] for name in NAMES]
+
+
+def text_of(rows: Rows) -> str:
+    return "".join(",".join(row) + "\n" for row in rows)
+
+
+def save(path: pathlib.Path, rows: Rows) -> pathlib.Path:
+    """Write rows as .csv, .csv.gz or .csv.zip, by the name."""
+    data = text_of(rows).encode()
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(data))
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(path.stem, data)
+    else:
+        path.write_bytes(data)
+    return path
