@@ -34,18 +34,19 @@ MAX_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def table(module: str, name: str) -> dict[str, Any]:
-    return getattr(importlib.import_module(module), name)
+def table(module: str, name: str) -> list[str]:
+    """Return the keys of a table; importing its module may take seconds."""
+    return list(getattr(importlib.import_module(module), name))
 
 
 def in_table(module: str, name: str) -> AfterValidator:
     """Accept a key of this table, or, behind a key that ends in a dot, any name of that family."""
 
     def check(value: str, info: ValidationInfo) -> str:
-        if checks_choices(info) and value not in (names := table(module, name)):
-            if value.partition(".")[0] + "." not in names:
-                listed = ", ".join(key + "NAME" if key.endswith(".") else key for key in names)
-                raise PydanticCustomError("choice", f"it must be one of {listed}")
+        names = table(module, name) if checks_choices(info) else [value]
+        if value not in names and value.partition(".")[0] + "." not in names:
+            listed = ", ".join(key + "NAME" if key.endswith(".") else key for key in names)
+            raise PydanticCustomError("choice", f"it must be one of {listed}")
         return value
 
     return AfterValidator(check)
