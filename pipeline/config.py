@@ -34,16 +34,16 @@ MAX_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def table(module: str, name: str) -> list[str]:
-    """Return the keys of a table; importing its module may take seconds."""
-    return list(getattr(importlib.import_module(module), name))
+def keys_of(module: str, *tables: str) -> list[str]:
+    """Return the keys of tables; importing their module may take seconds."""
+    return [key for name in tables for key in getattr(importlib.import_module(module), name)]
 
 
-def in_table(module: str, name: str) -> AfterValidator:
-    """Accept a key of this table, or, behind a key that ends in a dot, any name of that family."""
+def in_table(module: str, *tables: str) -> AfterValidator:
+    """Accept a key of these tables, or, behind a key that ends in a dot, any name of that family."""
 
     def check(value: str, info: ValidationInfo) -> str:
-        names = table(module, name) if checks_choices(info) else [value]
+        names = keys_of(module, *tables) if checks_choices(info) else [value]
         if value not in names and value.partition(".")[0] + "." not in names:
             listed = ", ".join(key + "NAME" if key.endswith(".") else key for key in names)
             raise PydanticCustomError("choice", f"it must be one of {listed}")
@@ -210,12 +210,11 @@ class Settings(Section):
     def losses_exist(self, info: ValidationInfo) -> "Settings":
         extra = self.loss.__pydantic_extra__
         if checks_choices(info) and (extra or self.task.kind == "multiclass"):
-            names, of_classes = (table("pipeline.model.losses", name) for name in ("MASK_LOSSES", "CLASS_LOSSES"))
-            known = [*dict.fromkeys([*names, *of_classes, *Loss.model_fields])]
+            known = [*keys_of("pipeline.model.losses", "MASK_LOSSES", "CLASS_LOSSES"), *Loss.model_fields]
             if unknown := [name for name in extra if name not in known]:
                 near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0)[0]
                 raise ValueError(f"loss.{unknown[0][:60]} is no setting; the nearest is loss.{near}")
-            names = of_classes if self.task.kind == "multiclass" else names
+            names = keys_of("pipeline.model.losses", "MASK_LOSSES" if self.task.kind == "binary" else "CLASS_LOSSES")
             if unfit := [name for name in self.loss.weights if name not in names]:
                 raise ValueError(f"loss.{unfit[0]} is not for task.kind {self.task.kind}, which has {', '.join(names)}")
         for name in [name for name, weight in extra.items() if not weight]:
@@ -225,8 +224,9 @@ class Settings(Section):
     @model_validator(mode="after")
     def are_consistent(self) -> "Settings":
         kind, task = self.data.kind, self.task.kind
-        if kind == "carvana" and task != "binary":
-            raise ValueError("task.kind is multiclass, but data.kind carvana is binary; set data.kind")
+        is_competition = kind not in ("folder", "nyuv2")
+        if is_competition and task != "binary":
+            raise ValueError(f"task.kind is multiclass, but data.kind {kind} is binary; set data.kind")
         if kind == "nyuv2" and task != "multiclass":
             raise ValueError("data.kind nyuv2 has classes: set task.kind multiclass and task.classes 13, 40 or 894")
         if self.data.inputs == "rgbd" and kind != "nyuv2":
@@ -240,8 +240,8 @@ class Settings(Section):
         if self.task.class_weights and not self.loss.bce:
             raise ValueError("task.class_weights weights the cross-entropy loss.bce, which is 0; set only one of them")
         for key in ("hq", "exclude", "relabel"):
-            if getattr(self.data, key) and kind != "carvana":
-                raise ValueError(f"data.{key} is for data.kind carvana, but it is {kind}; leave it out")
+            if getattr(self.data, key) and not is_competition:
+                raise ValueError(f"data.{key} is for competitions, but data.kind is {kind}; leave it out")
         if self.task.ignore_index != Task().ignore_index and (kind != "folder" or task != "multiclass"):
             raise ValueError("task.ignore_index is for task.kind multiclass with data.kind folder; leave it out")
         return self
@@ -302,8 +302,8 @@ def check_binary(path: pathlib.Path, what: str, only_cars: bool = False) -> None
     settings = load(path, check_choices=False)
     if settings.task.kind != "binary":
         raise Problem(f"{what} is for one object and its background, but {path.parent} was trained on several classes.")
-    if only_cars and settings.data.kind != "carvana":
-        raise Problem(f"{what} is for the competition's cars, but {path.parent} was trained on data.kind folder.")
+    if only_cars and (kind := settings.data.kind) != "carvana":
+        raise Problem(f"{what} is for the competition's cars, but {path.parent} was trained on data.kind {kind}.")
 
 
 def dump(settings: Settings) -> str:

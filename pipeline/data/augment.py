@@ -73,7 +73,12 @@ def hue_saturation(of_classes: bool, *, hue_deg: Degrees = 10.0, saturation: Fra
 
 # Applied in this order. An augmentation whose settings are all 0 is left out; others draw a new value for each image
 # and epoch, evenly from -limit to +limit.
-AUGMENTATIONS: tuple[Callable[..., "A.BasicTransform"], ...] = (flip, affine, brightness_contrast, hue_saturation)
+AUGMENTATIONS: tuple[Callable[..., "A.BasicTransform"], ...] = (
+    flip,
+    affine,
+    brightness_contrast,
+    hue_saturation,
+)
 
 
 def parameters(augmentation: Callable) -> dict[str, tuple[Any, float]]:
