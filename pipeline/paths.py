@@ -1,4 +1,4 @@
-"""Every path that a stage reads or writes, below the folder where `make` runs."""
+"""Every path that a stage reads or writes, relative to the folder where `make` runs."""
 import pathlib
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Fold:
 
     @property
     def best(self) -> pathlib.Path:
-        return self.folder / "best.pt"  # the weights of the epoch with the best held-out Dice
+        return self.folder / "best.pt"  # the weights of the epoch with the best validation score
 
     @property
     def last(self) -> pathlib.Path:
@@ -27,15 +27,15 @@ class Fold:
 
     @property
     def previous(self) -> pathlib.Path:
-        return self.folder / "last.previous.pt"  # the one before
+        return self.folder / "last.previous.pt"  # the last.pt before that
 
     @property
     def damaged(self) -> pathlib.Path:
-        return self.folder / "last.damaged.pt"  # a last.pt that could not be read, out of the way of the next one
+        return self.folder / "last.damaged.pt"  # a last.pt that could not be read, renamed to make room for the next
 
     @property
     def lock(self) -> pathlib.Path:
-        return self.folder / ".lock"  # held while it is trained
+        return self.folder / ".lock"  # locked while it is trained
 
     @property
     def log(self) -> pathlib.Path:
@@ -48,7 +48,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Run:
-    """`runs/RUN/` and the submission that comes out of it."""
+    """`runs/RUN/` and its submission."""
 
     name: str
 
@@ -64,26 +64,26 @@ class Run:
         return Fold(self.folder / f"fold{number}")
 
     def trained_folds(self) -> list[int]:
-        """Numbers of the folds that have a `best.pt`, in order."""
-        found = [path.parent.name.removeprefix("fold") for path in self.folder.glob("fold[0-9]*/best.pt")]
-        return sorted(int(number) for number in found if number.isdecimal())  # and not of a copy such as fold0.bak
+        """Return the sorted numbers of the folds that have a `best.pt`."""
+        numbers = [path.parent.name.removeprefix("fold") for path in self.folder.glob("fold[0-9]*/best.pt")]
+        return sorted(int(number) for number in numbers if number.isdecimal())  # a copy such as fold0.bak is no fold
 
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
     def oof_probabilities(self, fold: int) -> pathlib.Path:
-        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
+        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps; the report shows them
 
     @property
     def threshold(self) -> pathlib.Path:
         return self.folder / "threshold.json"
 
     def lock(self, stage: str) -> pathlib.Path:
-        return self.folder / f".{stage}.lock"  # held while that stage writes
+        return self.folder / f".{stage}.lock"  # locked while that stage writes
 
     @property
     def blend(self) -> pathlib.Path:
-        return self.folder / "blend.json"  # of several runs, `Run("a+b")`: what weighs how much
+        return self.folder / "blend.json"  # of several runs, `Run("a+b")`: their weights
 
     @property
     def report(self) -> pathlib.Path:
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def provenance(self) -> pathlib.Path:
-        return SUBMISSIONS / f"{self.name}.json"  # what that submission was made of
+        return SUBMISSIONS / f"{self.name}.json"  # what the submission was made from
 
     @property
     def demo_ledger(self) -> pathlib.Path:
@@ -111,8 +111,8 @@ class Run:
 
     @property
     def shards(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.shards"  # of a submission that is being predicted; others beside it
+        return SUBMISSIONS / f".{self.name}.shards"  # of a submission that is being predicted
 
     @property
     def submission_lock(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.lock"  # held while it is
+        return SUBMISSIONS / f".{self.name}.lock"  # locked while it is written

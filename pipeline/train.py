@@ -38,7 +38,7 @@ from pipeline.inference.evaluate import class_scores, confusions, dice_scores, h
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
 from pipeline.training.previews import preview_images
-from pipeline.inference.tta import ANGLES
+from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint, losses, optim
 from pipeline.model.sync_batchnorm import sync_batch_norm
 from pipeline.model.factory import build, count_parameters
@@ -382,7 +382,7 @@ def evaluate_epoch(
     """
     mine = ValidationDataset(dataset, validation_set.names[dist.rank :: dist.world_size], settings.data.scale)
     binary, scale = settings.task.kind == "binary", settings.data.scale
-    member = Member(ema.average, scale, ANGLES["none"], weight=1.0)
+    member = Member(ema.average, scale, TTA_SETS["none"], weight=1.0)
     ensemble = ensemble_of([member], binary, dataset.height, dataset.width)
 
     def predict(image_NHWC: Tensor) -> Tensor:

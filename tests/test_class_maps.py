@@ -10,7 +10,7 @@ from pipeline.cutout import class_map
 from pipeline.inference.evaluate import class_scores, confusions, launch_processes
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.ensemble import Member
-from pipeline.inference.tta import ANGLES
+from pipeline.inference.tta import TTA_SETS
 from pipeline.masks.confusion import ignored
 from pipeline.masks.colours import IGNORED_COLOUR, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
 from pipeline.runtime.problem import Problem
@@ -47,7 +47,7 @@ def pictures(count: int = 2, scale: int = 2, seed: int = 0) -> Tensor:
 
 
 def ensemble(*networks: nn.Module, tta: str = "none", scale: int = 2) -> ClassEnsemble:
-    members = [Member(network, scale, ANGLES[tta], 1 / len(networks)) for network in networks]
+    members = [Member(network, scale, TTA_SETS[tta], 1 / len(networks)) for network in networks]
     found = ensemble_of(members, False, HEIGHT, WIDTH)
     assert isinstance(found, ClassEnsemble)
     return found
@@ -80,7 +80,7 @@ def test_every_view_comes_back_to_its_place(tta: str) -> None:
 
 
 def test_one_class_at_a_time_is_argmax_of_all_and_scales_are_added() -> None:
-    members = [Member(Fixed(1.0, 2.0, 0.5), 2, ANGLES["none"], 0.6), Member(Fixed(2.0, 1.0, 1.0), 1, ANGLES["none"], 0.4)]
+    members = [Member(Fixed(1.0, 2.0, 0.5), 2, TTA_SETS["none"], 0.6), Member(Fixed(2.0, 1.0, 1.0), 1, TTA_SETS["none"], 0.4)]
     both = ClassEnsemble(members, HEIGHT, WIDTH)
     images = {2: pictures(), 1: pictures(scale=1)}
     shares = both.weighted_probs(images)

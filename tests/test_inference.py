@@ -16,7 +16,7 @@ from pipeline.cutout import cut_out, opacity, read_photo
 from pipeline.inference.evaluate import count, histograms, one_behind
 from pipeline.inference.loading import batch_that_fits
 from pipeline.inference.ensemble import Ensemble, Member, upsample_on_device, to_u8_on_device
-from pipeline.inference.tta import ANGLES, TtaTransform
+from pipeline.inference.tta import TTA_SETS, TtaTransform
 from pipeline.masks import dice
 from pipeline.runtime.problem import Problem
 
@@ -49,11 +49,11 @@ def smooth(rows: int = 6, columns: int = 9) -> Tensor:
 
 
 def test_each_word_of_the_config_has_its_views() -> None:
-    assert set(ANGLES) == set(Predict.model_fields["tta"].annotation.__args__)  # type: ignore[union-attr]
-    assert all(views[0] == TtaTransform() for views in ANGLES.values())
+    assert {"none", Predict().tta} <= set(TTA_SETS)
+    assert all(views[0] == TtaTransform() for views in TTA_SETS.values())
 
 
-@pytest.mark.parametrize("view", sorted({view for views in ANGLES.values() for view in views}, key=str), ids=str)
+@pytest.mark.parametrize("view", sorted({view for views in TTA_SETS.values() for view in views}, key=str), ids=str)
 def test_a_view_is_undone_on_the_grid_of_the_pictures(view: TtaTransform) -> None:
     share = smooth(60, 90)
     seen = view.of(red_pictures(share))
@@ -75,17 +75,17 @@ def test_a_shift_moves_down_and_to_the_right() -> None:
 
 def test_a_mean_is_rounded_once_and_not_member_by_member() -> None:
     """Of 101 and 102 the mean is 101.5: members rounded first would give the same, but not with weights of a third."""
-    members = [Member(Red(factor), 4, ANGLES["none"], 1 / 3) for factor in (1.0, 0.995, 0.99)]
+    members = [Member(Red(factor), 4, TTA_SETS["none"], 1 / 3) for factor in (1.0, 0.995, 0.99)]
     image = red_pictures(torch.full((1, 6, 9), 100.0) / 255)
     exact = (100 + 99.5 + 99) / 3
     assert Ensemble(members, HEIGHT, WIDTH)({4: image}).unique().tolist() == [round(exact)]
-    weighted = [Member(Red(factor), 4, ANGLES["none"], weight) for factor, weight in ((1.0, 0.9), (0.5, 0.1))]
+    weighted = [Member(Red(factor), 4, TTA_SETS["none"], weight) for factor, weight in ((1.0, 0.9), (0.5, 0.1))]
     assert Ensemble(weighted, HEIGHT, WIDTH)({4: image}).unique().tolist() == [95]
 
 
 def test_members_at_several_scales_meet_at_full_size() -> None:
     quarter, half = torch.full((2, 6, 9), 0.4), torch.full((2, 12, 17), 0.8)
-    members = [Member(Red(), 4, ANGLES["hflip"], 0.25), Member(Red(), 2, ANGLES["none"], 0.75)]
+    members = [Member(Red(), 4, TTA_SETS["hflip"], 0.25), Member(Red(), 2, TTA_SETS["none"], 0.75)]
     ensemble = Ensemble(members, HEIGHT, WIDTH)
     assert ensemble.scales == (2, 4)
     result = ensemble({4: red_pictures(quarter), 2: red_pictures(half)})
@@ -95,16 +95,16 @@ def test_members_at_several_scales_meet_at_full_size() -> None:
 
 def test_weights_that_do_not_sum_to_1_are_refused() -> None:
     with pytest.raises(ValueError, match="sum to 1.5"):
-        Ensemble([Member(Red(), 4, ANGLES["none"], 0.75)] * 2, HEIGHT, WIDTH)
+        Ensemble([Member(Red(), 4, TTA_SETS["none"], 0.75)] * 2, HEIGHT, WIDTH)
 
 
 def test_a_mean_of_one_network_with_itself_or_with_its_mirror_is_its_prediction() -> None:
     share = smooth()
-    twice = [Member(Red(), 4, ANGLES["none"], 0.5)] * 2
+    twice = [Member(Red(), 4, TTA_SETS["none"], 0.5)] * 2
     predicted = Ensemble(twice, HEIGHT, WIDTH)({4: red_pictures(share)})
     expected = [full_size(((one * 255).round() / 255).numpy(), 4, HEIGHT, WIDTH) for one in share]
     assert (predicted.int() - torch.from_numpy(np.stack(expected)).int()).abs().max() <= 1
-    mirrored = Ensemble([Member(Red(), 4, ANGLES["hflip"], 1.0)], HEIGHT, WIDTH)({4: red_pictures(share)})
+    mirrored = Ensemble([Member(Red(), 4, TTA_SETS["hflip"], 1.0)], HEIGHT, WIDTH)({4: red_pictures(share)})
     assert (mirrored.int() - predicted.int()).abs().max() <= 1
 
 
@@ -146,7 +146,7 @@ def test_the_batch_is_lowered_to_what_fits() -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(image_NHWC)
 
-    ensemble = Ensemble([Member(Small(), 4, ANGLES["hflip"], 1.0)], HEIGHT, WIDTH)
+    ensemble = Ensemble([Member(Small(), 4, TTA_SETS["hflip"], 1.0)], HEIGHT, WIDTH)
     assert [batch_that_fits(ensemble, asked) for asked in (1, 3, 4, 8)] == [1, 3, 3, 3]
 
     class Smallest(Red):
@@ -154,7 +154,7 @@ def test_the_batch_is_lowered_to_what_fits() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(Problem, match="a single picture"):
-        batch_that_fits(Ensemble([Member(Smallest(), 4, ANGLES["none"], 1.0)], HEIGHT, WIDTH), 8)
+        batch_that_fits(Ensemble([Member(Smallest(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH), 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -162,7 +162,7 @@ def test_a_gpu_predicts_what_the_cpu_predicts_and_in_order() -> None:
     images = [red_pictures(smooth() * factor) for factor in (1.0, 0.8, 0.6, 0.4)]
     found = []
     for device in ("cpu", "cuda"):
-        ensemble = Ensemble([Member(Red().to(device), 4, ANGLES["hflip+scales"], 1.0)], HEIGHT, WIDTH)
+        ensemble = Ensemble([Member(Red().to(device), 4, TTA_SETS["hflip+scales"], 1.0)], HEIGHT, WIDTH)
         finished = one_behind(lambda image: ensemble({4: image}), images, lambda image, probability: probability.cpu())
         found.append(torch.stack(list(finished)).int())
     assert (found[0] - found[1]).abs().max() <= 1
@@ -237,7 +237,7 @@ def photo_of_a_red_disc(height: int, width: int, radius: int) -> np.ndarray:
 @pytest.mark.parametrize("height, width", [(24, 34), (210, 140), (331, 477)])
 def test_a_photo_of_any_size_is_cut_out_with_a_soft_edge(height: int, width: int) -> None:
     photo = photo_of_a_red_disc(height, width, min(height, width) // 3)
-    ensemble = Ensemble([Member(Red(), 2, ANGLES["hflip"], 1.0)], 200, 300)
+    ensemble = Ensemble([Member(Red(), 2, TTA_SETS["hflip"], 1.0)], 200, 300)
     cut = cut_out(ensemble, photo)
     assert cut.shape == (height, width, 4) and cut.dtype == np.uint8
     alpha = cut[..., 3]

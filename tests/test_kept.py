@@ -9,7 +9,7 @@ import torch
 from pipeline.inference.evaluate import histograms
 from pipeline.inference.oof import OofStore, oof_writer, png
 from pipeline.inference.ensemble import Ensemble, Member
-from pipeline.inference.tta import ANGLES
+from pipeline.inference.tta import TTA_SETS
 from pipeline.runtime.problem import Problem
 from tests.test_inference import HEIGHT, WIDTH, Red, red_pictures, smooth
 
@@ -79,7 +79,7 @@ def test_what_is_missing_or_damaged_is_a_sentence(kept: pathlib.Path) -> None:
 
 def test_keeping_changes_no_histogram_and_keeps_the_mean_before_it_is_enlarged(kept: pathlib.Path) -> None:
     shares = torch.cat([smooth(), smooth()[:1] * 0.5])
-    ensemble = Ensemble([Member(Red(), 4, ANGLES["none"], 1.0)], HEIGHT, WIDTH)
+    ensemble = Ensemble([Member(Red(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH)
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = red_pictures(shares).split(2)
     with oof_writer(kept) as keep:

@@ -1,4 +1,4 @@
-"""Networks, what they learn from, and how they are kept."""
+"""Networks, the Dice loss, weight averaging and checkpoints."""
 import io
 import pathlib
 import pickle
@@ -25,7 +25,7 @@ def network(**options) -> Segmenter:
     return build(**{"arch": "unet", **SMALL, **options}).eval()
 
 
-def pictures(height: int, width: int, count: int = 1) -> torch.Tensor:
+def images(height: int, width: int, count: int = 1) -> torch.Tensor:
     return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
@@ -38,16 +38,16 @@ def test_width_64_and_depth_4_are_the_papers_31_million_parameters() -> None:
 
 @settings(max_examples=15)
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1, 2, 4]), st.integers(1, 3))
-def test_logits_have_the_size_of_the_picture(height: int, width: int, patch: int, depth: int) -> None:
+def test_logits_have_the_size_of_the_image(height: int, width: int, patch: int, depth: int) -> None:
     with torch.inference_mode():
-        logits = network(patch=patch, depth=depth)(pictures(height, width, count=2))
+        logits = network(patch=patch, depth=depth)(images(height, width, count=2))
     assert logits.shape == (2, 1, height, width) and logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_every_pixel_reaches_the_logits_whatever_the_patch(patch: int) -> None:
     torch.manual_seed(0)
-    unet, image = network(width=8, patch=patch), pictures(16, 16)
+    unet, image = network(width=8, patch=patch), images(16, 16)
     changed = image.clone()
     changed[0, 7, 9] = 255 - changed[0, 7, 9]
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_weights_are_drawn_with_variance_2_over_fan_out() -> None:
     assert weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.05)
 
 
-def test_the_generators_seed_decides_the_weights() -> None:
+def test_the_seed_of_the_generator_determines_the_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return network().network.stem[0].weight
@@ -77,7 +77,7 @@ def test_the_generators_seed_decides_the_weights() -> None:
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 8, 32]))
-def test_padding_is_undone_exactly(height: int, width: int, multiple: int) -> None:
+def test_padding_is_inverted_exactly(height: int, width: int, multiple: int) -> None:
     image = torch.rand(1, 2, height, width)
     padded, margins = pad_to_multiple(image, multiple)
     assert padded.shape[-2] % multiple == 0 and padded.shape[-1] % multiple == 0
@@ -103,10 +103,10 @@ def test_bytes_are_normalised_as_pretrained_encoders_expect() -> None:
 # --- segmentation-models-pytorch ------------------------------------------------------------------
 
 
-def test_an_encoder_of_smp_is_one_key_away_and_any_size_fits() -> None:
+def test_a_network_of_smp_is_one_key_of_the_config_and_takes_any_size() -> None:
     with torch.inference_mode():
-        assert network(arch="smp.Unet")(pictures(33, 50)).shape == (1, 1, 33, 50)
-        assert network(arch="smp.FPN")(pictures(64, 31)).shape == (1, 1, 64, 31)
+        assert network(arch="smp.Unet")(images(33, 50)).shape == (1, 1, 33, 50)
+        assert network(arch="smp.FPN")(images(64, 31)).shape == (1, 1, 64, 31)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -121,7 +121,7 @@ def test_the_network_of_every_config_can_be_built(path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("arch, patch", [("unet", 1), ("unet", 2), ("smp.Unet", 1)])
 def test_any_network_takes_depth_and_has_an_output_for_each_class(arch: str, patch: int) -> None:
-    image = torch.cat([pictures(33, 50), pictures(33, 50)[..., :1]], dim=3)
+    image = torch.cat([images(33, 50), images(33, 50)[..., :1]], dim=3)
     with torch.inference_mode():
         deep = network(arch=arch, patch=patch, channels=4, classes=5)
         logits, shallow = deep(image), deep(image // torch.tensor([1, 1, 1, 2], dtype=torch.uint8))
@@ -138,18 +138,18 @@ def test_any_network_takes_depth_and_has_an_output_for_each_class(arch: str, pat
         ({"arch": "smp.Unet", "encoder": "resnet19"}, "resnet19"),
         ({"arch": "smp.Unet", "encoder": "tu-nothing"}, "tu-nothing"),
         ({"arch": "smp.Unet", "encoder_weights": "imagenett"}, "imagenett"),
-        ({"arch": "smp.DPT", "encoder": "resnet18"}, "smp.DPT"),  # which wants a transformer
+        ({"arch": "smp.DPT", "encoder": "resnet18"}, "smp.DPT"),  # which needs a transformer
         ({"arch": "smp.UnetPlusPlus", "encoder": "mit_b0"}, "mit_b0"),  # which this one cannot use
         ({"arch": "smp.Unet", "encoder_weights": "weights/none.pt"}, "weights/none.pt.*no such file"),
         ({"arch": "smp.Unet", "encoder_weights": "none.pth"}, "none.pth.*no such file"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_a_problem_that_names_the_words(options: dict, named: str) -> None:
+def test_a_network_that_cannot_be_built_is_a_problem_that_names_the_option(options: dict, named: str) -> None:
     with pytest.raises(Problem, match=named):
         network(**options)
 
 
-def test_weights_that_cannot_be_fetched_are_a_problem_that_says_how_to_place_them(
+def test_weights_that_cannot_be_downloaded_are_a_problem_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import segmentation_models_pytorch as smp
@@ -158,7 +158,7 @@ def test_weights_that_cannot_be_fetched_are_a_problem_that_says_how_to_place_the
         raise ConnectionError("no network")
 
     monkeypatch.setattr(smp.Unet, "__init__", offline)
-    with pytest.raises(Problem, match="imagenet weights of resnet18 could not be fetched.*torch.save"):
+    with pytest.raises(Problem, match="imagenet weights of resnet18 could not be downloaded.*torch.save"):
         network(arch="smp.Unet", encoder_weights="imagenet")
 
 
@@ -179,31 +179,31 @@ def test_weights_of_another_encoder_are_a_problem(tmp_path: pathlib.Path) -> Non
 
 
 def test_soft_dice_loss_has_known_values() -> None:
-    share = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
-    assert soft_dice_loss(share, share).item() == 0
-    assert soft_dice_loss(1 - share, share).item() == pytest.approx(1 - 1 / 5)  # (2 * 0 + 1) / (2 + 2 + 1)
-    assert soft_dice_loss(share / 2, share).item() == pytest.approx(1 - 3 / 3.5)  # (2 * 1 + 1) / (0.5 + 2 + 1)
+    target = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    assert soft_dice_loss(target, target).item() == 0
+    assert soft_dice_loss(1 - target, target).item() == pytest.approx(1 - 1 / 5)  # (2 * 0 + 1) / (2 + 2 + 1)
+    assert soft_dice_loss(target / 2, target).item() == pytest.approx(1 - 3 / 3.5)  # (2 * 1 + 1) / (0.5 + 2 + 1)
     empty = torch.zeros(1, 1, 4)
     assert soft_dice_loss(empty, empty).item() == 0
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=8), st.lists(st.floats(0, 1, width=32), min_size=8))
-def test_soft_dice_is_smallest_where_the_probability_is_the_share(share: list[float], other: list[float]) -> None:
-    """For fractions too, where the usual loss with plain sums would rather have 0 or 1."""
-    t = torch.tensor([[share]])
-    p = torch.tensor([[other[: len(share)]]])
+def test_soft_dice_is_smallest_where_the_probability_is_the_coverage(coverage: list[float], other: list[float]) -> None:
+    """For fractions too, where the minimum of the usual loss with plain sums is at 0 or 1."""
+    t = torch.tensor([[coverage]])
+    p = torch.tensor([[other[: len(coverage)]]])
     assert soft_dice_loss(t, t).item() == pytest.approx(0, abs=1e-6)
     assert soft_dice_loss(p, t).item() >= -1e-6
     assert (soft_dice_loss(p, t) - soft_dice_loss(t, t)).item() >= -1e-6
 
 
 def test_dice_loss_is_the_mean_over_images_and_not_of_one_pool() -> None:
-    share = torch.zeros(2, 10, 10)
-    share[0] = 1.0
-    share[1, 0, 0] = 1.0
-    probability = share.clone()
-    probability[1] = 0
-    assert soft_dice_loss(probability, share).item() == pytest.approx((0 + 1 - 1 / 2) / 2)
+    target = torch.zeros(2, 10, 10)
+    target[0] = 1.0
+    target[1, 0, 0] = 1.0
+    prob = target.clone()
+    prob[1] = 0
+    assert soft_dice_loss(prob, target).item() == pytest.approx((0 + 1 - 1 / 2) / 2)
 
 
 # --- the average of the weights -------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_the_average_moves_toward_the_weights_by_1_minus_decay() -> None:
     assert layer.weight.item() == 1.0
 
 
-def test_the_first_steps_forget_the_random_start_fast() -> None:
+def test_the_first_steps_forget_the_random_initial_weights_fast() -> None:
     layer = linear(0.0)
     ema = Ema(layer, decay=0.998)
     nn.init.constant_(layer.weight, 1.0)
@@ -235,7 +235,7 @@ def test_the_first_steps_forget_the_random_start_fast() -> None:
     assert ema.average.weight.item() == pytest.approx(0.9)  # (1 + 0) / (10 + 0) of the start is left
 
 
-def test_a_decay_of_0_keeps_the_plain_weights_and_batch_norm_is_averaged_too() -> None:
+def test_a_decay_of_0_takes_the_plain_weights_and_batch_norm_is_averaged_too() -> None:
     layer = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     ema = Ema(layer, decay=0.0)
     layer(torch.randn(4, 1, 3, 3, generator=torch.manual_seed(0)) + 5)
@@ -255,7 +255,7 @@ def test_the_average_is_never_trained_and_never_in_training_mode() -> None:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: pathlib.Path) -> None:
     unet = network()
     state = {"network": unet.state_dict(), "step": 7, "log": [{"epoch": 1, "dice": None}], "name": "a"}
     checkpoint.save(tmp_path / "new" / "last.pt", state)
@@ -264,7 +264,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
     assert all(torch.equal(loaded["network"][key], value) for key, value in unet.state_dict().items())
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_is_complete_or_absent(tmp_path: pathlib.Path) -> None:
     checkpoint.save(tmp_path / "last.pt", {"step": 1})
     with pytest.raises(Exception, match="pickle"):
         checkpoint.save(tmp_path / "last.pt", {"step": 2, "bad": lambda: None})
@@ -288,7 +288,7 @@ def test_a_checkpoint_that_is_cut_short_is_a_problem(tmp_path: pathlib.Path, ten
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("data", [b"hello", b"\x80\x04.", b"\x80\x02}q\0.", b"PK\5\6" + b"\0" * 18, b"\0" * 500])
-def test_a_file_that_is_no_checkpoint_is_a_problem(tmp_path: pathlib.Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_a_problem(tmp_path: pathlib.Path, data: bytes) -> None:
     (tmp_path / "best.pt").write_bytes(data)
     with pytest.raises(Problem, match=r"best\.pt"):
         checkpoint.load(tmp_path / "best.pt", keys=("network",))
@@ -302,7 +302,7 @@ def test_a_checkpoint_without_a_key_is_a_problem_that_names_it(tmp_path: pathlib
 
 
 class Code:
-    """Whoever unpickles this creates a file."""
+    """Unpickling this creates a file."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -324,4 +324,4 @@ def test_code_in_a_checkpoint_is_a_problem_and_never_runs(tmp_path: pathlib.Path
         checkpoint.load(tmp_path / "best.pt", keys=("network",))
     assert not trace.exists()
     torch.load(tmp_path / "best.pt", weights_only=False) if kind == "torch.save" else pickle.loads(data)
-    assert trace.exists()  # so the trap was a real one
+    assert trace.exists()  # so the test would have noticed

@@ -233,5 +233,5 @@ def test_compiled_activations_are_computed_again_too() -> None:
 def test_batch_norm_that_does_more_is_not_replaced_in_silence(group_of_one: None) -> None:
     from timm.layers import BatchNormAct2d
 
-    with pytest.raises(Problem, match="BatchNormAct2d cannot be shared"):
+    with pytest.raises(Problem, match="BatchNormAct2d cannot be synchronised"):
         sync_batch_norm(nn.Sequential(BatchNormAct2d(3)))

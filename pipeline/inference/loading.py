@@ -9,7 +9,7 @@ from pipeline.config import Settings
 from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.inference.ensemble import Ensemble, Member
-from pipeline.inference.tta import ANGLES
+from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
 from pipeline.model.factory import Segmenter, build
 from pipeline.runtime.memory import largest_that_fits, step_fits
@@ -87,7 +87,7 @@ def folds_of(path: pathlib.Path) -> str | None:
 def member_of(network: Segmenter, settings: Settings, weight: float) -> Member:
     if settings.predict.compile:
         network.compile()
-    return Member(network, settings.data.scale, ANGLES[settings.predict.tta], weight)
+    return Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight)
 
 
 def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:

@@ -1,8 +1,8 @@
-"""Checkpoints: nested dicts of tensors and plain values, whole or not there, never code.
+"""Checkpoints: nested dicts of tensors and plain values, complete or absent, never code.
 
 `best.pt` holds what a later stage needs: the weights, the settings and a few facts. `last.pt` holds all
-that a resume needs. Both are read with `weights_only=True`, so that a file from a stranger can carry
-wrong numbers but runs nothing.
+that a resume needs. Both are read with `weights_only=True`, so that an untrusted file can contain wrong
+numbers but cannot run code.
 """
 import contextlib
 import errno
@@ -18,12 +18,12 @@ import torch
 from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
-# What `train` then does: it goes on from the checkpoint before, makes best.pt again, or says what is lost.
+# `train` then continues from the previous checkpoint, makes best.pt again, or says what is lost.
 ADVICE = "delete it and run `make train` again"
 
 
 def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None = None) -> None:
-    """Replace the checkpoint in one step; the one that was there stays as `keep_as`."""
+    """Replace the checkpoint atomically; the previous one stays as `keep_as`."""
     with replacing(path) as draft:
         with open(draft, "wb") as file:
             try:
@@ -32,22 +32,22 @@ def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None
                 raise error.__context__ if isinstance(error.__context__, OSError) else error
         if keep_as is not None and path.exists():
             with replacing(keep_as) as second_name:
-                second_name.unlink(missing_ok=True)  # of a save that was killed
+                second_name.unlink(missing_ok=True)  # left by a save that was killed
                 try:
                     os.link(path, second_name)  # a second name for the same bytes: nothing is copied
-                except OSError:  # a file system without such names
+                except OSError:  # a file system without hard links
                     shutil.copyfile(path, second_name)
 
 
 def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU. Raises Problem unless it is whole and has all `keys`."""
+    """Return the state that `save` wrote, on the CPU. Raises Problem unless it is complete and has all `keys`."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of files that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # about files that it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Problem(f"There is no checkpoint {path}; train this fold first.") from None
-    except Exception as error:  # the bytes of a damaged file may raise anything, one that is cut short EINVAL
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk: no word about what the file holds
+    except Exception as error:  # a damaged file may raise anything, a truncated one EINVAL
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk, not of the content
             raise Problem(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} is damaged or not one of ours ({reason}); {ADVICE}.") from None
@@ -59,9 +59,10 @@ def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unchanged(paths: Iterable[pathlib.Path]) -> Iterator[dict[str, str]]:
-    """Hand out path -> sha256 of the checkpoints that are loaded in this block; "" where there is none.
+    """Yield path -> sha256 of the checkpoints that are loaded in this block; "" where a file is missing.
 
-    Problem in the end when one is another file by then, of a training that goes on: which was loaded, nobody knows.
+    Raises Problem at the end if one was replaced meanwhile, by a training that is still running: it is then unknown
+    which one was loaded.
     """
     digest_of = {str(path): sha256(path) if path.is_file() else "" for path in paths}
     yield digest_of

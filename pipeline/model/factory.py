@@ -1,10 +1,12 @@
-"""From the words of a config to a network that takes pictures as they were decoded.
+"""Build a network that takes images as they were decoded from a config's `model` section.
 
-A `Segmenter` is the U-Net of this project or one of segmentation-models-pytorch, with its door and its
-exit: bytes are normalised on the device (a byte crosses the bus four times as fast as a float), any size
-is padded to what the network can halve, and the padding is cut off again.
+`ARCHITECTURES` is the table: a new architecture is one function and its line there. A `Segmenter` wraps the U-Net of
+this project or a network of segmentation-models-pytorch: it normalises bytes on the device (a byte crosses the bus four
+times as fast as a float), pads any size to what the network can halve, and crops the padding off again.
 """
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from pipeline.model.unet import UNet
 from pipeline.runtime.problem import Problem
 
-# Mean and standard deviation of ImageNet's pictures, 0 to 255, which pretrained encoders expect; a network
-# from scratch does not mind. https://docs.pytorch.org/vision/stable/models.html
+# Mean and standard deviation of ImageNet's images, 0 to 255, which pretrained encoders expect; a network
+# from scratch works with any. https://docs.pytorch.org/vision/stable/models.html
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
 MEAN_DEPTH, STD_DEPTH = 200.0, 30.0  # of a fourth channel: about those of rooms, as `data.nyuv2.depth_bytes` has them
@@ -22,7 +24,7 @@ SMP_MULTIPLE = 32  # encoders of segmentation-models-pytorch halve five times
 
 
 class Segmenter(nn.Module):
-    """Pictures to logits, one map per class at the size of the pictures."""
+    """Map images to logits, one map per class at the size of the images."""
 
     mean: Tensor
     std: Tensor
@@ -38,8 +40,8 @@ class Segmenter(nn.Module):
     def forward(self, image_NHWC: Tensor) -> Tensor:
         """uint8 (N, H, W, channels) -> logits (N, classes, H, W).
 
-        Seen as NCHW the bytes of an NHWC tensor lie in channels-last order, the one in which convolutions
-        are fastest; nothing is copied for it.
+        Permuted to NCHW, the bytes of an NHWC tensor are in channels-last order, in which convolutions are
+        fastest; nothing is copied for it.
         """
         image_NCHW = (image_NHWC.permute(0, 3, 1, 2) - self.mean) / self.std
         padded, margins = pad_to_multiple(image_NCHW, self.multiple)
@@ -47,59 +49,75 @@ class Segmenter(nn.Module):
 
 
 def build(
-    *,
+    *, arch: str, channels: int = 3, classes: int = 1, checkpoint_activations: bool = False, **options: Any
+) -> Segmenter:
+    """Build the network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
+
+    arch: a key of `ARCHITECTURES`, or a name behind a key that ends in a dot; raises Problem for others.
+    channels: of the images, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
+    options: the other keys of the section; each architecture takes those that it knows.
+    """
+    key = arch if arch in ARCHITECTURES else arch.partition(".")[0] + "."
+    if key not in ARCHITECTURES:
+        raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
+    network, multiple = ARCHITECTURES[key](arch, channels, classes, checkpoint_activations, **options)
+    return Segmenter(network, multiple, channels).to(memory_format=torch.channels_last)
+
+
+def build_unet(
     arch: str,
+    channels: int,
+    classes: int,
+    checkpoint_activations: bool,
+    *,
     width: int,
     depth: int,
     patch: int,
+    **_: Any,
+) -> tuple[nn.Module, int]:
+    """Build this project's own U-Net."""
+    unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
+    return unet, unet.multiple
+
+
+def build_smp(
+    arch: str,
+    channels: int,
+    classes: int,
+    checkpoint_activations: bool,
+    *,
     encoder: str,
     encoder_weights: str | None,
-    channels: int = 3,
-    classes: int = 1,
-    checkpoint_activations: bool = False,
-) -> Segmenter:
-    """The network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
-
-    channels: of the pictures, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
-    """
-    if arch == "unet":
-        unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
-        return Segmenter(unet, unet.multiple, channels).to(memory_format=torch.channels_last)
-    if not arch.startswith("smp."):
-        raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
+    **_: Any,
+) -> tuple[nn.Module, int]:
+    """Build a network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     if checkpoint_activations:
         raise Problem(f"train.checkpoint_activations works for model.arch unet, but it is {arch}; set it to false.")
-    network = build_smp(arch.removeprefix("smp."), encoder, encoder_weights, channels, classes)
-    return Segmenter(network, SMP_MULTIPLE, channels).to(memory_format=torch.channels_last)
-
-
-def build_smp(name: str, encoder: str, encoder_weights: str | None, channels: int, classes: int) -> nn.Module:
-    """A network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     import segmentation_models_pytorch as smp  # takes seconds, and only these networks need it
 
-    factory = getattr(smp, name, None)
+    factory = getattr(smp, arch.removeprefix("smp."), None)
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
-        raise Problem(f"model.arch is smp.{name}, which segmentation-models-pytorch {smp.__version__} does not have.")
+        raise Problem(f"model.arch is {arch}, which segmentation-models-pytorch {smp.__version__} does not have.")
     file = pathlib.Path(encoder_weights or "")
     is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
-    fetched = None if is_file else encoder_weights
+    downloaded = None if is_file else encoder_weights
     try:
-        network = factory(encoder_name=encoder, encoder_weights=fetched, in_channels=channels, classes=classes)
+        network = factory(encoder_name=encoder, encoder_weights=downloaded, in_channels=channels, classes=classes)
     except Exception as error:  # smp, timm and the hub's client have no common one
-        if fetched is None or isinstance(error, KeyError):
+        if downloaded is None or isinstance(error, KeyError):
             reason = " ".join(str(error).split())[:200]
             raise Problem(
-                f"model.arch smp.{name} does not go with model.encoder {encoder!r} and "
+                f"model.arch {arch} does not work with model.encoder {encoder!r} and "
                 f"model.encoder_weights {encoder_weights!r} ({reason})."
             ) from error
         raise Problem(
-            f"The {fetched} weights of {encoder} could not be fetched ({type(error).__name__}); fetch them on a "
-            "machine with a network, save the encoder's state_dict with torch.save, and give the file's path as "
+            f"The {downloaded} weights of {encoder} could not be downloaded ({type(error).__name__}); download them on "
+            "a machine with a network, save the encoder's state_dict with torch.save, and give the file's path as "
             "model.encoder_weights, or set it to null to train from scratch."
         ) from error
     if is_file:
         load_encoder(network.get_submodule("encoder"), file)
-    return network
+    return network, SMP_MULTIPLE
 
 
 def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
@@ -113,6 +131,11 @@ def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
         raise Problem(f"{file} does not hold the weights of this encoder ({reason}).") from None
 
 
+# (arch, channels, classes, checkpoint_activations, **options) -> network, and what both sides of its input must be a
+# multiple of. A key that ends in a dot stands for a family: the rest of the name is looked up there.
+ARCHITECTURES: dict[str, Callable[..., tuple[nn.Module, int]]] = {"unet": build_unet, "smp.": build_smp}
+
+
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -121,7 +144,7 @@ Margins = tuple[int, int, int, int]  # columns left and right, rows above and be
 
 
 def pad_to_multiple(image_NCHW: Tensor, multiple: int) -> tuple[Tensor, Margins]:
-    """Grow both sides to the next multiple, evenly on both ends, by repeating the edge."""
+    """Pad both sides to the next multiple, evenly on both ends, by repeating the edge."""
     height, width = image_NCHW.shape[-2:]
     rows, columns = -height % multiple, -width % multiple
     margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
@@ -129,7 +152,7 @@ def pad_to_multiple(image_NCHW: Tensor, multiple: int) -> tuple[Tensor, Margins]
 
 
 def unpad(map_NCHW: Tensor, margins: Margins) -> Tensor:
-    """The exact inverse of `pad_to_multiple`."""
+    """Invert `pad_to_multiple` exactly."""
     left, right, above, below = margins
     height, width = map_NCHW.shape[-2:]
     return map_NCHW[..., above : height - below, left : width - right]

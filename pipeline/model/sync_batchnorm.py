@@ -1,8 +1,8 @@
 """Batch normalisation over the batches of several processes.
 
-A batch of 8 that four processes share would otherwise be normalised by twos, and train another network
-than one process does. torch has `SyncBatchNorm` for GPUs, whose every layer waits for the GPU once; what it
-does is written out here for CPUs.
+Otherwise a batch of 8 on four processes would be normalised two by two, and would train another network than one
+process does. torch has `SyncBatchNorm` for GPUs only, and each of its layers waits for the GPU once; the code here
+does the same on CPUs.
 """
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.runtime.problem import Problem
 
 
 class MeanOverProcesses(torch.autograd.Function):
-    """The mean of a tensor over all processes; on the way back, of its gradients."""
+    """The mean of a tensor over all processes; in the backward pass, of its gradients."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class MeanOverProcesses(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` with the mean and variance of all processes' batches, which must be equally large.
+    """`BatchNorm2d` with the mean and variance over the batches of all processes, which must have the same size.
 
     Ioffe, Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 1.
     """
@@ -51,7 +51,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batch_norm(network: nn.Module) -> nn.Module:
-    """The network with each batch norm shared between the processes; its state_dict stays as it was."""
+    """Return the network with batch norms that are synchronised between processes; its state_dict stays the same."""
     if next(network.parameters()).device.type == "cuda":
         if any(type(module).__module__.startswith("timm.") for module in network.modules()):
             from timm.layers import convert_sync_batchnorm  # torch's would drop the activation in timm's batch norms
@@ -62,11 +62,11 @@ def sync_batch_norm(network: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and type(child) is not nn.BatchNorm2d:
                 raise Problem(
-                    f"The network's {type(child).__name__} cannot be shared between processes on a CPU; train it with "
-                    "one process, or on GPUs."
+                    f"The network's {type(child).__name__} cannot be synchronised between processes on a CPU; train it "
+                    "with one process, or on GPUs."
                 )
             if isinstance(child, nn.BatchNorm2d):
-                shared = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum)
-                shared.load_state_dict(child.state_dict())
-                setattr(parent, name, shared)
+                synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum)
+                synced.load_state_dict(child.state_dict())
+                setattr(parent, name, synced)
     return network

@@ -1,8 +1,8 @@
 """U-Net from scratch.
 
 Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation (2015),
-https://arxiv.org/abs/1505.04597. As in its figure 1: pairs of 3x3 convolutions, 2x2 max-pooling on the
-way down, 2x2 transposed convolutions on the way up, skips by concatenation. Three changes, all usual by
+https://arxiv.org/abs/1505.04597. As in its figure 1: pairs of 3x3 convolutions, 2x2 max-pooling in the
+encoder, 2x2 transposed convolutions in the decoder, skips by concatenation. Three changes, all usual by
 now: same-size padding, so that the output needs no cropping; batch normalisation (Ioffe, Szegedy 2015)
 after each 3x3 convolution, which then needs no bias; He initialisation (2015).
 
@@ -31,15 +31,15 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Images to one map of logits per class, at the size of the images.
+    """Map images to one map of logits per class, at the size of the images.
 
     in_channels, classes: channels of the input and of the output.
     width: channels at the finest level; they double with each of the `depth` levels below it.
     patch: side of the squares of pixels that are folded into channels before the network and unfolded
         after it. 1 is the paper's network. 2 makes the network work at half the resolution, at a
         quarter of the cost, and still see and predict every pixel.
-    checkpoint_activations: keep, for the way back, only what enters each pair of convolutions, and compute
-        the rest again: a third more work, less memory. The result is the same.
+    checkpoint_activations: keep only the input of each pair of convolutions for the backward pass, and recompute
+        the rest: a third more work, less memory. The result is the same.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class UNet(nn.Module):
     def convolve(self, pair: nn.Module, x_NCHW: Tensor) -> Tensor:
         if not (self.checkpoint_activations and self.training):
             return pair(x_NCHW)
-        if torch.compiler.is_compiling():  # then a pair is traced once, and its statistics count once
+        if torch.compiler.is_compiling():  # then a pair is traced once, and its statistics are updated once
             return checkpoint(pair, x_NCHW, use_reentrant=False)
         contexts = contextlib.nullcontext(), frozen_batch_norm_statistics(pair)
         return checkpoint(pair, x_NCHW, use_reentrant=False, context_fn=lambda: contexts)
@@ -89,7 +89,7 @@ class UNet(nn.Module):
 
 @contextlib.contextmanager
 def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
-    """The second pass over a batch must not count in the running statistics as a second batch."""
+    """Keep the running statistics as they are while a batch is recomputed, which would count as a second batch."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -152,7 +152,7 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
 
 def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
     path = run.fold(fold).config
-    return config.for_later_stage(config.load(path), overrides)
+    return config.for_later_stage(config.load(path, check_choices=False), overrides, check_choices=False)
 
 
 def photos(pictures: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
