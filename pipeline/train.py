@@ -28,7 +28,7 @@ from pipeline.inference.evaluate import class_scores, confusions, dice_scores, h
 from pipeline.inference.loading import ensemble_of
 from pipeline.inference.tta import ANGLES
 from pipeline.model import losses, optim
-from pipeline.paths import Fold, Run
+from pipeline.paths import Run
 from pipeline.runtime.device import describe, explain_missing_kernel, set_up
 from pipeline.runtime.distributed import ProcessGroup, process_group
 from pipeline.runtime.files import write_text
@@ -61,39 +61,38 @@ def main(
 
 def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train one fold, or what an earlier start has left of it to train."""
-    fold, hyper = run.fold(fold_number), settings.train
-
     # The images, and what an earlier start left
     with dist.main_first():
-        last = resume.read_last(fold, settings, repair=dist.is_main)
+        last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
         data = open_fold(settings, run, fold_number, folder, dist.world_size)
-        resume.check_same_data(last, data, fold, folder)
-    resume.check_ranks_agree(dist, last, data, settings, fold)
+        resume.check_same_data(last, data)
+    resume.check_ranks_agree(dist, last, data, settings)
 
     # The state: new, or as it was saved
+    hyper = settings.train
     state = create_state(settings, dist, pretrained=not last)
     if last:
-        state.restore(last, fold.last)
+        state.restore(last, data.paths.last)
     schedule = BatchSchedule(
         len(data.training), hyper.batch_size, hyper.epochs, hyper.seed, state.step, dist.rank, dist.world_size
     )
     if dist.is_main:
-        resume.restore_files(fold, state, schedule, settings, data)
+        resume.restore_files(settings, data, schedule, state)
 
     # The steps that are left
     is_trained = state.step == schedule.total_steps
     if not is_trained:
         if dist.is_main:
-            write_text(fold.config, config.dump(settings))
-            print(messages.start(settings, run, fold_number, folder, data, schedule, state, dist))
-        train_steps(settings, fold, data, schedule, state, dist)
+            write_text(data.paths.config, config.dump(settings))
+            print(messages.start(settings, data, schedule, state, dist))
+        train_steps(settings, data, schedule, state, dist)
     if dist.is_main:
-        resume.check_best_exists(fold, state)
-        print(messages.trained_already(fold, state) if is_trained else messages.end(run, fold, state))
+        resume.check_best_exists(data, state)
+        print(messages.trained_already(data, state) if is_trained else messages.end(data, state))
 
 
 def train_steps(
-    settings: Settings, fold: Fold, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
+    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
 ) -> None:
     """The loop: one step a batch; at the end of an epoch evaluate, log and save; in between save now and then."""
     hyper, task, device = settings.train, settings.task, dist.device
@@ -104,7 +103,7 @@ def train_steps(
     with (
         StopSignals() as stop,
         explain_out_of_memory(lambda: out_of_memory_advice(settings, state, data.training, loss_of, dist)),
-        TensorBoardLog(fold.tensorboard, first_step=len(state.log) + 1) if dist.is_main else nullcontext() as curves,
+        TensorBoardLog(data.paths.tensorboard, len(state.log) + 1) if dist.is_main else nullcontext() as curves,
         progress(total=schedule.total_steps, initial=state.step, unit="step", wanted=dist.is_main) as bar,
     ):
         for image_NHWC, target_NHW in prefetch_to_device(state.watch.waiting_for(loader), device):
@@ -122,17 +121,17 @@ def train_steps(
                     [stop.asked, stop.asked or save_timer.is_due(state.step), loss_timer.is_due(state.step)]
                 )
                 if saving or reading:
-                    check_finite(fold, data, schedule, state, dist)
+                    check_finite(data, schedule, state, dist)
                     mean_loss = state.loss_sum.item() / steps_into_epoch
                     bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{state.watch.images_per_s():.1f}")
                     loss_timer.restart()
                 if saving:
                     save_timer.restart()
                     if dist.is_main:
-                        state.save_last(fold, settings, data.fingerprint)
+                        state.save_last(settings, data)
             else:
-                check_finite(fold, data, schedule, state, dist)
-                finish_epoch(settings, fold, data, schedule, state, dist, curves)
+                check_finite(data, schedule, state, dist)
+                finish_epoch(settings, data, schedule, state, dist, curves)
                 loss_timer.restart()
                 save_timer.restart()
                 (stopping,) = dist.any_rank([stop.asked])
@@ -142,7 +141,6 @@ def train_steps(
 
 def finish_epoch(
     settings: Settings,
-    fold: Fold,
     data: FoldData,
     schedule: BatchSchedule,
     state: TrainingState,
@@ -167,9 +165,9 @@ def finish_epoch(
     if not dist.is_main:
         return
     if is_best:
-        state.save_best(fold, settings, data)
-    state.save_last(fold, settings, data.fingerprint)
-    state.write_log(fold)
+        state.save_best(settings, data)
+    state.save_last(settings, data)
+    state.write_log(data.paths.log)
     assert curves is not None
     curves.add(epoch, {key: row.get(key) for key in ("train_loss", state.score_name, "images_per_s", "lr")})
     for name, image in preview_images(state.ema.average, data.validation, data.dataset, dist.device):
@@ -206,10 +204,8 @@ def evaluate_epoch(
     return {f"val_{key}": score for key, score in scores.items()}
 
 
-def check_finite(
-    fold: Fold, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
-) -> None:
+def check_finite(data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup) -> None:
     """Raise Problem if a loss or gradient was not finite: such weights must neither be trained on nor saved."""
     if (step := int(state.non_finite_step)) >= 0:
         names = [data.training.names[index] for _, index in schedule.batch(step)]
-        raise dist.problem(messages.not_finite(fold, step, schedule.total_steps, names))
+        raise dist.problem(messages.not_finite(step, schedule.total_steps, names, data.paths.last))

@@ -9,20 +9,27 @@ from pipeline.config import Settings
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.loader import TrainingDataset, ValidationDataset
-from pipeline.paths import Run
+from pipeline.paths import Fold, Run
 from pipeline.runtime.problem import Problem
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """What one fold trains on and is evaluated on."""
+    """What one fold trains on and is evaluated on, and where its files are."""
 
+    run: Run
+    number: int
+    folder: pathlib.Path  # of the dataset
     dataset: SegmentationDataset
     training: TrainingDataset
     validation: ValidationDataset
     folds: pd.DataFrame  # folds.csv
     fingerprint: str  # tells these images, this copy of them and these masks from others
     notes: str  # on images that are left out and masks that are replaced, for messages
+
+    @property
+    def paths(self) -> Fold:
+        return self.run.fold(self.number)
 
     def missing_groups(self) -> list[str]:
         """The rows of `folds.csv` of which the dataset has no image: cars, or images."""
@@ -52,6 +59,9 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
     relabelled = relabel.relabelled(training, settings.data.relabel)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
+        run=run,
+        number=fold_number,
+        folder=folder,
         dataset=dataset,
         training=TrainingDataset(dataset, training, scale, transform, hyper.seed, settings.data.cache, relabelled),
         validation=ValidationDataset(dataset, validation, scale),

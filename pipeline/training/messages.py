@@ -5,7 +5,6 @@ from typing import Any
 from pipeline.config import Settings
 from pipeline.data.loader import BatchSchedule
 from pipeline.model.factory import count_parameters
-from pipeline.paths import Fold, Run
 from pipeline.runtime.device import describe
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.training.fold_data import FoldData
@@ -16,20 +15,20 @@ MAX_NAMES = 8  # of the images of a batch that a message lists
 
 
 def start(
-    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, data: FoldData, schedule: BatchSchedule,
-    state: TrainingState, dist: ProcessGroup,
-) -> str:  # fmt: skip
+    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
+) -> str:
     """What is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
     lines = [
-        f"Fold {fold_number}: {settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters, "
+        f"Fold {data.number}: {settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters, "
         f"{len(data.training)} images at 1/{settings.data.scale}, {len(data.validation)} held out{data.notes}, "
         f"{describe(dist.device)}{processes}."
     ]
     if missing := data.missing_groups():
-        lines.append(f"{folder} lacks {len(missing)} of the {len(data.folds)} rows of {run.folds}, {missing[0]} for one.")
+        rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
+        lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
     if state.step:
-        lines.append(f"{run.fold(fold_number).folder}: resuming after step {state.step} of {schedule.total_steps}.")
+        lines.append(f"{data.paths.folder}: resuming after step {state.step} of {schedule.total_steps}.")
     return "\n".join(lines)
 
 
@@ -46,7 +45,7 @@ def epoch(row: dict[str, Any], epochs: int) -> str:
     )
 
 
-def end(run: Run, fold: Fold, state: TrainingState) -> str:
+def end(data: FoldData, state: TrainingState) -> str:
     """The best score, and what to run next."""
     best = state.best_row() or {}
     threshold, next_stages = "", "validate report"
@@ -54,13 +53,13 @@ def end(run: Run, fold: Fold, state: TrainingState) -> str:
         threshold = f" at the threshold 0.5, best is {best['val_dice_threshold']:.3f},"
         next_stages = "validate threshold report"
     return (
-        f"{fold.best}: {score(state)}{threshold} on held-out images at full size, after {state.seconds() / 60:.1f} "
-        f"minutes; `make {next_stages} RUN={run.name}` shows where it is wrong."
+        f"{data.paths.best}: {score(state)}{threshold} on held-out images at full size, after "
+        f"{state.seconds() / 60:.1f} minutes; `make {next_stages} RUN={data.run.name}` shows where it is wrong."
     )
 
 
-def trained_already(fold: Fold, state: TrainingState) -> str:
-    return f"{fold.folder} is trained already: {score(state)}. Choose another RUN= to train once more."
+def trained_already(data: FoldData, state: TrainingState) -> str:
+    return f"{data.paths.folder} is trained already: {score(state)}. Choose another RUN= to train once more."
 
 
 def score(state: TrainingState) -> str:
@@ -72,9 +71,9 @@ def stopped(step: int, total_steps: int) -> str:
     return f"Stopped after step {step} of {total_steps}; it is saved, and the same command resumes there."
 
 
-def not_finite(fold: Fold, step: int, total_steps: int, names: list[str]) -> str:
+def not_finite(step: int, total_steps: int, names: list[str], last: pathlib.Path) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    good = f"the last good checkpoint is {fold.last}" if fold.last.exists() else "there is no checkpoint yet"
+    good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
     return (
         f"The loss or its gradient is not finite at step {step + 1} of {total_steps}, on the images "
         f"{', '.join(names[:MAX_NAMES])}{more}; {good}. Look at these images, or lower train.learning_rate."

@@ -88,39 +88,38 @@ def check_no_epochs_are_lost(fold: Fold) -> None:
         )
 
 
-def check_same_data(last: dict[str, Any], data: FoldData, fold: Fold, folder: pathlib.Path) -> None:
+def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
-        raise Problem(f"{fold.folder} was begun with other images or masks than {folder} has; choose a new RUN=.")
+        raise Problem(
+            f"{data.paths.folder} was begun with other images or masks than {data.folder} has; choose a new RUN=."
+        )
 
 
-def check_ranks_agree(
-    dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings, fold: Fold
-) -> None:
+def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:
     """Raise Problem unless all processes have the same settings and images and the same checkpoint to resume from."""
     if len(set(dist.gather((last.get("step", 0), data.fingerprint, config.dump(settings))))) > 1:
-        raise dist.problem(f"The processes do not see the same {fold.folder}; they must share that folder.")
+        raise dist.problem(f"The processes do not see the same {data.paths.folder}; they must share that folder.")
 
 
-def restore_files(
-    fold: Fold, state: TrainingState, schedule: BatchSchedule, settings: Settings, data: FoldData
-) -> None:
+def restore_files(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState) -> None:
     """Write what is missing beside `last.pt`: a last row of the log, which a kill prevented, or a deleted `best.pt`."""
-    state.write_log(fold)
-    best = state.best_row()
-    if best is None or fold.best.exists():
+    state.write_log(data.paths.log)
+    best, path = state.best_row(), data.paths.best
+    if best is None or path.exists():
         return
     if best["epoch"] * schedule.steps_per_epoch == state.step:
-        state.save_best(fold, settings, data)
-        print(f"{fold.best} was missing; it is written again from {fold.last}.")
+        state.save_best(settings, data)
+        print(f"{path} was missing; it is written again from {data.paths.last}.")
     elif state.step < schedule.total_steps:
-        print(f"{fold.best}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")
+        print(f"{path}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")
 
 
-def check_best_exists(fold: Fold, state: TrainingState) -> None:
+def check_best_exists(data: FoldData, state: TrainingState) -> None:
     """Raise Problem if a finished training has no `best.pt`: `last.pt` has the weights of the last epoch only."""
-    if not fold.best.exists() and (best := state.best_row()):
+    paths, best = data.paths, state.best_row()
+    if best and not paths.best.exists():
         raise Problem(
-            f"{fold.best}, the weights of epoch {best['epoch']}, is missing, and {fold.last} has only those of the "
-            f"last epoch; put it back from a copy, or delete {fold.folder} and train it again."
+            f"{paths.best}, the weights of epoch {best['epoch']}, is missing, and {paths.last} has only those of the "
+            f"last epoch; put it back from a copy, or delete {paths.folder} and train it again."
         )

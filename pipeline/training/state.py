@@ -17,7 +17,6 @@ from pipeline.model.ema import Ema
 from pipeline.model.factory import build
 from pipeline.model.losses import LossOf
 from pipeline.model.sync_batchnorm import sync_batch_norm
-from pipeline.paths import Fold
 from pipeline.runtime import git
 from pipeline.runtime.device import autocast, loss_scaler
 from pipeline.runtime.distributed import ProcessGroup, sync_gradients
@@ -105,11 +104,11 @@ class TrainingState:
         """Seconds of training, those before interruptions included."""
         return time.monotonic() - self.started
 
-    def save_last(self, fold: Fold, settings: Settings, fingerprint: str) -> None:
+    def save_last(self, settings: Settings, data: FoldData) -> None:
         """Write `last.pt`; the one before stays as `last.previous.pt`."""
         contents = {
             "settings": settings.model_dump(),
-            "fingerprint": fingerprint,
+            "fingerprint": data.fingerprint,
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.ema.average.state_dict(),
@@ -122,7 +121,7 @@ class TrainingState:
             "seconds": self.seconds(),
             "epoch_watch": self.watch.readings(),
         }
-        checkpoint.save(fold.last, contents, keep_as=fold.previous)
+        checkpoint.save(data.paths.last, contents, keep_as=data.paths.previous)
 
     def restore(self, last: dict[str, Any], path: pathlib.Path) -> None:
         """Continue from the contents of `last.pt`, which `resume.read_last` gave; Problem when they do not fit."""
@@ -142,18 +141,18 @@ class TrainingState:
         self.loss_sum.fill_(last["loss_sum"])
         self.started = time.monotonic() - last["seconds"]
 
-    def save_best(self, fold: Fold, settings: Settings, data: FoldData) -> None:
+    def save_best(self, settings: Settings, data: FoldData) -> None:
         """Write `best.pt`: the averaged weights, and what later stages must know of their training."""
         contents: dict[str, Any] = {"settings": settings.model_dump(), "network": self.ema.average.state_dict()}
         contents |= {"log": without_circumstances(self.log), "full_size": [data.dataset.height, data.dataset.width]}
         contents |= {"classes": list(data.dataset.classes), "folds": grouping.digest(data.folds)}
-        checkpoint.save(fold.best, contents)
+        checkpoint.save(data.paths.best, contents)
 
-    def write_log(self, fold: Fold) -> None:
+    def write_log(self, path: pathlib.Path) -> None:
         """Write `log.jsonl`, one object an epoch; leave a file alone that has this content already."""
         text = "".join(json.dumps(row) + "\n" for row in self.log)
-        if self.log and (not fold.log.exists() or fold.log.read_text() != text):
-            write_text(fold.log, text)
+        if self.log and (not path.exists() or path.read_text() != text):
+            write_text(path, text)
 
 
 def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> TrainingState:
