@@ -42,7 +42,7 @@ from pipeline.training.monitor import TensorBoardLog
 from pipeline.training.previews import preview_images
 from pipeline.training.state import TrainingState, create_state
 
-LOSS_INTERVAL_S = 0.5  # between two readings of the loss, for each of which the processor waits for the GPU
+LOSS_INTERVAL_S = 0.5  # between readings of the loss; each makes the CPU wait for the GPU
 
 
 def main(
@@ -61,14 +61,14 @@ def main(
 
 def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train one fold, or what an earlier start has left of it to train."""
-    # The images, and what an earlier start left
+    # The images, and the checkpoint of an earlier start
     with dist.main_first():
         last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
         data = open_fold(settings, run, fold_number, folder, dist.world_size)
         resume.check_same_data(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
-    # The state: new, or as it was saved
+    # The state: at step 0, or as it was saved
     hyper = settings.train
     state = create_state(settings, dist, pretrained=not last)
     if last:
@@ -94,7 +94,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
 def train_steps(
     settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
 ) -> None:
-    """The loop: one step a batch; at the end of an epoch evaluate, log and save; in between save now and then."""
+    """Take one step a batch until all epochs are over, or until a signal asks to stop."""
     hyper, task, device = settings.train, settings.task, dist.device
     loss_of = losses.build(task.kind == "binary", task.class_weights, settings.loss.model_dump(), device)
     loader = training_loader(data.training, schedule, settings.data.workers, pin_memory=device.type == "cuda")
@@ -116,7 +116,8 @@ def train_steps(
             state.count_step(dist.mean(loss), gradient_norm)
             bar.update()
 
-            if steps_into_epoch := state.step % schedule.steps_per_epoch:
+            steps_into_epoch = state.step % schedule.steps_per_epoch
+            if steps_into_epoch > 0:  # now and then show the loss and save
                 stopping, saving, reading = dist.any_rank(
                     [stop.asked, stop.asked or save_timer.is_due(state.step), loss_timer.is_due(state.step)]
                 )
@@ -129,7 +130,7 @@ def train_steps(
                     save_timer.restart()
                     if dist.is_main:
                         state.save_last(settings, data)
-            else:
+            else:  # the end of an epoch: evaluate, log and save
                 check_finite(data, schedule, state, dist)
                 finish_epoch(settings, data, schedule, state, dist, curves)
                 loss_timer.restart()

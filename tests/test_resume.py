@@ -162,6 +162,12 @@ def test_deterministic_kernels_are_requested(
         torch.use_deterministic_algorithms(False)
 
 
+def test_last_pt_names_the_metric_of_its_best_score(trained: None) -> None:
+    last = checkpoint.load(RUN / "fold0" / "last.pt", ("best_score", "score_name"))
+    assert last["score_name"] == "val_dice"
+    assert last["best_score"] == max(row["val_dice"] for row in read_log(RUN / "fold0"))
+
+
 def test_a_second_trainer_of_a_fold_is_a_problem(
     pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
