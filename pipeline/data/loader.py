@@ -168,7 +168,7 @@ class Loader(DataLoader):
 
 def dead_worker_message(error: BaseException) -> str:
     return (
-        f"A process that loads images died ({(str(error) or type(error).__name__).splitlines()[0].strip()}); "
+        f"A process that reads images died ({(str(error) or type(error).__name__).splitlines()[0].strip()}); "
         "if memory or /dev/shm is short, set data.workers lower, or to 0."
     )
 
