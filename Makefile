@@ -21,7 +21,7 @@ folds: ## split the pictures into folds that no make, or other group, crosses
 train: folds ## train the fold FOLD=0, others or all; the same command again goes on (GPUS DETERMINISTIC)
 	$(call stage,train,$(train_flags))
 find-batch: folds ## measure how many pictures at once fit into the memory
-	$(call stage,train,$(train_flags) --find-batch)
+	$(call stage,find-batch)
 validate: ## judge each trained fold on the pictures that it never saw
 	$(call stage,validate)
 threshold: ## find the cut with the best out-of-fold Dice

@@ -1,17 +1,17 @@
 """The yardstick: how milesial/Pytorch-UNet, the most used public code for this competition, reads and trains.
 
-Written anew from its README and its behaviour. What was found there (its newest commit, 21d7850 of 2024-02-10):
+Reimplemented from its README and its behaviour, as of its newest commit, 21d7850 of 2024-02-10:
 
 - The README's command is `python train.py --amp`. On a GPU that is float16 with a gradient scaler; on a CPU the
   same autocast means bf16 and the scaler, one for CUDA, turns itself off. Without `--amp`, its default: float32.
-- Network and pictures are in channels-last order. Two classes by default: cross-entropy plus the Dice loss of
-  both classes, in float32. The network takes any size: a decoder's map that is a row or column short is padded.
-- RMSprop with foreach, gradients clipped to norm 1, the loss fetched after every step.
-- The default batch is 1, the default scale 0.5. Here it gets the scale and the batch of ours, which favours it.
-- Reading: two listings of whole folders for each picture, to find a file by its stem; pictures decoded whole and
-  resized with Pillow, masks by nearest neighbour; float32 pictures and int64 masks from the loader.
+- Network and images are in channels-last order. Two classes by default: cross-entropy plus the Dice loss of
+  both classes, in float32. The network takes any size: a decoder's map that is short by a row or column is padded.
+- RMSprop with foreach, gradients clipped to norm 1, the loss copied to the CPU after every step.
+- The default batch is 1, the default scale 0.5. Here it gets our scale and batch, which favours it.
+- Reading: two listings of whole folders for each image, to find a file by its stem; images decoded at full size and
+  resized with Pillow, masks by nearest neighbour; float32 images and int64 masks from the loader.
 
-Left out, in its favour: logging to wandb at each step, and validation five times an epoch.
+Omitted, in its favour: logging to wandb at each step, and validation five times an epoch.
 https://github.com/milesial/Pytorch-UNet
 """
 import pathlib
@@ -28,8 +28,8 @@ from pipeline.model.unet import UNet
 CLASSES = 2
 
 
-class ReferencePictures(Dataset):
-    """Unpacked pictures and GIF masks -> float32 (3, H, W) and int64 (H, W), at `scale` of their size."""
+class ReferenceImages(Dataset):
+    """Extracted JPEGs and GIF masks -> float32 (3, H, W) and int64 (H, W), at `scale` of their size."""
 
     def __init__(self, image_folder: pathlib.Path, mask_folder: pathlib.Path, scale: float):
         self.image_folder, self.mask_folder, self.scale = image_folder, mask_folder, scale
@@ -55,7 +55,7 @@ class ReferencePictures(Dataset):
 
 
 class ReferenceNetwork(UNet):
-    """The same layers as ours; sizes that cannot be halved are mended on the way up."""
+    """The same layers as ours; sizes that cannot be halved are padded on the way up."""
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         x = self.stem(image_NCHW)
@@ -72,7 +72,7 @@ class ReferenceNetwork(UNet):
 
 
 class ReferenceTrainer:
-    """Its training step: `step(images, masks) -> loss` with float32 (N, 3, H, W) and int64 (N, H, W)."""
+    """The reference's training step: `step(images, masks) -> loss` with float32 (N, 3, H, W) and int64 (N, H, W)."""
 
     def __init__(self, device: torch.device, amp: bool):
         self.device, self.amp = device, amp
@@ -100,7 +100,7 @@ class ReferenceTrainer:
 
 
 def dice_loss(probability_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
-    """1 - Dice, of all pictures and classes taken together as one mask."""
+    """1 - Dice, of all images and classes pooled into one mask."""
     overlap = 2 * (probability_NCHW * truth_NCHW).sum()
     total = probability_NCHW.sum() + truth_NCHW.sum()
     return 1 - (overlap + 1e-6) / (total + 1e-6)

@@ -75,11 +75,18 @@ def train(args: argparse.Namespace) -> None:
 
     settings = settings_of(args)
     numbers = [0] if args.fold is None else args.fold or grouping.numbers(grouping.read_folds(run_of(args).folds))
-    if args.gpus > 1 and not args.find_batch and not distributed.launched_by_torchrun():
+    if args.gpus > 1 and not distributed.launched_by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:
         folder = pathlib.Path(settings.data.folder)
-        stage.main(settings, run_of(args), numbers, folder, args.deterministic, args.find_batch)
+        stage.main(settings, run_of(args), numbers, folder, args.deterministic)
+
+
+def find_batch(args: argparse.Namespace) -> None:
+    from pipeline.training import find_batch as stage
+
+    settings = settings_of(args)
+    stage.main(settings, run_of(args), args.fold or [0], pathlib.Path(settings.data.folder))
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -313,7 +320,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage = add("train", train, "train a fold, or go on where it was stopped")
     stage.add_argument("--gpus", type=count, default=1, metavar="N", help="on one fold together, or each on a fold")
     stage.add_argument("--deterministic", action="store_true", help="the same bits each time, on a GPU too, if slower")
-    stage.add_argument("--find-batch", action="store_true", help="measure the largest batch that fits; train nothing")
+    add("find-batch", find_batch, "measure the largest batch that fits; train nothing")
     add("validate", validate, "judge each trained fold on the pictures that it never saw")
     add("threshold", threshold, "find the cut with the best out-of-fold Dice")
     stage = add("blend", blend, "find what each of several runs should weigh, and what that gains")

@@ -1,4 +1,4 @@
-"""A run that nobody trained, for tests of the report: masks of the demo, moved and blurred, are its predictions."""
+"""A run without training, for tests of the report: its predictions are masks of the demo, moved and blurred."""
 import gzip
 import json
 import pathlib
@@ -18,18 +18,18 @@ SCALE = 8
 
 
 def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
-    """`runs/NAME/` as two trained and judged folds would leave it; each prediction lies a little beside its mask."""
+    """Write `runs/NAME/` as if two folds were trained and validated; each prediction is its mask moved a little."""
     run = Run(name)
-    cars = sorted({carvana.car_of(picture) for picture in competition.ImageSet(folder, "train").names})
+    cars = sorted({carvana.car_of(name) for name in competition.ImageSet(folder, "train").names})
     makes = competition.read_makes(folder)
     table = grouping.assign({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
-    words = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
-    settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", words)
+    overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
+    settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)
     masks = competition.open_masks(folder)
     for fold in (0, 1):
         held_out = table[table["fold"] == fold]["car_id"]
-        names = [carvana.image_name(car, view) for car in held_out for view in carvana.ANGLE_CODES]
+        names = [carvana.image_name(car, angle) for car in held_out for angle in carvana.ANGLE_CODES]
         write_text(run.fold(fold).config, config.dump(settings))
         write_text(run.fold(fold).best, f"weights of fold {fold} of {name}")
         rows = [
@@ -40,27 +40,28 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         ]  # fmt: skip
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         histograms = []
-        with oof_writer(run.oof_probabilities(fold)) as keep:
-            for number, picture in enumerate(names):
-                share = predicted(masks.coverage(picture, SCALE), shift_cells * (1 + number % 5) / 5)
-                keep(picture, png(share))
-                full = probability_of(share, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
-                histograms.append(dice.histogram(full, masks.read(picture)))
+        with oof_writer(run.oof_probabilities(fold)) as write:
+            for number, image_name in enumerate(names):
+                grid_u8 = predicted(masks.coverage(image_name, SCALE), shift_cells * (1 + number % 5) / 5)
+                write(image_name, png(grid_u8))
+                full_size_u8 = probability_of(grid_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+                histograms.append(dice.histogram(full_size_u8, masks.read(image_name)))
         with open(run.oof(fold), "wb") as file:
             hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
             np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
-    write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
+    stored = {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2}
+    write_json(run.threshold, stored)
     return run
 
 
-def predicted(share_u8: np.ndarray, shift_cells: float) -> np.ndarray:
-    """A coverage, moved to the right and blurred, as uint8 of the same shape."""
+def predicted(coverage_u8: np.ndarray, shift_cells: float) -> np.ndarray:
+    """Return the coverage, moved to the right and blurred, uint8 of the same shape."""
     move = np.array([[1, 0, shift_cells], [0, 1, 0]], np.float32)
-    return cv2.GaussianBlur(cv2.warpAffine(share_u8, move, share_u8.shape[::-1]), (3, 3), 0)
+    return cv2.GaussianBlur(cv2.warpAffine(coverage_u8, move, coverage_u8.shape[::-1]), (3, 3), 0)
 
 
 def submit(run: Run, folder: pathlib.Path) -> None:
-    """A submission with one mask for every test picture, but an empty one for the first."""
+    """Write a submission with the same mask for every test image, but an empty one for the first."""
     names = competition.ImageSet(folder, "test").names
     mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), bool)
     mask[400:1000, 500:1400] = True

@@ -1,4 +1,4 @@
-"""`make bench-train`: what is compared is alike, and the reference does what it is known to do."""
+"""`make bench-train`: what is compared is the same, and the reference behaves as the original is known to."""
 import pathlib
 import re
 
@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from benchmarks import train
-from benchmarks.reference import ReferenceNetwork, ReferencePictures, dice_loss
+from benchmarks.reference import ReferenceNetwork, ReferenceImages, dice_loss
 from pipeline.model.unet import UNet
 
 
 @pytest.fixture(scope="module")
 def unpacked(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """As `make bench-train` lays it out, but with no more names than pictures."""
+    """The files as `make bench-train` extracts them, with hardly more names than images."""
     folder = tmp_path_factory.mktemp("bench")
     for name in ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip"):
         (folder / name).symlink_to(demo_folder / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TRAINING_PICTURES", 70)
+        patch.setattr(train, "TRAINING_IMAGES", 70)
         train.unpack(folder)
     return folder
 
@@ -48,12 +48,12 @@ def test_a_forward_pass_at_half_size_costs_903_gflop() -> None:
 
 @pytest.mark.parametrize("truth, loss", [((1.0, 1.0), 0.0), ((0.0, 0.0), 1.0), ((1.0, 0.0), 1 / 3)])
 def test_dice_loss_of_the_reference_has_known_answers(truth: tuple[float, float], loss: float) -> None:
-    found = dice_loss(torch.ones(1, 1, 1, 2), torch.tensor(truth).view(1, 1, 1, 2))
-    assert found.item() == pytest.approx(loss, abs=1e-5)
+    result = dice_loss(torch.ones(1, 1, 1, 2), torch.tensor(truth).view(1, 1, 1, 2))
+    assert result.item() == pytest.approx(loss, abs=1e-5)
 
 
-def test_both_read_the_same_pictures(unpacked: pathlib.Path) -> None:
-    ours, theirs = train.our_pictures(unpacked, 4), train.reference_pictures(unpacked, 4)
+def test_both_read_the_same_images(unpacked: pathlib.Path) -> None:
+    ours, theirs = train.our_images(unpacked, 4), train.reference_images(unpacked, 4)
     name = ours.names[5]
     image, mask = theirs[theirs.stems.index(name.removesuffix(".jpg"))]
     assert image.shape == (3, 320, 479) and image.dtype == torch.float32 and 0 <= image.min() < image.max() <= 1
@@ -63,11 +63,11 @@ def test_both_read_the_same_pictures(unpacked: pathlib.Path) -> None:
     assert ((coverage[:, :479] > 127) == mask.numpy()).mean() > 0.99
 
 
-def test_there_are_as_many_names_as_asked_for_and_each_picture_has_its_mask(unpacked: pathlib.Path) -> None:
-    pictures = ReferencePictures(unpacked / "unpacked/train", unpacked / "unpacked/train_masks", 1 / 32)
-    assert len(pictures) == 70
+def test_there_are_as_many_names_as_asked_for_and_each_image_has_its_mask(unpacked: pathlib.Path) -> None:
+    images = ReferenceImages(unpacked / "unpacked/train", unpacked / "unpacked/train_masks", 1 / 32)
+    assert len(images) == 70
     for index in range(60, 70):
-        assert pictures[index][1].shape == (40, 59)
+        assert images[index][1].shape == (40, 59)
 
 
 def test_what_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:

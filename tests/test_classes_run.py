@@ -180,9 +180,9 @@ def test_other_classes_are_another_run(several: pathlib.Path, capsys: pytest.Cap
 
 
 def test_the_largest_batch_is_found(several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("pipeline.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
-    assert main(["train", "--config", "several.yaml", "--find-batch"]) == 0
-    assert capsys.readouterr().out.startswith("3 pictures at once")
+    monkeypatch.setattr("pipeline.training.find_batch.MAX_BATCH_TRIED", {"cpu": 3, "cuda": 3})
+    assert main(["find-batch", "--config", "several.yaml"]) == 0
+    assert capsys.readouterr().out.startswith("3 images at once")
 
 
 def test_two_processes_judge_as_one(several: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Out of memory: told with a batch that fits, and that batch found by trying."""
+"""Out of memory: a Problem that names a batch that fits, and that batch found by trying."""
 import gc
 import weakref
 
@@ -10,41 +10,41 @@ from hypothesis import strategies as st
 from pipeline.runtime.device import explain_missing_kernel
 from pipeline.runtime.memory import (
     MAX_BATCH_TRIED,
+    explain_out_of_memory,
     largest_that_fits,
     limited_to_free_memory,
-    explain_out_of_memory,
-    smaller_batch_advice,
 )
 from pipeline.runtime.problem import Problem
+from pipeline.training.find_batch import smaller_batch_advice
 
 
 @given(limit=st.integers(0, 1500), kind=st.sampled_from(["cpu", "cuda"]))
 def test_the_largest_batch_is_found(limit: int, kind: str) -> None:
     tried = []
 
-    def step(pictures: int) -> None:
-        tried.append(pictures)
-        if pictures > limit:
+    def step(images: int) -> None:
+        tried.append(images)
+        if images > limit:
             raise torch.OutOfMemoryError() if kind == "cuda" else RuntimeError("CPUAllocator: can't allocate memory")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.runtime.memory.give_back", lambda: None)  # slow, and nothing to give back
+        patch.setattr("pipeline.runtime.memory.release_memory", lambda: None)  # slow, and there is nothing to release
         assert largest_that_fits(step, MAX_BATCH_TRIED[kind]) == min(limit, MAX_BATCH_TRIED[kind])
     assert max(tried) <= MAX_BATCH_TRIED[kind] and len(tried) <= 2 * 11
 
 
 def test_another_error_of_a_step_is_not_hidden() -> None:
-    def step(pictures: int) -> None:
+    def step(images: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(step, at_most=4)
-    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: "never asked"):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(lambda: "never called"):
         step(1)
 
 
 class Filling:
-    """Stands for what fills the memory."""
+    """Represents what fills the memory."""
 
 
 def test_the_memory_is_free_again_when_the_sentence_is_made() -> None:
@@ -63,9 +63,9 @@ def test_the_memory_is_free_again_when_the_sentence_is_made() -> None:
         step()
 
 
-def test_on_a_cpu_too_large_a_step_is_refused_and_not_killed() -> None:
-    def step(pictures: int) -> None:
-        torch.empty(pictures, 2**30)  # 4 GB each, never touched
+def test_on_a_cpu_a_step_that_is_too_large_is_refused_and_not_killed() -> None:
+    def step(images: int) -> None:
+        torch.empty(images, 2**30)  # 4 GB each, never touched
 
     free_gb = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) / 2**20
     with limited_to_free_memory(torch.device("cpu")):
@@ -73,24 +73,24 @@ def test_on_a_cpu_too_large_a_step_is_refused_and_not_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    "batch_size, accumulate, processes, largest, named",
+    "batch_size, accumulate, world_size, largest, advice",
     [
         (16, 1, 1, 5, "train.accumulate=4,"),
-        (16, 1, 1, 99, "train.accumulate=2,"),  # it fits now, but it did not
+        (16, 1, 1, 99, "train.accumulate=2,"),  # it fits now, but it failed
         (16, 4, 1, 3, "train.accumulate=8,"),
         (1, 1, 1, 0, "data.scale higher"),
         (16, 1, 4, None, "train.accumulate higher"),
     ],
 )
-def test_the_advice_is_one_that_training_takes(
-    batch_size: int, accumulate: int, processes: int, largest: int | None, named: str
+def test_the_advice_is_a_setting_that_training_accepts(
+    batch_size: int, accumulate: int, world_size: int, largest: int | None, advice: str
 ) -> None:
-    sentence = smaller_batch_advice(batch_size, accumulate, processes, 2, largest, "CPU")
-    assert f"train.batch_size {batch_size} at data.scale 2" in sentence and named in sentence
+    sentence = smaller_batch_advice(batch_size, accumulate, world_size, 2, largest, "CPU")
+    assert f"train.batch_size {batch_size} at data.scale 2" in sentence and advice in sentence
 
 
-def test_an_operation_without_a_deterministic_kernel_is_a_problem_and_other_errors_are_themselves() -> None:
-    with pytest.raises(Problem, match="^cumsum_cuda_kernel has no deterministic kernel here; train without"):
+def test_an_operation_without_a_deterministic_kernel_is_a_problem_and_other_errors_pass() -> None:
+    with pytest.raises(Problem, match="^cumsum_cuda_kernel has no deterministic kernel"):
         with explain_missing_kernel():
             raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
     with pytest.raises(RuntimeError, match="shapes"), explain_missing_kernel():

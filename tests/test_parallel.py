@@ -1,4 +1,4 @@
-"""Several processes train as one does; a batch in parts as one in a piece; activations kept or computed again."""
+"""Several processes train as one does, a batch in micro-batches as a whole one, and with recomputed activations."""
 import copy
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 import torch
@@ -18,13 +17,15 @@ from torch import Tensor, nn
 from pipeline.__main__ import main
 from pipeline.data.loader import BatchSchedule
 from pipeline.model import checkpoint
-from pipeline.model.sync_batchnorm import SyncedBatchNorm2d, sync_batch_norm
+from pipeline.model.ema import Ema
 from pipeline.model.factory import build
 from pipeline.model.losses import mask_loss
+from pipeline.model.sync_batchnorm import SyncedBatchNorm2d, sync_batch_norm
 from pipeline.model.unet import UNet
-from pipeline.runtime.distributed import processes
+from pipeline.runtime.distributed import process_group
 from pipeline.runtime.problem import Problem
-from pipeline.train import one_step
+from pipeline.runtime.progress import Stopwatch
+from pipeline.training.state import TrainingState
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 CONFIG = """
@@ -41,8 +42,8 @@ def group_of_one(tmp_path: pathlib.Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def pictures(count: int) -> tuple[Tensor, Tensor]:
-    """uint8 pictures (count, 16, 24, 3) and shares (count, 16, 24)."""
+def batch_of(count: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 (count, 16, 24, 3) and coverage 0 to 1 (count, 16, 24)."""
     generator = torch.Generator().manual_seed(0)
     image_NHWC = torch.randint(0, 256, (count, 16, 24, 3), dtype=torch.uint8, generator=generator)
     return image_NHWC, torch.rand(count, 16, 24, generator=generator)
@@ -51,57 +52,57 @@ def pictures(count: int) -> tuple[Tensor, Tensor]:
 # --- several processes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_processes_share_each_batch_of_the_one_schedule(count: int) -> None:
-    alone = list(BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0))
-    shares = [list(BatchSchedule(20, 6, 2, 0, share=(rank, count))) for rank in range(count)]
-    assert [sum(parts, []) for parts in zip(*shares)] == alone
-    assert all(len(part) == 6 // count for parts in shares for part in parts)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_split_each_batch_of_one_schedule(world_size: int) -> None:
+    alone = list(BatchSchedule(images=20, batch_size=6, epochs=2, seed=0))
+    by_rank = [list(BatchSchedule(20, 6, 2, 0, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert [sum(slices, []) for slices in zip(*by_rank)] == alone
+    assert all(len(batch) == 6 // world_size for batches in by_rank for batch in batches)
 
 
 def test_a_step_knows_its_batch() -> None:
-    schedule = BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0, share=(1, 2))
-    whole = list(BatchSchedule(pictures=20, batch_size=6, epochs=2, seed=0))
+    schedule = BatchSchedule(images=20, batch_size=6, epochs=2, seed=0, rank=1, world_size=2)
+    whole = list(BatchSchedule(images=20, batch_size=6, epochs=2, seed=0))
     assert [schedule.batch(step) for step in range(6)] == whole
 
 
-def test_shared_batch_norm_is_batch_norm(group_of_one: None) -> None:
+def test_synchronised_batch_norm_is_batch_norm(group_of_one: None) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3))
     nn.init.uniform_(plain[0].weight)
-    shared = sync_batch_norm(copy.deepcopy(plain))
-    assert type(shared[0]) is SyncedBatchNorm2d
+    synced = sync_batch_norm(copy.deepcopy(plain))
+    assert type(synced[0]) is SyncedBatchNorm2d
     x = torch.randn(4, 3, 5, 6) * 7 + 2
-    for network in (plain, shared):
-        given = x.clone().requires_grad_()
-        network(given).cos().sum().backward()
-        network.x_grad = given.grad
-    assert torch.allclose(plain.x_grad, shared.x_grad, atol=1e-5)
-    assert torch.allclose(plain[0].weight.grad, shared[0].weight.grad, atol=1e-4)
+    for network in (plain, synced):
+        leaf = x.clone().requires_grad_()
+        network(leaf).cos().sum().backward()
+        network.x_grad = leaf.grad
+    assert torch.allclose(plain.x_grad, synced.x_grad, atol=1e-5)
+    assert torch.allclose(plain[0].weight.grad, synced[0].weight.grad, atol=1e-4)
     for key, value in plain[0].state_dict().items():
         if key != "num_batches_tracked":
-            assert torch.allclose(value, shared[0].state_dict()[key], atol=1e-6)
-    assert torch.allclose(plain.eval()(x), shared.eval()(x), atol=1e-5)
+            assert torch.allclose(value, synced[0].state_dict()[key], atol=1e-6)
+    assert torch.allclose(plain.eval()(x), synced.eval()(x), atol=1e-5)
 
 
 def test_a_process_alone_needs_no_group() -> None:
-    with processes() as everyone:
-        assert everyone.first and everyone.count == 1
-        assert everyone.any_rank([True, False]) == [True, False] and everyone.gather("x") == ["x"]
+    with process_group() as dist:
+        assert dist.is_main and dist.world_size == 1
+        assert dist.any_rank([True, False]) == [True, False] and dist.gather("x") == ["x"]
 
 
 @pytest.fixture
 def workplace(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A folder with a config and folds for the runs one, parts and two."""
+    """A folder with a config and folds for the runs one, micro and two."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.yaml").write_text(CONFIG)
-    for run in ("one", "parts", "two"):
+    for run in ("one", "micro", "two"):
         assert main(["folds", "--config", "two.yaml", "--data", str(demo_folder), "--run", run]) == 0
     return tmp_path
 
 
-def start(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipeline", *words, "--config", "two.yaml", "--data", str(folder)]
+def start(folder: pathlib.Path, workplace: pathlib.Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipeline", *arguments, "--config", "two.yaml", "--data", str(folder)]
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
@@ -112,10 +113,10 @@ def start(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subproc
     return subprocess.Popen(command, cwd=workplace, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *words: str) -> subprocess.CompletedProcess:
-    process = start(folder, workplace, *words)
-    out, told = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(words, process.returncode, out, told)
+def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    process = start(folder, workplace, *arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def losses(workplace: pathlib.Path, run: str) -> list[tuple[float, float]]:
@@ -126,50 +127,52 @@ def losses(workplace: pathlib.Path, run: str) -> list[tuple[float, float]]:
 def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
     demo_folder: pathlib.Path, workplace: pathlib.Path
 ) -> None:
-    for run, words in {"one": (), "parts": ("--set", "train.accumulate=2"), "two": ("--gpus", "2")}.items():
-        done = pipeline(demo_folder, workplace, "train", "--run", run, *words)
+    for run, arguments in {"one": (), "micro": ("--set", "train.accumulate=2"), "two": ("--gpus", "2")}.items():
+        done = pipeline(demo_folder, workplace, "train", "--run", run, *arguments)
         assert done.returncode == 0, done.stderr
-    one, parts, two = (losses(workplace, run) for run in ("one", "parts", "two"))
+    one, micro, two = (losses(workplace, run) for run in ("one", "micro", "two"))
     assert two == [pytest.approx(row, rel=1e-3) for row in one]
-    # A bar that can fail: batch norm over each half alone, as an unshared one would have it, is farther off.
-    assert parts != [pytest.approx(row, rel=1e-3) for row in one]
+    # A tolerance that can fail: batch norm over each half alone, as without synchronisation, is farther off.
+    assert micro != [pytest.approx(row, rel=1e-3) for row in one]
 
 
-def test_what_is_wrong_for_all_is_told_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
+def test_a_problem_of_all_ranks_is_printed_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
     done = pipeline(demo_folder, workplace, "train", "--gpus", "2", "--set", "train.batch_size=7")
     assert done.returncode == 1
-    assert done.stderr.startswith("train: train.batch_size (7) must be a multiple") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("train: train.batch_size (7)") and done.stderr.count("\n") == 1
 
 
-def test_sigterm_is_heard_by_all_and_the_rest_is_trained_after_it(
+def test_sigterm_stops_all_ranks_after_the_same_step_which_is_saved(
     demo_folder: pathlib.Path, workplace: pathlib.Path
 ) -> None:
-    words = ("--gpus", "2", "--set", "train.checkpoint_steps=1", "train.epochs=40")
-    running = start(demo_folder, workplace, "train", *words)
+    arguments = ("--gpus", "2", "--set", "train.checkpoint_steps=1", "--set", "train.epochs=40")
+    running = start(demo_folder, workplace, "train", *arguments)
     last = workplace / "runs/two/fold0/last.pt"
     while not last.exists():
         assert running.poll() is None
         time.sleep(0.05)
     running.terminate()
-    _, told = running.communicate(timeout=120)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 1
-    assert len(re.findall(r"train: Stopped after step \d+ of 160; it is saved", told)) == 1 and "Traceback" not in told
+    (stopped_after,) = re.findall(r"train: Stopped after step (\d+) of 160", err)
     step = checkpoint.load(last, ("step",))["step"]
-    assert 0 < step < 160 and f"after step {step} of" in told
+    assert 0 < step < 160 and step == int(stopped_after) and "Traceback" not in err
 
 
-def test_a_fold_each_and_a_problem_of_one_is_told(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
+def test_each_gpu_trains_a_fold_and_a_problem_of_one_is_printed(
+    demo_folder: pathlib.Path, workplace: pathlib.Path
+) -> None:
     done = pipeline(demo_folder, workplace, "train", "--fold", "0,7", "--gpus", "2")
     assert done.returncode == 1
     assert "fold 0 | runs/two/fold0/best.pt: Dice" in done.stdout
     assert "fold 7 | train: " in done.stdout
-    assert done.stderr == "train: fold 7 did not end well; the same command goes on with the rest.\n"
+    assert done.stderr.startswith("train: fold 7 ") and done.stderr.count("\n") == 1
 
 
-# --- parts of a batch, and activations --------------------------------------------------------------
+# --- micro-batches, and activations -----------------------------------------------------------------
 
 
-def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
+def test_micro_batches_average_to_the_gradient_of_the_whole_batch() -> None:
     torch.manual_seed(0)
     start = nn.Conv2d(3, 1, 3, padding=1)
     weights = dict(bce=1.0, dice=1.0, jaccard=0.0, focal=0.0, lovasz=0.0, edge_weight=0.0, edge_px=2)
@@ -178,26 +181,29 @@ def test_parts_of_a_batch_average_to_the_gradient_of_the_whole() -> None:
     def loss_of(logits_NCHW: Tensor, prob_NHW: Tensor) -> Tensor:
         return mask_loss(logits_NCHW[:, 0].float(), prob_NHW, **weights)
 
-    for parts in (1, 2, 3, 6):
+    for micro_batches in (1, 2, 3, 6):
         network = copy.deepcopy(start)
 
         def forward(image_NHWC: Tensor) -> Tensor:
             return network(image_NHWC.permute(0, 3, 1, 2).float() / 255)
 
         optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-        step = partial(one_step, forward, network, optimizer, torch.amp.GradScaler("cpu", enabled=False), 1e9, loss_of)
-        loss, gradient_norm = step(*pictures(6), parts=parts)
+        state = TrainingState(
+            network, forward, Ema(network, 0.9), optimizer, torch.amp.GradScaler("cpu", enabled=False), Stopwatch(6),
+            loss_sum=torch.zeros(()), non_finite_step=torch.tensor(-1), score_name="val_dice",
+        )  # fmt: skip
+        loss, gradient_norm = state.take_step(*batch_of(6), loss_of, clip_norm=1e9, micro_batches=micro_batches)
         results.append(torch.cat([loss[None], gradient_norm[None], network.weight.detach().flatten()]))
     for result in results[1:]:
         assert torch.allclose(result, results[0], atol=2e-3)  # of bf16, where the processor has it
     assert not torch.allclose(results[0][2:], start.weight.detach().flatten(), atol=2e-2)
 
 
-def test_activations_computed_again_change_no_bit() -> None:
+def test_recomputed_activations_change_no_bit() -> None:
     states = []
-    for again in (False, True):
+    for recompute in (False, True):
         torch.manual_seed(0)
-        network = UNet(width=4, depth=2, checkpoint_activations=again)
+        network = UNet(width=4, depth=2, checkpoint_activations=recompute)
         image_NCHW = torch.randn(2, 3, 16, 16)
         network(image_NCHW).square().mean().backward()
         gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
@@ -206,7 +212,7 @@ def test_activations_computed_again_change_no_bit() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_activations_of_smp_cannot_be_computed_again() -> None:
+def test_activations_of_smp_cannot_be_recomputed() -> None:
     with pytest.raises(Problem, match="checkpoint_activations"):
         build(
             arch="smp.Unet", width=1, depth=1, patch=1, encoder="resnet18", encoder_weights=None,
@@ -214,7 +220,7 @@ def test_activations_of_smp_cannot_be_computed_again() -> None:
         )
 
 
-def test_compiled_activations_are_computed_again_too() -> None:
+def test_activations_are_recomputed_when_compiled_too() -> None:
     torch.manual_seed(0)
     start = UNet(width=4, depth=2, checkpoint_activations=True)
     image_NCHW = torch.randn(2, 3, 16, 16)
@@ -230,8 +236,8 @@ def test_compiled_activations_are_computed_again_too() -> None:
         assert torch.allclose(states[0][name], states[1][name], rtol=1e-4, atol=1e-6), name
 
 
-def test_batch_norm_that_does_more_is_not_replaced_in_silence(group_of_one: None) -> None:
+def test_batch_norm_that_does_more_is_a_problem(group_of_one: None) -> None:
     from timm.layers import BatchNormAct2d
 
-    with pytest.raises(Problem, match="BatchNormAct2d cannot be synchronised"):
+    with pytest.raises(Problem, match="BatchNormAct2d"):
         sync_batch_norm(nn.Sequential(BatchNormAct2d(3)))

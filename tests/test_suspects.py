@@ -114,9 +114,9 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
 ) -> None:
     assert train("plain") == 0
     said = capsys.readouterr().out
-    assert "32 pictures at 1/8, 32 held out" in said
+    assert "32 images at 1/8, 32 held out" in said
     last_line = said.strip().splitlines()[-1]
-    assert "Dice 0." in last_line and "at the cut 0.5, best is 0." in last_line and "minutes" in last_line
+    assert "Dice 0." in last_line and "at the threshold 0.5, best is 0." in last_line and "minutes" in last_line
     assert "`make validate threshold report RUN=plain`" in last_line
 
     folds = pathlib.Path("runs/plain/folds.csv").read_text().splitlines()[1:]
@@ -127,10 +127,10 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
     table.write_text("\n".join(["img,rle_mask", *(f"{name},1 2000000" for name in names[:40]), ""]))
     excluded = len(set(names[:40]) - set(held_out))
     assert train("without", "data.exclude=suspects.csv") == 0
-    assert f"{32 - excluded} pictures at 1/8, 32 held out" in capsys.readouterr().out
+    assert f"{32 - excluded} images at 1/8, 32 held out" in capsys.readouterr().out
 
     assert train("other", "data.relabel=suspects.csv") == 0
-    assert "32 pictures at 1/8, 32 held out" in capsys.readouterr().out
+    assert "32 images at 1/8, 32 held out" in capsys.readouterr().out
     weights = [checkpoint.load(pathlib.Path(f"runs/{run}/fold0/last.pt"), ("network",))["network"]
                for run in ("plain", "other")]  # fmt: skip
     assert any(not torch.equal(one, weights[1][key]) for key, one in weights[0].items())
@@ -139,7 +139,7 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
     capsys.readouterr()
     table.write_text(table.read_text().replace(",1 2000000", ",1 1000000"))
     assert train("other", "data.relabel=suspects.csv") == 1
-    assert "begun with other pictures or masks" in capsys.readouterr().err
+    assert "begun with other images or masks" in capsys.readouterr().err
     assert train("plain", "data.relabel=suspects.csv") == 1
     assert "data.relabel: None -> suspects.csv" in capsys.readouterr().err
 

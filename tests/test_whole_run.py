@@ -10,14 +10,14 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_run import RUN, Pipeline, listing, only_line, read_log
+from tiny_run import RUN, Pipeline, listing, only_line, read_log, with_set
 
 from pipeline import carvana
 from pipeline.__main__ import main
 from pipeline.data.competition import read_table
-from pipeline.runtime.files import sha256
 from pipeline.kaggle import ledger
 from pipeline.masks import dice, rle
+from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
 from pipeline.synthetic import demo
 
@@ -35,10 +35,10 @@ def finished(pipeline: Pipeline) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def trained(finished: dict[str, int]) -> None:
-    """What `run_copy` copies is the finished run."""
+    """Let `run_copy` copy the finished run."""
 
 
-# --- the whole way --------------------------------------------------------------------------------
+# --- all stages -----------------------------------------------------------------------------------
 
 
 def test_every_stage_ends_with_0(finished: dict[str, int]) -> None:
@@ -72,30 +72,30 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
         assert rows[-1]["lr"] < rows[0]["lr"]
 
 
-def test_threshold_json_holds_a_cut_and_a_dice_that_does_not_flatter_it(finished: dict[str, int]) -> None:
-    found = json.loads((RUN / "threshold.json").read_text())
-    assert list(found) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
-    assert found["predicted_with"] == "predict.tta hflip, data.scale 8"
-    assert found["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
-    assert found["images"] == 4 * carvana.ANGLES
-    assert 0 <= found["threshold"] <= 1
-    assert found["oof_dice_cross_fitted"] <= found["oof_dice"] < 1
+def test_threshold_json_has_a_threshold_and_a_cross_fitted_dice_that_is_not_higher(finished: dict[str, int]) -> None:
+    stored = json.loads((RUN / "threshold.json").read_text())
+    assert list(stored) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert stored["predicted_with"] == "predict.tta hflip, data.scale 8"
+    assert stored["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
+    assert stored["images"] == 4 * carvana.ANGLES
+    assert 0 <= stored["threshold"] <= 1
+    assert stored["oof_dice_cross_fitted"] <= stored["oof_dice"] < 1
 
 
 def oof_dice(run: pathlib.Path, fold: int) -> float:
-    """At the cut 0.5."""
+    """Mean out-of-fold Dice at the threshold 0.5."""
     with np.load(run / "oof" / f"fold{fold}.npz") as file:
         return float(dice.dice_at_thresholds(file["histograms"])[:, 128].mean())
 
 
 def test_validation_finds_the_dice_that_training_saw(pipeline: Pipeline, run_copy: pathlib.Path) -> None:
-    words = ("--fold", "0", "--set", "predict.tta=none", "predict.batch_size=5")
-    assert pipeline("validate", "--run", "copy", *words) == 0
+    overrides = with_set("predict.tta=none", "predict.batch_size=5")
+    assert pipeline("validate", "--run", "copy", "--fold", "0", *overrides) == 0
     best = max(row["val_dice"] for row in read_log(RUN / "fold0"))
     assert oof_dice(run_copy, 0) == pytest.approx(best, abs=1e-5)
 
 
-def test_each_picture_is_judged_by_the_network_that_never_saw_its_make(finished: dict[str, int]) -> None:
+def test_each_image_is_evaluated_by_the_network_that_never_saw_its_make(finished: dict[str, int]) -> None:
     fold_of_car = dict(line.split(",")[::2] for line in (RUN / "folds.csv").read_text().splitlines()[1:])
     for fold in (0, 1):
         with np.load(RUN / "oof" / f"fold{fold}.npz") as file:
@@ -115,14 +115,14 @@ def test_the_submission_has_the_rows_of_the_sample_in_its_order(
         assert rle.decode(text, carvana.HEIGHT_PX, carvana.WIDTH_PX).any()
 
 
-def test_the_score_is_told_in_one_last_line_and_is_no_accident(
+def test_the_score_is_the_last_line_and_too_high_for_a_constant_mask(
     pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture
 ) -> None:
     assert pipeline("score") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     match = re.fullmatch(r"public (0\.\d{5})  private (0\.\d{5})  images 16", last)
     assert match is not None
-    assert float(match[2]) > 0.75  # the same ellipse in every picture reaches 0.72 at best
+    assert float(match[2]) > 0.75  # the same ellipse in every image reaches 0.72 at best
 
 
 def test_the_same_run_predicts_the_same_bytes_again(pipeline: Pipeline, finished: dict[str, int]) -> None:
@@ -135,14 +135,13 @@ def test_the_competition_folder_is_only_read(pipeline: Pipeline, run_copy: pathl
     before = listing(pipeline.folder)
     for path in (run_copy / "fold0").iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run_words = ("--run", "copy", "--fold", "0")
-    one_epoch = ("--set", "train.epochs=1", "train.batch_size=32")
-    for stage, words in {"folds": (), "train": one_epoch, "validate": (), "threshold": (), "predict": ()}.items():
-        assert pipeline(stage, *run_words, *words) == 0
+    one_epoch = with_set("train.epochs=1", "train.batch_size=32")
+    for stage in ("folds", "train", "validate", "threshold", "predict"):
+        assert pipeline(stage, "--run", "copy", "--fold", "0", *(one_epoch if stage == "train" else ())) == 0
     assert listing(pipeline.folder) == before
 
 
-def test_the_demo_goes_through_both_ends_of_kaggle(
+def test_the_demo_downloads_from_and_submits_to_the_fake_kaggle(
     finished: dict[str, int],
     demo_copy: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,29 +149,29 @@ def test_the_demo_goes_through_both_ends_of_kaggle(
 ) -> None:
     stages = []
 
-    def run_here(stage: str, *words: str, environment: dict[str, str]) -> None:
+    def run_here(stage: str, *arguments: str, environment: dict[str, str]) -> None:
         stages.append(stage)
         with monkeypatch.context() as patch:
             for name, text in environment.items():
                 patch.setenv(name, text)
-            assert main([stage, *words]) == 0
+            assert main([stage, *arguments]) == 0
 
     monkeypatch.setattr(demo, "run_stage", run_here)
-    words = ["--config", "tiny.yaml", "--data", str(demo_copy), "--fold", "all", "--cars", "4", "--test-cars", "1"]
-    assert main(["demo", *words]) == 0
+    arguments = ["--config", "tiny.yaml", "--data", str(demo_copy), "--fold", "all", "--cars", "4", "--test-cars", "1"]
+    assert main(["demo", *arguments]) == 0
     ends = ["download", "submit"]
     assert [stage for stage in stages if stage not in ends] == [
         "demo-data", "folds", "train", "validate", "threshold", "predict", "check", "score"
     ]  # fmt: skip
     assert [stage for stage in stages if stage in ends] == ends
     scores = re.findall(r"^(public \S+  private \S+)  ", capsys.readouterr().out, flags=re.MULTILINE)
-    assert len(scores) == 2 and scores[0] == scores[1]  # ours, and what came back
+    assert len(scores) == 2 and scores[0] == scores[1]  # computed here, and returned by the server
     (row,) = ledger.read(RUN / "ledger.csv")
     assert (row.runs, row.folds, row.status) == (("tiny",), (0, 1), "complete")
     assert not pathlib.Path("submissions/ledger.csv").exists()
 
     stages.clear()
-    assert main(["demo", *words, "--offline"]) == 0
+    assert main(["demo", *arguments, "--offline"]) == 0
     assert not set(stages) & set(ends)
 
 
@@ -180,7 +179,7 @@ def test_the_demo_goes_through_both_ends_of_kaggle(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         [],
         ["fly"],
@@ -194,22 +193,23 @@ def test_the_demo_goes_through_both_ends_of_kaggle(
         ["shrink"],
     ],
 )
-def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    assert left.value.code == 2
-    assert re.fullmatch(r"[a-z-]+: [^\n]+; `python -m pipeline( [a-z-]+)? --help` shows what it takes\.\n",
-                        capsys.readouterr().err)  # fmt: skip
+def test_a_wrong_command_line_is_one_line_on_stderr_and_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "--help" in only_line(capsys)
 
 
-def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_value_is_named_as_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["demo-data", "--test-cars", "-1"])
-    assert "TEST_CARS (--test-cars): '-1' must be a whole number from 0 up" in capsys.readouterr().err
+    assert "TEST_CARS (--test-cars)" in (line := only_line(capsys)) and "-1" in line
 
 
 @pytest.mark.parametrize(
-    "words, named",
+    "arguments, named",
     [
         (["folds", "--config", "none.yaml"], "none.yaml"),
         (["folds", "--data", "nowhere"], "nowhere"),
@@ -232,11 +232,11 @@ def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.Capture
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_problem_is_one_line_on_stderr_and_exit_code_1(
-    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture, words: list[str], named: str
+    pipeline: Pipeline, finished: dict[str, int], capsys: pytest.CaptureFixture, arguments: list[str], named: str
 ) -> None:
-    assert pipeline(*words) == 1
+    assert pipeline(*arguments) == 1
     line = only_line(capsys)
-    assert line.startswith(f"{words[0]}: ") and named in line
+    assert line.startswith(f"{arguments[0]}: ") and named in line
 
 
 def test_a_misspelt_setting_is_a_problem_in_later_stages_too(
@@ -262,12 +262,13 @@ def test_debug_adds_the_traceback(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    "words, complaint", [(["fly"], "invalid choice: 'fly'"), (["check", "--config", "none.yaml"], "none.yaml")]
+    "arguments, complaint", [(["fly"], "fly"), (["check", "--config", "none.yaml"], "none.yaml")]
 )
-def test_the_command_itself_ends_with_these_codes(words: list[str], complaint: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=REPOSITORY, capture_output=True, text=True)
-    assert ended.returncode == (2 if words == ["fly"] else 1)
-    assert complaint in ended.stderr and "Traceback" not in ended.stderr
+def test_the_command_itself_ends_with_these_codes(arguments: list[str], complaint: str) -> None:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == (2 if arguments == ["fly"] else 1)
+    assert complaint in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

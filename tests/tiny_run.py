@@ -1,4 +1,4 @@
-"""A tiny run of three short epochs, for tests that stop it, damage it, or go the whole way with it."""
+"""A tiny run of three short epochs, for tests that stop it, damage it, or take it through all stages."""
 import json
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from pipeline.__main__ import main
 from pipeline.model import checkpoint
 
-EPOCHS, STEPS_PER_EPOCH = 3, 8  # of 32 pictures, 4 a step
+EPOCHS, STEPS_PER_EPOCH = 3, 8  # of 32 images, 4 a step
 CONFIG = """
 data: {scale: 8, folds: 2, workers: 0, cache: true}
 model: {width: 16, depth: 2, patch: 2}
@@ -24,12 +24,17 @@ class Pipeline:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
 
-    def __call__(self, stage: str, *words: str) -> int:
-        return main([stage, "--config", "tiny.yaml", "--data", str(self.folder), *words])
+    def __call__(self, stage: str, *arguments: str) -> int:
+        return main([stage, "--config", "tiny.yaml", "--data", str(self.folder), *arguments])
+
+
+def with_set(*overrides: str) -> list[str]:
+    """Each override behind a --set of its own."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def listing(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
-    """Size and time of everything in a folder."""
+    """Size and time of each file in a folder."""
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 
@@ -38,7 +43,7 @@ def read_log(fold: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def only_line(capsys: pytest.CaptureFixture) -> str:
-    """What was said on stderr, which is one line without a traceback."""
+    """The one line on stderr; a traceback would have more."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
@@ -72,4 +77,4 @@ def assert_same_training(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing of ours runs after it."""
+    """Simulates kill -9: none of our code handles it."""

@@ -1,4 +1,4 @@
-"""Where the network runs, and in which precision."""
+"""The device that the network runs on, and the precision that it computes in."""
 import contextlib
 import os
 import platform
@@ -20,17 +20,17 @@ def has_bf16(device: torch.device) -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in cpu_line("flags")
 
 
-def cpu_line(word: str) -> str:
-    """The first line of that word in what Linux says of its processors, "" where there is none."""
+def cpu_line(key: str) -> str:
+    """Return the first line of /proc/cpuinfo that starts with `key`, "" if there is none."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith(word)), "")
+        return next((line for line in file if line.startswith(key)), "")
     return ""
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What convolutions are computed in: bf16 where the processor has it, else float16 on a GPU.
+    """Return the dtype of convolutions: bf16 where the processor has it, else float16 on a GPU, float32 on a CPU.
 
-    Both halve the memory traffic; bf16 has the range of float32, float16 (T4, P100, V100) has not.
+    The first two halve the memory traffic; bf16 has the range of float32, float16 (T4, P100, V100) has not.
     """
     if has_bf16(device):
         return torch.bfloat16
@@ -43,12 +43,12 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss so that small gradients do not vanish in float16; does nothing in other precisions."""
+    """Return a scaler that keeps small gradients from vanishing in float16, and does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision(device) == torch.float16)
 
 
 def set_up(deterministic: bool) -> None:
-    """Once, before a network is built: the fastest kernels, or only such as give the same bits each time."""
+    """Call once, before a network is built: allow the fastest kernels, or only those that give the same bits always."""
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
@@ -69,14 +69,14 @@ def explain_missing_kernel() -> Iterator[None]:
 
 
 def describe(device: torch.device) -> str:
-    """One line for logs and tables."""
+    """Return one line for logs and tables: the device, its precision, and on a CPU the threads."""
     if device.type == "cuda":
         return describe_machine(device)
     return f"CPU, {name_of(precision(device))}, {torch.get_num_threads()} threads"
 
 
 def describe_machine(device: torch.device) -> str:
-    """What the bits of a result depend on, as far as one can tell."""
+    """Return what the bits of a result depend on, as far as can be known: processor, instruction set, precision."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {name_of(precision(device))}"
     model = cpu_line("model name").partition(":")[2].strip() or platform.machine()

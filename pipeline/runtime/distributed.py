@@ -1,7 +1,7 @@
-"""Several processes that train one network: which of them I am, and what all of them agree on.
+"""Several processes that work together: which one this is, and what all of them agree on.
 
-torchrun starts them and tells each its number in the environment; a process alone is the same thing
-without a group, and pays nothing for it. https://docs.pytorch.org/docs/stable/elastic/run.html
+torchrun starts them and sets the rank of each in its environment; a process alone is a group of one,
+without communication. https://docs.pytorch.org/docs/stable/elastic/run.html
 """
 import contextlib
 import os
@@ -20,7 +20,7 @@ from pipeline.runtime.problem import Problem
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """`rank` of `world_size` processes, from 0; each trains on its share of every batch, on a device of its own."""
+    """Process `rank`, from 0, of `world_size`; each works on its part of every batch, on a device of its own."""
 
     rank: int
     world_size: int
@@ -28,17 +28,17 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints, saves and keeps the log."""
+        """Whether this is the one that prints, saves and writes the log."""
         return self.rank == 0
 
     def problem(self, sentence: str) -> BaseException:
-        """To be raised by all of them at once; only the first tells it."""
-        # Not 1: torchrun ends all processes as soon as one has failed, and the first may still be saving.
+        """Return what all ranks raise for the same problem; only the main one prints it."""
+        # Not 1: torchrun ends all processes as soon as one has failed, and the main one may still be saving.
         return Problem(sentence) if self.is_main else SystemExit(0)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The others begin when the first has ended: what is wrong for all of them is told once."""
+        """Let the other ranks enter when the main one has left, so that a problem of all is raised once."""
         if self.world_size > 1 and not self.is_main:
             dist.barrier()
         yield
@@ -46,32 +46,32 @@ class ProcessGroup:
             dist.barrier()
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network with gradients that are averaged over the processes during the backward pass."""
+        """Return the network so that its gradients are averaged over the processes during the backward pass."""
         if self.world_size == 1:
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes; on a GPU nothing waits for it."""
+        """Return the mean of a tensor over the processes; on a GPU nothing waits for it."""
         if self.world_size > 1:
             dist.all_reduce(value)
             value /= self.world_size
         return value
 
-    def any_rank(self, wishes: list[bool]) -> list[bool]:
-        """Each wish, when any process has it: a signal or a clock may reach one of them a step before the others."""
+    def any_rank(self, flags: list[bool]) -> list[bool]:
+        """Return each flag, true if any process sets it: a signal or a clock may reach one a step before the others."""
         if self.world_size == 1:
-            return wishes
-        votes = torch.tensor(wishes, dtype=torch.uint8)  # on the CPU, so that no GPU is waited for
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return [bool(vote) for vote in votes]
+            return flags
+        maxima = torch.tensor(flags, dtype=torch.uint8)  # on the CPU, so that no GPU is waited for
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in maxima]
 
-    def gather(self, mine: Any) -> list[Any]:
-        """What each process brought, in the order of their ranks, in all of them."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks, in each of them."""
         if self.world_size == 1:
-            return [mine]
+            return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, mine)
+        dist.all_gather_object(values, value)
         return values
 
 
@@ -82,7 +82,7 @@ def launched_by_torchrun() -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """The group that torchrun started, or a process alone."""
+    """Join the group that torchrun started; without torchrun, be a group of one."""
     if not launched_by_torchrun():
         yield ProcessGroup(rank=0, world_size=1, device=pick_device())
         return
@@ -90,25 +90,25 @@ def process_group() -> Iterator[ProcessGroup]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # gloo carries what lies in a processor's memory, NCCL what lies on a GPU
+    # gloo communicates CPU tensors, NCCL GPU tensors
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
     except RuntimeError as error:
         if not is_peer_exit(error):
             raise
-        raise SystemExit(1) from None  # the process that ended has told why
+        raise SystemExit(1) from None  # the process that ended has printed why
     finally:
         dist.destroy_process_group()
 
 
 def is_peer_exit(error: RuntimeError) -> bool:
-    """Whether this is how gloo or NCCL says that another process of the group has ended."""
+    """Whether gloo or NCCL raised this because another process of the group has ended."""
     return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
 
 
 def sync_gradients(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """A backward pass that averages gradients over the processes, or one that only adds to this one's."""
+    """A context for a backward pass that averages gradients over the processes, or only adds to this one's."""
     if wanted or not isinstance(network, DistributedDataParallel):
         return contextlib.nullcontext()
     return network.no_sync()

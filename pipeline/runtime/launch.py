@@ -1,7 +1,8 @@
-"""Several GPUs of one machine: all of them on one thing, or, to train folds, a fold on each, which is the faster use.
+"""Starting stages as processes: on several GPUs of this machine, or one stage from another.
 
-Several machines together: start `torchrun … -m pipeline train …` on each of them with torchrun's own flags, or
-`… predict …` where all of them see the same folder.
+`train` on one fold uses all GPUs together; on several folds it trains a fold on each, which is the faster use.
+For several machines, start `torchrun … -m pipeline train …` on each of them with torchrun's own flags, or
+`… predict …` if all of them see the same folder.
 """
 import logging
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 import torch
@@ -17,26 +18,28 @@ import torch
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.signals import StopSignals
 
+POLL_S = 0.2
 
-def train(words: list[str], fold_numbers: list[int], gpus: int) -> None:
-    """The command line `words` of the stage `train` once more, in as many processes as there are `gpus`."""
+
+def train(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
+    """Run `python -m pipeline ARGUMENTS`, a command line of `train`, on as many processes as there are `gpus`."""
     if len(fold_numbers) == 1:
-        launch_processes(words, gpus)
+        launch_processes(arguments, gpus)
     else:
         check_gpus(gpus)
-        a_fold_each(words, fold_numbers, gpus)
+        train_fold_per_gpu(arguments, fold_numbers, gpus)
 
 
 def check_gpus(gpus: int) -> None:
-    there = torch.cuda.device_count()
-    if torch.cuda.is_available() and gpus > there:
-        raise Problem(f"--gpus is {gpus}, but this machine has {there}.")
+    available = torch.cuda.device_count()
+    if torch.cuda.is_available() and gpus > available:
+        raise Problem(f"--gpus is {gpus}, but this machine has {available}.")
 
 
-def launch_processes(words: list[str], gpus: int) -> None:
-    """The command line `words` once more, in as many processes as there are `gpus`, which know of one another.
+def launch_processes(arguments: list[str], gpus: int) -> None:
+    """Run `python -m pipeline ARGUMENTS` in as many processes as there are `gpus`, as one group.
 
-    That is torchrun on this machine; its own account of a failure is left out, the stage has told it better.
+    That is torchrun on this machine. Its own report of a failure is left out; the stage has printed a better one.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -55,7 +58,7 @@ def launch_processes(words: list[str], gpus: int) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(configuration, sys.executable)("-m", "pipeline", *words)
+        elastic_launch(configuration, sys.executable)("-m", "pipeline", *arguments)
     except SignalException:
         raise SystemExit(1) from None
     except ChildFailedError as error:
@@ -64,93 +67,88 @@ def launch_processes(words: list[str], gpus: int) -> None:
             raise SystemExit(1) from None
         raise Problem(
             f"Process {rank} was killed by signal {-failure.exitcode}, as happens when memory runs out; "
-            "the same command goes on from what is saved."
+            "the same command resumes from what is saved."
         ) from None
 
 
-def a_fold_each(words: list[str], fold_numbers: list[int], gpus: int) -> None:
-    """One trainer a GPU; as soon as one ends, the next fold has its GPU."""
-    free: SimpleQueue[str] = SimpleQueue()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    for gpu in (given.split(",") if given else map(str, range(gpus))):
-        free.put(gpu)
+def train_fold_per_gpu(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
+    """Run one trainer per GPU; as soon as one ends, the next fold gets its GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    free_gpus: SimpleQueue[str] = SimpleQueue()
+    for gpu in visible.split(",") if visible else map(str, range(gpus)):
+        free_gpus.put(gpu)
     running: list[subprocess.Popen] = []
     with StopSignals() as stop, ThreadPoolExecutor(gpus) as pool:
 
         def train_one(number: int) -> int:
             if stop.asked:
                 return 1
-            gpu = free.get()
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-            set_thread_count(environment, gpus)
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "pipeline", *words, "--fold", str(number), "--gpus", "1"],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # Ctrl+C reaches it through us, once
-            )
+            gpu = free_gpus.get()
+            process = start_trainer(arguments, number, gpu, gpus)
             running.append(process)
             assert process.stdout is not None
             for line in process.stdout:
                 print(f"fold {number} | {line}", end="", flush=True)
-            free.put(gpu)
+            free_gpus.put(gpu)
             return process.wait()
 
-        trained = {number: pool.submit(train_one, number) for number in fold_numbers}
-        wait_or_stop(list(trained.values()), running, stop)
-    if missing := [number for number, result in trained.items() if result.result() != 0]:
-        raise Problem(f"fold {', '.join(map(str, missing))} did not end well; the same command goes on with the rest.")
+        exit_codes = {number: pool.submit(train_one, number) for number in fold_numbers}
+        terminated: list[subprocess.Popen] = []
+        while not all(code.done() for code in exit_codes.values()):
+            time.sleep(POLL_S)
+            for process in list(running) if stop.asked else []:
+                if process not in terminated:  # it may have been starting when the signal came
+                    process.terminate()
+                    terminated.append(process)
+    if failed := [number for number, code in exit_codes.items() if code.result() != 0]:
+        raise Problem(f"fold {', '.join(map(str, failed))} did not end well; the same command trains what is left.")
 
 
-def wait_or_stop(results: list[Future], running: list[subprocess.Popen], stop: StopSignals) -> None:
-    told: list[subprocess.Popen] = []
-    while not all(result.done() for result in results):
-        time.sleep(0.2)
-        for process in list(running) if stop.asked else []:
-            if process not in told:  # one may have been starting when we were asked
-                process.terminate()
-                told.append(process)
+def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -> subprocess.Popen:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    set_thread_count(environment, gpus)
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "pipeline", *arguments, "--fold", str(fold_number), "--gpus", "1"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that Ctrl+C reaches it once, from this process
+    )
 
 
 def set_thread_count(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
-    """Threads of one process, so that all of them together have as many as there are cores."""
+    """Set the threads of one process so that all of them together have as many as there are cores."""
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 
 
-# --- a stage as a command --------------------------------------------------------------------------------------------
+def run_stage(stage: str, *arguments: str, environment: dict[str, str] = {}) -> None:
+    """Run `python -m pipeline STAGE ARGUMENTS` with more environment variables; exit with its code if that is not 0.
 
-# A stage as a command of its own, for the stages that call others: no stage imports another.
-
-
-def run_stage(stage: str, *words: str, environment: dict[str, str] = {}) -> None:
-    """`python -m pipeline STAGE WORDS`, with more variables; leaves with its exit code when it is not 0.
-
-    The stage has then said why. It is given the time to save when we are stopped: Ctrl+C reaches it without us, and
-    SIGTERM is handed on.
+    For stages that run others, since no stage imports another. The stage has printed why it failed. When this process
+    is stopped, the stage gets the time to save: Ctrl+C reaches it directly, and SIGTERM is forwarded.
     """
-    stopped_by: list[int] = []
+    signals: list[int] = []
     process: subprocess.Popen | None = None
 
-    def wait_on(number: int, frame: object) -> None:
-        stopped_by.append(number)
+    def forward(number: int, frame: object) -> None:
+        signals.append(number)
         if number == signal.SIGTERM and process is not None:
             process.terminate()
 
-    before = {number: signal.signal(number, wait_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        sys.stdout.flush()  # what was said before comes before what it says
-        process = subprocess.Popen([sys.executable, "-m", "pipeline", stage, *words], env=os.environ | environment)
-        if signal.SIGTERM in stopped_by:
+        sys.stdout.flush()  # what was printed before comes before what the stage prints
+        process = subprocess.Popen([sys.executable, "-m", "pipeline", stage, *arguments], env=os.environ | environment)
+        if signal.SIGTERM in signals:
             process.terminate()
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code < 0:
-        raise Problem(f"The stage {stage} was killed by {signal.Signals(-code).name}; the same command goes on.")
+        raise Problem(f"The stage {stage} was killed by {signal.Signals(-code).name}; the same command resumes.")
     if code > 0:
         raise SystemExit(code)
-    if stopped_by:
+    if signals:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How many pictures fit into the memory, found by trying."""
+"""Memory that runs out: recognise it, turn it into a Problem, and find by trying how many images fit."""
 import contextlib
 import gc
 import resource
@@ -9,21 +9,21 @@ import torch
 
 from pipeline.runtime.problem import Problem
 
-MAX_BATCH_TRIED = {"cuda": 1024, "cpu": 64}  # pictures at once
-# How allocators tell it that raise a plain RuntimeError: torch's for CPUs, C++'s, CUDA's own, cuBLAS's.
-SIGNS = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
+MAX_BATCH_TRIED = {"cuda": 1024, "cpu": 64}  # images at once
+# What allocators that raise a plain RuntimeError say: torch's for CPUs, C++'s, CUDA's own, cuBLAS's.
+OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's memory has an exception of its own; a CPU's has a sentence in the allocator's RuntimeError."""
+    """A GPU's allocator raises an exception of its own; a CPU's raises RuntimeError with a certain message."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
-    """Turn an out-of-memory error into a Problem; `explain` finds its sentence when the memory is free again."""
+    """Turn an out-of-memory error into a Problem; `explain` makes its sentence when the memory is free again."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -43,32 +43,8 @@ def too_large_message(batch_size: int, scale: int) -> str:
     return f"The memory is too small for predict.batch_size {batch_size} at data.scale {scale}; lower the batch size."
 
 
-def smaller_batch_advice(
-    batch_size: int, accumulate: int, processes: int, scale: int, largest: int | None, device: str
-) -> str:
-    """What to do when training ran out of memory. largest: pictures at once that were measured to fit, if any were."""
-    what = f"The memory is too small for train.batch_size {batch_size} at data.scale {scale}"
-    if largest is None:
-        return f"{what}; set train.accumulate higher or train.checkpoint_activations=true."
-    measured = f"{what}; measured: {found(largest, scale, device)}"
-    at_once = batch_size // (accumulate * processes)
-    fits = min(largest, at_once - 1)  # the memory may have been someone else's when it ran out
-    if fits < 1:
-        return f"{measured}; set data.scale higher or train.checkpoint_activations=true."
-    parts = min(n for n in range(1, batch_size + 1) if batch_size % (n * processes) == 0 and batch_size // n <= fits)
-    return (
-        f"{measured}; set train.accumulate={parts}, which trains nearly the same in parts, "
-        "or train.checkpoint_activations=true, or a smaller train.batch_size."
-    )
-
-
-def found(pictures: int, scale: int, device: str) -> str:
-    or_more = "or more " if pictures in MAX_BATCH_TRIED.values() else ""
-    return f"{pictures} pictures at once {or_more}fit on {device}, at data.scale {scale}"
-
-
 def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
-    """The largest number of pictures up to `at_most` for which `step(number)` does not run out of memory, or 0."""
+    """The largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
     fits, fails = 0, at_most + 1
     while fails - fits > 1:
         number = min(max(1, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2
@@ -80,6 +56,7 @@ def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
 
 
 def step_fits(step: Callable[[int], object], number: int) -> bool:
+    """Whether `step(number)` does not run out of memory; other errors are raised."""
     try:
         step(number)
     except (MemoryError, RuntimeError) as error:
@@ -94,21 +71,21 @@ def step_fits(step: Callable[[int], object], number: int) -> bool:
 
 @contextlib.contextmanager
 def limited_to_free_memory(device: torch.device) -> Iterator[None]:
-    """On a CPU: have allocations beyond the memory that is free now refused. Linux would grant them and then kill."""
+    """On a CPU, refuse allocations beyond the memory that is free now. Linux would grant them and then kill."""
     if device.type == "cuda":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = kilobytes("/proc/self/status", "VmData") + kilobytes("/proc/meminfo", "MemAvailable")
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * limit, before[1]))
+    limit_kb = read_kb("/proc/self/status", "VmData") + read_kb("/proc/meminfo", "MemAvailable")
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * limit_kb, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def kilobytes(path: str, key: str) -> int:
-    """A figure of Linux's own tables, whose lines are like `MemAvailable:  12345 kB`."""
+def read_kb(path: str, key: str) -> int:
+    """Read a figure from one of Linux's tables, whose lines look like `MemAvailable:  12345 kB`."""
     with open(path) as table:
         return next(int(line.split()[1]) for line in table if line.startswith(f"{key}:"))
 

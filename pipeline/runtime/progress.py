@@ -1,7 +1,8 @@
-"""What a person sees while a stage works, and how fast it goes."""
+"""Iterating over work: with a bar and a stopwatch for people, in batches, and by several threads in order."""
 import collections
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,19 +10,50 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress(things: Iterable[Any] | None = None, label: str = "", wanted: bool = True, **options: Any) -> tqdm:
-    """A bar on stderr, only where that is a terminal: a log stays readable."""
+def progress(items: Iterable[Any] | None = None, label: str = "", wanted: bool = True, **options: Any) -> tqdm:
+    """Iterate with a bar on stderr, only if that is a terminal, so that a log file stays readable."""
     disable = None if wanted else True  # None: unless stderr is a terminal
-    return tqdm(things, desc=label, disable=disable, dynamic_ncols=True, leave=False, **options)
+    return tqdm(items, desc=label, disable=disable, dynamic_ncols=True, leave=False, **options)
+
+
+def print_above_bars(text: str) -> None:
+    """Print a line on stdout at once, while bars are shown."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS) -> Iterator[Result]:
+    """Yield `map(work, items)`, computed by several threads; hold at most twice as many items as there are threads.
+
+    The caller's thread draws the items. It pays where `work` releases the interpreter's lock, as numpy, zlib and
+    OpenCV do.
+    """
+    items = iter(items)
+    running: collections.deque[Future[Result]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        running.extend(pool.submit(work, item) for item in itertools.islice(items, 2 * threads))
+        while running:
+            yield running.popleft().result()
+            running.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, the last one shorter; as itertools.batched of Python 3.12."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
 
 
 class Stopwatch:
-    """How fast steps follow one another since `restart`, and how long they waited for their pictures.
+    """Measure how fast steps follow one another since `restart`, and how long they waited for their images.
 
-    `Stopwatch(n, **readings)` goes on from the `readings()` of an earlier process.
+    `Stopwatch(n, **readings)` continues from the `readings()` of an earlier process.
     """
 
     def __init__(self, images_per_step: int, images: int = 0, waited_s: float = 0.0, elapsed_s: float = 0.0):
@@ -35,8 +67,8 @@ class Stopwatch:
     def readings(self) -> dict[str, float]:
         return {"images": self.images, "waited_s": self.waited_s, "elapsed_s": self.seconds()}
 
-    def waiting_for(self, batches: Iterable[Thing]) -> Iterator[Thing]:
-        """Hand the batches on, counting the time that each was waited for."""
+    def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yield the batches, and add up the time that each was waited for."""
         iterator = iter(batches)
         while True:
             asked = time.monotonic()
@@ -49,41 +81,25 @@ class Stopwatch:
             yield batch
 
     def images_per_s(self) -> float:
-        return self.images / max(1e-9, time.monotonic() - self.started)
+        return self.images / max(1e-9, self.seconds())
 
     def waited_fraction(self) -> float:
-        return self.waited_s / max(1e-9, time.monotonic() - self.started)
+        return self.waited_s / max(1e-9, self.seconds())
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
+class Timer:
+    """Say when something is due: `seconds` after the last `restart`, and at every step divisible by `every_steps`."""
 
-# Work for threads, its results in order.
+    def __init__(self, seconds: float, every_steps: int | None = None):
+        self.seconds, self.every_steps = seconds, every_steps
+        self.restart()
 
-Result = TypeVar("Result")
+    def restart(self) -> None:
+        self.restarted = time.monotonic()
 
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(work: Callable[[Thing], Result], things: Iterable[Thing], threads: int = THREADS) -> Iterator[Result]:
-    """`map(work, things)` by several threads; of `things` no more than twice as many are held as there are threads.
-
-    `things` are drawn by the caller's thread. It pays where `work` releases the interpreter's lock, as numpy, zlib
-    and OpenCV do.
-    """
-    things = iter(things)
-    running: collections.deque[Future[Result]] = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        running.extend(pool.submit(work, thing) for thing in itertools.islice(things, 2 * threads))
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(work, thing) for thing in itertools.islice(things, 1))
-
-
-def batches(things: Iterable[Thing], size: int) -> Iterator[list[Thing]]:
-    """Lists of `size` things, the last one shorter; as itertools.batched of Python 3.12."""
-    things = iter(things)
-    while batch := list(itertools.islice(things, size)):
-        yield batch
+    def is_due(self, step: int) -> bool:
+        is_its_step = self.every_steps is not None and step % self.every_steps == 0
+        return is_its_step or time.monotonic() - self.restarted > self.seconds

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl+C, SIGTERM as Kaggle and spot machines send it, and SIGHUP of a terminal that is closed."""
+"""Requests to stop: Ctrl+C, SIGTERM as Kaggle and spot machines send it, and SIGHUP of a terminal that is closed."""
 import signal
 import sys
 
@@ -13,7 +13,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it, under which a training goes on
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it, and the training goes on
             numbers += [signal.SIGHUP]
         self.before = {number: signal.signal(number, self.ask) for number in numbers}
         return self

@@ -1,6 +1,6 @@
-"""Points for TensorBoard, each in its file as soon as it is told.
+"""Write points and images for TensorBoard, each to its file at once.
 
-TensorBoard's own writer hands them to a thread, whose trouble with a full disk nobody can catch.
+TensorBoard's own writer hands them to a thread, whose error on a full disk cannot be caught.
 """
 import os
 import pathlib
@@ -16,11 +16,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class TensorBoardLog:
-    """`with TensorBoardLog(folder, first_step) as curves:` its points from `first_step` on replace those of earlier starts."""
+    """`with TensorBoardLog(folder, first_step) as curves:` points from `first_step` on replace older ones."""
 
     def __init__(self, folder: pathlib.Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard knows its files by the second word, and reads them in the order of their names.
+        # TensorBoard recognises its files by `tfevents`, and reads them in the order of their names.
         path = folder / f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
         self.file = open(path, "xb")
         self.records = RecordWriter(self.file)
@@ -34,16 +34,16 @@ class TensorBoardLog:
         self.file.close()
 
     def add(self, step: int, values: dict[str, float | None]) -> None:
-        """One point for each value that there is."""
+        """Write one point for each value that is not None."""
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
         self.write(Event(step=step, summary=Summary(value=points)))
 
-    def show(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """An RGB picture, uint8 (rows, columns, 3)."""
-        png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-        rows, columns = picture.shape[:2]
-        image = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=png)
-        self.write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
+    def show(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Write an RGB image, uint8 (rows, columns, 3)."""
+        png = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+        rows, columns = image.shape[:2]
+        summary = Summary.Image(height=rows, width=columns, colorspace=3, encoded_image_string=png)
+        self.write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=summary)])))
 
     def write(self, event: Event) -> None:
         event.wall_time = time.time()

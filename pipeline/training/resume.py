@@ -1,36 +1,30 @@
-"""Where an earlier start of the same training left off: `last.pt`, its log, and the lock that keeps others out."""
-import hashlib
-import json
+"""Where an earlier start of the same training left off: `last.pt`, what must agree with it, and the trainer's lock."""
 import os
 import pathlib
-import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
-
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.data.dataset import SegmentationDataset
-from pipeline.runtime.files import locked, write_text
+from pipeline.data.loader import BatchSchedule
 from pipeline.model import checkpoint
-from pipeline.model.ema import Ema
 from pipeline.paths import Fold
+from pipeline.runtime.distributed import ProcessGroup
+from pipeline.runtime.files import locked
 from pipeline.runtime.problem import Problem
+from pipeline.training.fold_data import FoldData
+from pipeline.training.state import TrainingState
 
-LAST: dict[str, type] = {  # what last.pt holds
+KEYS: dict[str, type] = {  # of last.pt, and the types of their values
     **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimizer": dict},
-    **{"scaler": dict, "loss_sum": float, "log": list, "best_score": float, "seconds": float, "epoch_watch": dict},
+    **{"scaler": dict, "loss_sum": float, "log": list, "best_score": float, "score_name": str, "seconds": float},
+    **{"epoch_watch": dict},
 }
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
 FREE_KEYS = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
 )
-# Of an epoch what tells of the circumstances: best.pt has none of it, so that the same training gives the same bytes.
-CIRCUMSTANCES = ("images_per_s", "waited_fraction", "seconds", "device", "commit")
 
 
 def trainer_lock(fold: Fold) -> AbstractContextManager[None]:
@@ -38,121 +32,94 @@ def trainer_lock(fold: Fold) -> AbstractContextManager[None]:
 
 
 def read_last(fold: Fold, settings: Settings, repair: bool) -> dict[str, Any]:
-    """The state of `last.pt`, of the one before where that is missing or damaged, or an empty one.
+    """Return the contents of `last.pt`, else of `last.previous.pt` if that is missing or damaged, else {}.
 
-    Problem when other settings trained it. mend: whoever asks is the one that will train and save. A damaged `last.pt`
-    is then put out of the way, or the next save would lay it over the good one before; and it is a Problem, too, when
-    the new start would replace what nothing can go on from.
+    Problem if other settings trained it. repair: this process will train and save. It then renames a damaged `last.pt`,
+    which the next save would otherwise keep in place of the good `last.previous.pt`; and it raises Problem, too, if the
+    new start would replace a training that cannot be resumed.
     """
     if not fold.last.exists() and not fold.previous.exists():
         if repair:
-            check_that_no_epochs_are_lost(fold)
+            check_no_epochs_are_lost(fold)
         return {}
     path = fold.last if fold.last.exists() else fold.previous
     try:
-        state = load_last(path)
+        last = load_last(path)
     except Problem:
         if path == fold.previous or not fold.previous.exists():
             raise
-        state, path = load_last(fold.previous), fold.previous
-    trained = config.parse(state["settings"], where=str(path))
+        last, path = load_last(fold.previous), fold.previous
+    trained = config.parse(last["settings"], where=str(path))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
         raise Problem(
             f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); "
             "set them back, choose another RUN=, or delete that folder."
         )
     if repair and path == fold.previous:
-        said = f"There is no {fold.last}"
+        reason = f"There is no {fold.last}"
         if fold.last.exists():
             os.replace(fold.last, fold.damaged)
-            said = f"{fold.last} is damaged or cannot be read, and is {fold.damaged} now"
-        print(f"{said}; going on from {fold.previous}, the one before.")
-    return state
+            reason = f"{fold.last} was damaged or unreadable and is renamed to {fold.damaged}"
+        print(f"{reason}; resuming from {fold.previous}, the checkpoint before.")
+    return last
 
 
 def load_last(path: pathlib.Path) -> dict[str, Any]:
-    """What `last.pt` or the one before holds; Problem unless it is whole."""
-    state = checkpoint.load(path, keys=tuple(LAST))
-    if wrong := [key for key, kind in LAST.items() if not isinstance(state[key], kind)]:
-        reason = f"its {wrong[0]} is no {LAST[wrong[0]].__name__}"
+    """Load `last.pt` or `last.previous.pt`; Problem unless it has all KEYS with values of their types."""
+    last = checkpoint.load(path, keys=tuple(KEYS))
+    if wrong := [key for key, kind in KEYS.items() if not isinstance(last[key], kind)]:
+        reason = f"its {wrong[0]} is not a {KEYS[wrong[0]].__name__}"
         raise Problem(f"The checkpoint {path} is not one of ours ({reason}); {checkpoint.ADVICE}.")
-    return state
+    return last
 
 
-def check_that_no_epochs_are_lost(fold: Fold) -> None:
-    """Problem when a new start would replace a `best.pt` that was brought here alone.
+def check_no_epochs_are_lost(fold: Fold) -> None:
+    """Raise Problem if a new start would replace a `best.pt` that was copied here without its `last.pt`.
 
-    One of a single epoch is what a kill leaves that came just before the first `last.pt`.
+    A `best.pt` of a single epoch is what a kill leaves just before the first `last.pt`; it may be replaced.
     """
     if not fold.best.exists():
         return
     log = checkpoint.load(fold.best, keys=()).get("log")
     if isinstance(log, list) and len(log) > 1:
         raise Problem(
-            f"{fold.best} is of {len(log)} epochs, but there is no {fold.last.name} beside it to go on from, and a new "
-            f"start would replace it; choose another RUN=, or move {fold.folder} away."
+            f"{fold.best} is of {len(log)} epochs, but there is no {fold.last.name} beside it to resume from, and a "
+            f"new start would replace it; choose another RUN=, or move {fold.folder} away."
         )
 
 
-def fingerprint_of(training: list[str], held_out: list[str], dataset: SegmentationDataset, other_masks: str) -> str:
-    """Tells one set of pictures, one copy of it, and masks that were put right, from others."""
-    lines = [*training, "held out", *held_out, f"stored at 1/{dataset.stored_scale}", *other_masks.splitlines()]
-    text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def restore(
-    last: dict[str, Any],
-    network: nn.Module,
-    ema: Ema,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    where: pathlib.Path,
-) -> None:
-    """Put all of them where they were; Problem when the state does not fit them."""
-    try:
-        network.load_state_dict(last["network"])
-        ema.average.load_state_dict(last["average"])
-        optimizer.load_state_dict(last["optimizer"])
-        if last["scaler"]:  # empty when that processor needed none
-            scaler.load_state_dict(last["scaler"])
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:120]
-        advice = f"({reason}); {checkpoint.ADVICE}"
-        raise Problem(f"The checkpoint {where} does not fit its own settings {advice}.") from None
-
-
-def score_of(row: dict[str, Any], key: str) -> float:
-    """By which an epoch may be the best; below all scores where it was not judged."""
-    return -1.0 if row.get(key) is None else float(row[key])
-
-
-def best_row(log: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Of the epoch whose weights are `best.pt`: the first of the best; {} where none was judged."""
-    row = max(log, key=lambda row: score_of(row, key), default={})
-    return row if score_of(row, key) >= 0 else {}
-
-
-def report_lost_best(fold: Fold, epoch: int, is_last: bool) -> None:
-    """What it means that there is no `best.pt` and `last.pt` has other weights; Problem when no epoch is to come."""
-    if is_last:
+def check_same_data(last: dict[str, Any], data: FoldData) -> None:
+    """Raise Problem if the training was begun with other images or masks."""
+    if last and last["fingerprint"] != data.fingerprint:
         raise Problem(
-            f"{fold.best}, the weights of epoch {epoch}, is gone, and {fold.last} has those of the last epoch alone; "
-            f"put it back from a copy, or delete {fold.folder} and train it anew."
+            f"{data.paths.folder} was begun with other images or masks than {data.folder} has; choose a new RUN=."
         )
-    print(f"{fold.best}, the weights of epoch {epoch}, is gone; an epoch that is better makes a new one.")
 
 
-def without_circumstances(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without their circumstances, and with keys that are one object each, read back or new.
-
-    A pickle tells a word that it has met before from an equal one that is another object.
-    """
-    return [{sys.intern(key): row[key] for key in row if key not in CIRCUMSTANCES} for row in log]
+def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:
+    """Raise Problem unless all processes have the same settings and images and the same checkpoint to resume from."""
+    if len(set(dist.gather((last.get("step", 0), data.fingerprint, config.dump(settings))))) > 1:
+        raise dist.problem(f"The processes do not see the same {data.paths.folder}; they must share that folder.")
 
 
-def write_log(fold: Fold, log: list[dict[str, Any]]) -> None:
-    """`log.jsonl`, one object an epoch; a file that says so already is left alone."""
-    text = "".join(json.dumps(row) + "\n" for row in log)
-    if log and (not fold.log.exists() or fold.log.read_text() != text):
-        write_text(fold.log, text)
+def restore_files(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState) -> None:
+    """Write what is missing beside `last.pt`: a last row of the log, which a kill prevented, or a deleted `best.pt`."""
+    state.write_log(data.paths.log)
+    best, path = state.best_row(), data.paths.best
+    if best is None or path.exists():
+        return
+    if best["epoch"] * schedule.steps_per_epoch == state.step:
+        state.save_best(settings, data)
+        print(f"{path} was missing; it is written again from {data.paths.last}.")
+    elif state.step < schedule.total_steps:
+        print(f"{path}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")
+
+
+def check_best_exists(data: FoldData, state: TrainingState) -> None:
+    """Raise Problem if a finished training has no `best.pt`: `last.pt` has the weights of the last epoch only."""
+    paths, best = data.paths, state.best_row()
+    if best and not paths.best.exists():
+        raise Problem(
+            f"{paths.best}, the weights of epoch {best['epoch']}, is missing, and {paths.last} has only those of the "
+            f"last epoch; put it back from a copy, or delete {paths.folder} and train it again."
+        )

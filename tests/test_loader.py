@@ -1,4 +1,4 @@
-"""The sequence of training batches is a function of the seed alone."""
+"""The sequence of training batches is a function of the seed alone, and workers that fail are a Problem."""
 import itertools
 import os
 import pathlib
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pipeline.data import augment
 from pipeline.data.competition import Carvana, ImageSet
 from pipeline.data.loader import (
-    ValidationDataset,
     BatchSchedule,
     TrainingDataset,
-    validation_loader,
+    ValidationDataset,
     shared_zeros,
     training_loader,
+    validation_loader,
 )
 from pipeline.runtime.problem import Problem
 
@@ -29,16 +29,16 @@ COLOURFUL = {"brightness": 0.2, "contrast": 0.2, "hue_deg": 20.0, "saturation": 
 U8 = NDArray[np.uint8]
 
 
-def training_pictures(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingDataset:
+def training_images(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingDataset:
     cars = Carvana(folder, hq=False)
     return TrainingDataset(cars, cars.names[:20], 8, augment.build(**{**STILL, **PALE, **limits}), seed, cache)
 
 
-# --- which pictures make up which batch -----------------------------------------------------------
+# --- which images make up which batch -------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 3))
-def test_each_epoch_visits_each_picture_at_most_once_in_whole_batches(count: int, batch: int, seed: int) -> None:
+def test_each_epoch_visits_each_image_at_most_once_in_whole_batches(count: int, batch: int, seed: int) -> None:
     count = max(count, batch)
     steps = list(BatchSchedule(count, batch, epochs=3, seed=seed))
     assert len(steps) == 3 * (count // batch)
@@ -50,7 +50,7 @@ def test_each_epoch_visits_each_picture_at_most_once_in_whole_batches(count: int
         assert set(indices) <= set(range(count))
 
 
-def test_pictures_that_one_epoch_leaves_out_have_their_turn_in_another() -> None:
+def test_images_that_one_epoch_leaves_out_are_in_another() -> None:
     seen = {index for step in BatchSchedule(10, 8, epochs=10, seed=0) for _, index in step}
     assert seen == set(range(10))
 
@@ -72,11 +72,11 @@ def test_a_schedule_from_any_step_is_the_tail_of_the_whole_one() -> None:
         assert len(rest) == len(whole) - first_step
 
 
-# --- how a picture is changed ---------------------------------------------------------------------
+# --- how an image is augmented --------------------------------------------------------------------
 
 
-def test_without_augmentation_a_picture_comes_as_it_was_decoded(demo_folder: pathlib.Path) -> None:
-    dataset = training_pictures(demo_folder)
+def test_without_augmentation_an_image_is_as_it_was_decoded(demo_folder: pathlib.Path) -> None:
+    dataset = training_images(demo_folder)
     image, coverage = dataset[7, 3]
     expected_image, expected_coverage = dataset.decode(3)
     np.testing.assert_array_equal(image, expected_image)
@@ -84,8 +84,8 @@ def test_without_augmentation_a_picture_comes_as_it_was_decoded(demo_folder: pat
     assert image.shape == (160, 240, 3) and coverage.shape == (160, 240)
 
 
-def test_the_same_draw_is_changed_alike_and_another_is_not(demo_folder: pathlib.Path) -> None:
-    dataset, other_seed = (training_pictures(demo_folder, seed, **MOVING, **COLOURFUL) for seed in (0, 1))
+def test_the_same_draw_is_augmented_alike_and_another_is_not(demo_folder: pathlib.Path) -> None:
+    dataset, other_seed = (training_images(demo_folder, seed, **MOVING, **COLOURFUL) for seed in (0, 1))
     image, coverage = dataset[2, 3]
     for _ in dataset[0, 1], dataset[1, 3]:
         pass  # whatever was drawn in between
@@ -99,7 +99,7 @@ def test_the_same_draw_is_changed_alike_and_another_is_not(demo_folder: pathlib.
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(demo_folder: pathlib.Path, workers: int) -> None:
     def batches(workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        dataset = training_pictures(demo_folder, cache=workers == 2, **MOVING, **COLOURFUL)
+        dataset = training_images(demo_folder, cache=workers == 2, **MOVING, **COLOURFUL)
         return list(training_loader(dataset, BatchSchedule(20, 4, epochs=2, seed=0), workers, pin_memory=False))
 
     alone, spread = batches(0), batches(workers)
@@ -111,15 +111,15 @@ def test_batches_do_not_depend_on_the_number_of_workers(demo_folder: pathlib.Pat
 
 
 def test_the_cache_changes_nothing(demo_folder: pathlib.Path) -> None:
-    fresh, cached = (training_pictures(demo_folder, cache=cache, **MOVING, **COLOURFUL) for cache in (False, True))
+    fresh, cached = (training_images(demo_folder, cache=cache, **MOVING, **COLOURFUL) for cache in (False, True))
     for epoch in range(3):  # first the cache is filled, then it is read, and read again
         for index in range(0, 20, 6):
             for one, other in zip(fresh[epoch, index], cached[epoch, index]):
                 np.testing.assert_array_equal(one, other)
 
 
-def test_a_cached_picture_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = training_pictures(demo_folder, cache=True)
+def test_a_cached_image_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = training_images(demo_folder, cache=True)
     first = dataset[0, 5]
     monkeypatch.setattr(dataset.dataset, "read", None)
     monkeypatch.setattr(dataset.dataset, "target", None)
@@ -127,7 +127,7 @@ def test_a_cached_picture_is_decoded_once(demo_folder: pathlib.Path, monkeypatch
 
 
 def test_the_cache_is_filled_by_forked_workers_for_all(demo_folder: pathlib.Path) -> None:
-    dataset = training_pictures(demo_folder, cache=True)
+    dataset = training_images(demo_folder, cache=True)
     list(training_loader(dataset, BatchSchedule(20, 4, epochs=1, seed=0), workers=2, pin_memory=False))
     assert dataset.cache is not None and dataset.cache[2].all()
 
@@ -141,71 +141,71 @@ def test_shared_zeros_are_zero_and_can_be_written() -> None:
 
 @pytest.fixture(scope="module")
 def coverage(demo_folder: pathlib.Path) -> U8:
-    return training_pictures(demo_folder).decode(4)[1]
+    return training_images(demo_folder).decode(4)[1]
 
 
 @pytest.mark.parametrize("limits", [{"flip": 1.0}, {"shift": 0.2}, {"zoom": 0.3}, {"rotate_deg": 20.0}, MOVING])
-def test_what_moves_the_picture_moves_its_coverage_alike(coverage: U8, limits: dict[str, float]) -> None:
-    """A picture that shows nothing but its own coverage still does so afterwards."""
-    change = augment.build(**{**STILL, **PALE, **limits})
+def test_what_moves_the_image_moves_its_coverage_alike(coverage: U8, limits: dict[str, float]) -> None:
+    """An image that shows nothing but its own coverage still does so afterwards."""
+    transform = augment.build(**{**STILL, **PALE, **limits})
     image = np.repeat(coverage[:, :, None], 3, axis=2)
     moved = 0
     for seed in range(12):
-        changed_image, changed_coverage = change(image, coverage, seed)
-        assert changed_coverage.dtype == np.uint8 and changed_coverage.shape == coverage.shape
-        assert np.abs(changed_image.astype(int) - changed_coverage[:, :, None]).max() <= 2
-        moved += (changed_coverage != coverage).any()
+        moved_image, moved_coverage = transform(image, coverage, seed)
+        assert moved_coverage.dtype == np.uint8 and moved_coverage.shape == coverage.shape
+        assert np.abs(moved_image.astype(int) - moved_coverage[:, :, None]).max() <= 2
+        moved += (moved_coverage != coverage).any()
     assert moved > 6
 
 
-def test_colours_change_the_picture_and_leave_the_coverage(coverage: U8) -> None:
+def test_colours_change_the_image_and_leave_the_coverage(coverage: U8) -> None:
     image = np.repeat(coverage[:, :, None], 3, axis=2) // 2 + np.array([20, 60, 90], dtype=np.uint8)
     for limit in COLOURFUL:
-        change = augment.build(**{**STILL, **PALE, limit: COLOURFUL[limit]})
-        changed_image, changed_coverage = change(image, coverage, 1)
+        transform = augment.build(**{**STILL, **PALE, limit: COLOURFUL[limit]})
+        changed_image, changed_coverage = transform(image, coverage, 1)
         assert (changed_image != image).any(), limit
         np.testing.assert_array_equal(changed_coverage, coverage)
 
 
-def test_coverage_stays_a_share_when_it_is_turned(coverage: U8) -> None:
+def test_coverage_stays_a_fraction_when_it_is_rotated(coverage: U8) -> None:
     """Its soft edges are not rounded to car or not."""
-    _, turned = augment.build(**{**STILL, **PALE, "rotate_deg": 20.0})(np.zeros((160, 240, 3), np.uint8), coverage, 3)
-    soft = (turned > 20) & (turned < 235)
+    _, rotated = augment.build(**{**STILL, **PALE, "rotate_deg": 20.0})(np.zeros((160, 240, 3), np.uint8), coverage, 3)
+    soft = (rotated > 20) & (rotated < 235)
     assert soft.sum() > ((coverage > 20) & (coverage < 235)).sum() / 2
 
 
 def test_augmentation_leaves_its_input_alone(coverage: U8) -> None:
-    image, kept = np.repeat(coverage[:, :, None], 3, axis=2), coverage.copy()
-    change = augment.build(**MOVING, **COLOURFUL)
+    image, before = np.repeat(coverage[:, :, None], 3, axis=2), coverage.copy()
+    transform = augment.build(**MOVING, **COLOURFUL)
     for seed in range(5):
-        change(image, coverage, seed)
-    np.testing.assert_array_equal(coverage, kept)
-    np.testing.assert_array_equal(image, np.repeat(kept[:, :, None], 3, axis=2))
+        transform(image, coverage, seed)
+    np.testing.assert_array_equal(coverage, before)
+    np.testing.assert_array_equal(image, np.repeat(before[:, :, None], 3, axis=2))
 
 
-# --- pictures that are held out -------------------------------------------------------------------
+# --- held-out images ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_held_out_picture_comes_once_in_order_the_last_batch_too(
+def test_every_held_out_image_is_yielded_once_in_order_with_the_last_batch(
     demo_folder: pathlib.Path, workers: int
 ) -> None:
-    pictures = ImageSet(demo_folder, "train")
-    names = pictures.names[3:14]
-    batches = list(validation_loader(ValidationDataset(pictures, names, 8), 4, workers, pin_memory=False))
+    images = ImageSet(demo_folder, "train")
+    names = images.names[3:14]
+    batches = list(validation_loader(ValidationDataset(images, names, 8), 4, workers, pin_memory=False))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     for image, name in zip(torch.cat(batches).numpy(), names):
-        np.testing.assert_array_equal(image, pictures.read(name, 8))
+        np.testing.assert_array_equal(image, images.read(name, 8))
 
 
-# --- readers in trouble ---------------------------------------------------------------------------
+# --- workers that fail ----------------------------------------------------------------------------
 
 
-def test_a_problem_in_a_worker_is_told_in_the_same_sentence(demo_copy: pathlib.Path) -> None:
-    pictures = ImageSet(demo_copy, "train")
-    name = pictures.names[2]
+def test_a_problem_in_a_worker_is_raised_with_the_same_sentence(demo_copy: pathlib.Path) -> None:
+    images = ImageSet(demo_copy, "train")
+    name = images.names[2]
     (demo_copy / name).write_bytes(b"")
-    dataset = ValidationDataset(ImageSet(demo_copy, "train"), pictures.names[:8], 8)
+    dataset = ValidationDataset(ImageSet(demo_copy, "train"), images.names[:8], 8)
 
     def sentence(workers: int) -> str:
         with pytest.raises(Problem) as caught:
@@ -217,7 +217,7 @@ def test_a_problem_in_a_worker_is_told_in_the_same_sentence(demo_copy: pathlib.P
 
 
 class Dies(ValidationDataset):
-    """Ends the process that reads it, as the kernel does when memory is short."""
+    """Kills the worker that reads it, as the kernel does when memory is short."""
 
     def __getitem__(self, index: int) -> U8:
         os.kill(os.getpid(), 9)
@@ -230,10 +230,10 @@ def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathl
         list(validation_loader(dataset, 4, workers=1, pin_memory=False))
 
 
-def test_a_long_name_for_temporary_files_is_a_problem_and_no_endless_wait(
+def test_a_tmpdir_that_is_too_long_is_a_problem_and_not_an_endless_wait(
     demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
-    pictures = ImageSet(demo_folder, "train")
+    images = ImageSet(demo_folder, "train")
     with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
-        validation_loader(ValidationDataset(pictures, pictures.names[:2], 8), 2, workers=1, pin_memory=False)
+        validation_loader(ValidationDataset(images, images.names[:2], 8), 2, workers=1, pin_memory=False)

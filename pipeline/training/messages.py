@@ -1,0 +1,80 @@
+"""What a training prints: a line at its start, a line an epoch, a line at its end, and why it stopped."""
+import pathlib
+from typing import Any
+
+from pipeline.config import Settings
+from pipeline.data.loader import BatchSchedule
+from pipeline.model.factory import count_parameters
+from pipeline.runtime.device import describe
+from pipeline.runtime.distributed import ProcessGroup
+from pipeline.training.fold_data import FoldData
+from pipeline.training.state import TrainingState
+
+SCORE_LABELS = {"val_dice": "Dice", "val_mean_iou": "mean IoU"}
+MAX_NAMES = 8  # of the images of a batch that a message lists
+
+
+def start(
+    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
+) -> str:
+    """What is trained, on what; and what is missing, or done already."""
+    processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
+    lines = [
+        f"Fold {data.number}: {settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters, "
+        f"{len(data.training)} images at 1/{settings.data.scale}, {len(data.validation)} held out{data.notes}, "
+        f"{describe(dist.device)}{processes}."
+    ]
+    if missing := data.missing_groups():
+        rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
+        lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
+    if state.step:
+        lines.append(f"{data.paths.folder}: resuming after step {state.step} of {schedule.total_steps}.")
+    return "\n".join(lines)
+
+
+def epoch(row: dict[str, Any], epochs: int) -> str:
+    """A row of `log.jsonl` for people."""
+    scores = ""
+    if row["val_dice"] is not None:
+        scores = f"Dice {row['val_dice']:.5f} at 0.5 (best threshold {row['val_dice_threshold']:.3f}), "
+    if "val_mean_iou" in row:
+        scores = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {scores}{row['images_per_s']:.1f} images/s, "
+        f"waited {row['waited_fraction']:.1%} for images, {row['seconds']:.0f} s"
+    )
+
+
+def end(data: FoldData, state: TrainingState) -> str:
+    """The best score, and what to run next."""
+    best = state.best_row() or {}
+    threshold, next_stages = "", "validate report"
+    if state.score_name == "val_dice":
+        threshold = f" at the threshold 0.5, best is {best['val_dice_threshold']:.3f},"
+        next_stages = "validate threshold report"
+    return (
+        f"{data.paths.best}: {score(state)}{threshold} on held-out images at full size, after "
+        f"{state.seconds() / 60:.1f} minutes; `make {next_stages} RUN={data.run.name}` shows where it is wrong."
+    )
+
+
+def trained_already(data: FoldData, state: TrainingState) -> str:
+    return f"{data.paths.folder} is trained already: {score(state)}. Choose another RUN= to train once more."
+
+
+def score(state: TrainingState) -> str:
+    """The best score under the name of its metric."""
+    return f"{SCORE_LABELS[state.score_name]} {state.best_score:.5f}"
+
+
+def stopped(step: int, total_steps: int) -> str:
+    return f"Stopped after step {step} of {total_steps}; it is saved, and the same command resumes there."
+
+
+def not_finite(step: int, total_steps: int, names: list[str], last: pathlib.Path) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+    return (
+        f"The loss or its gradient is not finite at step {step + 1} of {total_steps}, on the images "
+        f"{', '.join(names[:MAX_NAMES])}{more}; {good}. Look at these images, or lower train.learning_rate."
+    )
