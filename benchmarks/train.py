@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferencePictures, ReferenceTrainer
 from pipeline import carvana, config
-from pipeline.data import augment, competition
+from pipeline.data import augment
 from pipeline.data.loader import BatchSchedule, TrainingDataset, prefetch_to_device, training_loader
 from pipeline.runtime.device import describe, loss_scaler, pick_device, precision, set_up
 from pipeline.model import losses, optim
@@ -271,7 +271,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def our_pictures(folder: pathlib.Path, scale: int) -> TrainingDataset:
-    cars = competition.Carvana(folder, hq=False)
+    cars = carvana.CARVANA.open_dataset(folder)
     return TrainingDataset(cars, cars.names, scale, augment.build(**config.Augment().model_dump()), 0, False)
 
 

@@ -203,7 +203,7 @@ def train_fold(
         print(
             f"Fold {fold_number}: {settings.model.arch} of {count_parameters(network) / 1e6:.2f} M parameters, "
             f"{len(training_set)} pictures at 1/{settings.data.scale}, {len(validation_set)} held out"
-            f"{relabel.told(training_set.names, validation_set.names, dataset.names, training_set.relabelled)}, {describe(device)}"
+            f"{relabel.relabel_summary(training_set.names, validation_set.names, dataset.names, training_set.relabelled)}, {describe(device)}"
             f"{f', {dist.world_size} processes' if dist.world_size > 1 else ''}."
         )
         absent = (grouping.absent(table, number, dataset.names) for number in grouping.numbers(table))
@@ -350,7 +350,7 @@ def open_pictures(
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({process_group})."
         )
-    other_masks = relabel.relabelled(training, settings.data.relabel)
+    other_masks = relabel.read_relabelled(training, settings.data.relabel)
     change = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     scale, cache = settings.data.scale, settings.data.cache
     return (

@@ -21,7 +21,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     """`runs/NAME/` as two trained and judged folds would leave it; each prediction lies a little beside its mask."""
     run = Run(name)
     cars = sorted({carvana.car_of(picture) for picture in competition.ImageSet(folder, "train").names})
-    makes = competition.read_makes(folder)
+    makes = carvana.read_makes(folder)
     table = grouping.assign({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     words = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]

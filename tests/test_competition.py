@@ -40,7 +40,7 @@ def drop_member(archive_path: pathlib.Path, ending: str) -> None:
 
 def check(folder: pathlib.Path) -> list[str]:
     pictures, masks = ImageSet(folder, "train"), competition.open_masks(folder)
-    return competition.check_training_set(pictures, masks, competition.read_makes(folder))
+    return competition.check_training_set(pictures, masks, carvana.read_makes(folder))
 
 
 # --- the training set -----------------------------------------------------------------------------
@@ -84,55 +84,55 @@ def test_test_set_cars_in_the_metadata_do_not_matter(folder: pathlib.Path) -> No
 
 
 def test_ids_that_look_like_numbers_stay_text(folder: pathlib.Path) -> None:
-    assert set(competition.read_makes(folder)) == {"011330127438", "331659860e11"}
+    assert set(carvana.read_makes(folder)) == {"011330127438", "331659860e11"}
 
 
 def test_a_make_that_is_not_known_is_empty_text_and_one_called_na_is_not(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_text("id,make\n0123456789ab,\n0123456789ac,NA\n")
-    assert competition.read_makes(folder) == {"0123456789ab": "", "0123456789ac": "NA"}
+    assert carvana.read_makes(folder) == {"0123456789ab": "", "0123456789ac": "NA"}
 
 
 def test_csv_zip_holds_the_same_table_as_csv(folder: pathlib.Path) -> None:
-    from_csv = competition.read_makes(folder)
+    from_csv = carvana.read_makes(folder)
     with zipfile.ZipFile(folder / "metadata.csv.zip", "w") as archive:
         archive.write(folder / "metadata.csv", "metadata.csv")
     (folder / "metadata.csv").unlink()
-    assert competition.read_makes(folder) == from_csv
+    assert carvana.read_makes(folder) == from_csv
 
 
 def test_the_unpacked_table_wins_over_the_packed_one(folder: pathlib.Path) -> None:
     with zipfile.ZipFile(folder / "metadata.csv.zip", "w") as archive:
         archive.writestr("metadata.csv", "id,make\nold,old\n")
-    assert set(competition.read_makes(folder)) == set(CARS)
+    assert set(carvana.read_makes(folder)) == set(CARS)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + METADATA.encode())
-    assert set(competition.read_makes(folder)) == set(CARS)
+    assert set(carvana.read_makes(folder)) == set(CARS)
 
 
 def test_other_line_ends_make_no_other_table(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_bytes(METADATA.replace("\n", "\r\n").encode())
-    assert competition.read_makes(folder) == {car: "Acura" for car in CARS}
+    assert carvana.read_makes(folder) == {car: "Acura" for car in CARS}
 
 
 def test_a_table_without_a_column_is_a_problem_that_names_it(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_text(METADATA.replace("make", "brand"))
     with pytest.raises(Problem, match=r"metadata\.csv has no column make; its first line is id,year,brand"):
-        competition.read_makes(folder)
+        carvana.read_makes(folder)
 
 
 def test_a_car_that_is_there_twice_is_a_problem(folder: pathlib.Path) -> None:
     (folder / "metadata.csv").write_text(METADATA + f"{CARS[0]},2012,BMW,One,Base,FWD\n")
     with pytest.raises(Problem, match=r"metadata\.csv has two rows for id 011330127438"):
-        competition.read_makes(folder)
+        carvana.read_makes(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", b'id,make\n"a', b"id,make\na,b,c,d\ne,f,g,h,i\n"])
 def test_what_is_no_table_is_a_problem(folder: pathlib.Path, data: bytes) -> None:
     (folder / "metadata.csv").write_bytes(data)
     with pytest.raises(Problem, match=r"metadata\.csv"):
-        competition.read_makes(folder)
+        carvana.read_makes(folder)
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -140,7 +140,7 @@ def test_a_packed_table_that_is_cut_short_is_a_problem(demo_copy: pathlib.Path, 
     table = demo_copy / "metadata.csv.zip"
     table.write_bytes(table.read_bytes()[: table.stat().st_size * tenths // 10])
     with pytest.raises(Problem, match=r"metadata\.csv\.zip cannot be read"):
-        competition.read_makes(demo_copy)
+        carvana.read_makes(demo_copy)
 
 
 def test_a_packed_table_under_another_name_is_a_problem(folder: pathlib.Path) -> None:
@@ -148,7 +148,7 @@ def test_a_packed_table_under_another_name_is_a_problem(folder: pathlib.Path) ->
     with zipfile.ZipFile(folder / "metadata.csv.zip", "w") as archive:
         archive.writestr("sub/metadata.csv", METADATA)
     with pytest.raises(Problem, match=r"metadata\.csv\.zip has no member metadata\.csv"):
-        competition.read_makes(folder)
+        carvana.read_makes(folder)
 
 
 # --- pictures and masks ---------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_everything_is_fetched_once_and_a_second_time_nothing(
     out = capsys.readouterr().out
     assert re.search(r"To fetch into data, where .* are free:\n", out)
     assert re.search(r"train\.zip +[0-9.]+ MB\n", out)
-    assert re.search(r"data/train\.zip: .* MB in 0 s, 64 pictures, verified\.", out)
+    assert re.search(r"data/train\.zip: .* MB in 0 s, 64 images, verified\.", out)
     manifest = json.loads((FOLDER / download.MANIFEST).read_text())
     assert manifest[LARGE]["bytes"] == (demo_folder / LARGE).stat().st_size
 
@@ -125,7 +125,7 @@ def test_what_came_another_way_is_verified_and_kept(
         shutil.copy(demo_folder / name, FOLDER / name)
     assert fetch() == 0
     assert kaggle.sent == [("metadata.csv.zip", 0)] and is_all_there(demo_folder)
-    assert "data/train.zip is there already, with 64 pictures." in capsys.readouterr().out
+    assert "data/train.zip is there already, with 64 images." in capsys.readouterr().out
     os.utime(FOLDER / LARGE)
     assert fetch() == 0
     assert len(kaggle.sent) == 1
@@ -224,7 +224,7 @@ def test_wrong_bytes_of_the_right_length_are_fetched_once_more(
     kaggle.midway = [(2**20, garbage)]
     assert fetch("--only", LARGE) == 0
     assert is_all_there(demo_folder, [LARGE]) and kaggle.sent == [(LARGE, 0)] * 2
-    assert "train.zip came damaged, it is no whole zip archive" in capsys.readouterr().out
+    assert "train.zip came damaged, it is not a whole zip archive" in capsys.readouterr().out
 
 
 # --- trouble that stays ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from plain_folder import CLASSES, COLOURS, draw
 from pipeline.config import Data, Settings, Task
 from pipeline.data.dataset import open_dataset
 from pipeline.data.image_folder import ImageFolder, nearest
-from pipeline.data.images import TURN_OF
+from pipeline.data.images import TRANSPOSE_OF
 from pipeline.runtime.problem import Problem
 
 SIZE = (64, 96)
@@ -93,7 +93,7 @@ def test_a_photo_is_turned_as_its_camera_noted_and_fits_its_mask(
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     lying = Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
-    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TURN_OF.get(orientation))
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TRANSPOSE_OF.get(orientation))
     lying = lying if back is None else lying.transpose(back)
     (folder / "images" / "p00.jpg").unlink()
     lying.save(folder / "images" / f"p00{suffix}", exif=exif)

@@ -34,24 +34,24 @@ def test_listed_pictures_are_left_out_in_order(tmp_path: pathlib.Path) -> None:
 def test_what_is_left_out_and_put_right_is_counted() -> None:
     table = pd.DataFrame({"img": NAMES[:1], "rle_mask": ["1 1"]})
     masks = competition.CsvMasks(table, where="mine.csv")
-    assert relabel.told(NAMES[:1], NAMES[2:], NAMES, masks) == ", 1 left out, 1 with masks of data.relabel"
-    assert relabel.told(NAMES[:2], NAMES[2:], NAMES, None) == ""
+    assert relabel.relabel_summary(NAMES[:1], NAMES[2:], NAMES, masks) == ", 1 left out, 1 with masks of data.relabel"
+    assert relabel.relabel_summary(NAMES[:2], NAMES[2:], NAMES, None) == ""
 
 
 def test_no_suspect_is_nothing_to_leave_out(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,rle_mask\n")
     assert relabel.without(NAMES, str(path)) == NAMES
-    found = relabel.relabelled(NAMES, str(path))
+    found = relabel.read_relabelled(NAMES, str(path))
     assert found is not None and found.names == []
 
 
 def test_masks_of_the_table_are_taken_for_training_pictures_alone(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,rle_mask\n00000000000a_02.jpg,1 3\n00000000000c_09.jpg,5 5\n")
-    found = relabel.relabelled(NAMES, str(path))
+    found = relabel.read_relabelled(NAMES, str(path))
     assert found is not None and found.names == [NAMES[1]] and found.runs(NAMES[1]).tolist() == [[0, 3]]
-    assert relabel.relabelled(NAMES, None) is None
+    assert relabel.read_relabelled(NAMES, None) is None
     assert relabel.fingerprint(found) == "00000000000a_02.jpg 1 3" and relabel.fingerprint(None) == ""
 
 
@@ -66,7 +66,7 @@ def test_a_table_that_is_none_is_told(tmp_path: pathlib.Path, text: str | None, 
     if text:
         path.write_text(text)
     with pytest.raises(Problem, match=said):
-        relabel.relabelled(NAMES, str(path))
+        relabel.read_relabelled(NAMES, str(path))
 
 
 def test_a_training_picture_comes_with_the_other_mask(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -74,7 +74,7 @@ def test_a_training_picture_comes_with_the_other_mask(demo_folder: pathlib.Path,
     names = dataset.names[:2]
     path = tmp_path / "suspects.csv"
     path.write_text(f"img,rle_mask\n{names[1]},1 {SHAPE[0] * SHAPE[1]}\n")
-    righted = relabel.relabelled(names, str(path))
+    righted = relabel.read_relabelled(names, str(path))
     dataset = TrainingDataset(dataset, names, 8, lambda *things: things[:2], 0, False, righted)
     np.testing.assert_array_equal(dataset.decode(0)[1], dataset.target(names[0], 8))
     assert (dataset.decode(1)[1] == 255).all()
