@@ -59,7 +59,6 @@ def read_training_makes(folder: pathlib.Path, images: ImageSet) -> dict[str, str
 
 
 CARVANA = Competition(
-    kind="carvana",
     slug="carvana-image-masking-challenge",
     width_px=1918,
     height_px=1280,

@@ -32,7 +32,7 @@ def pack(folder: pathlib.Path, set_name: str, names: list[str]) -> None:
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """A competition of two cars whose images are never decoded."""
-    images = [carvana.image_name(car, view) for car in CARS for view in carvana.ANGLE_CODES]
+    images = [carvana.image_name(car, angle) for car in CARS for angle in carvana.ANGLE_CODES]
     pack(tmp_path, "train", images)
     pack(tmp_path, "train_masks", [carvana.mask_name(name) for name in images])
     (tmp_path / "metadata.csv").write_text(METADATA)
@@ -235,7 +235,7 @@ def test_a_shrunk_copy_cannot_be_read_at_a_finer_scale(folder: pathlib.Path) -> 
 # --- another competition ----------------------------------------------------------------------------
 
 SALT = Competition(  # as most later ones: names without a suffix, PNG, run lengths down the columns, no groups
-    kind="salt", slug="tgs-salt-identification-challenge", width_px=30, height_px=21, stem="[0-9a-f]{10}",
+    slug="tgs-salt-identification-challenge", width_px=30, height_px=21, stem="[0-9a-f]{10}",
     submission_header=("id", "rle_mask"), image_suffix=".png", suffix_in_tables=False, mask_set="masks",
     mask_table="train.csv",
 )  # fmt: skip

@@ -18,18 +18,18 @@ def half(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_the_copy_shows_the_same_images(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
-    whole, copy = (CARVANA.open_images(folder, "test") for folder in (demo_folder, half))
-    assert copy.names == whole.names
+    original, copy = (CARVANA.open_images(folder, "test") for folder in (demo_folder, half))
+    assert copy.names == original.names
     for scale in (2, 4, 8):
-        mine, theirs = (images.read(whole.names[3], scale).astype(int) for images in (copy, whole))
+        mine, theirs = (images.read(original.names[3], scale).astype(int) for images in (copy, original))
         assert mine.shape == theirs.shape
         assert np.abs(mine - theirs).mean() < 2
 
 
 def test_the_masks_stay_at_full_size(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
-    whole, copy = CARVANA.open_masks(demo_folder), CARVANA.open_masks(half)
-    assert copy.names == whole.names
-    assert np.array_equal(copy.read(whole.names[0]), whole.read(whole.names[0]))
+    original, copy = CARVANA.open_masks(demo_folder), CARVANA.open_masks(half)
+    assert copy.names == original.names
+    assert np.array_equal(copy.read(original.names[0]), original.read(original.names[0]))
 
 
 def test_gif_masks_are_copied_as_run_lengths(demo_copy: pathlib.Path, tmp_path: pathlib.Path) -> None:

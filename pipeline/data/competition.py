@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.data import grouping
 from pipeline.data.csv_table import find_table, read_table
 from pipeline.data.images import coverage, coverage_of_runs, decode_image, decode_mask, grid_shape
 from pipeline.data.zip_reader import FileSet
@@ -29,7 +28,6 @@ class Competition:
     An image is known everywhere by the name that the tables give it: its file name, or that without `image_suffix`.
     """
 
-    kind: str  # the value of data.kind
     slug: str  # in the address of the competition's page
     width_px: int
     height_px: int
@@ -72,15 +70,22 @@ class Competition:
     def tables(self) -> tuple[str, ...]:
         return (*self.extra_tables, self.sample_table, self.mask_table)
 
+    @property
+    def table_of_set(self) -> dict[str, str]:
+        """The table that lists the images of each set."""
+        train, test = (self.train_set, self.mask_set), (self.test_set,)
+        sets = {self.mask_table: train, self.sample_table: test}
+        return {name + hq: table for table, names in sets.items() for name in names for hq in ("", self.hq_suffix)}
+
     @cached_property
     def image_pattern(self) -> re.Pattern[str]:
         """Matches the file names of images."""
-        return re.compile(self.stem + re.escape(self.image_suffix))
+        return re.compile(f"(?:{self.stem}){re.escape(self.image_suffix)}")
 
     @cached_property
     def mask_pattern(self) -> re.Pattern[str]:
         """Matches the file names of masks."""
-        return re.compile(self.stem + re.escape(self.mask_suffix))
+        return re.compile(f"(?:{self.stem}){re.escape(self.mask_suffix)}")
 
     def image_file(self, name: str) -> str:
         """The file name of an image."""
@@ -227,6 +232,8 @@ class CompetitionDataset:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
+        from pipeline.data import grouping  # which imports scikit-learn and, by way of pipeline.carvana, this module
+
         if self.competition.group_key is None:
             return grouping.assign_groups(self.group_of_key, count)
         return grouping.assign(self.group_of_key, count)

@@ -9,6 +9,7 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from pipeline.runtime import files
+from pipeline.carvana import car_of
 from pipeline.runtime.problem import Problem
 
 # Of a `folds.csv`: what is held out as a whole, its group, the fold. The first column tells them apart.
@@ -59,8 +60,6 @@ def too_few(folds: int, there: int, what: str, of_what: str) -> str:
 
 def group_key(name: str, table: pd.DataFrame) -> str:
     """What is held out with this picture, as the table's first column names it: its car, or the picture itself."""
-    from pipeline.carvana import car_of  # which imports this module by way of data.competition
-
     return car_of(name) if table.columns[0] == "car_id" else name
 
 

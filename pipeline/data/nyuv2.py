@@ -216,10 +216,11 @@ def check_arrays(file: h5py.File, path: pathlib.Path, with_depth: bool) -> None:
             f"{path}: images is {shape}, but it must be (images, 3, columns, rows), as (1449, 3, 640, 480); "
             "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
         )
+    expected = (shape[0], *shape[2:])
     for name in sorted({"labels", "depths"} & set(required)):
-        if file[name].shape != (shape[0], *shape[2:]):
+        if file[name].shape != expected:
             raise Problem(
-                f"{path}: {name} is {file[name].shape}, but with images of {shape} it must be {(shape[0], *shape[2:])}; "
+                f"{path}: {name} is {file[name].shape}, but with images of {shape} it must be {expected}; "
                 "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
             )
     for name, kinds in {"images": "u1", "labels": "u", "depths": "f"}.items():

@@ -94,30 +94,16 @@ def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
 def check_images(name: str, names: list[str], folder: pathlib.Path, competition: Competition) -> int:
     """Count the images, or masks, among an archive's files. Raises Damaged when they are not those of its table."""
     set_name = name.removesuffix(".zip")
-    is_masks = set_name == competition.mask_set
-    pattern, suffix = (
-        (competition.mask_pattern, competition.mask_suffix) if is_masks
-        else (competition.image_pattern, competition.image_suffix)
-    )  # fmt: skip
+    pattern, suffix = competition.image_pattern, competition.image_suffix
+    if set_name == competition.mask_set:
+        pattern, suffix = competition.mask_pattern, competition.mask_suffix
     images = [competition.name_of_file(file, suffix) for file in names if pattern.fullmatch(file)]
-    check_count(is_training(set_name, competition), images, folder, competition)
-    table_name = table_of_set(set_name, competition)
-    table = find_table(folder, table_name) if table_name else None
+    table_name = competition.table_of_set.get(set_name, "")
+    check_count(table_name, images, folder, competition)
+    table = find_table(folder, table_name)
     if table is not None and (others := set(images) ^ set(first_column(table, table_name))):
         raise Damaged(f"{len(others)} images are either in it or in {table.name}, the first is {min(others)}")
     return len(images)
-
-
-def is_training(set_name: str, competition: Competition) -> bool:
-    return set_name in (competition.train_set, competition.train_set + competition.hq_suffix, competition.mask_set)
-
-
-def table_of_set(set_name: str, competition: Competition) -> str:
-    """The table that lists the images of a set, "" if none does."""
-    if is_training(set_name, competition):
-        return competition.mask_table
-    is_test = set_name in (competition.test_set, competition.test_set + competition.hq_suffix)
-    return competition.sample_table if is_test else ""
 
 
 def check_table(path: pathlib.Path, name: str, folder: pathlib.Path, competition: Competition) -> int:
@@ -127,20 +113,23 @@ def check_table(path: pathlib.Path, name: str, folder: pathlib.Path, competition
     if len(set(rows)) < len(rows):
         raise Damaged("it has two rows for the same thing")
     if name in (competition.mask_table, competition.sample_table):
-        check_count(name == competition.mask_table, rows, folder, competition)
+        check_count(name, rows, folder, competition)
     return len(rows)
 
 
-def check_count(of_training: bool, images: list[str], folder: pathlib.Path, competition: Competition) -> None:
-    """Raise Damaged unless each group has all angles, and Kaggle's own data as many images as Kaggle counts."""
+def check_count(table_name: str, images: list[str], folder: pathlib.Path, competition: Competition) -> None:
+    """Raise Damaged unless each group has all angles, and Kaggle's own data as many images as Kaggle counts.
+
+    table_name: the table that lists these images.
+    """
     key_of = competition.group_key or str
-    expected: int | None = len({key_of(name) for name in images}) * competition.angles
-    if competition.rows_if_real is not None:
-        table_name, rows = competition.rows_if_real
-        table = find_table(folder, table_name)
-        if table is not None and len(first_column(table, table_name)) == rows:
-            expected = competition.train_images if of_training else competition.test_images
-    if len(images) != (len(images) if expected is None else expected) or not images:
+    expected = len({key_of(name) for name in images}) * competition.angles
+    counts = {competition.mask_table: competition.train_images, competition.sample_table: competition.test_images}
+    real_table, rows = competition.rows_if_real or ("", 0)
+    table = find_table(folder, real_table)
+    if table is not None and len(first_column(table, real_table)) == rows:
+        expected = counts.get(table_name) or expected
+    if len(images) != expected or not images:
         raise Damaged(f"it has {len(images):,} images, but there must be {expected or 'some':,}")
 
 
