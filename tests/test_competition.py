@@ -56,6 +56,14 @@ def test_a_whole_training_set_is_a_sorted_list_of_cars(folder: pathlib.Path) -> 
     assert check(folder) == ["011330127438", "331659860e11"]
 
 
+def test_folds_hold_out_cars_which_are_seen_from_angles(demo_folder: pathlib.Path) -> None:
+    cars = CARVANA.open_dataset(demo_folder)
+    assert cars.has_angles and cars.group_key("011330127438_01.jpg") == "011330127438"
+    table = cars.folds(2)
+    assert list(table.columns) == ["car_id", "make", "fold"]
+    assert table["car_id"].tolist() == sorted({cars.group_key(name) for name in cars.names})
+
+
 def test_a_car_without_one_of_its_16_angles_is_a_problem(folder: pathlib.Path) -> None:
     drop_member(folder / "train.zip", "331659860e11_09.jpg")
     with pytest.raises(Problem, match=r"train\.zip: car 331659860e11 has no angle 09"):

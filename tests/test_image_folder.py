@@ -161,6 +161,7 @@ def test_a_config_opens_it(folder: pathlib.Path) -> None:
     )
     dataset = open_dataset(settings.data, settings.task, folder)
     assert dataset.classes == CLASSES and (dataset.height, dataset.width) == SIZE
+    assert dataset.group_key("p00") == "p00" and not dataset.has_angles
 
 
 # --- what may be wrong ----------------------------------------------------------------------------
