@@ -77,6 +77,12 @@ def test_a_missing_image_is_damage(demo_copy: pathlib.Path, name: str) -> None:
         verified(demo_copy, name)
 
 
+def test_an_archive_without_images_is_damage(demo_copy: pathlib.Path) -> None:
+    repack(demo_copy / "train.zip", keep=lambda member: False)
+    with pytest.raises(Damaged, match="it has 0 images, but there must be some"):
+        verified(demo_copy, "train.zip")
+
+
 def test_a_missing_car_is_damage_because_the_table_lists_it(demo_copy: pathlib.Path) -> None:
     with zipfile.ZipFile(demo_copy / "train.zip") as archive:
         car = carvana.car_of(archive.namelist()[-1].rpartition("/")[2])

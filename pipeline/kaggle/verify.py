@@ -130,7 +130,7 @@ def check_count(table_name: str, images: list[str], folder: pathlib.Path, compet
     if table is not None and len(first_column(table, real_table)) == rows:
         expected = counts.get(table_name) or expected
     if len(images) != expected or not images:
-        raise Damaged(f"it has {len(images):,} images, but there must be {expected or 'some':,}")
+        raise Damaged(f"it has {len(images):,} images, but there must be {f'{expected:,}' if expected else 'some'}")
 
 
 def first_column(path: pathlib.Path, name: str) -> list[str]:
