@@ -270,7 +270,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def our_images(folder: pathlib.Path, scale: int) -> TrainingDataset:
-    cars = competition.Carvana(folder, hq=False)
+    cars = carvana.CARVANA.open_dataset(folder)
     return TrainingDataset(cars, cars.names, scale, augment.build(**config.Augment().model_dump()), 0, False)
 
 

@@ -86,7 +86,8 @@ def tally_fold(
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
     pictures = competition.ImageSet(folder, "train_hq" if settings.data.hq else "train")
     masks = competition.open_masks(folder)
-    competition.check_training_set(pictures, masks, competition.read_makes(folder))
+    competition.check_masks(pictures, masks)
+    carvana.read_training_makes(folder, pictures)
     _, names = split(table, fold, pictures.names)
     if not names:
         raise Problem(f"{folder} holds no picture of fold {fold} in {runs[0].folds}; is it another folder?")

@@ -2,49 +2,91 @@
 
 Source: https://www.kaggle.com/competitions/carvana-image-masking-challenge (data and evaluation pages).
 Parts under `model/`, `inference/` and `masks/` never import this file: they do not know what a car is.
+For another competition, write a file like this one and add it to `COMPETITIONS` in `pipeline/data/dataset.py`.
 """
-import re
+import pathlib
 
-SLUG = "carvana-image-masking-challenge"
-RULES_PAGE = f"https://www.kaggle.com/competitions/{SLUG}/rules"  # without whose acceptance Kaggle serves nothing
-ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
+from pipeline.data.competition import Competition, ImageSet
+from pipeline.data.csv_table import read_table
+from pipeline.runtime.problem import Problem
 
-WIDTH_PX, HEIGHT_PX = 1918, 1280
-ANGLES = 16  # a car stands on a turntable; view 1 to 16 in steps of 22.5 degrees
-ANGLE_CODES = tuple(f"{view:02d}" for view in range(1, ANGLES + 1))
-
+ANGLES = 16  # a car stands on a turntable and is seen from angle 1 to 16, in steps of 22.5 degrees
+ANGLE_CODES = tuple(f"{angle:02d}" for angle in range(1, ANGLES + 1))
 TRAIN_CARS, TEST_CARS = 318, 6_254
 TEST_IMAGES = TEST_CARS * ANGLES
 assert TRAIN_CARS * ANGLES == 5_088 and TEST_IMAGES == 100_064  # as counted in Kaggle's archives
-
-# The same pictures exist twice, as `train.zip` and, with less JPEG compression, as `train_hq.zip`.
-SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
-REPAIRED = "29bb3ece3180_11.jpg"  # lies loose beside the archives, in the place of a damaged test picture
-
-SUBMISSION_HEADER = ("img", "rle_mask")
-SOLUTION_HEADER = (*SUBMISSION_HEADER, "Usage")  # Usage: Public, Private or Ignored
-MEAN_COVERAGE = 0.21  # of a picture's pixels, over the 5,088 training masks
-
-IMAGE_NAME = re.compile(r"(?P<car>[0-9a-f]{12})_(?P<view>0[1-9]|1[0-6])\.jpg")
-MASK_NAME = re.compile(IMAGE_NAME.pattern.replace(r"\.jpg", r"_mask\.gif"))
-assert all(IMAGE_NAME.fullmatch(f"{0:012x}_{view}.jpg") for view in ANGLE_CODES)
+MEAN_COVERAGE = 0.21  # of an image's pixels, over the 5,088 training masks
 
 
-def image_name(car_id: str, view: str) -> str:
+def image_name(car_id: str, angle: str) -> str:
     """`("00087a6bd4dc", "01")` -> `"00087a6bd4dc_01.jpg"`."""
-    return f"{car_id}_{view}.jpg"
-
-
-def mask_name(image_name: str) -> str:
-    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01_mask.gif"`."""
-    return image_name.removesuffix(".jpg") + "_mask.gif"
+    return f"{car_id}_{angle}.jpg"
 
 
 def car_of(image_name: str) -> str:
-    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc"`: the group that no split may cut."""
+    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc"`: the group that no split may divide."""
     return image_name[:12]
 
 
 def angle_of(image_name: str) -> int:
     """`"00087a6bd4dc_01.jpg"` -> 1."""
     return int(image_name[13:15])
+
+
+def read_makes(folder: pathlib.Path) -> dict[str, str]:
+    """Make of each car in `metadata.csv`, as spelt there; "" where it is not known."""
+    table = read_table(folder, "metadata.csv", ("id", "make"))
+    return dict(zip(table["id"], table["make"]))
+
+
+def read_training_makes(folder: pathlib.Path, images: ImageSet) -> dict[str, str]:
+    """Make of each training car, sorted by car. Raises Problem when an angle or a car's metadata is missing."""
+    make_of_car, names = read_makes(folder), set(images.names)
+    cars = sorted({car_of(name) for name in names})
+    for car in cars:
+        for angle in ANGLE_CODES:
+            if image_name(car, angle) not in names:
+                raise Problem(
+                    f"{images.files.archive_path}: car {car} has no angle {angle}, "
+                    f"but a car has {ANGLES}; download it again."
+                )
+    if missing := [car for car in cars if car not in make_of_car]:
+        raise Problem(
+            f"metadata.csv lacks {len(missing)} cars of {images.files.archive_path}, the first is {missing[0]}; "
+            "download both again."
+        )
+    return {car: make_of_car[car] for car in cars}
+
+
+CARVANA = Competition(
+    slug="carvana-image-masking-challenge",
+    width_px=1918,
+    height_px=1280,
+    stem=r"(?P<car>[0-9a-f]{12})_(?P<angle>0[1-9]|1[0-6])",
+    image_suffix=".jpg",
+    mask_suffix="_mask.gif",
+    column_major=False,
+    submission_header=("img", "rle_mask"),
+    hq_suffix="_hq",  # the same images exist twice, as `train.zip` and, with less JPEG compression, `train_hq.zip`
+    extra_tables=("metadata.csv",),
+    repaired="29bb3ece3180_11.jpg",  # lies loose beside the archives, in the place of a damaged test image
+    train_images=TRAIN_CARS * ANGLES,
+    test_images=TEST_IMAGES,
+    rows_if_real=("metadata.csv", TRAIN_CARS + TEST_CARS),
+    # Means over hundreds of cars; a network that finds no car, or inverted masks, lies far outside.
+    mean_coverage_range=(MEAN_COVERAGE / 2, MEAN_COVERAGE * 2),
+    allow_empty_masks=False,
+    angles=ANGLES,
+    group_key=car_of,
+    read_groups=read_training_makes,
+)
+
+# The same facts by the names that other modules use.
+SLUG, RULES_PAGE = CARVANA.slug, CARVANA.rules_page
+WIDTH_PX, HEIGHT_PX = CARVANA.width_px, CARVANA.height_px
+SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
+REPAIRED = CARVANA.repaired
+SUBMISSION_HEADER, SOLUTION_HEADER = CARVANA.submission_header, CARVANA.solution_header
+IMAGE_NAME, MASK_NAME, mask_name = CARVANA.image_pattern, CARVANA.mask_pattern, CARVANA.mask_file
+ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
+assert all(IMAGE_NAME.fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)

@@ -21,7 +21,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     """Write `runs/NAME/` as if two folds were trained and validated; each prediction is its mask moved a little."""
     run = Run(name)
     cars = sorted({carvana.car_of(name) for name in competition.ImageSet(folder, "train").names})
-    makes = competition.read_makes(folder)
+    makes = carvana.read_makes(folder)
     table = grouping.assign({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]

@@ -269,7 +269,7 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
     assert copy[0] == "cp" and len(makes) == 4 and all(words[0] == "make" for words in makes)
 
     monkeypatch.chdir(tmp_path)
-    folder = draw(tmp_path / "data" / "mine", pictures=15)
+    folder = draw(tmp_path / "data" / "mine", images=15)
     (tmp_path / "photo.jpg").write_bytes((folder / "images" / "p00.jpg").read_bytes())
     tree = yaml.safe_load((REPOSITORY / copy[1]).read_text())
     tree["data"] |= {"height": 64, "width": 96, "workers": 0}

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.carvana import CARVANA
 from pipeline.data import augment
-from pipeline.data.competition import Carvana, ImageSet
+from pipeline.data.competition import ImageSet
 from pipeline.data.loader import (
     BatchSchedule,
     TrainingDataset,
@@ -30,7 +31,7 @@ U8 = NDArray[np.uint8]
 
 
 def training_images(folder: pathlib.Path, seed: int = 0, cache: bool = False, **limits: float) -> TrainingDataset:
-    cars = Carvana(folder, hq=False)
+    cars = CARVANA.open_dataset(folder)
     return TrainingDataset(cars, cars.names[:20], 8, augment.build(**{**STILL, **PALE, **limits}), seed, cache)
 
 

@@ -1,4 +1,4 @@
-"""NYU Depth v2: the real file's reader on drawn rooms of its structure, its class tables, and what may be wrong."""
+"""NYU Depth v2: the reader on drawn rooms in the real file's format, the class tables, and damaged files."""
 import os
 import pathlib
 import re
@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 
 from pipeline.__main__ import main
 from pipeline.data import nyuv2, nyuv2_classes
-from pipeline.synthetic import rooms
-from pipeline.data.nyuv2 import FILE, SPLITS, NyuV2, depth_bytes, room_of_scene
+from pipeline.data.nyuv2 import FILE, SPLITS, NyuV2, depth_to_u8, room_of_scene
+from pipeline.kaggle import download
 from pipeline.runtime.files import locked, read_json
 from pipeline.runtime.problem import Problem
-from pipeline.synthetic import write_rooms
-from pipeline.kaggle import download
+from pipeline.synthetic import rooms, write_rooms
 
 SCENES, HEIGHT_PX, WIDTH_PX = 4, 48, 64
-PICTURES = SCENES * write_rooms.ANGLES
+IMAGES = SCENES * write_rooms.ANGLES
 
 
 @pytest.fixture(scope="session")
 def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Sixteen tiny pictures of four rooms; tests only read it."""
+    """Sixteen tiny images of four rooms; tests only read it."""
     folder = tmp_path_factory.mktemp("nyuv2") / "rooms"
     write_rooms.main(folder, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     return folder
@@ -38,41 +37,41 @@ def rooms_copy(rooms_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Pa
     return pathlib.Path(shutil.copytree(rooms_folder, tmp_path / "rooms_copy"))
 
 
-def view(picture: int) -> rooms.View:
-    """The drawing that the picture, counted from 0, was made from."""
-    scene, number = divmod(picture, write_rooms.ANGLES)
+def drawing(image: int) -> rooms.View:
+    """The drawing that the image, counted from 0, was made from."""
+    scene, number = divmod(image, write_rooms.ANGLES)
     room_m, boxes = rooms.make_room(list(rooms.KINDS)[scene], scene)
     return rooms.draw_view(room_m, boxes, HEIGHT_PX, WIDTH_PX, scene, number)
 
 
-def test_a_fingerprint_tells_files_inputs_and_classes_apart_and_not_where_they_lie(
+def test_a_fingerprint_depends_on_file_inputs_and_classes_and_not_on_the_folder(
     rooms_folder: pathlib.Path, rooms_copy: pathlib.Path
 ) -> None:
-    one = NyuV2(rooms_folder, 13, "rgb").fingerprint
-    assert NyuV2(rooms_copy, 13, "rgb").fingerprint == one
+    original = NyuV2(rooms_folder, 13, "rgb").fingerprint
+    assert NyuV2(rooms_copy, 13, "rgb").fingerprint == original
     with open(rooms_copy / FILE, "ab") as file:
         file.write(b"!")
     others = [(rooms_copy, 13, "rgb"), (rooms_folder, 40, "rgb"), (rooms_folder, 13, "rgbd")]
-    assert len({one, *(NyuV2(*arguments).fingerprint for arguments in others)}) == 4
+    assert len({original, *(NyuV2(*arguments).fingerprint for arguments in others)}) == 4
 
 
 # --- what is read ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("picture", [0, 7, PICTURES - 1])
-def test_pictures_depth_and_classes_come_back_as_they_were_drawn(rooms_folder: pathlib.Path, picture: int) -> None:
-    drawn, name = view(picture), f"{picture + 1:04d}"
+@pytest.mark.parametrize("image", [0, 7, IMAGES - 1])
+def test_images_depth_and_classes_come_back_as_they_were_drawn(rooms_folder: pathlib.Path, image: int) -> None:
+    drawn, name = drawing(image), f"{image + 1:04d}"
     dataset = NyuV2(rooms_folder, classes=13, inputs="rgbd")
     image = dataset.read(name, scale=1)
     np.testing.assert_array_equal(image[..., :3], drawn.image)
-    np.testing.assert_array_equal(image[..., 3], depth_bytes(drawn.depth_m))
+    np.testing.assert_array_equal(image[..., 3], depth_to_u8(drawn.depth_m))
     truth = dataset.truth(name)
     classes = [nyuv2_classes.CLASSES_13.index(nyuv2_classes.class_of_13(word)) for word in rooms.WORDS]
     np.testing.assert_array_equal(truth, np.where(drawn.words >= 0, np.array(classes)[drawn.words], 255))
     assert truth.dtype == np.uint8 and truth.shape == (dataset.height, dataset.width)
 
 
-def test_pictures_and_classes_share_a_grid_at_every_scale(rooms_folder: pathlib.Path) -> None:
+def test_images_and_classes_share_a_grid_at_every_scale(rooms_folder: pathlib.Path) -> None:
     dataset = NyuV2(rooms_folder, classes=40, inputs="rgb")
     for scale in (1, 2, 4, 8):
         grid = (HEIGHT_PX // scale, WIDTH_PX // scale)
@@ -82,10 +81,10 @@ def test_pictures_and_classes_share_a_grid_at_every_scale(rooms_folder: pathlib.
 
 def test_all_894_words_are_classes_of_their_own(rooms_folder: pathlib.Path) -> None:
     dataset = NyuV2(rooms_folder, classes=894, inputs="rgb")
-    truth, words = dataset.truth("0001"), view(0).words
+    truth, words = dataset.truth("0001"), drawing(0).words
     assert truth.dtype == np.uint16 and len(dataset.classes) == 894
-    found = np.array((*dataset.classes, "")).astype(object)[np.where(truth == 65535, 894, truth)]
-    assert (found == np.array((*rooms.WORDS, ""), object)[words]).all()
+    words_read = np.array((*dataset.classes, "")).astype(object)[np.where(truth == 65535, 894, truth)]
+    assert (words_read == np.array((*rooms.WORDS, ""), object)[words]).all()
     assert truth[truth < 65535].max() > 255
 
 
@@ -104,27 +103,27 @@ def test_each_forked_process_opens_the_file_for_itself(rooms_folder: pathlib.Pat
 
 def test_depth_is_0_near_and_255_far_or_where_there_is_none() -> None:
     depths_m = np.array([0.3, 0.7, 1.0, 3.0, 10.0, 12.0, 0.0, np.nan, np.inf], np.float32)
-    assert depth_bytes(depths_m).tolist() == [0, 0, 82, 210, 255, 255, 255, 255, 255]
+    assert depth_to_u8(depths_m).tolist() == [0, 0, 82, 210, 255, 255, 255, 255, 255]
 
 
-def test_the_file_itself_may_be_named_too(rooms_folder: pathlib.Path) -> None:
-    assert NyuV2(rooms_folder / FILE, classes=13, inputs="rgb").names == [f"{n:04d}" for n in range(1, PICTURES + 1)]
+def test_the_file_itself_may_be_named(rooms_folder: pathlib.Path) -> None:
+    assert NyuV2(rooms_folder / FILE, classes=13, inputs="rgb").names == [f"{n:04d}" for n in range(1, IMAGES + 1)]
 
 
 def test_a_file_as_large_as_the_real_one_is_not_loaded(tmp_path: pathlib.Path) -> None:
-    """1,449 pictures of 640x480: 4.9 GB of zeros that take no room on the disk."""
-    pictures = 1449
+    """1,449 images of 640x480: 4.9 GB of zeros that take no space on the disk."""
+    images = 1449
     with h5py.File(tmp_path / FILE, "w") as file:
-        file.create_dataset("images", (pictures, 3, 640, 480), "u1")
-        file.create_dataset("labels", (pictures, 640, 480), "u2")
-        file.create_dataset("depths", (pictures, 640, 480), "f4")
+        file.create_dataset("images", (images, 3, 640, 480), "u1")
+        file.create_dataset("labels", (images, 640, 480), "u2")
+        file.create_dataset("depths", (images, 640, 480), "f4")
         write_rooms.add_texts(file, "names", [f"thing {number}" for number in range(894)])
-        write_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(pictures)])
+        write_rooms.add_texts(file, "scenes", [f"kitchen_{number // 3:04d}" for number in range(images)])
     before = resident_bytes()
     dataset = NyuV2(tmp_path, classes=40, inputs="rgbd")
     for name in dataset.names[::60]:
         assert dataset.read(name, 1).shape == (480, 640, 4)
-        assert (dataset.target(name, 2) == 255).all()  # label 0 everywhere: nothing is judged
+        assert (dataset.target(name, 2) == 255).all()  # label 0 everywhere: no valid pixel
     assert resident_bytes() - before < 100e6
     assert (len(dataset.names), len(set(dataset.room_of.values()))) == (1449, 483)
 
@@ -138,38 +137,40 @@ def resident_bytes() -> int:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def test_without_an_official_split_no_room_is_on_both_sides(rooms_copy: pathlib.Path) -> None:
+def test_without_an_official_split_no_room_is_in_two_folds(rooms_copy: pathlib.Path) -> None:
     (rooms_copy / SPLITS).unlink()
     table = NyuV2(rooms_copy, classes=13, inputs="rgb").folds(3)
     assert (table.groupby("group")["fold"].nunique() == 1).all() and table["group"].nunique() == SCENES
-    assert set(table["fold"]) == {0, 1, 2} and len(table) == PICTURES
+    assert set(table["fold"]) == {0, 1, 2} and len(table) == IMAGES
 
 
-def test_fold_0_of_the_official_split_holds_out_its_test_pictures(rooms_folder: pathlib.Path) -> None:
+def test_fold_0_of_the_official_split_holds_out_its_test_images(rooms_folder: pathlib.Path) -> None:
     table = NyuV2(rooms_folder, classes=13, inputs="rgb").folds(5)
     split = scipy.io.loadmat(rooms_folder / SPLITS)
     assert table["image"][table["fold"] == 0].astype(int).tolist() == split["testNdxs"].ravel().tolist()
     assert table["image"][table["fold"] == 1].astype(int).tolist() == split["trainNdxs"].ravel().tolist()
 
 
-def test_parts_of_a_recording_are_one_room() -> None:
+def test_scenes_of_one_recording_are_one_room() -> None:
     assert room_of_scene("living_room_0047a") == room_of_scene("living_room_0047b") == "living_room_0047"
     assert room_of_scene("cafe") == "cafe"
 
 
 @pytest.mark.parametrize(
-    "change, sentence",
+    "replaced_arrays, sentence",
     [
-        ({"testNdxs": np.array([[9], [PICTURES + 1]])}, r"testNdxs names picture 17, but there are 1 to 16"),
-        ({"trainNdxs": np.array([[0], [1]])}, r"trainNdxs names picture 0, but there are 1 to 16"),
-        ({"testNdxs": np.array([[8], [9]])}, r"names picture 8 twice"),
-        ({"testNdxs": np.zeros((0, 1))}, r"has no pictures in testNdxs"),
-        ({"trainNdxs": np.array(["1"])}, r"has no pictures in trainNdxs"),
-        ({"testNdxs": np.array([[9.5]])}, r"testNdxs names picture 9\.5"),
+        ({"testNdxs": np.array([[9], [IMAGES + 1]])}, r"testNdxs names image 17, but there are 1 to 16"),
+        ({"trainNdxs": np.array([[0], [1]])}, r"trainNdxs names image 0, but there are 1 to 16"),
+        ({"testNdxs": np.array([[8], [9]])}, r"names image 8 twice"),
+        ({"testNdxs": np.zeros((0, 1))}, r"has no images in testNdxs"),
+        ({"trainNdxs": np.array(["1"])}, r"has no images in trainNdxs"),
+        ({"testNdxs": np.array([[9.5]])}, r"testNdxs names image 9\.5"),
     ],
 )  # fmt: skip
-def test_a_split_that_does_not_fit_is_told(rooms_copy: pathlib.Path, change: dict[str, NDArray], sentence: str) -> None:
-    split = {"trainNdxs": np.arange(1, 9)[:, None], "testNdxs": np.arange(9, 17)[:, None]} | change
+def test_a_split_that_does_not_fit_is_a_problem(
+    rooms_copy: pathlib.Path, replaced_arrays: dict[str, NDArray], sentence: str
+) -> None:
+    split = {"trainNdxs": np.arange(1, 9)[:, None], "testNdxs": np.arange(9, 17)[:, None]} | replaced_arrays
     scipy.io.savemat(rooms_copy / SPLITS, split)
     dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
     with pytest.raises(Problem, match=sentence):
@@ -177,27 +178,27 @@ def test_a_split_that_does_not_fit_is_told(rooms_copy: pathlib.Path, change: dic
 
 
 @pytest.mark.parametrize("data", [b"", b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + b"\xff" * 40, b"<html>" * 50])
-def test_a_damaged_split_is_told(rooms_copy: pathlib.Path, data: bytes) -> None:
+def test_a_damaged_split_is_a_problem(rooms_copy: pathlib.Path, data: bytes) -> None:
     (rooms_copy / SPLITS).write_bytes(data)
-    with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no pictures)"):
+    with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no images)"):
         NyuV2(rooms_copy, classes=13, inputs="rgb").folds(2)
 
 
-def test_a_split_that_is_cut_short_anywhere_is_told(rooms_copy: pathlib.Path) -> None:
-    whole = (rooms_copy / SPLITS).read_bytes()
-    for length in range(0, len(whole), 7):
-        (rooms_copy / SPLITS).write_bytes(whole[:length])
-        with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no pictures)"):
-            nyuv2.official_folds(rooms_copy / SPLITS, [])
+def test_a_split_that_is_cut_short_anywhere_is_a_problem(rooms_copy: pathlib.Path) -> None:
+    data = (rooms_copy / SPLITS).read_bytes()
+    for length in range(0, len(data), 7):
+        (rooms_copy / SPLITS).write_bytes(data[:length])
+        with pytest.raises(Problem, match=r"splits\.mat (cannot be read|has no images)"):
+            nyuv2.read_official_folds(rooms_copy / SPLITS, [])
 
 
 # --- what may be wrong with the file ---------------------------------------------------------------
 
 
-def rewritten(change: Callable[[h5py.File], None]) -> Callable[[pathlib.Path], None]:
+def rewritten(edit: Callable[[h5py.File], None]) -> Callable[[pathlib.Path], None]:
     def damage(path: pathlib.Path) -> None:
         with h5py.File(path, "r+") as file:
-            change(file)
+            edit(file)
 
     return damage
 
@@ -205,34 +206,34 @@ def rewritten(change: Callable[[h5py.File], None]) -> Callable[[pathlib.Path], N
 def replaced(name: str, make: Callable[[NDArray], NDArray]) -> Callable[[pathlib.Path], None]:
     """Another array under the same name."""
 
-    def change(file: h5py.File) -> None:
+    def edit(file: h5py.File) -> None:
         values = make(file[name][()])
         del file[name]
         file[name] = values
 
-    return rewritten(change)
+    return rewritten(edit)
 
 
 def removed(name: str) -> Callable[[pathlib.Path], None]:
-    def change(file: h5py.File) -> None:
+    def edit(file: h5py.File) -> None:
         del file[name]
 
-    return rewritten(change)
+    return rewritten(edit)
 
 
 def points_at(file: h5py.File, name: str) -> None:
     file["names"][0, 5] = file[name].ref
 
 
-def cut(share: float) -> Callable[[pathlib.Path], None]:
-    return lambda path: os.truncate(path, int(path.stat().st_size * share))
+def truncated(fraction: float) -> Callable[[pathlib.Path], None]:
+    return lambda path: os.truncate(path, int(path.stat().st_size * fraction))
 
 
 TROUBLE = {
     "missing": (pathlib.Path.unlink, r"There is no .*make download"),
-    "empty": (cut(0), r"is no MATLAB 7\.3 file: its 0 bytes"),
+    "empty": (truncated(0), r"is not a MATLAB 7\.3 file: its 0 bytes"),
     "cut in the user block": (lambda path: os.truncate(path, 300), r"is cut short after 300 bytes"),
-    "cut in the middle": (cut(0.5), r"is cut short after \d+ bytes; download it again"),
+    "cut in the middle": (truncated(0.5), r"is cut short after \d+ bytes; download it again"),
     "cut by a byte": (lambda path: os.truncate(path, path.stat().st_size - 1), r"is cut short"),
     "an error page": (lambda path: path.write_bytes(b"<!DOCTYPE html>"), r"begin with b'<!DOCTYPE html>'"),
     "MATLAB 5": (lambda path: scipy.io.savemat(path, {"images": np.zeros(3)}), r"is a MATLAB 5 file.*-v7\.3"),
@@ -246,8 +247,8 @@ TROUBLE = {
     "rows before columns": (replaced("images", lambda a: a.swapaxes(2, 3)), r"images is \(16, 3, 48, 64\).*transposed"),
     "colours last": (replaced("images", lambda a: np.moveaxis(a, 1, 3)), r"images is \(16, 64, 48, 3\).*transposed"),
     "labels transposed": (replaced("labels", lambda a: a.swapaxes(1, 2)), r"labels is \(16, 48, 64\).*transposed"),
-    "depths of fewer": (replaced("depths", lambda a: a[:-1]), r"depths is \(15, 64, 48\), but images"),
-    "grey pictures": (replaced("images", lambda a: a[:, 0]), r"images is \(16, 64, 48\)"),
+    "depths of fewer": (replaced("depths", lambda a: a[:-1]), r"depths is \(15, 64, 48\), but with images"),
+    "grey images": (replaced("images", lambda a: a[:, 0]), r"images is \(16, 64, 48\)"),
     "images of floats": (replaced("images", lambda a: a / 255), r"images is float64, but it must be uint8"),
     "labels of floats": (replaced("labels", lambda a: a.astype(np.float32)), r"labels is float32.*uint16"),
     "fewer scenes": (replaced("scenes", lambda a: a[:, :-1]), r"has 16 images but 15 scenes"),
@@ -257,7 +258,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("what", TROUBLE)
-def test_what_is_wrong_with_the_file_is_one_sentence_when_it_is_opened(rooms_copy: pathlib.Path, what: str) -> None:
+def test_a_damaged_file_is_one_sentence_when_it_is_opened(rooms_copy: pathlib.Path, what: str) -> None:
     damage, sentence = TROUBLE[what]
     damage(rooms_copy / FILE)
     with pytest.raises(Problem, match=sentence) as caught:
@@ -265,27 +266,27 @@ def test_what_is_wrong_with_the_file_is_one_sentence_when_it_is_opened(rooms_cop
     assert FILE in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_depth_is_not_missed_where_it_is_not_wanted(rooms_copy: pathlib.Path) -> None:
+def test_rgb_needs_no_depth(rooms_copy: pathlib.Path) -> None:
     removed("depths")(rooms_copy / FILE)
     assert NyuV2(rooms_copy, classes=13, inputs="rgb").read("0001", 1).shape == (HEIGHT_PX, WIDTH_PX, 3)
 
 
-def test_a_label_beyond_the_names_is_told_with_its_picture(rooms_copy: pathlib.Path) -> None:
-    def change(file: h5py.File) -> None:
+def test_a_label_beyond_the_names_is_a_problem_that_names_the_image(rooms_copy: pathlib.Path) -> None:
+    def edit(file: h5py.File) -> None:
         file["labels"][4, 2, 3] = 895
 
-    rewritten(change)(rooms_copy / FILE)
+    rewritten(edit)(rooms_copy / FILE)
     dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
     assert dataset.truth("0004").shape == (HEIGHT_PX, WIDTH_PX)
-    with pytest.raises(Problem, match=r"labels of picture 0005 reach 895, but `names` has only 894 words"):
+    with pytest.raises(Problem, match=r"labels of image 0005 reach 895, but `names` has only 894 words"):
         dataset.target("0005", 2)
 
 
-def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> None:
+def test_an_image_whose_bytes_are_damaged_is_a_problem_that_names_it(rooms_copy: pathlib.Path) -> None:
     with h5py.File(rooms_copy / FILE) as file:
         chunk = file["images"].id.get_chunk_info(2)
     with open(rooms_copy / FILE, "r+b") as file:
-        # h5py counts a chunk's place from the end of MATLAB's own 512 bytes
+        # h5py counts a chunk's offset from the end of MATLAB's own 512 bytes
         file.seek(chunk.byte_offset + write_rooms.USER_BLOCK_BYTES + chunk.size // 2)
         file.write(b"\xff" * 64)
     dataset = NyuV2(rooms_copy, classes=13, inputs="rgb")
@@ -294,16 +295,16 @@ def test_a_picture_whose_bytes_are_damaged_is_told(rooms_copy: pathlib.Path) -> 
         dataset.read("0003", 1)
 
 
-def test_another_number_of_classes_is_told(rooms_folder: pathlib.Path) -> None:
+def test_another_number_of_classes_is_a_problem(rooms_folder: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"task\.classes is 21, but .* has 13 or 40 classes, or 894 words"):
         NyuV2(rooms_folder, classes=21, inputs="rgb")
 
 
-def test_download_looks_at_what_is_there_and_says_where_to_get_it(
+def test_download_checks_what_is_there_and_says_where_to_get_it(
     rooms_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     download.main(rooms_folder, hq=False, only=[], kind="nyuv2")
-    assert re.search(r"16 pictures of 4 rooms, the official split\.$", capsys.readouterr().out.strip())
+    assert re.search(r"16 \w+ of 4 rooms, the official split\.$", capsys.readouterr().out.strip())
     with pytest.raises(Problem, match=r"There is no .*nyu_depth_v2_labeled\.mat.*https://cs\.nyu\.edu/.*splits\.mat"):
         download.main(tmp_path, hq=False, only=[], kind="nyuv2")
     with pytest.raises(Problem, match=r"your own: there is nothing to fetch"):
@@ -323,21 +324,21 @@ def test_download_looks_at_what_is_there_and_says_where_to_get_it(
         ("books", "books", "books"), ("book", "otherprop", "objects"), ("person", "person", "objects"),
         ("chimney", "otherstructure", "objects"), ("door  window  reflection", "otherstructure", "objects"),
         ("garbage bin", "otherfurniture", "furniture"), ("coffee table", "otherfurniture", "furniture"),
-        ("bottle", "otherprop", "objects"), ("a word of tomorrow", "otherprop", "objects"),
+        ("bottle", "otherprop", "objects"), ("an unknown word", "otherprop", "objects"),
     ],
 )  # fmt: skip
-def test_words_have_the_classes_of_the_public_tables(word: str, of_40: str, of_13: str) -> None:
+def test_words_map_to_the_classes_of_the_public_tables(word: str, of_40: str, of_13: str) -> None:
     assert (nyuv2_classes.class_of_40(word), nyuv2_classes.class_of_13(word)) == (of_40, of_13)
 
 
-def test_the_tables_are_whole() -> None:
-    structure = nyuv2_classes.words_of(nyuv2_classes.STRUCTURE_WORDS)
-    furniture = nyuv2_classes.words_of(nyuv2_classes.FURNITURE_WORDS)
+def test_the_tables_are_complete() -> None:
+    structure = nyuv2_classes.split_words(nyuv2_classes.STRUCTURE_WORDS)
+    furniture = nyuv2_classes.split_words(nyuv2_classes.FURNITURE_WORDS)
     assert (len(structure), len(furniture)) == (68, 82) and not structure & furniture
     assert not (structure | furniture) & set(nyuv2_classes.CLASSES_40)
     assert len(set(nyuv2_classes.CLASSES_40)) == 40 and len(set(nyuv2_classes.CLASSES_13)) == 13
     assert set(nyuv2_classes.CLASS_13_OF_40.values()) == set(nyuv2_classes.CLASSES_13)
-    assert sum(map(len, nyuv2_classes.UNITED.values())) == 24  # of the 40; the other 16 are objects
+    assert sum(map(len, nyuv2_classes.MERGED.values())) == 24  # of the 40; the other 16 are objects
 
 
 # --- the drawing ------------------------------------------------------------------------------------
@@ -355,14 +356,14 @@ def test_the_same_arguments_draw_the_same_bytes(rooms_folder: pathlib.Path, tmp_
 
 
 @pytest.mark.parametrize("name", [FILE, SPLITS])
-def test_a_file_that_was_not_drawn_is_left_alone(tmp_path: pathlib.Path, name: str) -> None:
+def test_a_file_that_was_not_drawn_is_not_overwritten(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"the real one")
     with pytest.raises(Problem, match=f"{name} was not drawn here and would be overwritten"):
         write_rooms.main(tmp_path, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=False)
     assert (tmp_path / name).read_bytes() == b"the real one"
 
 
-def test_a_split_is_there_when_it_was_asked_for_and_only_then(
+def test_a_split_is_written_only_on_request(
     tmp_path: pathlib.Path, rooms_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def draw(splits: bool) -> None:
@@ -378,13 +379,13 @@ def test_a_split_is_there_when_it_was_asked_for_and_only_then(
     assert not (tmp_path / SPLITS).exists()
 
 
-def test_a_mark_of_brackets_in_brackets_is_drawn_over(rooms_copy: pathlib.Path) -> None:
+def test_a_marker_of_nested_brackets_is_overwritten(rooms_copy: pathlib.Path) -> None:
     (rooms_copy / write_rooms.ABOUT).write_text("[" * 10**5)
     write_rooms.main(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=0, splits=True)
     assert read_json(rooms_copy / write_rooms.ABOUT)["complete"]
 
 
-def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
+def test_two_processes_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
     with locked(rooms_copy / ".lock", "busy"), pytest.raises(Problem, match="is being drawn by another process"):
         write_rooms.main(rooms_copy, SCENES, HEIGHT_PX, WIDTH_PX, seed=1, splits=True)
 
@@ -392,9 +393,9 @@ def test_two_do_not_draw_into_one_folder(rooms_copy: pathlib.Path) -> None:
 @pytest.mark.parametrize("stage", ["demo-rooms", "demo-data", "demo"])
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", "9" * 5000])
 def test_a_seed_is_a_whole_number_from_0(stage: str, seed: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_of:
         main([stage, "--seed", seed])
-    assert left.value.code == 2 and "SEED (--seed): " in capsys.readouterr().err
+    assert exit_of.value.code == 2 and "SEED (--seed): " in capsys.readouterr().err
 
 
 def test_a_box_in_front_hides_the_wall_at_its_own_depth() -> None:
@@ -414,7 +415,7 @@ def test_every_class_of_the_13_can_be_drawn() -> None:
     assert {nyuv2_classes.class_of_13(word) for word in rooms.WORDS} == set(nyuv2_classes.CLASSES_13)
 
 
-def test_official_folds_need_no_more_than_the_split(rooms_folder: pathlib.Path) -> None:
-    names = [f"{number:04d}" for number in range(1, PICTURES + 1)]
-    folds = nyuv2.official_folds(rooms_folder / SPLITS, names)
+def test_official_folds_need_only_the_split_and_the_names(rooms_folder: pathlib.Path) -> None:
+    names = [f"{number:04d}" for number in range(1, IMAGES + 1)]
+    folds = nyuv2.read_official_folds(rooms_folder / SPLITS, names)
     assert list(folds) == names and set(folds.values()) == {nyuv2.TEST_FOLD, nyuv2.TRAINING_FOLD}

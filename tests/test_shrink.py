@@ -1,12 +1,13 @@
-"""A light copy: the same competition at a fraction of the pixels, judged at full size all the same."""
+"""A shrunk copy: the same competition at a fraction of the pixels, still evaluated at full size."""
 import pathlib
 
 import numpy as np
 import pytest
 
-from pipeline.data import competition
-from pipeline.runtime.problem import Problem
+from pipeline.carvana import CARVANA
 from pipeline.data import shrink
+from pipeline.data.competition import CsvMasks
+from pipeline.runtime.problem import Problem
 
 
 @pytest.fixture(scope="module")
@@ -16,34 +17,34 @@ def half(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_the_copy_shows_the_same_pictures(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
-    whole, copy = (competition.ImageSet(folder, "test") for folder in (demo_folder, half))
-    assert copy.names == whole.names
+def test_the_copy_shows_the_same_images(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
+    original, copy = (CARVANA.open_images(folder, "test") for folder in (demo_folder, half))
+    assert copy.names == original.names
     for scale in (2, 4, 8):
-        mine, theirs = (pictures.read(whole.names[3], scale).astype(int) for pictures in (copy, whole))
+        mine, theirs = (images.read(original.names[3], scale).astype(int) for images in (copy, original))
         assert mine.shape == theirs.shape
         assert np.abs(mine - theirs).mean() < 2
 
 
 def test_the_masks_stay_at_full_size(demo_folder: pathlib.Path, half: pathlib.Path) -> None:
-    whole, copy = competition.open_masks(demo_folder), competition.open_masks(half)
-    assert copy.names == whole.names
-    assert np.array_equal(copy.read(whole.names[0]), whole.read(whole.names[0]))
+    original, copy = CARVANA.open_masks(demo_folder), CARVANA.open_masks(half)
+    assert copy.names == original.names
+    assert np.array_equal(copy.read(original.names[0]), original.read(original.names[0]))
 
 
-def test_gif_masks_travel_as_run_lengths(demo_copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    before = competition.open_masks(demo_copy)
+def test_gif_masks_are_copied_as_run_lengths(demo_copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    before = CARVANA.open_masks(demo_copy)
     (demo_copy / "train_masks.csv.zip").unlink()
     shrink.main(demo_copy, tmp_path / "eighth", scale=8, quality=80)
-    after = competition.open_masks(tmp_path / "eighth")
-    assert isinstance(after, competition.CsvMasks)
+    after = CARVANA.open_masks(tmp_path / "eighth")
+    assert isinstance(after, CsvMasks)
     assert np.array_equal(after.read(before.names[5]), before.read(before.names[5]))
 
 
-def test_a_copy_has_no_finer_pictures_than_it_holds(half: pathlib.Path) -> None:
-    pictures = competition.ImageSet(half, "train")
+def test_a_copy_cannot_be_read_at_a_finer_scale_than_its_own(half: pathlib.Path) -> None:
+    images = CARVANA.open_images(half, "train")
     with pytest.raises(Problem, match="copy at 1/2, but data.scale is 1"):
-        pictures.read(pictures.names[0], 1)
+        images.read(images.names[0], 1)
 
 
 def test_a_copy_that_is_there_is_left_alone(demo_folder: pathlib.Path, half: pathlib.Path) -> None:

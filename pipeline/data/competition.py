@@ -1,115 +1,229 @@
-"""The competition folder: its pictures, masks and tables, checked where it is entered.
+"""A Kaggle competition with one binary mask for each image: its facts, and the readers of its files.
 
-What can be known without decoding a picture is known here, before hours of training: each training car
-has its 16 views, each picture its mask, each car its metadata.
+What can be checked without decoding an image is checked when a folder is opened, before hours of training: each
+training image has its mask, and what `Competition.read_groups` checks, such as the 16 angles of a car.
 """
-import csv
-import io
 import pathlib
-import zipfile
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline import carvana
-from pipeline.data import grouping
-from pipeline.data.zip_reader import DAMAGE, LARGEST_TABLE_BYTES, FileSet, check_member, find_table
-from pipeline.data.images import coverage, coverage_of_runs, decode_gif_mask, decode_jpeg, grid_shape
-from pipeline.runtime.files import read_json
+from pipeline.data.csv_table import find_table, read_table
+from pipeline.data.images import coverage, coverage_of_runs, decode_image, decode_mask, grid_shape
+from pipeline.data.zip_reader import FileSet
 from pipeline.masks import rle
+from pipeline.runtime.files import read_json
 from pipeline.runtime.problem import Problem
 
 
-LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask has 12 million
+@dataclass(frozen=True)
+class Competition:
+    """What differs between competitions. `pipeline.carvana.CARVANA` is an example.
+
+    An image is known everywhere by the name that the tables give it: its file name, or that without `image_suffix`.
+    """
+
+    slug: str  # in the address of the competition's page
+    width_px: int
+    height_px: int
+    stem: str  # regular expression of an image's file name without its suffix
+    submission_header: tuple[str, str] = ("img", "rle_mask")  # columns of the image and of its run lengths
+    column_major: bool = True  # run lengths count down the columns; False: along the rows
+    image_suffix: str = ".jpg"  # or .png
+    mask_suffix: str = ".png"  # of mask files, behind the same stem; its end is .png or .gif
+    suffix_in_tables: bool = True  # whether tables name an image with image_suffix
+    train_set: str = "train"  # train.zip or the folder train/
+    test_set: str = "test"
+    mask_set: str = "train_masks"
+    mask_table: str = "train_masks.csv"  # or .csv.zip; read instead of the mask files where it is there
+    sample_table: str = "sample_submission.csv"
+    extra_tables: tuple[str, ...] = ()  # what `read_groups` reads
+    hq_suffix: str = ""  # of image sets that exist with less compression too; "": there are none
+    repaired: str = ""  # an image that Kaggle serves loose beside the archives; "": none
+    train_images: int | None = None  # how many Kaggle serves; None: not checked
+    test_images: int | None = None
+    rows_if_real: tuple[str, int] | None = None  # the table, and its rows, that tell Kaggle's data from a drawn copy
+    mean_coverage_range: tuple[float, float] = (0.0, 1.0)  # plausible mean coverage of a submission's masks
+    allow_empty_masks: bool = True  # in a submission
+    angles: int = 1  # images of each group, one from each angle; 1: groups have no angles
+    # The name of an image -> what folds.csv lists in its place, such as its car; None: the image itself.
+    group_key: Callable[[str], str] | None = None
+    # (folder, training images) -> the group of each key, "" if unknown; None: each image is a group of its own.
+    read_groups: "Callable[[pathlib.Path, ImageSet], dict[str, str]] | None" = None
+
+    @property
+    def rules_page(self) -> str:
+        """Where to accept the rules, without which Kaggle serves nothing."""
+        return f"https://www.kaggle.com/competitions/{self.slug}/rules"
+
+    @property
+    def solution_header(self) -> tuple[str, str, str]:
+        """Columns of a solution.csv; Usage is Public, Private or Ignored."""
+        return (*self.submission_header, "Usage")
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return (*self.extra_tables, self.sample_table, self.mask_table)
+
+    @property
+    def table_of_set(self) -> dict[str, str]:
+        """The table that lists the images of each set."""
+        train, test = (self.train_set, self.mask_set), (self.test_set,)
+        sets = {self.mask_table: train, self.sample_table: test}
+        return {name + hq: table for table, names in sets.items() for name in names for hq in ("", self.hq_suffix)}
+
+    @cached_property
+    def image_pattern(self) -> re.Pattern[str]:
+        """Matches the file names of images."""
+        return re.compile(f"(?:{self.stem}){re.escape(self.image_suffix)}")
+
+    @cached_property
+    def mask_pattern(self) -> re.Pattern[str]:
+        """Matches the file names of masks."""
+        return re.compile(f"(?:{self.stem}){re.escape(self.mask_suffix)}")
+
+    def image_file(self, name: str) -> str:
+        """The file name of an image."""
+        return name if self.suffix_in_tables else name + self.image_suffix
+
+    def mask_file(self, name: str) -> str:
+        """The file name of an image's mask: `"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01_mask.gif"`."""
+        return self.image_file(name).removesuffix(self.image_suffix) + self.mask_suffix
+
+    def name_of_file(self, file_name: str, suffix: str) -> str:
+        """The name of the image whose image or mask file, with this suffix, has that name."""
+        return file_name.removesuffix(suffix) + (self.image_suffix if self.suffix_in_tables else "")
+
+    def parse(self, text: str) -> NDArray[np.int64]:
+        """Bounds of the row-major runs of a mask, int64 (runs, 2), from its run lengths in the competition's order.
+
+        Raises ValueError as `rle.parse`.
+        """
+        bounds = rle.parse(text, self.width_px * self.height_px)
+        if not self.column_major:
+            return bounds
+        return rle.bounds(rle.fill(bounds, self.width_px, self.height_px).T)
+
+    def encode(self, mask: NDArray[np.bool_]) -> str:
+        """Run lengths, in the competition's order, of a mask bool (height, width)."""
+        return rle.encode(mask.T if self.column_major else mask)
+
+    def open_images(self, folder: pathlib.Path, set_name: str, hq: bool = False) -> "ImageSet":
+        return ImageSet(folder, set_name + (self.hq_suffix if hq else ""), self)
+
+    def open_masks(self, folder: pathlib.Path) -> "Masks":
+        """The run lengths if the table is there, else the files; in Kaggle's Carvana data they are the same masks."""
+        if path := find_table(folder, self.mask_table):
+            return CsvMasks(read_table(folder, self.mask_table, self.submission_header), str(path), self)
+        return FileMasks(folder, self)
+
+    def open_dataset(self, folder: pathlib.Path, hq: bool = False) -> "CompetitionDataset":
+        return CompetitionDataset(self, folder, hq)
 
 
 class ImageSet:
-    """The pictures of a set such as `train` or `test_hq`."""
+    """The images of a set such as `train` or `test_hq`."""
 
-    def __init__(self, folder: pathlib.Path, set_name: str):
-        self.files = FileSet(folder, set_name, carvana.IMAGE_NAME)
-        self.names = self.files.names
-        self.stored_scale = stored_scale(folder)
-        self.stored_shape = grid_shape(carvana.HEIGHT_PX, carvana.WIDTH_PX, self.stored_scale)
+    def __init__(self, folder: pathlib.Path, set_name: str, competition: Competition | None = None):
+        self.competition = competition or default_competition()
+        self.files = FileSet(folder, set_name, self.competition.image_pattern)
+        suffix = self.competition.image_suffix
+        self.names = [self.competition.name_of_file(file_name, suffix) for file_name in self.files.names]
+        self.stored_scale = read_stored_scale(folder)
+        self.stored_shape = grid_shape(self.competition.height_px, self.competition.width_px, self.stored_scale)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""
         if scale % self.stored_scale:
             raise Problem(
-                f"The pictures of {self.files.archive_path.parent} are a copy at 1/{self.stored_scale}, "
+                f"The images of {self.files.archive_path.parent} are a copy at 1/{self.stored_scale}, "
                 f"but data.scale is {scale}; set it to {self.stored_scale} or a multiple."
             )
-        data = self.files.read(name)
-        return decode_jpeg(data, scale // self.stored_scale, *self.stored_shape, self.files.where(name))
+        file_name = self.competition.image_file(name)
+        data = self.files.read(file_name)
+        suffix, where = self.competition.image_suffix, self.files.where(file_name)
+        return decode_image(data, suffix, scale // self.stored_scale, *self.stored_shape, where)
 
 
 class CsvMasks:
-    """The training masks out of `train_masks.csv`: three times as fast to decode as the GIFs."""
+    """Masks from a table of run lengths: three times as fast to decode as Carvana's GIFs."""
 
-    def __init__(self, table: pd.DataFrame, where: str):
-        self.where = where
-        self.text_of = dict(zip(table["img"], table["rle_mask"]))
+    def __init__(self, table: pd.DataFrame, where: str, competition: Competition):
+        self.where, self.competition = where, competition
+        image_column, rle_column = competition.submission_header
+        self.text_of = dict(zip(table[image_column], table[rle_column]))
         self.names = sorted(self.text_of)
 
-    def read(self, image_name: str) -> NDArray[np.bool_]:
-        """bool array (1280, 1918) of the mask of an image."""
-        return rle.fill(self.runs(image_name), carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    def read(self, name: str) -> NDArray[np.bool_]:
+        """The mask of an image, bool array (height, width)."""
+        return rle.fill(self.runs(name), self.competition.height_px, self.competition.width_px)
 
-    def coverage(self, image_name: str, scale: int) -> NDArray[np.uint8]:
+    def coverage(self, name: str, scale: int) -> NDArray[np.uint8]:
         """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
         if scale == 1:  # nothing to average
-            return coverage(self.read(image_name), scale)
-        return coverage_of_runs(self.runs(image_name), carvana.HEIGHT_PX, carvana.WIDTH_PX, scale)
+            return coverage(self.read(name), scale)
+        return coverage_of_runs(self.runs(name), self.competition.height_px, self.competition.width_px, scale)
 
-    def runs(self, image_name: str) -> NDArray[np.int64]:
-        """Bounds of the runs, int64 array (runs, 2), as `rle.parse` gives them."""
+    def runs(self, name: str) -> NDArray[np.int64]:
+        """Bounds of the row-major runs, int64 array (runs, 2), as `rle.bounds` gives them."""
         try:
-            return rle.parse(self.text_of[image_name], carvana.HEIGHT_PX * carvana.WIDTH_PX)
+            return self.competition.parse(self.text_of[name])
         except ValueError as error:
-            raise Problem(f"{self.where}, row {image_name}: {error}.") from None
+            raise Problem(f"{self.where}, row {name}: {error}.") from None
 
 
-class GifMasks:
-    """The training masks out of `train_masks.zip` or `train_masks/`."""
+class FileMasks:
+    """Masks from image files, out of `train_masks.zip` or `train_masks/`."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.files = FileSet(folder, "train_masks", carvana.MASK_NAME)
+    def __init__(self, folder: pathlib.Path, competition: Competition):
+        self.competition = competition
+        self.files = FileSet(folder, competition.mask_set, competition.mask_pattern)
         self.where = str(self.files.archive_path)
-        self.names = [name.removesuffix("_mask.gif") + ".jpg" for name in self.files.names]
+        self.names = [competition.name_of_file(file, competition.mask_suffix) for file in self.files.names]
 
-    def read(self, image_name: str) -> NDArray[np.bool_]:
-        """bool array (1280, 1918) of the mask of an image."""
-        name = carvana.mask_name(image_name)
-        return decode_gif_mask(
-            self.files.read(name), carvana.HEIGHT_PX, carvana.WIDTH_PX, self.files.where(name)
-        )
+    def read(self, name: str) -> NDArray[np.bool_]:
+        """The mask of an image, bool array (height, width)."""
+        file_name = self.competition.mask_file(name)
+        data, where = self.files.read(file_name), self.files.where(file_name)
+        suffix = pathlib.PurePath(file_name).suffix
+        return decode_mask(data, suffix, self.competition.height_px, self.competition.width_px, where)
 
-    def coverage(self, image_name: str, scale: int) -> NDArray[np.uint8]:
+    def coverage(self, name: str, scale: int) -> NDArray[np.uint8]:
         """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
-        return coverage(self.read(image_name), scale)
+        return coverage(self.read(name), scale)
 
 
-Masks = CsvMasks | GifMasks
+Masks = CsvMasks | FileMasks
 
 
-class Carvana:
-    """The training set as a `data.dataset.SegmentationDataset`, checked. hq: the pictures with less JPEG compression."""
+class CompetitionDataset:
+    """A competition's training set as a `data.dataset.SegmentationDataset`, checked when it is opened."""
 
-    height, width, channels = carvana.HEIGHT_PX, carvana.WIDTH_PX, 3
+    channels = 3
     classes: tuple[str, ...] = ()
-    fingerprint = ""  # the competition's data are the same for everybody
+    fingerprint = ""  # a competition's data are the same for everybody
 
-    def __init__(self, folder: pathlib.Path, hq: bool):
-        self.where = str(folder)
-        self.pictures = ImageSet(folder, "train_hq" if hq else "train")
-        self.masks = open_masks(folder)
-        make_of_car = read_makes(folder)
-        self.make_of_car = {car: make_of_car[car] for car in check_training_set(self.pictures, self.masks, make_of_car)}
-        self.names, self.stored_scale = self.pictures.names, self.pictures.stored_scale
+    def __init__(self, competition: Competition, folder: pathlib.Path, hq: bool):
+        """hq: read the images with less compression."""
+        self.competition, self.where = competition, str(folder)
+        self.height, self.width = competition.height_px, competition.width_px
+        self.has_angles = competition.angles > 1
+        self.images = competition.open_images(folder, competition.train_set, hq)
+        self.masks = competition.open_masks(folder)
+        self.names, self.stored_scale = self.images.names, self.images.stored_scale
+        if competition.read_groups is None:
+            self.group_of_key = dict.fromkeys(map(self.group_key, self.names), "")
+        else:
+            self.group_of_key = competition.read_groups(folder, self.images)
+        check_masks(self.images, self.masks)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
-        return self.pictures.read(name, scale)
+        return self.images.read(name, scale)
 
     def target(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.masks.coverage(name, scale)
@@ -118,45 +232,36 @@ class Carvana:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
-        return grouping.assign(self.make_of_car, count)
+        from pipeline.data import grouping  # which imports scikit-learn and, by way of pipeline.carvana, this module
+
+        if self.competition.group_key is None:
+            return grouping.assign_groups(self.group_of_key, count)
+        return grouping.assign(self.group_of_key, count)
+
+    def group_key(self, name: str) -> str:
+        return name if self.competition.group_key is None else self.competition.group_key(name)
+
+
+def check_masks(images: ImageSet, masks: Masks) -> None:
+    """Raise Problem if an image has no mask."""
+    if missing := sorted(set(images.names) - set(masks.names)):
+        raise Problem(f"{masks.where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
 
 
 def open_masks(folder: pathlib.Path) -> Masks:
-    """The run lengths where they are there, else the GIFs; on Kaggle's data they are the same masks."""
-    if path := find_table(folder, "train_masks.csv"):
-        return CsvMasks(read_table(folder, "train_masks.csv", carvana.SUBMISSION_HEADER), where=str(path))
-    return GifMasks(folder)
+    """The masks of the default competition."""
+    return default_competition().open_masks(folder)
 
 
-def read_makes(folder: pathlib.Path) -> dict[str, str]:
-    """Make of each car in `metadata.csv`, as spelt there; "" where it is not known."""
-    table = read_table(folder, "metadata.csv", ("id", "make"))
-    return dict(zip(table["id"], table["make"]))
+def default_competition() -> Competition:
+    """Carvana, for callers that name no competition."""
+    from pipeline.carvana import CARVANA  # which imports this module
+
+    return CARVANA
 
 
-def check_training_set(pictures: ImageSet, masks: Masks, make_of_car: dict[str, str]) -> list[str]:
-    """The training cars, sorted; Problem when a view, a mask or a car's metadata is missing."""
-    names = set(pictures.names)
-    cars = sorted({carvana.car_of(name) for name in names})
-    for car in cars:
-        for view in carvana.ANGLE_CODES:
-            if carvana.image_name(car, view) not in names:
-                raise Problem(
-                    f"{pictures.files.archive_path}: car {car} has no view {view}, "
-                    f"but a car has {carvana.ANGLES}; download it again."
-                )
-    if without := sorted(names - set(masks.names)):
-        raise Problem(f"{masks.where} lacks {len(without)} masks, the first that of {without[0]}; download it again.")
-    if without := [car for car in cars if car not in make_of_car]:
-        raise Problem(
-            f"metadata.csv lacks {len(without)} cars of {pictures.files.archive_path}, the first is {without[0]}; "
-            "download both again."
-        )
-    return cars
-
-
-def stored_scale(folder: pathlib.Path) -> int:
-    """1, or the scale at which the stage `shrink` copied the pictures."""
+def read_stored_scale(folder: pathlib.Path) -> int:
+    """1, or the scale at which the stage `shrink` copied the images."""
     marker = folder / "shrink.json"
     if not marker.is_file():
         return 1
@@ -167,56 +272,3 @@ def stored_scale(folder: pathlib.Path) -> int:
     if scale not in (2, 4, 8):
         raise Problem(f"{marker} is damaged; make the copy again with `make shrink`.")
     return scale
-
-
-def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], empty: bool = False) -> pd.DataFrame:
-    """A CSV table, all columns as text: the car `331659860e11` is no number.
-
-    Raises Problem when the table is missing, damaged, lacks one of `columns`, or has it twice; or has no row, unless
-    `empty` says that it may.
-    """
-    path = find_table(folder, name)
-    if path is None:
-        raise Problem(
-            f"{folder} holds neither {name} nor {name}.zip; "
-            "run `make download`, or name the competition's folder with DATA=."
-        )
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                check_member(archive.getinfo(name), LARGEST_TABLE_BYTES)
-                data = archive.read(name)
-        elif path.stat().st_size > LARGEST_TABLE_BYTES:
-            raise Problem(f"{path} has {path.stat().st_size:,} bytes, more than any table of this competition.")
-        else:
-            data = path.read_bytes()
-        rows = rows_of(data, path)
-    except KeyError:
-        raise Problem(f"{path} has no member {name}; download it again.") from None
-    except (*DAMAGE, csv.Error) as error:
-        raise Problem(f"{path} cannot be read as a table ({' '.join(str(error).split())[:200]}).") from None
-    if twice := [column for column in columns if rows[0].count(column) > 1]:
-        raise Problem(f"{path}, line 1: the column {twice[0]} stands there twice; download it again.")
-    table = pd.DataFrame(rows[1:], columns=rows[0], dtype=str)
-    if missing := [column for column in columns if column not in table.columns]:
-        raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(table.columns)[:80]}.")
-    if len(table) == 0 and not empty:
-        raise Problem(f"{path} has no row below its first line; download it again.")
-    if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
-        raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
-    return table
-
-
-def rows_of(data: bytes, path: pathlib.Path) -> list[list[str]]:
-    """The fields of a table's lines, blank ones left out. Problem names a line with more or fewer than the first."""
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), strict=True)
-    rows: list[list[str]] = []
-    for row in filter(None, reader):
-        if rows and len(row) != len(rows[0]):
-            said = f"{len(row)} fields, but the first line has {len(rows[0])}"
-            raise Problem(f"{path}, line {reader.line_num}: {said}; download it again.")
-        rows.append(row)
-    if not rows:
-        raise Problem(f"{path} is empty; download it again.")
-    return rows

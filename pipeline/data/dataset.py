@@ -1,61 +1,92 @@
-"""What the engine knows of the pictures that it learns from: no more than a `SegmentationDataset`.
+"""What training and validation know of the images that they read: no more than a `SegmentationDataset`.
 
-Three readers stand behind it, and `data.kind` in a config chooses one: the competition's archives (`competition`),
-NYU Depth v2's one file (`nyuv2`), or a plain folder of images and masks (`image_folder`). A reader is imported when it
-is wanted. A fourth is a class with the names below and a line in `open_dataset`.
+`data.kind` in a config chooses a reader: a Kaggle competition's archives (`competition`), NYU Depth v2's one file
+(`nyuv2`), or a plain folder of images and masks (`image_folder`). A reader is imported only when it is used. Another
+competition is a file of facts such as `pipeline/carvana.py` and a line in COMPETITIONS; another reader is a class
+with the names below and a line in DATASETS.
 """
+import importlib
 import pathlib
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.config import Data, Task
+from pipeline.runtime.problem import Problem
+
+if TYPE_CHECKING:  # so that `pipeline.config` may import the tables
+    from pipeline.config import Data, Task
+    from pipeline.data.competition import Competition
 
 
 class SegmentationDataset(Protocol):
-    """Pictures with the truth about them, all of one size, checked when opened as far as that costs no decoding.
+    """Images with their masks, all of one size, checked when opened as far as that needs no decoding.
 
-    An instance may be handed to forked workers; one that keeps a file open opens it again in each process. Methods
-    raise Problem for what cannot be read. Class indices have the dtype of
-    `pipeline.masks.confusion.index_dtype`, whose largest value marks pixels that are not judged.
+    An instance may be passed to forked workers; one that keeps a file open opens it again in each process. Methods
+    raise Problem for what cannot be read. Class indices have the dtype of `pipeline.masks.confusion.index_dtype`,
+    whose largest value marks pixels without a label, which no metric counts.
     """
 
-    names: list[str]  # of all pictures with a truth, sorted
+    names: list[str]  # of all images with a mask, sorted
     height: int  # pixels at full size
     width: int
-    stored_scale: int  # 1, or the scale at which a light copy of the pictures was made
+    stored_scale: int  # 1, or the scale at which `make shrink` copied the images
     channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
-    classes: tuple[str, ...]  # their names, by index; of a binary collection ()
+    classes: tuple[str, ...]  # their names, by index; () if binary
     where: str  # the folder or file, for messages
-    fingerprint: str  # tells most other data from these at little cost, wherever they lie; "" where nothing does
+    fingerprint: str  # distinguishes most other data from these at little cost, wherever they lie; "" if nothing does
+    has_angles: bool  # whether each group was seen from the same numbered angles, as Carvana's cars were
 
     def read(self, name: str, scale: int) -> NDArray:
-        """A picture at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
+        """Return an image at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
 
     def target(self, name: str, scale: int) -> NDArray:
-        """What a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""
+        """Return what a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""
 
     def truth(self, name: str) -> NDArray:
-        """What it is judged by at full size: mask bool (height, width), or class indices."""
+        """Return what metrics compare with at full size: mask bool (height, width), or class indices."""
+
+    def group_key(self, name: str) -> str:
+        """Return what the first column of folds.csv lists for an image: its car, or its own name."""
 
     def folds(self, count: int) -> pd.DataFrame:
-        """Which unit is held out when: a table with the columns of `data.folds.HEADERS`, by whole groups.
+        """Return which whole groups each fold holds out, a table with the columns of `data.grouping.HEADERS`.
 
-        count: how many folds; a collection with an official split may have its own. Problem when it cannot be.
+        count: how many folds; a data set with an official split may have its own. Raises Problem if there are too
+        few groups.
         """
 
 
-def open_dataset(data: Data, task: Task, folder: pathlib.Path) -> SegmentationDataset:
-    """The collection in `folder`, read as these settings say. Raises Problem where it is not what they say."""
-    if data.kind == "nyuv2":
-        from pipeline.data.nyuv2 import NyuV2
+def open_nyuv2(data: "Data", task: "Task", folder: pathlib.Path) -> SegmentationDataset:
+    from pipeline.data.nyuv2 import NyuV2
 
-        return NyuV2(folder, classes=task.count, inputs=data.inputs)
-    if data.kind == "folder":
-        from pipeline.data.image_folder import ImageFolder
+    return NyuV2(folder, classes=task.count, inputs=data.inputs)
 
-        return ImageFolder(folder, task.names, task.ignore_index, data.height, data.width)
-    from pipeline.data.competition import Carvana
 
-    return Carvana(folder, data.hq)
+def open_image_folder(data: "Data", task: "Task", folder: pathlib.Path) -> SegmentationDataset:
+    from pipeline.data.image_folder import ImageFolder
+
+    return ImageFolder(folder, task.names, task.ignore_index, data.height, data.width)
+
+
+# data.kind -> the module and the name there of a `Competition`, or the function that opens another data set.
+COMPETITIONS = {"carvana": "pipeline.carvana:CARVANA"}
+DATASETS: dict[str, "Callable[[Data, Task, pathlib.Path], SegmentationDataset]"] = {
+    "nyuv2": open_nyuv2, "folder": open_image_folder,
+}  # fmt: skip
+
+
+def open_dataset(data: "Data", task: "Task", folder: pathlib.Path) -> SegmentationDataset:
+    """Open the data set in `folder` as the settings say. Raises Problem if it is not what they say."""
+    if data.kind in DATASETS:
+        return DATASETS[data.kind](data, task, folder)
+    return competition_of(data.kind).open_dataset(folder, data.hq)
+
+
+def competition_of(kind: str) -> "Competition":
+    """Look up the facts of the competition with this `data.kind`. Raises Problem if it is not a competition."""
+    if kind not in COMPETITIONS:
+        raise Problem(f"data.kind is {kind}, but this needs a Kaggle competition: {', '.join(COMPETITIONS)}.")
+    module, _, name = COMPETITIONS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,11 +1,11 @@
-"""Bytes of pictures and masks to arrays, at 1/1, 1/2, 1/4 or 1/8.
+"""Decode images and masks to arrays at 1/1, 1/2, 1/4 or 1/8.
 
-One grid serves pictures, masks and probabilities: at 1/scale, cell (i, j) stands for exactly the pixels
-[scale*i, scale*i + scale) x [scale*j, scale*j + scale) of the full-size picture, the last cell of a row
-hanging over the right edge when scale does not divide the width (1918 = 4 * 479 + 2). That is what
-JPEG's own scaled decoding gives: it leaves out the high frequencies of each 8x8 block instead of
-decoding and shrinking, which is several times as fast. Resizing 1918 columns to 480 in the usual way
-would drift by up to half a cell against it.
+Images, masks and probabilities share one grid: at 1/scale, cell (i, j) stands for exactly the pixels
+[scale*i, scale*i + scale) x [scale*j, scale*j + scale) of the full-size image. The last cell of a row
+hangs over the right edge when scale does not divide the width (1918 = 4 * 479 + 2). This is the grid of
+JPEG's own scaled decoding, which leaves out the high frequencies of each 8x8 block instead of decoding
+and shrinking, and is several times as fast. Resizing 1918 columns to 480 in the usual way would drift by
+up to half a cell against it.
 """
 import io
 import struct
@@ -25,8 +25,8 @@ JPEG_READ_FLAG = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 JPEG_END = b"\xff\xd9"
-# What puts a picture of an EXIF orientation upright; the last four exchange rows and columns.
-TURN_OF = {
+# EXIF orientation -> what turns such an image upright; the last four exchange rows and columns.
+TRANSPOSE_OF = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,21 +36,35 @@ TURN_OF = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
-# Pillow warns of large pictures when it has read no more than their header; here their size is checked then.
+# What Pillow raises for files that are damaged, cut short or something else.
+PILLOW_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# Pillow warns of large images as soon as it has read their header; our readers check the size themselves.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-cv2.setNumThreads(1)  # the work is spread over processes; threads in each would fight for the same cores
+cv2.setNumThreads(1)  # processes share the work; threads in each would compete for the same cores
 
 
 def grid_shape(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Rows and columns of the grid at 1/scale: (1280, 1918, 4) -> (320, 480)."""
+    """(rows, columns) of the grid at 1/scale: (1280, 1918, 4) -> (320, 480)."""
     return -(-height // scale), -(-width // scale)
 
 
-def decode_jpeg(data: bytes, scale: int, height: int, width: int, where: str) -> NDArray[np.uint8]:
-    """A picture at 1/scale, RGB uint8 array (rows, columns, 3).
+def decode_image(data: bytes, suffix: str, scale: int, height: int, width: int, where: str) -> NDArray[np.uint8]:
+    """Decode a .jpg or .png, as `suffix` says; everything else as for `decode_jpeg`."""
+    if suffix == ".jpg":
+        return decode_jpeg(data, scale, height, width, where)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            check_size(image.size, height, width, f"{where}: the image")
+            return downsample_image(upright_rgb(image, where), scale)
+    except PILLOW_ERRORS:
+        raise Problem(f"{where}: the image is not a whole PNG; download it again.") from None
 
-    height, width: the size that the full picture must have; `where` names the picture in an error.
-    Raises Problem for a picture that is cut short, damaged, no JPEG, or of another size.
+
+def decode_jpeg(data: bytes, scale: int, height: int, width: int, where: str) -> NDArray[np.uint8]:
+    """Decode a JPEG at 1/scale to an RGB uint8 array (rows, columns, 3).
+
+    height, width: the required size of the full image; `where` names the image in an error.
+    Raises Problem for an image that is cut short, damaged, not a JPEG, or of another size.
     """
     check_jpeg(data, height, width, where)
     flag = JPEG_READ_FLAG[scale] | cv2.IMREAD_IGNORE_ORIENTATION
@@ -61,57 +75,71 @@ def decode_jpeg(data: bytes, scale: int, height: int, width: int, where: str) ->
 
 
 def check_jpeg(data: bytes, height: int, width: int, where: str) -> None:
-    """From the header and the last bytes alone: a whole RGB JPEG of that size, or Problem."""
+    """Raise Problem unless header and last bytes are those of a whole RGB JPEG of that size; decode nothing."""
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as header:
             size, mode = header.size, header.mode
     except Image.DecompressionBombError:
-        raise Problem(f"{where}: the picture is too large to be read; it must be {width}x{height}.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise Problem(f"{where}: the file is not a JPEG picture.") from None
-    if size != (width, height):
-        raise Problem(f"{where}: the picture is {size[0]}x{size[1]}, but it must be {width}x{height}.")
+        raise Problem(f"{where}: the image is too large to be read; it must be {width}x{height}.") from None
+    except PILLOW_ERRORS:
+        raise Problem(f"{where}: the file is not a JPEG image.") from None
+    check_size(size, height, width, f"{where}: the image")
     if mode != "RGB":
-        raise Problem(f"{where}: the picture's colours are {mode}, but they must be RGB.")
+        raise Problem(f"{where}: the image's colours are {mode}, but they must be RGB.")
     if not data.rstrip(b"\0").endswith(JPEG_END):  # OpenCV would fill the missing rows with grey
-        raise Problem(f"{where}: the picture is cut short after {len(data)} bytes; download it again.")
+        raise Problem(f"{where}: the image is cut short after {len(data)} bytes; download it again.")
 
 
-def decode_gif_mask(data: bytes, height: int, width: int, where: str) -> NDArray[np.bool_]:
-    """A mask as Kaggle packs it, a GIF whose palette indices are 0 and 1 -> bool array (height, width)."""
+def check_size(size: tuple[int, int], height: int, width: int, what: str) -> None:
+    """Raise Problem unless Pillow's `size`, (width, height), is the required one."""
+    if size != (width, height):
+        raise Problem(f"{what} is {size[0]}x{size[1]}, but it must be {width}x{height}.")
+
+
+def decode_mask(data: bytes, suffix: str, height: int, width: int, where: str) -> NDArray[np.bool_]:
+    """Decode a .gif or .png mask, as `suffix` says, as Kaggle packs it to a bool array (height, width).
+
+    A GIF has the palette indices 0 and 1 (Carvana); a PNG has 0 and one other grey value, such as 255 or 65535.
+    """
+    image_format = suffix.removeprefix(".").upper()
     try:
-        with Image.open(io.BytesIO(data), formats=["GIF"]) as gif:
-            if gif.size != (width, height):
-                raise Problem(f"{where}: the mask is {gif.size[0]}x{gif.size[1]}, but it must be {width}x{height}.")
-            values = np.asarray(gif)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        raise Problem(f"{where}: the mask is not a whole GIF; download it again.") from None
-    if values.shape != (height, width) or values.max() > 1:
+        with Image.open(io.BytesIO(data), formats=[image_format]) as image:
+            check_size(image.size, height, width, f"{where}: the mask")
+            values = np.asarray(image)
+    except PILLOW_ERRORS:
+        raise Problem(f"{where}: the mask is not a whole {image_format}; download it again.") from None
+    highest = 1 if suffix == ".gif" else values.max()
+    if values.shape != (height, width) or values.max() > highest:
         raise Problem(f"{where}: the mask has values up to {values.max()}, but only 0 and 1 are allowed.")
-    return values.view(bool)
+    if suffix == ".gif":
+        return values.view(bool)
+    mask = values != 0
+    if (values[mask] != highest).any():
+        raise Problem(f"{where}: the mask has several values beside 0, but it must have one.")
+    return mask
 
 
 def upright_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
-    """Anybody's picture, RGB uint8 array (height, width, 3), turned as the camera noted in its EXIF.
+    """An opened image as an RGB uint8 array (height, width, 3), turned upright as its EXIF says.
 
-    Raises Problem for one of more than 8 bits a colour; `where` names it there. What Pillow raises while it decodes
-    is for the caller.
+    Raises Problem for more than 8 bits a colour, where `where` names the image, and whatever Pillow raises while it
+    decodes.
     """
     if image.mode.startswith(("I", "F")):  # Pillow would take all values beyond 255 for 255
         raise Problem(f"{where} has more than 8 bits a colour (Pillow's mode {image.mode}); save it with 8.")
     image.load()
-    turn = TURN_OF.get(orientation(image))
-    pixels = image.convert("RGB")
-    return np.asarray(pixels if turn is None else pixels.transpose(turn))
+    transpose = TRANSPOSE_OF.get(read_orientation(image))
+    rgb = image.convert("RGB")
+    return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) that `upright_rgb` gives a picture; of a JPEG nothing is decoded for it."""
-    return (image.width, image.height) if orientation(image) in SIDEWAYS else (image.height, image.width)
+    """(height, width) of what `upright_rgb` returns; a JPEG is not decoded for it."""
+    return (image.width, image.height) if read_orientation(image) in SIDEWAYS else (image.height, image.width)
 
 
-def orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 is upright, and what an EXIF that makes no sense is taken for."""
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where EXIF is missing or makes no sense."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, struct.error):
@@ -119,9 +147,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def downsample_image(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """A whole picture (height, width) or (height, width, channels) brought to 1/scale by averages, on the grid above.
+    """Average an image (height, width) or (height, width, channels) to the grid at 1/scale.
 
-    For pictures that are no JPEG; cells that hang over the right or lower edge see its pixels repeated.
+    For images that are not JPEGs. Cells that hang over the right or lower edge see its pixels repeated.
     """
     rows, columns = grid_shape(image.shape[0], image.shape[1], scale)
     overhang = (rows * scale - image.shape[0], columns * scale - image.shape[1])
@@ -131,10 +159,10 @@ def downsample_image(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 
 
 def downsample_labels(indices: NDArray, scale: int) -> NDArray:
-    """Class indices (height, width) at 1/scale, same dtype: of each cell the pixel right of and below its middle.
+    """Pick class indices (height, width) on the grid at 1/scale, same dtype: the pixel below and right of the middle.
 
-    No pixel lies on the middle of 2, 4 or 8, so that what is picked lies half a pixel off. Where a cell hangs so far
-    over the right or lower edge that this pixel is beyond it, it is the edge's.
+    No pixel lies on the middle of a cell of 2, 4 or 8, so that the picked one lies half a pixel off. Where a cell
+    hangs so far over the right or lower edge that this pixel lies beyond it, the edge's pixel is picked.
     """
     rows, columns = grid_shape(indices.shape[0], indices.shape[1], scale)
     row = np.minimum(np.arange(rows) * scale + scale // 2, indices.shape[0] - 1)
@@ -143,59 +171,54 @@ def downsample_labels(indices: NDArray, scale: int) -> NDArray:
 
 
 def coverage(mask: NDArray[np.bool_], scale: int) -> NDArray[np.uint8]:
-    """The share of each cell that the object covers, 0 to 255, uint8 array (rows, columns) at 1/scale.
+    """The fraction of each cell that the object covers, 0 to 255, uint8 array (rows, columns) at 1/scale.
 
     Cells that hang over the right or lower edge see the edge's pixels repeated, as in a JPEG block.
     A bit for each cell would lose what lies inside it: on real masks at 1/2, coverage brought back to
     full size agrees with the mask to Dice 0.9999, a bit mask to 0.998.
     """
-    rows, columns = grid_shape(mask.shape[0], mask.shape[1], scale)
-    full = mask.view(np.uint8) * np.uint8(255)
-    overhang = (rows * scale - mask.shape[0], columns * scale - mask.shape[1])
-    if any(overhang):
-        full = cv2.copyMakeBorder(full, 0, overhang[0], 0, overhang[1], cv2.BORDER_REPLICATE)
-    return cv2.resize(full, (columns, rows), interpolation=cv2.INTER_AREA)
+    return downsample_image(mask.view(np.uint8) * np.uint8(255), scale)
 
 
 def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: int) -> NDArray[np.uint8]:
-    """The `coverage` of the mask whose runs have these bounds, to the last bit, without that mask.
+    """The `coverage` of the mask whose runs have these bounds, to the last bit, computed without that mask.
 
-    bounds: int64 array (runs, 2) of `[begin, end)`, as `pipeline.masks.rle.parse` gives them. A mask of
+    bounds: int64 array (runs, 2) of `[begin, end)`, as `pipeline.masks.rle.parse` returns them. A mask of
     1918x1280 has some 800 runs and 2.5 million pixels: at 1/4 this takes 0.3 ms, decoding and averaging 2.
     """
     rows, columns = grid_shape(height, width, scale)
     row, begin, end = runs_by_row(bounds, width)
     end[end == width] = columns * scale  # the edge's pixels are repeated to the right ...
     repeats = np.where(row == height - 1, 1 + rows * scale - height, 1)  # ... and downwards
-    # A run adds to each row of cells a step up where it begins and one down where it ends; a bound inside a
-    # cell splits its step between this cell and the next, so that an end of the row needs two more. All
-    # counts are at most scale² = 64, so that bytes which run over on the way come out right.
+    # A run adds to each row of cells a step up where it begins and one down where it ends. A bound inside a
+    # cell splits its step between this cell and the next, so that the end of a row needs two more columns. All
+    # counts are at most scale² = 64, so that bytes which overflow on the way come out right.
     steps = np.zeros((rows, columns + 2), np.uint8)
     for bound, step in ((begin, repeats), (end, -repeats)):
         cell, offset = np.divmod(bound, scale)
         np.add.at(steps, (row // scale, cell), (step * (scale - offset)).astype(np.uint8))
         np.add.at(steps, (row // scale, cell + 1), (step * offset).astype(np.uint8))
-    sums = cv2.integral(steps)  # summed along the rows, ten times as fast as by numpy, and down them as well
+    sums = cv2.integral(steps)  # sums along the rows, ten times as fast as numpy, and down the columns as well
     pixels = (sums[1:, 1 : columns + 1] - sums[:-1, 1 : columns + 1]).astype(np.uint8)
-    share_of = np.zeros(256, np.uint8)
-    share_of[: scale**2 + 1] = np.rint(255 * np.arange(scale**2 + 1) / scale**2)
-    return cv2.LUT(pixels, share_of)
+    coverage_of_count = np.zeros(256, np.uint8)
+    coverage_of_count[: scale**2 + 1] = np.rint(255 * np.arange(scale**2 + 1) / scale**2)
+    return cv2.LUT(pixels, coverage_of_count)
 
 
 def runs_by_row(
     bounds: NDArray[np.int64], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Runs cut at the ends of rows: the row of each piece, its first column and the one after its last."""
+    """Split runs at the ends of rows: the row of each piece, its first column and the one after its last."""
     first_row = bounds[:, 0] // width
-    pieces = (bounds[:, 1] - 1) // width - first_row + 1
-    piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    row = np.repeat(first_row, pieces) + piece
-    begin, end = np.repeat(bounds, pieces, axis=0).T - row * width
+    rows_of_run = (bounds[:, 1] - 1) // width - first_row + 1
+    piece_in_run = np.arange(rows_of_run.sum()) - np.repeat(np.cumsum(rows_of_run) - rows_of_run, rows_of_run)
+    row = np.repeat(first_row, rows_of_run) + piece_in_run
+    begin, end = np.repeat(bounds, rows_of_run, axis=0).T - row * width
     return row, np.maximum(begin, 0), np.minimum(end, width)
 
 
 def upsample_u8(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
-    """The inverse of `coverage`: shares 0 to 1 at 1/scale -> 0 to 255 at (height, width).
+    """The inverse of `coverage`: probabilities 0 to 1 at 1/scale -> uint8 0 to 255 of shape (height, width).
 
     Bicubic, on the same grid, rounded once.
     """
@@ -203,12 +226,12 @@ def upsample_u8(prob: NDArray[np.float32], scale: int, height: int, width: int) 
 
 
 def upsample(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
-    """`upsample_u8` before it is rounded; beside a steep edge a value may lie a little below 0 or above 1."""
+    """`upsample_u8` before rounding; next to a steep edge values may lie a little below 0 or above 1."""
     rows, columns = prob.shape
-    large = cv2.resize(prob, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
-    return large[:height, :width]
+    full_cells = cv2.resize(prob, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
+    return full_cells[:height, :width]
 
 
 def to_u8(prob: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Shares to 0 to 255; what lies outside 0 to 1 becomes its end."""
+    """Probabilities 0 to 1 -> uint8 0 to 255, rounded; values outside are clipped."""
     return cv2.convertScaleAbs(np.clip(prob, 0, 1), alpha=255)

@@ -1,4 +1,4 @@
-"""What the 894 words of NYU Depth v2 mean in 40 and in 13 classes.
+"""Map the 894 words of NYU Depth v2 to 40 and to 13 classes.
 
 The 40 classes are those of Gupta, Arbelaez and Malik (CVPR 2013): 37 frequent words, each a class of its own, and
 three classes for the rest: other structure, other furniture, other props. The four kinds of things behind those
@@ -22,8 +22,8 @@ CLASSES_13 = (
     "window",
 )
 
-# Class of the 13 -> the classes of the 40 that it unites; what is named nowhere is an object.
-UNITED = {
+# Class of the 13 -> the classes of the 40 that it merges; a class that is not listed is merged into "objects".
+MERGED = {
     "bed": ("bed",),
     "books": ("books",),
     "ceiling": ("ceiling",),
@@ -40,7 +40,7 @@ UNITED = {
     "window": ("window", "blinds", "curtain"),
 }
 CLASS_13_OF_40 = {
-    name: next((united for united, names in UNITED.items() if name in names), "objects") for name in CLASSES_40
+    name: next((merged for merged, names in MERGED.items() if name in names), "objects") for name in CLASSES_40
 }
 
 # 68 words
@@ -69,26 +69,26 @@ FURNITURE_WORDS = """
 """
 
 
-def words_of(text: str) -> frozenset[str]:
-    return frozenset(normal_word(word) for word in text.split(","))
+def split_words(text: str) -> frozenset[str]:
+    return frozenset(normalise(word) for word in text.split(","))
 
 
-def normal_word(word: str) -> str:
+def normalise(word: str) -> str:
     """`"door  window  reflection"`, as the data set spells it, is `"door window reflection"`."""
     return " ".join(word.split()).casefold()
 
 
-OTHERS = dict.fromkeys(words_of(STRUCTURE_WORDS), OTHER_STRUCTURE) | dict.fromkeys(
-    words_of(FURNITURE_WORDS), OTHER_FURNITURE
+OTHERS = dict.fromkeys(split_words(STRUCTURE_WORDS), OTHER_STRUCTURE) | dict.fromkeys(
+    split_words(FURNITURE_WORDS), OTHER_FURNITURE
 )
 
 
 def class_of_40(word: str) -> str:
-    """The class of the 40 that a word of the data set belongs to; other props where the tables do not know it."""
-    word = normal_word(word)
+    """The class of the 40 that a word of the data set belongs to; "otherprop" if the tables do not list it."""
+    word = normalise(word)
     return word if word in CLASSES_40 else OTHERS.get(word, OTHER_PROP)
 
 
 def class_of_13(word: str) -> str:
-    """The class of the 13 that a word of the data set belongs to; objects where the tables do not know it."""
+    """The class of the 13 that a word of the data set belongs to; "objects" if the tables do not list it."""
     return CLASS_13_OF_40[class_of_40(word)]

@@ -1,10 +1,9 @@
-"""Is a file of the competition whole? Its size, the archive's structure, every checksum, and the pictures it must hold.
+"""Verify a file of the competition: its size, the archive's structure, every checksum, and the images it must hold.
 
-Which pictures those are, the competition's own tables say: one in `train_masks.csv` is one in `train.zip`, one in
-`sample_submission.csv` is one in `test.zip`. That holds for a drawn competition too. Kaggle's is known by its 6,572
-cars, and must have the numbers of `carvana.py`.
+The competition's own tables say which images those are: one in `train_masks.csv` is one in `train.zip`, one in
+`sample_submission.csv` is one in `test.zip`. That holds for a drawn competition too. Kaggle's own data, which
+`Competition.rows_if_real` recognises (Carvana by its 6,572 cars), must also have the numbers of `carvana.py`.
 """
-import csv
 import io
 import pathlib
 import struct
@@ -13,19 +12,16 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pipeline import carvana
-from pipeline.data.zip_reader import DAMAGE, find_table
-from pipeline.data.images import check_jpeg
+from pipeline.carvana import CARVANA
+from pipeline.data.competition import Competition
+from pipeline.data.csv_table import find_table, stream_rows
+from pipeline.data.images import decode_image
+from pipeline.data.zip_reader import DAMAGE
 from pipeline.runtime.problem import Problem
 
-PIECE_BYTES = 2**20
-LARGEST_FOLLOWED_BYTES = 2**25  # of a member that the Follower takes into memory
-LONGEST_FIELD = 2**25  # characters of run lengths
+BLOCK_BYTES = 2**20
+LARGEST_STREAMED_BYTES = 2**25  # of a member that StreamVerifier takes into memory
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # PKWARE's APPNOTE, 4.3.7
-TABLE_OF = {
-    "train.zip": "train_masks.csv", "train_hq.zip": "train_masks.csv", "train_masks.zip": "train_masks.csv",
-    "test.zip": "sample_submission.csv", "test_hq.zip": "sample_submission.csv",
-}  # fmt: skip
 
 
 class Damaged(Exception):
@@ -33,42 +29,52 @@ class Damaged(Exception):
 
 
 class Member(NamedTuple):
-    """What was found of an archive's member by reading it; the archive's index must say the same."""
+    """An archive's member as it was read; the archive's index must say the same."""
 
     name: str
     size_bytes: int
     crc: int
 
 
-Checked = dict[int, Member]  # by the place where the member begins
+Checked = dict[int, Member]  # offset of the member in the archive -> the member
 
 
-def verify(path: pathlib.Path, name: str, size_bytes: int, folder: pathlib.Path, checked: Checked = {}) -> str:
-    """What a file holds, in words for people. Raises Damaged when it is not whole.
+def verify(
+    path: pathlib.Path,
+    name: str,
+    size_bytes: int,
+    folder: pathlib.Path,
+    checked: Checked = {},
+    competition: Competition = CARVANA,
+) -> str:
+    """Describe what a file holds, such as "64 images". Raises Damaged when it is not whole.
 
     path: where the file lies, perhaps as a draft; name: what Kaggle calls it; folder: the competition's, whose tables
-    say which pictures there must be, as far as they are there. checked: members that a Follower has read.
+    say which images there must be, as far as they are there. checked: members that a StreamVerifier has read.
     """
     if path.stat().st_size != size_bytes:
         raise Damaged(f"it has {path.stat().st_size} bytes, but Kaggle lists {size_bytes}")
+    if name.endswith(".csv"):
+        return f"{check_table(path, name, folder, competition):,} rows"
     if not name.endswith(".zip"):
-        return verify_picture(path)
+        return verify_image(path, competition)
     names = check_archive(path, checked)
     if name.endswith(".csv.zip"):
-        return f"{check_table(path, name, folder):,} rows"
-    return f"{check_pictures(name, names, folder):,} pictures"
+        return f"{check_table(path, name, folder, competition):,} rows"
+    return f"{check_images(name, names, folder, competition):,} images"
 
 
-def verify_picture(path: pathlib.Path) -> str:
+def verify_image(path: pathlib.Path, competition: Competition) -> str:
+    height, width, suffix = competition.height_px, competition.width_px, competition.image_suffix
     try:
-        check_jpeg(path.read_bytes(), carvana.HEIGHT_PX, carvana.WIDTH_PX, "the file")
+        decode_image(path.read_bytes(), suffix, 1, height, width, "the file")
     except Problem as problem:
         raise Damaged(str(problem).rstrip(".")) from None
-    return "1 picture"
+    return "1 image"
 
 
 def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
-    """File names of the members. Damaged when the structure or a checksum is wrong."""
+    """Return the file names of the members. Raises Damaged when the structure or a checksum is wrong."""
     names = []
     name = "the index"
     try:
@@ -77,80 +83,78 @@ def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
                 name = info.filename
                 if checked.get(info.header_offset) != Member(info.orig_filename, info.file_size, info.CRC):
                     with archive.open(info) as member:
-                        while member.read(PIECE_BYTES):
+                        while member.read(BLOCK_BYTES):
                             pass
                 names.append(name.rpartition("/")[2])
     except DAMAGE as error:
-        raise Damaged(f"it is no whole zip archive: {name}: {error}") from None
+        raise Damaged(f"it is not a whole zip archive: {name}: {error}") from None
     return names
 
 
-def check_pictures(name: str, names: list[str], folder: pathlib.Path) -> int:
-    """How many pictures, or masks, are among an archive's files; Damaged when they are not the ones of the table."""
-    pattern = carvana.MASK_NAME if name == "train_masks.zip" else carvana.IMAGE_NAME
-    pictures = [file_name for file_name in names if pattern.fullmatch(file_name)]
-    check_count(name, len(pictures), views_of(pictures), folder)
-    table = find_table(folder, TABLE_OF[name]) if name in TABLE_OF else None
-    if table is not None:
-        in_table = first_column(table)
-        if name == "train_masks.zip":
-            in_table = [carvana.mask_name(image_name) for image_name in in_table]
-        if others := set(pictures) ^ set(in_table):
-            raise Damaged(f"{len(others)} pictures are either in it or in {table.name}, the first is {min(others)}")
-    return len(pictures)
+def check_images(name: str, names: list[str], folder: pathlib.Path, competition: Competition) -> int:
+    """Count the images, or masks, among an archive's files. Raises Damaged when they are not those of its table."""
+    set_name = name.removesuffix(".zip")
+    pattern, suffix = competition.image_pattern, competition.image_suffix
+    if set_name == competition.mask_set:
+        pattern, suffix = competition.mask_pattern, competition.mask_suffix
+    images = [competition.name_of_file(file, suffix) for file in names if pattern.fullmatch(file)]
+    table_name = competition.table_of_set.get(set_name, "")
+    check_count(table_name, images, folder, competition)
+    table = find_table(folder, table_name)
+    if table is not None and (others := set(images) ^ set(first_column(table, table_name))):
+        raise Damaged(f"{len(others)} images are either in it or in {table.name}, the first is {min(others)}")
+    return len(images)
 
 
-def check_table(path: pathlib.Path, name: str, folder: pathlib.Path) -> int:
-    """How many rows a table has; Damaged when that is not right."""
-    rows = first_column(path)
+def check_table(path: pathlib.Path, name: str, folder: pathlib.Path, competition: Competition) -> int:
+    """Count the rows of a table. Raises Damaged when two are for the same image, or images are missing."""
+    name = name.removesuffix(".zip")
+    rows = first_column(path, name)
     if len(set(rows)) < len(rows):
         raise Damaged("it has two rows for the same thing")
-    if name != "metadata.csv.zip":
-        check_count(name, len(rows), views_of(rows), folder)
+    if name in (competition.mask_table, competition.sample_table):
+        check_count(name, rows, folder, competition)
     return len(rows)
 
 
-def views_of(names: list[str]) -> int:
-    """How many pictures there are of the cars of these pictures."""
-    return len({carvana.car_of(name) for name in names}) * carvana.ANGLES
+def check_count(table_name: str, images: list[str], folder: pathlib.Path, competition: Competition) -> None:
+    """Raise Damaged unless each group has all angles, and Kaggle's own data as many images as Kaggle counts.
+
+    table_name: the table that lists these images.
+    """
+    key_of = competition.group_key or str
+    expected = len({key_of(name) for name in images}) * competition.angles
+    counts = {competition.mask_table: competition.train_images, competition.sample_table: competition.test_images}
+    real_table, rows = competition.rows_if_real or ("", 0)
+    table = find_table(folder, real_table)
+    if table is not None and len(first_column(table, real_table)) == rows:
+        expected = counts.get(table_name) or expected
+    if len(images) != expected or not images:
+        raise Damaged(f"it has {len(images):,} images, but there must be {f'{expected:,}' if expected else 'some'}")
 
 
-def check_count(name: str, count: int, expected: int, folder: pathlib.Path) -> None:
-    """Damaged when there are not as many pictures as expected, or in Kaggle's own competition as in carvana.py."""
-    metadata = find_table(folder, "metadata.csv")
-    if metadata is not None and len(first_column(metadata)) == carvana.TRAIN_CARS + carvana.TEST_CARS:
-        of_training = name.startswith("train")
-        expected = (carvana.TRAIN_CARS if of_training else carvana.TEST_CARS) * carvana.ANGLES
-    if count != expected or count == 0:
-        raise Damaged(f"it has {count:,} pictures, but there must be {expected or 'some':,}")
-
-
-def first_column(path: pathlib.Path) -> list[str]:
-    """The first field of each row below the header, of `name.csv` or of the one member of `name.csv.zip`."""
-    csv.field_size_limit(LONGEST_FIELD)
+def first_column(path: pathlib.Path, name: str) -> list[str]:
+    """The first field of each row below the header of the table `name`, packed as `name.zip` or not."""
     try:
-        if path.suffix == ".csv":
-            with open(path, encoding="utf-8-sig", newline="") as text:
-                return [row[0] for row in csv.reader(text)][1:]
-        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
-            return [row[0] for row in csv.reader(io.TextIOWrapper(member, "utf-8-sig", newline=""))][1:]
-    except (*DAMAGE, csv.Error, IndexError) as error:
-        raise Damaged(f"{path.name} cannot be read as a table ({error})") from None
+        return ["".join(fields[:1]) for _, fields in stream_rows(path, member=name, skip_blank=False)][1:]
+    except (Problem, OSError) as error:
+        raise Damaged(str(error).rstrip(".")) from None
 
 
 class StreamVerifier:
-    """Reads the members of an archive in a thread of its own, while the archive is still arriving.
+    """Verify the members of an archive in a thread, while the archive is still being downloaded.
 
-    `with StreamVerifier(path) as verifier:` give `verifier.on_bytes` to the download, and `verifier.finish()` to `verify`.
-    It knows the form that most archives have; of any other it reads less, or nothing, and `verify` reads the rest.
+    `with StreamVerifier(path) as verifier:` pass `verifier.on_bytes` to the download, and `verifier.finish()` to
+    `verify`. It reads the format that most archives have; of any other it reads less, or nothing, and `verify` reads
+    the rest.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.length_bytes = 0
         self.stopped = False
-        self.pool = ThreadPoolExecutor(1)  # one thread: what is submitted first is done first
-        self.start_again()
+        self.pool = ThreadPoolExecutor(1)  # one thread: tasks run in their order
+        self.restart()
 
     def __enter__(self) -> "StreamVerifier":
         return self
@@ -160,22 +164,22 @@ class StreamVerifier:
         self.pool.shutdown(cancel_futures=True)
 
     def on_bytes(self, count: int) -> None:
-        """So many bytes more lie at `path`; fewer when the file is begun again."""
+        """Take note of so many new bytes at `path`; a negative count says that the file is begun again."""
         self.length_bytes += count
         if count < 0:
-            self.pool.submit(self.start_again)
+            self.pool.submit(self.restart)
         else:
-            self.pool.submit(self.read_on, self.length_bytes)
+            self.pool.submit(self.read_members, self.length_bytes)
 
     def finish(self) -> Checked:
-        """What was read, when all that has arrived is."""
+        """Wait until all that has arrived is read, and return the members."""
         return self.pool.submit(lambda: self.checked).result()
 
-    def start_again(self) -> None:
+    def restart(self) -> None:
         self.position = 0  # of the next member
         self.checked: Checked = {}
 
-    def read_on(self, length_bytes: int) -> None:
+    def read_members(self, length_bytes: int) -> None:
         """Read the members that are whole in a file of which `length_bytes` have arrived."""
         with open(self.path, "rb") as file:
             while not self.stopped and self.position + LOCAL_HEADER.size <= length_bytes:
@@ -183,8 +187,8 @@ class StreamVerifier:
                 signature, _, flags, method, _, _, _, packed_bytes, size_bytes, name_bytes, extra_bytes = (
                     LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
                 )
-                # Encrypted (1), or with its sizes behind it (8): where the next one begins cannot be told from here.
-                if signature != b"PK\3\4" or flags & 9 or max(packed_bytes, size_bytes) > LARGEST_FOLLOWED_BYTES:
+                # Encrypted (flag 1), or with its sizes behind its data (8): the start of the next member is unknown.
+                if signature != b"PK\3\4" or flags & 9 or max(packed_bytes, size_bytes) > LARGEST_STREAMED_BYTES:
                     self.position = 2**63
                     return
                 end = self.position + LOCAL_HEADER.size + name_bytes + extra_bytes + packed_bytes

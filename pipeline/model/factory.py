@@ -19,7 +19,7 @@ from pipeline.runtime.problem import Problem
 # from scratch works with any. https://docs.pytorch.org/vision/stable/models.html
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
-MEAN_DEPTH, STD_DEPTH = 200.0, 30.0  # of a fourth channel: about those of rooms, as `data.nyuv2.depth_bytes` has them
+MEAN_DEPTH, STD_DEPTH = 200.0, 30.0  # of a fourth channel: about those of rooms, as `data.nyuv2.depth_to_u8` has them
 SMP_MULTIPLE = 32  # encoders of segmentation-models-pytorch halve five times
 
 

@@ -56,7 +56,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({world_size})."
         )
-    relabelled = relabel.relabelled(training, settings.data.relabel)
+    relabelled = relabel.read_relabelled(training, settings.data.relabel)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
         run=run,
@@ -67,7 +67,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
         validation=ValidationDataset(dataset, validation, scale),
         folds=table,
         fingerprint=fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled)),
-        notes=relabel.told(training, validation, dataset.names, relabelled),
+        notes=relabel.relabel_summary(training, validation, dataset.names, relabelled),
     )
 
 

@@ -48,7 +48,7 @@ def archives() -> Iterator[Case]:
     )
     yield bad("a member is empty", PREDICT, first_is(b""), r"test\.zip, member .* not a JPEG")
     yield bad("a bit of a member is wrong", PREDICT, flipped_bit, r"test\.zip, member test/\w+_01\.jpg.*CRC")
-    yield bad("a view is missing", FOLDS, without_a_view, r"train\.zip: car \w+ has no view 01")
+    yield bad("a view is missing", FOLDS, without_a_view, r"train\.zip: car \w+ has no angle 01")
     yield bad("no test.zip", PREDICT, lambda place: place.demo("test.zip").unlink(), r"neither test\.zip")
     yield bad("shrink.json is cut", PREDICT, put("demo/shrink.json", '{"scale": '), r"shrink\.json is damaged")
     yield bad(
@@ -200,8 +200,8 @@ def pictures() -> Iterator[Case]:
     yield bad("a picture is a PNG", PREDICT, saved("RGB", format="PNG"), here + "file is not a JPEG")
     yield bad("a picture is a PNG of 16 bits", PREDICT, saved("I;16", format="PNG"), here + "file is not a JPEG")
     yield bad("a picture is a GIF", PREDICT, saved("P", format="GIF"), here + "file is not a JPEG")
-    yield bad("a picture is grey", PREDICT, saved("L", format="JPEG"), here + "picture's colours are L")
-    yield bad("a picture is CMYK", PREDICT, saved("CMYK", format="JPEG"), here + "picture's colours are CMYK")
+    yield bad("a picture is grey", PREDICT, saved("L", format="JPEG"), here + "image's colours are L")
+    yield bad("a picture is CMYK", PREDICT, saved("CMYK", format="JPEG"), here + "image's colours are CMYK")
     yield bad("a JPEG of 12 bits", PREDICT, loose(in_frame(4, b"\x0c")), r"\w+_01\.jpg: ")
     yield bad("a JPEG of 16 bits", PREDICT, loose(in_frame(4, b"\x10")), r"\w+_01\.jpg: ")
     yield bad(

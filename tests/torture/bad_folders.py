@@ -62,7 +62,7 @@ def in_plain_folder(spoil: Spoil) -> Spoil:
     """A whole one, with its settings and folds, and then spoilt."""
 
     def spoil_it(place: Place) -> None:
-        folder = draw(place.folder / "mine", pictures=6)
+        folder = draw(place.folder / "mine", images=6)
         place.put("tiny.yaml", OF_FOLDER)
         place.put("runs/tiny/folds.csv", ImageFolder(folder, CLASSES, 255, 64, 96).folds(2).to_csv(index=False))
         spoil(place)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from pipeline.data import competition
+from pipeline import carvana
 from tests.torture.bad_data import Spoil, put, zip_of
 from tests.torture.inputs import FOLDS, PREDICT, TRAIN, Case, Place, bad, good
 
@@ -149,5 +149,5 @@ def claims(size: int) -> bytes:
 
 
 def same_makes(place: Place) -> bool:
-    drawn = competition.read_makes(place.demo("train_masks.zip").resolve().parent)
-    return competition.read_makes(place.demo("")) == drawn
+    drawn = carvana.read_makes(place.demo("train_masks.zip").resolve().parent)
+    return carvana.read_makes(place.demo("")) == drawn

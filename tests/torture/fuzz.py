@@ -125,7 +125,7 @@ def pictures(data: bytes, folder: pathlib.Path) -> None:
     except Problem:
         pass
     try:
-        assert images.decode_gif_mask(data[1:], HEIGHT, WIDTH, "here").shape == (HEIGHT, WIDTH)
+        assert images.decode_mask(data[1:], ".gif", HEIGHT, WIDTH, "here").shape == (HEIGHT, WIDTH)
     except Problem:
         pass
 
@@ -133,13 +133,13 @@ def pictures(data: bytes, folder: pathlib.Path) -> None:
 def tables(data: bytes, folder: pathlib.Path) -> None:
     """What is read whole: tables, settings, the ledger, the origin of a submission."""
     readers: list[tuple[str, Callable[[pathlib.Path], object]]] = [
-        ("metadata.csv", lambda path: competition.read_makes(path.parent)),
-        ("metadata.csv.zip", lambda path: competition.read_makes(path.parent)),
+        ("metadata.csv", lambda path: carvana.read_makes(path.parent)),
+        ("metadata.csv.zip", lambda path: carvana.read_makes(path.parent)),
         ("folds.csv", grouping.read_folds),
         ("x.yaml", config.load),
         ("ledger.csv", ledger.read),
         ("x.json", provenance.read),
-        ("shrink.json", lambda path: competition.stored_scale(path.parent)),
+        ("shrink.json", lambda path: competition.read_stored_scale(path.parent)),
     ]
     name, read = readers[data[0] % len(readers) if data else 0]
     path = folder / name

@@ -125,7 +125,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     (folder / "tiny.yaml").write_text(SETTINGS)
     os.symlink(demo.resolve(), folder / "demo")
     settings = config.load(folder / "tiny.yaml")
-    makes = competition.read_makes(demo)
+    makes = carvana.read_makes(demo)
     names = competition.ImageSet(demo, "train").names
     table = grouping.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))

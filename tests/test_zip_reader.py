@@ -1,4 +1,4 @@
-"""Files of a set, wherever they lie; and archives that are not what they should be."""
+"""Files of a set are read wherever they lie, and damaged archives are a Problem."""
 import pathlib
 import pickle
 import re
@@ -23,7 +23,7 @@ def pack(folder: pathlib.Path, files: dict[str, bytes], name: str = "test") -> p
     return folder
 
 
-def all_of(files: FileSet) -> dict[str, bytes]:
+def read_all(files: FileSet) -> dict[str, bytes]:
     return {name: files.read(name) for name in files.names}
 
 
@@ -36,20 +36,20 @@ def packed(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_members_of_the_archive_are_read(packed: pathlib.Path) -> None:
-    assert all_of(FileSet(packed, "test", NAMES)) == FILES
+    assert read_all(FileSet(packed, "test", NAMES)) == FILES
 
 
 def test_an_unpacked_folder_is_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test").mkdir()
     for name, data in FILES.items():
         (tmp_path / "test" / name).write_bytes(data)
-    assert all_of(FileSet(tmp_path, "test", NAMES)) == FILES
+    assert read_all(FileSet(tmp_path, "test", NAMES)) == FILES
 
 
 def test_a_loose_file_beside_the_archive_wins_over_the_member(packed: pathlib.Path) -> None:
     (packed / "b.jpg").write_bytes(b"repaired")
     files = FileSet(packed, "test", NAMES)
-    assert all_of(files) == FILES | {"b.jpg": b"repaired"}
+    assert read_all(files) == FILES | {"b.jpg": b"repaired"}
     assert files.where("b.jpg") == str(packed / "b.jpg")
 
 
@@ -66,19 +66,19 @@ def test_a_loose_file_wins_over_the_unpacked_folder_too(tmp_path: pathlib.Path) 
     assert FileSet(tmp_path, "test", NAMES).read("a.jpg") == b"repaired"
 
 
-def test_a_folder_that_is_unpacked_in_part_is_completed_from_the_archive(packed: pathlib.Path) -> None:
+def test_a_partly_unpacked_folder_is_completed_from_the_archive(packed: pathlib.Path) -> None:
     (packed / "test").mkdir()
     (packed / "test" / "d.jpg").write_bytes(b"date")
     (packed / "test" / "a.jpg").write_bytes(b"unpacked")
-    assert all_of(FileSet(packed, "test", NAMES)) == FILES | {"a.jpg": b"unpacked", "d.jpg": b"date"}
+    assert read_all(FileSet(packed, "test", NAMES)) == FILES | {"a.jpg": b"unpacked", "d.jpg": b"date"}
 
 
-def test_a_loose_file_of_another_set_is_not_taken_in(packed: pathlib.Path) -> None:
+def test_a_loose_file_of_another_set_is_ignored(packed: pathlib.Path) -> None:
     (packed / "d.jpg").write_bytes(b"of the other set")
     assert FileSet(packed, "test", NAMES).names == ["a.jpg", "b.jpg", "c.jpg"]
 
 
-def test_members_with_other_names_are_left_out(tmp_path: pathlib.Path) -> None:
+def test_members_with_other_names_are_ignored(tmp_path: pathlib.Path) -> None:
     pack(tmp_path, {"a.jpg": b"apple", "__MACOSX/._a.jpg": b"", "Thumbs.db": b"", "": b""})
     assert FileSet(tmp_path, "test", NAMES).names == ["a.jpg"]
 
@@ -86,7 +86,7 @@ def test_members_with_other_names_are_left_out(tmp_path: pathlib.Path) -> None:
 def test_nothing_is_written(packed: pathlib.Path) -> None:
     (packed / "a.jpg").write_bytes(b"loose")
     before = {path: path.stat().st_mtime_ns for path in [packed, *packed.rglob("*")]}
-    all_of(FileSet(packed, "test", NAMES))
+    read_all(FileSet(packed, "test", NAMES))
     assert {path: path.stat().st_mtime_ns for path in [packed, *packed.rglob("*")]} == before
 
 
@@ -94,10 +94,10 @@ def test_nothing_is_written(packed: pathlib.Path) -> None:
 
 
 def damage(archive: pathlib.Path, data: bytes) -> None:
-    """Flip one bit where these bytes stand."""
-    whole = bytearray(archive.read_bytes())
-    whole[whole.index(data)] ^= 1
-    archive.write_bytes(whole)
+    """Flip one bit of the first of these bytes."""
+    archive_bytes = bytearray(archive.read_bytes())
+    archive_bytes[archive_bytes.index(data)] ^= 1
+    archive.write_bytes(archive_bytes)
 
 
 def test_neither_archive_nor_folder_is_a_problem_that_says_what_to_do(tmp_path: pathlib.Path) -> None:
@@ -105,12 +105,12 @@ def test_neither_archive_nor_folder_is_a_problem_that_says_what_to_do(tmp_path: 
         FileSet(tmp_path, "test", NAMES)
 
 
-def test_a_competition_folder_that_is_not_there_is_a_problem(tmp_path: pathlib.Path) -> None:
+def test_a_missing_competition_folder_is_a_problem(tmp_path: pathlib.Path) -> None:
     with pytest.raises(Problem, match="nowhere"):
         FileSet(tmp_path / "nowhere", "test", NAMES)
 
 
-def test_an_archive_without_pictures_is_a_problem(tmp_path: pathlib.Path) -> None:
+def test_an_archive_without_images_is_a_problem(tmp_path: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"test\.zip.*no file"):
         FileSet(pack(tmp_path, {"readme.txt": b""}), "test", NAMES)
 
@@ -162,7 +162,7 @@ def test_an_encrypted_member_is_a_problem_that_names_it(packed: pathlib.Path) ->
         FileSet(packed, "test", NAMES).read("a.jpg")
 
 
-def test_a_name_that_no_place_holds_is_a_problem(packed: pathlib.Path) -> None:
+def test_a_name_that_is_nowhere_is_a_problem(packed: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"test\.zip holds no d\.jpg"):
         FileSet(packed, "test", NAMES).read("d.jpg")
 
@@ -176,7 +176,7 @@ def test_a_loose_file_that_vanishes_is_a_problem_that_names_it(packed: pathlib.P
         files.read("b.jpg")
 
 
-def test_whichever_bit_of_an_archive_is_wrong_a_file_is_itself_or_a_problem(tmp_path: pathlib.Path) -> None:
+def test_whichever_bit_of_an_archive_is_flipped_a_file_is_read_right_or_a_problem(tmp_path: pathlib.Path) -> None:
     true = {"a.jpg": b"apple, " * 9, "b.jpg": b"banana, " * 9}
     with zipfile.ZipFile(tmp_path / "test.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in true.items():
@@ -187,17 +187,17 @@ def test_whichever_bit_of_an_archive_is_wrong_a_file_is_itself_or_a_problem(tmp_
         damaged[bit // 8] ^= 1 << bit % 8
         (tmp_path / "test.zip").write_bytes(damaged)
         try:
-            found = all_of(FileSet(tmp_path, "test", NAMES))
+            contents = read_all(FileSet(tmp_path, "test", NAMES))
         except Problem:
             continue
-        assert set(found.values()) <= set(true.values()), f"bit {bit}"
+        assert set(contents.values()) <= set(true.values()), f"bit {bit}"
 
 
 # --- many readers ---------------------------------------------------------------------------------
 
 
 class Reads(Dataset):
-    """The demo's pictures as bytes."""
+    """The demo's images as bytes."""
 
     def __init__(self, files: FileSet):
         self.files = files
@@ -224,24 +224,24 @@ def test_a_forked_process_opens_the_archive_for_itself(packed: pathlib.Path, mon
     assert files.open_archive() is handle_of_the_parent
     monkeypatch.setattr("os.getpid", lambda: -2)
     assert files.open_archive() is not handle_of_the_parent
-    assert all_of(files) == FILES
+    assert read_all(files) == FILES
 
 
 def test_several_threads_read_what_one_reads(demo_folder: pathlib.Path) -> None:
     files = FileSet(demo_folder, "train_masks", re.compile(r".*\.gif"))
-    expected = all_of(files)
-    found: list[dict[str, bytes]] = []
-    threads = [threading.Thread(target=lambda: found.append(all_of(files))) for _ in range(4)]
+    expected = read_all(files)
+    results: list[dict[str, bytes]] = []
+    threads = [threading.Thread(target=lambda: results.append(read_all(files))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 4
+    assert results == [expected] * 4
 
 
 def test_a_pickled_set_opens_the_archive_for_itself(packed: pathlib.Path) -> None:
     files = FileSet(packed, "test", NAMES)
     files.read("a.jpg")
     copy = pickle.loads(pickle.dumps(files))
-    assert all_of(copy) == FILES
+    assert read_all(copy) == FILES
     assert copy.open_archive() is not files.open_archive()

@@ -1,0 +1,135 @@
+"""Read CSV tables strictly: row by row, since a submission holds 0.8 GB of run lengths, or small ones as a whole.
+
+Quotes must be closed, and all rows must have as many fields as the first. What would flood the memory is refused
+before it is read: an archive that claims gigabytes, a field or a line without end.
+"""
+import contextlib
+import csv
+import gzip
+import io
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from typing import IO
+
+import pandas as pd
+
+from pipeline.data.zip_reader import DAMAGE, check_member
+from pipeline.runtime.problem import Problem
+
+LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x1280 pixels has 12 million
+LARGEST_TABLE_BYTES = 2**29  # of a table that is read whole; the run lengths of Kaggle's 5,088 masks have 40 MB
+LARGEST_STREAM_BYTES = 2**40  # of a table that is read row by row
+ENCODINGS = {"ascii": "ASCII without a byte-order mark", "utf-8-sig": "UTF-8"}
+
+
+def stream_rows(
+    path: pathlib.Path,
+    encoding: str = "utf-8-sig",
+    *,
+    member: str | None = None,
+    skip_blank: bool = True,
+    largest_bytes: int = LARGEST_TABLE_BYTES,
+    advice: str = "download it again",
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number counted from 1, fields) of each row of a .csv, .csv.gz or .csv.zip, its header first.
+
+    encoding: one of ENCODINGS. member: the name of the table inside a .zip; None: the archive's only file.
+    skip_blank: skip blank lines, which otherwise are rows of no field. largest_bytes: of the unpacked table.
+    advice: what to do about a damaged table. Raises Problem when the file is damaged, cut short, too large or not a
+    table, and FileNotFoundError when it is missing.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    line, fields = 0, 0  # the last line that was read; fields of a row
+    try:
+        with open_text(path, encoding, member, largest_bytes) as text:
+            reader = csv.reader(limited_lines(text), strict=True)
+            for row in reader:
+                line = reader.line_num
+                if not row and skip_blank:
+                    continue
+                fields = fields or len(row)
+                if len(row) != fields:
+                    raise Problem(f"{path}, line {line}: {len(row)} fields, but there must be {fields}; {advice}.")
+                yield line, row
+    except UnicodeDecodeError as error:
+        raise Problem(
+            f"{path}, near line {line + 1}: the byte {error.object[error.start]:#x} does not belong in a table; "
+            f"save it as {ENCODINGS[encoding]}."
+        ) from None
+    except (FileNotFoundError, Problem):
+        raise
+    except (*DAMAGE, csv.Error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Problem(f"{path} cannot be read as a CSV table ({reason}); {advice}.") from None
+
+
+def limited_lines(text: IO[str]) -> Iterator[str]:
+    """Yield the lines. Raise csv.Error for an endless one, such as gigabytes of packed zeros, before all is read."""
+    while line := text.readline(2 * LONGEST_FIELD):
+        if len(line) == 2 * LONGEST_FIELD:
+            raise csv.Error(f"a line has more than {len(line):,} characters")
+        yield line
+
+
+@contextlib.contextmanager
+def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_bytes: int) -> Iterator[IO[str]]:
+    """Open a .csv, .csv.gz or .csv.zip as text, unpacked while it is read."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding=encoding, newline="") as text:
+            yield text
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            with archive.open(find_member(archive, path, member, largest_bytes)) as file:
+                yield io.TextIOWrapper(file, encoding, newline="")
+    else:
+        if path.stat().st_size > largest_bytes:
+            raise Problem(f"{path} has {path.stat().st_size:,} bytes, but the largest table has {largest_bytes:,}.")
+        with open(path, encoding=encoding, newline="") as text:
+            yield text
+
+
+def find_member(
+    archive: zipfile.ZipFile, path: pathlib.Path, member: str | None, largest_bytes: int
+) -> zipfile.ZipInfo:
+    """The table inside the archive at `path`, checked before anything is unpacked."""
+    names = archive.namelist()
+    if member is None and len(names) != 1:
+        raise Problem(f"{path} holds {len(names)} files, but it must hold the one CSV.")
+    if member is not None and member not in names:
+        raise Problem(f"{path} has no member {member}; download it again.")
+    info = archive.getinfo(names[0] if member is None else member)
+    check_member(info, largest_bytes)
+    return info
+
+
+def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
+    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+
+
+def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], allow_empty: bool = False) -> pd.DataFrame:
+    """Read a table of the competition, all columns as text: the car `331659860e11` is not a number.
+
+    Raises Problem when the table is missing or damaged, when it lacks one of `columns` or has it twice, when two rows
+    have the same first of `columns`, and when it has no row, unless `allow_empty`.
+    """
+    path = find_table(folder, name)
+    if path is None:
+        raise Problem(
+            f"{folder} holds neither {name} nor {name}.zip; "
+            "run `make download`, or name the competition's folder with DATA=."
+        )
+    header, *rows = [fields for _, fields in stream_rows(path, member=name)] or [[]]
+    if not header:
+        raise Problem(f"{path} is empty; download it again.")
+    if repeated := [column for column in columns if header.count(column) > 1]:
+        raise Problem(f"{path}, line 1: the column {repeated[0]} stands there twice; download it again.")
+    if missing := [column for column in columns if column not in header]:
+        raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(header)[:80]}.")
+    if not rows and not allow_empty:
+        raise Problem(f"{path} has no row below its first line; download it again.")
+    table = pd.DataFrame(rows, columns=header, dtype=str)
+    if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():
+        raise Problem(f"{path} has two rows for {columns[0]} {repeated[0][:40]}.")
+    return table
