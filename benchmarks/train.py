@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferenceImages, ReferenceTrainer
 from pipeline import carvana, config
-from pipeline.data import augment, competition
+from pipeline.data import augment
 from pipeline.data.loader import BatchSchedule, TrainingDataset, prefetch_to_device, training_loader
 from pipeline.model import losses
 from pipeline.runtime.device import describe, pick_device, precision, set_up
