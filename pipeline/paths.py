@@ -71,7 +71,7 @@ class Run:
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
-    def oof_probabilities(self, fold: int) -> pathlib.Path:
+    def oof_predictions(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
 
     @property

@@ -24,7 +24,7 @@ from pipeline.data.image_stream import Batch, ImagesAtScales, stream
 from pipeline.runtime.files import locked, read_json, sha256
 from pipeline.inference.stored_threshold import stale_message, predicted_with, read_threshold_json
 from pipeline.runtime.device import describe, describe_machine
-from pipeline.inference.evaluate import one_behind
+from pipeline.inference.evaluate import predict_ahead
 from pipeline.inference.loading import batch_that_fits, check_cars, load_members
 from pipeline.inference.ensemble import Ensemble
 from pipeline.submission import provenance
@@ -149,7 +149,7 @@ def rows_of(
             rows.append((name, "" if name in batch.problems else text))
         return rows
 
-    for rows in one_behind(predict, batches_of_pictures, finish):
+    for rows in predict_ahead(predict, batches_of_pictures, finish):
         yield from rows
 
 

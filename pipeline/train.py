@@ -34,8 +34,8 @@ from pipeline.data.loader import (
 )
 from pipeline.runtime.files import write_text
 from pipeline.runtime.device import autocast, describe, loss_scaler, explain_missing_kernel, set_up
-from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, merge_confusions
-from pipeline.inference.loading import ensemble_of
+from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, compute_dice_scores, evaluate_histograms, merge_confusions
+from pipeline.inference.loading import build_ensemble
 from pipeline.inference.ensemble import Member
 from pipeline.training.previews import preview_images
 from pipeline.inference.tta import ANGLES
@@ -77,7 +77,7 @@ def main(
             raise dist.problem("--find-batch measures one process; start it without torchrun.")
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
-            grouping.check(table, number)  # before it gets a folder
+            grouping.check_fold(table, number)  # before it gets a folder
         for number in fold_numbers:
             with resume.trainer_lock(run.fold(number)) if dist.is_main and not find_batch else nullcontext():
                 train_fold(settings, run, number, folder, dist, find_batch)
@@ -206,7 +206,7 @@ def train_fold(
             f"{relabel.told(training_set.names, validation_set.names, dataset.names, training_set.relabelled)}, {describe(device)}"
             f"{f', {dist.world_size} processes' if dist.world_size > 1 else ''}."
         )
-        absent = (grouping.absent(table, number, dataset.names) for number in grouping.numbers(table))
+        absent = (grouping.find_missing_keys(table, number, dataset.names) for number in grouping.fold_numbers(table))
         if gone := [unit for units in absent for unit in units]:
             print(f"{folder} lacks {len(gone)} of the {len(table)} rows of {run.folds}, {gone[0]} the first.")
         if step:
@@ -383,7 +383,7 @@ def evaluate_epoch(
     mine = ValidationDataset(dataset, validation_set.names[dist.rank :: dist.world_size], settings.data.scale)
     binary, scale = settings.task.kind == "binary", settings.data.scale
     member = Member(ema.average, scale, ANGLES["none"], weight=1.0)
-    ensemble = ensemble_of([member], binary, dataset.height, dataset.width)
+    ensemble = build_ensemble([member], binary, dataset.height, dataset.width)
 
     def predict(image_NHWC: Tensor) -> Tensor:
         return ensemble({scale: image_NHWC})
@@ -393,11 +393,11 @@ def evaluate_epoch(
     batches = progress(loader, "held-out pictures", wanted=dist.is_main)
     with explain_out_of_memory(lambda: too_large_message(settings.predict.batch_size, scale)):
         if binary:
-            counts = histograms(predict, batches, mine.names, dataset.truth)
-            scores = dice_scores(np.concatenate(dist.gather(counts)))
+            counts = evaluate_histograms(predict, batches, mine.names, dataset.truth)
+            scores = compute_dice_scores(np.concatenate(dist.gather(counts)))
         else:
-            judged = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = class_scores(merge_confusions(dist.gather(judged)))
+            judged = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
+            scores = compute_class_scores(merge_confusions(dist.gather(judged)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

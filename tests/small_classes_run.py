@@ -36,10 +36,10 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
         rows = [{"epoch": epoch, **row} for epoch in (1, 2)]
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         names = table[table["fold"] == fold]["image"].tolist()
-        with oof_writer(run.oof_probabilities(fold)) as keep:
+        with oof_writer(run.oof_predictions(fold)) as keep:
             judge = judged_by_cut if binary else judged_by_class
             found = judge(dataset, names, shift_px, keep)
-        hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
+        hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_predictions(fold))}
         with open(run.oof(fold), "wb") as file:
             np.savez_compressed(file, names=np.array(names), **found, **hashes)
     if binary:

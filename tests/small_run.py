@@ -22,7 +22,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     run = Run(name)
     cars = sorted({carvana.car_of(picture) for picture in competition.ImageSet(folder, "train").names})
     makes = competition.read_makes(folder)
-    table = grouping.assign({car: makes[car] for car in cars}, folds=2)
+    table = grouping.assign_cars({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     words = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", words)
@@ -40,14 +40,14 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         ]  # fmt: skip
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         histograms = []
-        with oof_writer(run.oof_probabilities(fold)) as keep:
+        with oof_writer(run.oof_predictions(fold)) as keep:
             for number, picture in enumerate(names):
                 share = predicted(masks.coverage(picture, SCALE), shift_cells * (1 + number % 5) / 5)
                 keep(picture, png(share))
                 full = probability_of(share, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
                 histograms.append(dice.histogram(full, masks.read(picture)))
         with open(run.oof(fold), "wb") as file:
-            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
+            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_predictions(fold))}
             np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
     write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
     return run

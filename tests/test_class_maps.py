@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from pipeline.data import augment
 from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.cutout import class_map
-from pipeline.inference.evaluate import class_scores, confusions, launch_processes
-from pipeline.inference.loading import ensemble_of
+from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, launch_processes
+from pipeline.inference.loading import build_ensemble
 from pipeline.inference.ensemble import Member
 from pipeline.inference.tta import ANGLES
 from pipeline.masks.confusion import ignored
-from pipeline.masks.colours import IGNORED_COLOUR, OKABE_ITO, SEEN_BY, lab_as_seen, palette, palette_image
+from pipeline.masks.colours import IGNORED_COLOUR, OKABE_ITO, SEEN_BY, to_lab_as_seen, palette, palette_image
 from pipeline.runtime.problem import Problem
 
 HEIGHT, WIDTH = 30, 44
@@ -48,7 +48,7 @@ def pictures(count: int = 2, scale: int = 2, seed: int = 0) -> Tensor:
 
 def ensemble(*networks: nn.Module, tta: str = "none", scale: int = 2) -> ClassEnsemble:
     members = [Member(network, scale, ANGLES[tta], 1 / len(networks)) for network in networks]
-    found = ensemble_of(members, False, HEIGHT, WIDTH)
+    found = build_ensemble(members, False, HEIGHT, WIDTH)
     assert isinstance(found, ClassEnsemble)
     return found
 
@@ -104,21 +104,21 @@ def test_scores_of_all_pictures_are_those_of_their_matrices_added_up_by_any_numb
 
     def judged(mine: list[str]):
         batches = [pictures(1, seed=int(name)) for name in mine]
-        return confusions(lambda image: predictor({2: image}), batches, mine, truth.__getitem__, 3)
+        return evaluate_confusions(lambda image: predictor({2: image}), batches, mine, truth.__getitem__, 3)
 
     whole, parts = judged(names), launch_processes([judged(names[:3]), judged(names[3:])])
     for one, other in zip(whole, parts):
         np.testing.assert_array_equal(one, other)
-    assert whole.matrix.sum() == 4 * HEIGHT * WIDTH - 9 * WIDTH == whole.of_pictures.in_truth.sum()
-    assert 0 < class_scores(whole)["mean_iou"] < class_scores(whole)["mean_dice"] < 1
+    assert whole.matrix.sum() == 4 * HEIGHT * WIDTH - 9 * WIDTH == whole.per_image.in_truth.sum()
+    assert 0 < compute_class_scores(whole)["mean_iou"] < compute_class_scores(whole)["mean_dice"] < 1
 
 
 def test_masks_in_which_nothing_is_judged_are_a_problem() -> None:
     nothing = np.full((HEIGHT, WIDTH), 255, np.uint8)
     predictor = ensemble(Constant(0.5, 0.5))
-    judged = confusions(lambda image: predictor({2: image}), [pictures(1)], ["a"], lambda _: nothing, 2)
+    judged = evaluate_confusions(lambda image: predictor({2: image}), [pictures(1)], ["a"], lambda _: nothing, 2)
     with pytest.raises(Problem, match="No pixel of the held-out pictures has a class"):
-        class_scores(judged)
+        compute_class_scores(judged)
 
 
 def test_a_photo_of_any_size_gets_a_class_map_of_its_size() -> None:
@@ -169,7 +169,7 @@ def test_depth_takes_no_change_of_colour_and_the_picture_does() -> None:
 def test_no_two_classes_look_alike_to_any_eye(classes: int, least: float) -> None:
     colours = np.concatenate([palette(classes), [IGNORED_COLOUR]]).astype(float)
     for matrix in SEEN_BY.values():
-        lab = lab_as_seen(colours, matrix)
+        lab = to_lab_as_seen(colours, matrix)
         distances = np.linalg.norm(lab[:, None] - lab, axis=2) + 1e9 * np.eye(len(lab))
         assert distances.min() > least
 

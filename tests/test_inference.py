@@ -13,7 +13,7 @@ from pipeline.config import Predict
 from pipeline.data.images import full_size
 from pipeline.blend import WEIGHTINGS_AT_MOST, Tally, blended_histograms, weightings
 from pipeline.cutout import cut_out, opacity, read_photo
-from pipeline.inference.evaluate import count, histograms, one_behind
+from pipeline.inference.evaluate import count, evaluate_histograms, predict_ahead
 from pipeline.inference.loading import batch_that_fits
 from pipeline.inference.ensemble import Ensemble, Member, upsample_on_device, to_u8_on_device
 from pipeline.inference.tta import ANGLES, TtaTransform
@@ -119,7 +119,7 @@ def test_full_size_on_a_device_is_that_on_the_cpu(scale: int) -> None:
 
 
 def test_what_is_made_of_predictions_comes_in_their_order() -> None:
-    found = one_behind(lambda n: torch.tensor(n), range(5), lambda n, predicted: (n, int(predicted)))
+    found = predict_ahead(lambda n: torch.tensor(n), range(5), lambda n, predicted: (n, int(predicted)))
     assert list(found) == [(n, n) for n in range(5)]
 
 
@@ -128,13 +128,13 @@ def test_histograms_are_those_of_each_picture() -> None:
     probability = generator.integers(0, 256, (5, 7, 9), dtype=np.uint8)
     masks = {str(n): generator.random((7, 9)) < 0.3 for n in range(5)}
     batches = torch.from_numpy(probability).split(2)  # 2, 2 and 1: the last batch is shorter
-    found = histograms(lambda batch: batch, batches, list(masks), masks.__getitem__)
+    found = evaluate_histograms(lambda batch: batch, batches, list(masks), masks.__getitem__)
     expected = [dice.histogram(one, mask) for one, mask in zip(probability, masks.values())]
     np.testing.assert_array_equal(found, np.stack(expected))
 
 
 def test_a_process_without_a_picture_has_no_histogram_and_disturbs_no_other() -> None:
-    nothing = histograms(lambda batch: batch, [], [], {}.__getitem__)
+    nothing = evaluate_histograms(lambda batch: batch, [], [], {}.__getitem__)
     assert nothing.shape == (0, 2, 256) and nothing.dtype == np.int32
     assert np.concatenate([nothing, np.ones((1, 2, 256), np.int32)]).dtype == np.int32
 
@@ -163,7 +163,7 @@ def test_a_gpu_predicts_what_the_cpu_predicts_and_in_order() -> None:
     found = []
     for device in ("cpu", "cuda"):
         ensemble = Ensemble([Member(Red().to(device), 4, ANGLES["hflip+scales"], 1.0)], HEIGHT, WIDTH)
-        finished = one_behind(lambda image: ensemble({4: image}), images, lambda image, probability: probability.cpu())
+        finished = predict_ahead(lambda image: ensemble({4: image}), images, lambda image, probability: probability.cpu())
         found.append(torch.stack(list(finished)).int())
     assert (found[0] - found[1]).abs().max() <= 1
     assert found[0].float().mean(dim=(1, 2, 3)).diff().max() < 0  # darker from batch to batch

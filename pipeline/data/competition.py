@@ -118,7 +118,7 @@ class Carvana:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
-        return grouping.assign(self.make_of_car, count)
+        return grouping.assign_cars(self.make_of_car, count)
 
 
 def open_masks(folder: pathlib.Path) -> Masks:

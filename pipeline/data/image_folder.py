@@ -117,7 +117,7 @@ class ImageFolder:
         return np.where(is_valid, values, ignored(dtype)).astype(dtype)
 
     def folds(self, count: int) -> pd.DataFrame:
-        return grouping.assign_groups(self.group_of, count)
+        return grouping.assign_images(self.group_of, count)
 
 
 def files_of(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:

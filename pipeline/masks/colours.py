@@ -34,7 +34,7 @@ def palette(classes: int) -> NDArray[np.uint8]:
     steps = np.linspace(0, 255, LEVELS).round()
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     candidates = np.concatenate([np.array(OKABE_ITO, np.float64), grid])
-    seen = [lab_as_seen(candidates, matrix) for matrix in SEEN_BY.values()]
+    seen = [to_lab_as_seen(candidates, matrix) for matrix in SEEN_BY.values()]
     chosen: list[int] = []
     distance = smallest_distance(seen, lab_of(np.array([IGNORED_COLOUR], np.float64)))
     for number in range(classes):
@@ -64,7 +64,7 @@ def smallest_distance(seen: list[NDArray], *places: NDArray) -> NDArray[np.float
     return np.min([np.linalg.norm(lab - colour, axis=1) for lab, colour in zip(seen, colours)], axis=0)
 
 
-def lab_as_seen(rgb: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def to_lab_as_seen(rgb: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """RGB (colours, 3), 0 to 255, as an eye sees it, in CIELAB (colours, 3)."""
     linear = (rgb / 255) ** 2.2 @ matrix.T
     return lab_of(np.clip(linear, 0, 1) ** (1 / 2.2) * 255)

@@ -127,7 +127,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     settings = config.load(folder / "tiny.yaml")
     makes = competition.read_makes(demo)
     names = competition.ImageSet(demo, "train").names
-    table = grouping.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
+    table = grouping.assign_cars({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
     torch.manual_seed(0)

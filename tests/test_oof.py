@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.inference.evaluate import histograms
+from pipeline.inference.evaluate import evaluate_histograms
 from pipeline.inference.oof import OofStore, oof_writer, png
 from pipeline.inference.ensemble import Ensemble, Member
 from pipeline.inference.tta import ANGLES
@@ -83,8 +83,8 @@ def test_keeping_changes_no_histogram_and_keeps_the_mean_before_it_is_enlarged(k
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = red_pictures(shares).split(2)
     with oof_writer(kept) as keep:
-        found = histograms(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
-    without = histograms(lambda image_NHWC: ensemble({4: image_NHWC}), batches, NAMES, masks.__getitem__)
+        found = evaluate_histograms(ensemble.with_grid, batches, NAMES, masks.__getitem__, keep)
+    without = evaluate_histograms(lambda image_NHWC: ensemble({4: image_NHWC}), batches, NAMES, masks.__getitem__)
     np.testing.assert_array_equal(found, without)
     read = np.stack([OofStore(kept).read(name) for name in NAMES])
     np.testing.assert_array_equal(read, (shares * 255).round().numpy())
