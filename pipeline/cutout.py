@@ -36,7 +36,7 @@ def main(run: Run, folds: list[int], overrides: list[str], images: list[pathlib.
     paths = [run.fold(fold).best for fold in folds]
     members, (settings, *_) = load_members({path: 1 / len(paths) for path in paths}, overrides, device)
     if settings.data.channels != 3:
-        raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but these images have no depth.")
+        raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but images have no depth.")
     full_size, classes = read_size_and_classes(paths[0])
     binary = settings.task.kind == "binary"
     ensemble = build_ensemble(members, binary, *full_size)

@@ -25,7 +25,7 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     keys_name, groups_name = ("cars", "makes") if table.columns[0] == "car_id" else ("images", "groups")
     groups_per_fold = table.groupby("fold")[table.columns[1]].nunique()
     keys_per_fold = table.groupby("fold").size()
-    sizes = [f"{keys_per_fold[fold]} {keys_name} of {groups_per_fold[fold]} {groups_name}" for fold in keys_per_fold.index]
+    sizes = [f"{keys} {keys_name} of {groups_per_fold[fold]} {groups_name}" for fold, keys in keys_per_fold.items()]
     print(f"{run.folds}: {len(table)} {keys_name} in {len(sizes)} folds ({', '.join(sizes)}).")
 
 
@@ -54,8 +54,8 @@ def check_trained_folds(run: Run, table: pd.DataFrame, count: int, folder: pathl
         if run.folds.is_file():
             read_folds(run.folds)  # a damaged table is a problem of its own
         raise Problem(
-            f"{run.folds} would change for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on other "
-            "folds; set both as they were, choose another RUN=, or delete that folder."
+            f"{run.folds} would change for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on "
+            "other folds; set both as they were, choose another RUN=, or delete that folder."
         )
 
 

@@ -175,7 +175,7 @@ def weights_and_threshold(
         if not paths[run.name]:
             raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     if len(runs) > 1 and joint.blend.is_file():
-        weights, found = read_blend(joint.blend, runs), read_threshold_json(joint.blend, maker="blend")
+        weights, found = read_blend(joint.blend, runs), read_threshold_json(joint.blend, stage="blend")
     else:
         if sentence := next(filter(None, map(stale_message, runs)), ""):
             raise Problem(sentence)

@@ -34,7 +34,9 @@ from pipeline.data.loader import (
 )
 from pipeline.runtime.files import write_text
 from pipeline.runtime.device import autocast, describe, loss_scaler, explain_missing_kernel, set_up
-from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, compute_dice_scores, evaluate_histograms, merge_confusions
+from pipeline.inference.evaluate import (
+    compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, merge_confusions,
+)  # fmt: skip
 from pipeline.inference.loading import build_ensemble
 from pipeline.inference.ensemble import Member
 from pipeline.training.previews import preview_images

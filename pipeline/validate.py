@@ -78,8 +78,8 @@ def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, 
     if missing := find_missing_keys(table, fold, names):
         what = "cars" if table.columns[0] == "car_id" else "images"
         print(
-            f"fold {fold}: {dataset.where} lacks {len(missing)} held-out {what}, the first is {missing[0]}; they are not "
-            "evaluated."
+            f"fold {fold}: {dataset.where} lacks {len(missing)} held-out {what}, the first is {missing[0]}; they are "
+            "not evaluated."
         )
     return names
 

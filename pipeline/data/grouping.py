@@ -56,7 +56,8 @@ def assign_folds(group_of_key: dict[str, str], folds: int, header: list[str], al
         what, of_what = ("training cars", "makes") if header[0] == "car_id" else ("images", "groups")
         advice = f"set data.folds to {count} or less" if count > 1 else "two are the least to hold one out"
         raise Problem(
-            f"data.folds is {folds}, but the {what} have only {count} {of_what}, which no two folds may share; {advice}."
+            f"data.folds is {folds}, but the {what} have only {count} {of_what}, which no two folds may share; "
+            f"{advice}."
         )
     table = pd.DataFrame(dict(zip(header, (keys, groups, 0))))
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(keys, groups=named)):
