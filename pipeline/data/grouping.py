@@ -11,7 +11,6 @@ import pathlib
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-from pipeline.carvana import car_of
 from pipeline.runtime import files
 from pipeline.runtime.problem import Problem
 
@@ -126,6 +125,8 @@ def check_fold(table: pd.DataFrame, fold: int) -> None:
 
 def group_key(name: str, table: pd.DataFrame) -> str:
     """Return the key of an image in the table's first column: its car, or the image itself."""
+    from pipeline.carvana import car_of  # which imports this module by way of data.competition
+
     return car_of(name) if table.columns[0] == "car_id" else name
 
 
