@@ -108,8 +108,8 @@ def test_the_network_is_far_better_than_one_class_everywhere_and_the_best_epoch_
 def test_validation_saves_what_the_report_needs_and_repeats_the_score_of_training(
     several: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ("--config", "several.yaml", "--fold", "0", "--set", "predict.tta=none", "predict.batch_size=4")
-    assert main(["validate", *words]) == 0
+    args = ("--config", "several.yaml", "--fold", "0", "--set", "predict.tta=none", "predict.batch_size=4")
+    assert main(["validate", *args]) == 0
     assert "no held-out pixel" not in capsys.readouterr().out
     with np.load(several / "oof" / "fold0.npz") as file:
         arrays = dict(file)
@@ -126,10 +126,10 @@ def test_validation_saves_what_the_report_needs_and_repeats_the_score_of_trainin
 def test_a_class_that_no_image_shows_is_named_and_left_out_of_the_mean(
     several: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["--config", "several.yaml", "--run", "four", "--set", "task.classes=[a,b,c,d]", "task.class_weights=[]"]
-    assert main(["folds", *words]) == 0 and main(["train", *words]) == 0
+    args = ["--config", "several.yaml", "--run", "four", "--set", "task.classes=[a,b,c,d]", "task.class_weights=[]"]
+    assert main(["folds", *args]) == 0 and main(["train", *args]) == 0
     capsys.readouterr()
-    assert main(["validate", *words]) == 0
+    assert main(["validate", *args]) == 0
     assert "fold 0: no held-out pixel has 1 of the 4 classes: d.\n" in capsys.readouterr().out
     with np.load("runs/four/oof/fold0.npz") as file:
         counts = confusion.Counts(*(file[key].sum(0) for key in confusion.Counts._fields))
@@ -154,15 +154,15 @@ def test_an_interrupted_and_resumed_training_ends_with_the_same_bits(
             signal.raise_signal(signal.SIGINT)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    new, words = pathlib.Path("runs") / run, ["--config", "several.yaml", "--run", run]
-    assert main(["folds", *words]) == 0
+    new, args = pathlib.Path("runs") / run, ["--config", "several.yaml", "--run", run]
+    assert main(["folds", *args]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(Ema, "update", update_and_interrupt)
-        assert main(["train", *words]) == 1
+        assert main(["train", *args]) == 1
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert f"Stopped after step 8 of {STEPS}" in only_line(capsys)
-    assert main(["train", *words, *other]) == 0
+    assert main(["train", *args, *other]) == 0
     for name, keys in {"best.pt": ("network",), "last.pt": ("network", "average")}.items():
         whole, resumed = (checkpoint.load(run / "fold0" / name, keys) for run in (several, new))
         for key in keys:
@@ -180,18 +180,18 @@ def test_other_classes_are_another_run(several: pathlib.Path, capsys: pytest.Cap
 
 
 def test_the_largest_batch_is_found(several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("pipeline.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
+    monkeypatch.setattr("pipeline.train.MAX_BATCH_TRIED", {"cpu": 3, "cuda": 3})
     assert main(["train", "--config", "several.yaml", "--find-batch"]) == 0
     assert capsys.readouterr().out.startswith("3 ")
 
 
 def test_two_processes_evaluate_as_one(several: pathlib.Path) -> None:
-    for run, words in {"alone": [], "two": ["--gpus", "2"]}.items():
+    for run, run_args in {"alone": [], "two": ["--gpus", "2"]}.items():
         assert main(["folds", "--config", "several.yaml", "--run", run]) == 0
-        command = [sys.executable, "-m", "pipeline", "train", "--config", "several.yaml", "--run", run, *words]
+        command = [sys.executable, "-m", "pipeline", "train", "--config", "several.yaml", "--run", run, *run_args]
         environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", "HOME": "."}
-        words = ["--set", "train.epochs=1", "task.class_weights=[]"]
-        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=200)
+        args = ["--set", "train.epochs=1", "task.class_weights=[]"]
+        done = subprocess.run([*command, *args], env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
     alone, two = (read_log(pathlib.Path("runs") / run)[0] for run in ("alone", "two"))
     for key in ("train_loss", "val_mean_iou", "val_pixel_accuracy"):
@@ -266,7 +266,7 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
     section = (REPOSITORY / "README.md").read_text().split("\n## Your own data in five minutes\n")[1].split("\n## ")[0]
     lines = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
     copy, *makes = [shlex.split(line, comments=True) for line in lines]
-    assert copy[0] == "cp" and len(makes) == 4 and all(words[0] == "make" for words in makes)
+    assert copy[0] == "cp" and len(makes) == 4 and all(args[0] == "make" for args in makes)
 
     monkeypatch.chdir(tmp_path)
     folder = draw(tmp_path / "data" / "mine", pictures=15)
@@ -278,9 +278,9 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
     tree["train"] |= {"epochs": 8, "batch_size": 4, "learning_rate": 1e-2}
     (tmp_path / "configs").mkdir()
     (tmp_path / copy[2]).write_text(yaml.safe_dump(tree))
-    for words in makes:
+    for args in makes:
         done = subprocess.run(
-            [*words, "-n", "PY=py"], cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+            [*args, "-n", "PY=py"], cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
