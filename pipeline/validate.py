@@ -6,7 +6,6 @@ the network's grid, or class maps. The `.npz` is written last and names the zip 
 leaves a zip that nothing names.
 """
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.inference.evaluate import (
     compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, find_missing_classes,
 )  # fmt: skip
 from pipeline.inference.loading import batch_that_fits, build_ensemble, build_member, load_network, read_folds_digest
-from pipeline.inference.oof import oof_writer
+from pipeline.inference.oof import Store, oof_writer
 from pipeline.inference.stored_threshold import predicted_with
 from pipeline.model import checkpoint
 from pipeline.paths import Run
@@ -85,19 +84,14 @@ def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, 
 
 
 def evaluate(
-    ensemble: Ensemble,
-    settings: Settings,
-    dataset: SegmentationDataset,
-    names: list[str],
-    label: str,
-    store: Callable[[str, bytes], None],
+    ensemble: Ensemble, settings: Settings, dataset: SegmentationDataset, names: list[str], label: str, store: Store
 ) -> tuple[dict[str, Any], str]:
-    """Return the arrays of the `.npz` and a summary with the score; `store(name, png)` gets each prediction."""
-    scale, on_gpu = settings.data.scale, ensemble.device.type == "cuda"
+    """Return the arrays of the `.npz` and a summary with the score; `store` gets each prediction."""
+    scale, device = settings.data.scale, ensemble.device
     batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
     validation_set = ValidationDataset(dataset, names, scale)
-    loader = validation_loader(validation_set, batch_size, settings.data.workers, on_gpu)
-    batches = progress(loader, f"{label} on {describe(ensemble.device)}")
+    loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
+    batches = progress(loader, f"{label} on {describe(device)}")
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if settings.task.kind == "binary":
             histograms = evaluate_histograms(ensemble.predict_with_grid, batches, names, dataset.truth, store)

@@ -50,7 +50,8 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
             about = {"checkpoint_sha256": sha256(run.fold(fold).best), "predicted_with": ""}
             about["predictions_sha256"] = sha256(run.oof_predictions(fold))
             np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **about)
-    write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2})
+    content = {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2}
+    write_json(run.threshold, content)
     return run
 
 

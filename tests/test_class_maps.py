@@ -80,7 +80,8 @@ def test_every_transform_is_inverted(tta: str) -> None:
 
 
 def test_one_class_at_a_time_is_argmax_of_all_and_scales_are_added() -> None:
-    members = [Member(Fixed(1.0, 2.0, 0.5), 2, ANGLES["none"], 0.6), Member(Fixed(2.0, 1.0, 1.0), 1, ANGLES["none"], 0.4)]
+    networks = {2: Fixed(1.0, 2.0, 0.5), 1: Fixed(2.0, 1.0, 1.0)}
+    members = [Member(networks[scale], scale, ANGLES["none"], weight) for scale, weight in ((2, 0.6), (1, 0.4))]
     both = ClassEnsemble(members, HEIGHT, WIDTH)
     images = {2: random_images(), 1: random_images(scale=1)}
     prob_of_scale = both.predict_at_scales(images)
@@ -117,7 +118,8 @@ def test_scores_of_all_images_are_those_of_their_summed_matrices_with_any_number
 def test_masks_without_a_valid_pixel_are_a_problem() -> None:
     nothing = np.full((HEIGHT, WIDTH), 255, np.uint8)
     ensemble = ensemble_of(Constant(0.5, 0.5))
-    confusions = evaluate_confusions(lambda image: ensemble({2: image}), [random_images(1)], ["a"], lambda _: nothing, 2)
+    batches = [random_images(1)]
+    confusions = evaluate_confusions(lambda image: ensemble({2: image}), batches, ["a"], lambda _: nothing, 2)
     with pytest.raises(Problem, match="No pixel of the held-out images has a class"):
         compute_class_scores(confusions)
 

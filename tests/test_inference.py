@@ -53,7 +53,7 @@ def test_each_value_of_predict_tta_has_its_transforms() -> None:
     assert all(transforms[0] == TtaTransform() for transforms in ANGLES.values())
 
 
-@pytest.mark.parametrize("transform", sorted({each for tta_set in ANGLES.values() for each in tta_set}, key=str), ids=str)
+@pytest.mark.parametrize("transform", sorted({each for one in ANGLES.values() for each in one}, key=str), ids=str)
 def test_a_transform_is_inverted_on_the_grid_of_the_images(transform: TtaTransform) -> None:
     prob_NHW = smooth(60, 90)
     transformed = transform.apply(red_images(prob_NHW))
@@ -62,12 +62,13 @@ def test_a_transform_is_inverted_on_the_grid_of_the_images(transform: TtaTransfo
     inside = (slice(None), slice(6, -6), slice(6, -6))  # what a shift has moved out comes back as its edge
     assert (inverted_NHW - prob_NHW)[inside].abs().max() < 0.01
     if transform != TtaTransform():
-        assert transformed.shape != (2, 60, 90, 3) or (transformed[..., 0].float() / 255 - prob_NHW).abs().max() > 0.02
+        assert transformed.shape != (2, 60, 90, 3) or (transformed[..., 0] / 255 - prob_NHW).abs().max() > 0.02
 
 
 def test_a_shift_moves_down_and_to_the_right() -> None:
     image_NHWC = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 4, 1)
-    assert TtaTransform(shift=(1, 2)).apply(image_NHWC)[0, :, :, 0].tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [4, 4, 4, 5]]
+    shifted_NHWC = TtaTransform(shift=(1, 2)).apply(image_NHWC)
+    assert shifted_NHWC[0, :, :, 0].tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [4, 4, 4, 5]]
 
 
 # --- means ------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def test_a_gpu_predicts_what_the_cpu_predicts_and_in_order() -> None:
     predicted = []
     for device in ("cpu", "cuda"):
         ensemble = Ensemble([Member(Red().to(device), 4, ANGLES["hflip+scales"], 1.0)], HEIGHT, WIDTH)
-        finished = predict_ahead(lambda image: ensemble({4: image}), images, lambda image, probability: probability.cpu())
+        finished = predict_ahead(lambda image: ensemble({4: image}), images, lambda image, prob_u8: prob_u8.cpu())
         predicted.append(torch.stack(list(finished)).int())
     assert (predicted[0] - predicted[1]).abs().max() <= 1
     assert predicted[0].float().mean(dim=(1, 2, 3)).diff().max() < 0  # darker from batch to batch

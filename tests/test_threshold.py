@@ -65,7 +65,8 @@ def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str
 def test_the_threshold_and_both_dice_are_those_over_all_folds(validated: Run) -> None:
     threshold.main(validated)
     content = json.loads(validated.threshold.read_text())
-    assert list(content) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    keys = ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert list(content) == keys
     assert content["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's image is all car
     assert content["threshold"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
@@ -115,7 +116,8 @@ def test_a_threshold_knows_how_its_predictions_were_made(validated: Run) -> None
     note, is_of_others = predict.threshold_note(validated, paths, [settings, settings])
     assert "is of predict.tta none, data.scale 2, and this is predict.tta hflip, data.scale 2: " in note
     assert is_of_others
-    assert predict.threshold_note(validated, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a threshold of its own
+    other = [Run("other").fold(0).best]  # which has a threshold of its own
+    assert predict.threshold_note(validated, other, [settings]) == ("", False)
     write_json(validated.threshold, {"threshold": 0.4})
     note, is_of_others = predict.threshold_note(validated, paths, [plain, plain])
     assert note.endswith("does not say of which predictions it is.") and not is_of_others
@@ -166,7 +168,9 @@ def test_predictions_of_a_fold_that_was_deleted_do_not_count(validated: Run) -> 
     assert json.loads(validated.threshold.read_text())["images"] == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"]
+)
 def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=r"threshold\.json"):

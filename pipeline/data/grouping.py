@@ -17,9 +17,6 @@ from pipeline.runtime.problem import Problem
 HEADERS = (["car_id", "make", "fold"], ["image", "group", "fold"])  # key, group, fold
 
 
-# --- building a table ------------------------------------------------------------------------------------------------
-
-
 def normal_make(make: str) -> str:
     """Normalise spelling: `" Infiniti"` and `"INFINITI"` are one make."""
     return " ".join(make.split()).casefold()
@@ -62,9 +59,6 @@ def assign_folds(group_of_key: dict[str, str], folds: int, header: list[str], al
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(keys, groups=named)):
         table.loc[held_out, "fold"] = fold
     return table
-
-
-# --- reading a table -------------------------------------------------------------------------------------------------
 
 
 def read_folds(path: pathlib.Path) -> pd.DataFrame:
@@ -118,9 +112,6 @@ def check_fold(table: pd.DataFrame, fold: int) -> None:
     """Raise Problem if the table has no such fold."""
     if fold not in set(table["fold"]):
         raise Problem(f"There is no fold {fold}; the folds are 0 to {table['fold'].max()}.")
-
-
-# --- looking up images -----------------------------------------------------------------------------------------------
 
 
 def group_key(name: str, table: pd.DataFrame) -> str:

@@ -9,16 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.oof import png
+from pipeline.inference.oof import Store, png
 from pipeline.masks import confusion, dice, on_device
 from pipeline.runtime.problem import Problem
 
 Batch = TypeVar("Batch")
 Predicted = TypeVar("Predicted", bound=Tensor | tuple[Tensor, ...])  # all on one device
 Result = TypeVar("Result")
-
-
-# --- prediction ------------------------------------------------------------------------------------------------------
 
 
 def predict_ahead(
@@ -70,7 +67,7 @@ def evaluate_histograms(
     batches: Iterable[Tensor],
     names: list[str],
     read_mask: Callable[[str], NDArray[np.bool_]],
-    store: Callable[[str, bytes], None] | None = None,
+    store: Store | None = None,
 ) -> NDArray[np.int32]:
     """Return for each image the histogram that gives Dice at every threshold, int32 array (images, 2, 256).
 
@@ -140,7 +137,7 @@ def evaluate_confusions(
     names: list[str],
     read_truth: Callable[[str], confusion.Indices],
     classes: int,
-    store: Callable[[str, bytes], None] | None = None,
+    store: Store | None = None,
 ) -> Confusions:
     """Return the confusion of the images of `names`; arguments as of `evaluate_histograms`.
 

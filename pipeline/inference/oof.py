@@ -22,6 +22,8 @@ from pipeline.masks.dice import THRESHOLDS
 from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
+Store = Callable[[str, bytes], None]  # takes the name of an image and its PNG
+
 # For these images with their large flat areas, zlib's fastest strategy also makes the smallest files.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 # Strings of both kinds of `.npz`: the network, the zip, and `stored_threshold.predicted_with`.
@@ -101,7 +103,7 @@ def read_arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, NDArray]
 
 
 @contextlib.contextmanager
-def oof_writer(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
+def oof_writer(path: pathlib.Path) -> Iterator[Store]:
     """Yield `store(image_name, png)`; the zip appears at `path` when the block ends without an error.
 
     The same PNGs in the same order give the same bytes.
