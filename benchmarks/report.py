@@ -87,7 +87,7 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
         rows.append((name, rle.encode(with_hole(masks.read(of)) if name in wrong else masks.read(of))))
     write_competition.write_table(data / "train_masks.csv.zip", rows)
 
-    table = grouping.assign(make_of_car, FOLDS)
+    table = grouping.assign_cars(make_of_car, FOLDS)
     write_text(run.folds, table.to_csv(index=False))
     for number in range(FOLDS):
         _, held_out = grouping.split(table, number, names)
@@ -97,15 +97,14 @@ def pretend(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> No
         row = {"epoch": 1, "train_loss": 0.01, "val_dice": 0.99, "val_dice_threshold": 0.5, "images_per_s": 9.0,
                "waited_fraction": 0.0, "lr": 1e-3, "seconds": 60.0}  # fmt: skip
         write_text(fold.log, json.dumps(row) + "\n")
-        with oof_writer(run.oof_probabilities(number)) as keep:
+        with oof_writer(run.oof_predictions(number)) as keep:
             for name in held_out:
                 keep(name, predicted[source_of[name]][0])
         histograms = np.stack([predicted[source_of[name]][1] for name in held_out])
-        checkpoint, kept = np.array(sha256(fold.best)), np.array(sha256(run.oof_probabilities(number)))
+        about = {"checkpoint_sha256": sha256(fold.best), "predicted_with": ""}
+        about["predictions_sha256"] = sha256(run.oof_predictions(number))
         with replacing(run.oof(number)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(
-                file, names=np.array(held_out), histograms=histograms, checkpoint=checkpoint, probabilities=kept
-            )
+            np.savez_compressed(file, allow_pickle=False, names=np.array(held_out), histograms=histograms, **about)
     write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.99, "images": len(names)})
 
 

@@ -81,7 +81,7 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
     scale = 0
     for fold in run.trained_folds():
         judged = read_oof_histograms(run.oof(fold))
-        kept_of |= dict.fromkeys(judged.names, open_oof_store(judged, run.oof_probabilities(fold)))
+        kept_of |= dict.fromkeys(judged.names, open_oof_store(judged, run.oof_predictions(fold)))
         scale = load_network(run.fold(fold).best, torch.device("cpu"))[1].data.scale
     table = suspects_table(
         kept_of, wrong.read, lambda name: [probability_of(kept_of[name].read(name), scale, *SHAPE)]

@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> None:
     from pipeline import train as stage
 
     settings = settings_of(args)
-    numbers = [0] if args.fold is None else args.fold or grouping.numbers(grouping.read_folds(run_of(args).folds))
+    numbers = [0] if args.fold is None else args.fold or grouping.fold_numbers(grouping.read_folds(run_of(args).folds))
     if args.gpus > 1 and not distributed.launched_by_torchrun():
         launch.train(args.words, numbers, args.gpus)
     else:

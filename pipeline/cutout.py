@@ -1,6 +1,6 @@
-"""Stage `cutout`: photos of any size in; for each a PNG of the object on a transparent background out.
+"""Stage `cutout`: cuts the object out of images of any size; writes a PNG with a transparent background for each.
 
-Of several classes the PNG is the class map, in colours: an index PNG with a palette.
+For several classes the PNG is the class map in colours, with a palette.
 """
 import math
 import pathlib
@@ -8,15 +8,14 @@ import pathlib
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline import carvana
 from pipeline.data.images import grid_shape, upright_rgb
-from pipeline.inference.class_maps import largest
+from pipeline.inference.class_maps import find_largest
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import ensemble_of, facts_of, load_members
+from pipeline.inference.loading import build_ensemble, load_members, read_size_and_classes
 from pipeline.masks.colours import palette_image
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
@@ -24,118 +23,123 @@ from pipeline.runtime.files import replacing
 from pipeline.runtime.memory import explain_out_of_memory
 from pipeline.runtime.problem import Problem
 
-CLASSES_SHOWN = 4  # the largest of a photo
+CLASSES_SHOWN = 4  # the largest of an image
+EDGE_PX = 2  # width of the soft edge where the network is sure
 
 
-def main(run: Run, folds: list[int], overrides: list[str], photos: list[pathlib.Path], out: pathlib.Path) -> None:
-    """`photos` to `out/NAME.png`. folds: the networks whose mean it is."""
+def main(run: Run, folds: list[int], overrides: list[str], images: list[pathlib.Path], out: pathlib.Path) -> None:
+    """Write `out/NAME.png` for each image, from the mean of the networks of these folds."""
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
-    targets = {photo: out / f"{photo.stem}.png" for photo in photos}
-    for photo, target in targets.items():
-        if twins := [other for other in photos if other != photo and targets[other] == target]:
-            raise Problem(f"{photo} and {twins[0]} would both become {target}; rename one, or cut them out one by one.")
-        if photo.resolve() == target.resolve():
-            raise Problem(f"{photo} would be overwritten by its own cut-out; choose another OUT=.")
+    target_of_image = name_targets(images, out)
     device = pick_device()
     paths = [run.fold(fold).best for fold in folds]
     members, (settings, *_) = load_members({path: 1 / len(paths) for path in paths}, overrides, device)
     if settings.data.channels != 3:
-        raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but photos have no depth.")
-    full_size, classes = facts_of(paths[0])
+        raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but images have no depth.")
+    full_size, classes = read_size_and_classes(paths[0])
     binary = settings.task.kind == "binary"
-    ensemble = ensemble_of(members, binary, *(full_size or (carvana.HEIGHT_PX, carvana.WIDTH_PX)))
-    print(f"{len(photos)} photos, {', '.join(map(str, paths))}, on {describe(device)}.")
-    for photo, target in targets.items():
-        pixels = read_photo(photo)
-        with explain_out_of_memory(lambda: f"The memory is too small for {photo}; make the photo smaller."):
-            found = cut_out(ensemble, pixels) if binary else class_map(ensemble, pixels)
+    ensemble = build_ensemble(members, binary, *full_size)
+    print(f"{len(images)} images, {', '.join(map(str, paths))}, on {describe(device)}.")
+    for path, target in target_of_image.items():
+        image = read_image(path)
+        with explain_out_of_memory(lambda: f"The memory is too small for {path}; make the image smaller."):
+            result = cut_out(ensemble, image) if binary else predict_class_map(ensemble, image)
         with replacing(target) as draft:
-            (Image.fromarray(found) if binary else palette_image(found, len(classes))).save(draft, format="PNG")
-        print(f"{target}: {found.shape[1]}x{found.shape[0]}, {covers(found, binary, classes)}.")
+            (Image.fromarray(result) if binary else palette_image(result, len(classes))).save(draft, format="PNG")
+        print(f"{target}: {result.shape[1]}x{result.shape[0]}, {describe_result(result, binary, classes)}.")
 
 
-def covers(found: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
-    """In words: how much of the photo is what."""
+def name_targets(images: list[pathlib.Path], out: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
+    """Return image -> PNG to write. Raise Problem if two would be the same or one would replace its image."""
+    targets = {image: out / f"{image.stem}.png" for image in images}
+    for image, target in targets.items():
+        if twins := [other for other in images if other != image and targets[other] == target]:
+            raise Problem(f"{image} and {twins[0]} would both become {target}; rename one, or cut them out one by one.")
+        if image.resolve() == target.resolve():
+            raise Problem(f"{image} would be overwritten by its own cut-out; choose another OUT=.")
+    return targets
+
+
+def describe_result(result: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
+    """Describe how much of an image the object covers, or its largest classes."""
     if binary:
-        return f"the object covers {(found[..., 3] >= 128).mean():.0%}"
-    probs = np.bincount(found.ravel(), minlength=len(classes)) / found.size
-    return ", ".join(f"{classes[index]} {probs[index]:.0%}" for index in np.argsort(-probs)[:CLASSES_SHOWN])
+        return f"the object covers {(result[..., 3] >= 128).mean():.0%}"
+    fraction_of_class = np.bincount(result.ravel(), minlength=len(classes)) / result.size
+    largest = np.argsort(-fraction_of_class)[:CLASSES_SHOWN]
+    return ", ".join(f"{classes[index]} {fraction_of_class[index]:.0%}" for index in largest)
 
 
-# --- one photo -------------------------------------------------------------------------------------------------------
-
-# Any photo to one of the object alone, transparent where no object is; or to its class map.
-
-EDGE_PX = 2  # how wide the soft edge is where the network is sure of it
+# --- one image -------------------------------------------------------------------------------------------------------
 
 
-def read_photo(path: pathlib.Path) -> NDArray[np.uint8]:
-    """RGB array (height, width, 3), upright as the camera noted. Raises Problem for what is no picture."""
+def read_image(path: pathlib.Path) -> NDArray[np.uint8]:
+    """Return an image as RGB array (height, width, 3), upright as its EXIF says. Raise Problem if it cannot be read."""
     try:
-        with Image.open(path) as photo:
-            return upright_rgb(photo, str(path))
+        with Image.open(path) as image:
+            return upright_rgb(image, str(path))
     except FileNotFoundError:
         raise Problem(f"There is no {path}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise Problem(f"{path} is no picture that can be read ({' '.join(str(error).split())[:120]}).") from None
+        reason = " ".join(str(error).split())[:120]
+        raise Problem(f"{path} is not an image that can be read ({reason}); save it as JPEG or PNG again.") from None
 
 
-def cut_out(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo (height, width, 3) with its transparency, RGBA (height, width, 4); black where no object is.
+def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image (height, width, 3) with its transparency, RGBA (height, width, 4); black outside the object.
 
-    The networks see it with as many pixels as the pictures that they were trained on, in its own proportions: what
-    fills it then has about the size of what they know.
+    The networks see it with as many pixels as the images they were trained on, in its own proportions: an object that
+    fills the image then has about the size that they know.
     """
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     prob = np.zeros((height, width), np.float32)
-    side_px = sides_px(ensemble, height, width)
-    for scale, small in seen_at(side_px, photo).items():
+    side_px = cell_sides_px(ensemble, height, width)
+    for scale, small_NHWC in resize_to_cells(side_px, image).items():
         with torch.inference_mode():
-            small_prob = ensemble.weighted_prob(scale, small)[0].cpu().numpy()
+            small_prob = ensemble.predict_at_scale(scale, small_NHWC)[0].cpu().numpy()
         prob += cv2.resize(small_prob, (width, height), interpolation=cv2.INTER_CUBIC)
-    alpha = opacity(prob, min(side_px.values()))
-    return np.dstack((np.where(alpha[..., None] > 0, photo, 0), alpha))
+    alpha = compute_alpha(prob, min(side_px.values()))
+    return np.dstack((np.where(alpha[..., None] > 0, image, 0), alpha))
 
 
-def class_map(ensemble: Ensemble, photo: NDArray[np.uint8]) -> NDArray:
-    """The most probable class of each pixel of the photo, indices (height, width); seen as by `cut_out`."""
-    height, width = photo.shape[:2]
+def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray:
+    """Return the most probable class of each pixel, indices (height, width); the networks see what `cut_out` shows."""
+    height, width = image.shape[:2]
     with torch.inference_mode():
-        probs = [
-            ensemble.weighted_prob(scale, small)[0].cpu().numpy()
-            for scale, small in seen_at(sides_px(ensemble, height, width), photo).items()
+        small_probs = [
+            ensemble.predict_at_scale(scale, small_NHWC)[0].cpu().numpy()
+            for scale, small_NHWC in resize_to_cells(cell_sides_px(ensemble, height, width), image).items()
         ]
 
-    def prob(index: int) -> NDArray[np.float32]:
-        one, *others = (cv2.resize(maps[index], (width, height), interpolation=cv2.INTER_CUBIC) for maps in probs)
-        return sum(others, start=one)
+    def upsample_class(index: int) -> NDArray[np.float32]:
+        maps = (cv2.resize(prob[index], (width, height), interpolation=cv2.INTER_CUBIC) for prob in small_probs)
+        return sum(maps, start=next(maps))
 
-    return largest(prob, classes=len(probs[0]))
+    return find_largest(upsample_class, classes=len(small_probs[0]))
 
 
-def sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
-    """Scale of a network -> side, in pixels of the photo, of the cells that it is to see."""
+def cell_sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
+    """Return scale of a network -> side of the cells that it sees, in pixels of an image (height, width)."""
     cells = {scale: math.prod(grid_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
     return {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}
 
 
-def seen_at(side_px: dict[int, float], photo: NDArray[np.uint8]) -> dict[int, Tensor]:
-    """The photo with cells of these sides, uint8 (1, rows, columns, 3) each."""
-    height, width = photo.shape[:2]
-    seen = {}
+def resize_to_cells(side_px: dict[int, float], image: NDArray[np.uint8]) -> dict[int, Tensor]:
+    """Return scale -> the image with cells of that side, uint8 (1, rows, columns, 3)."""
+    height, width = image.shape[:2]
+    resized = {}
     for scale, side in side_px.items():
         size = (max(1, round(width / side)), max(1, round(height / side)))
-        small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
-        seen[scale] = torch.from_numpy(small)[None]
-    return seen
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
+        resized[scale] = torch.from_numpy(small)[None]
+    return resized
 
 
-def opacity(prob: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
-    """0 to 255: 128 where the share is one half, and an edge that is `EDGE_PX` wide.
+def compute_alpha(prob: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:
+    """Return opacity 0 to 255: 128 where the probability is one half, with an edge of `EDGE_PX`.
 
-    At an edge the share of a cell goes from 0 to 1 over the cell's side: so wide an edge would look blurred, and a
-    background of which the network is only nearly sure would shine through.
+    side_px: of a cell. Across an edge the probability goes from 0 to 1 over one cell: so wide an edge would look
+    blurred, and a background of which the network is only nearly sure would shine through.
     """
     steepness = max(1.0, side_px / EDGE_PX)
     return cv2.convertScaleAbs(np.clip((prob - 0.5) * steepness + 0.5, 0, 1), alpha=255)

@@ -1,20 +1,20 @@
-"""Stage `folds`: the pictures in, `runs/RUN/folds.csv` out: car_id, make, fold of each car, or image, group, fold."""
+"""Stage `folds`: writes `runs/RUN/folds.csv`: car_id, make, fold of each car; or image, group, fold of each image."""
 import contextlib
 import pathlib
 from collections.abc import Iterator
 
 import pandas as pd
 
-from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.dataset import open_dataset
 from pipeline.data.grouping import digest, read_folds
-from pipeline.runtime.files import locked, write_text
 from pipeline.paths import Run
+from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
 
 
 def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
+    """Assign the folds, write the table unless it is there already, and print how large they are."""
     table = open_dataset(settings.data, settings.task, folder).folds(settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
@@ -22,16 +22,16 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
             with no_fold_in_training(run):
                 check_trained_folds(run, table, settings.data.folds, folder)
                 write_text(run.folds, text)
-    cars, makes = ("cars", "makes") if table.columns[0] == "car_id" else ("pictures", "groups")
-    makes_per_fold = table.groupby("fold")[table.columns[1]].nunique()
-    cars_per_fold = table.groupby("fold").size()
-    parts = [f"{cars_per_fold[fold]} {cars} of {makes_per_fold[fold]} {makes}" for fold in cars_per_fold.index]
-    print(f"{run.folds}: {len(table)} {cars} in {len(parts)} folds ({', '.join(parts)}).")
+    keys_name, groups_name = ("cars", "makes") if table.columns[0] == "car_id" else ("images", "groups")
+    groups_per_fold = table.groupby("fold")[table.columns[1]].nunique()
+    keys_per_fold = table.groupby("fold").size()
+    sizes = [f"{keys} {keys_name} of {groups_per_fold[fold]} {groups_name}" for fold, keys in keys_per_fold.items()]
+    print(f"{run.folds}: {len(table)} {keys_name} in {len(sizes)} folds ({', '.join(sizes)}).")
 
 
 @contextlib.contextmanager
 def no_fold_in_training(run: Run) -> Iterator[None]:
-    """Hold the locks of the folds, also of one that has no checkpoint yet; Problem when it is being trained."""
+    """Hold the locks of all folds, even without a checkpoint. Raise Problem if one is being trained."""
     with contextlib.ExitStack() as locks:
         for lock in sorted(run.folder.glob("fold*/.lock")):
             busy = f"{run.folds} would change, but {lock.parent} is being trained by another process; stop that first."
@@ -40,30 +40,27 @@ def no_fold_in_training(run: Run) -> Iterator[None]:
 
 
 def check_trained_folds(run: Run, table: pd.DataFrame, count: int, folder: pathlib.Path) -> None:
-    """Problem where a network was trained on other folds than these, or may have been. count: data.folds.
+    """Raise Problem if a network was trained on other folds than `table`, or may have been.
 
-    A table that is gone may be made again where it fits what every `best.pt` says of its own; `last.pt` goes on with
-    the same pictures alone.
+    A table that is gone may be written again if it is the one that every `best.pt` was trained on; a `last.pt` only
+    goes on with the same images. count: `data.folds`.
     """
     if run.folds.is_file():
         names = ("config.yaml", "best.pt", "last.pt", "last.previous.pt")
-        begun = [path for name in names for path in sorted(run.folder.glob(f"fold*/{name}"))]
+        conflicts = [path for name in names for path in sorted(run.folder.glob(f"fold*/{name}"))]
     else:
-        begun = [path for path in sorted(run.folder.glob("fold*/best.pt")) if not may_be_of(path, table, count)]
-    if begun:
+        conflicts = [path for path in sorted(run.folder.glob("fold*/best.pt")) if not was_trained_on(path, table)]
+    if conflicts:
         if run.folds.is_file():
-            read_folds(run.folds)  # a damaged one is another problem
+            read_folds(run.folds)  # a damaged table is a problem of its own
         raise Problem(
-            f"{run.folds} would change for {folder} and data.folds {count}, but {begun[0].parent} is trained on other "
-            "folds; set both as they were, choose another RUN=, or delete that folder."
+            f"{run.folds} would change for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on "
+            "other folds; set both as they were, choose another RUN=, or delete that folder."
         )
 
 
-def may_be_of(best: pathlib.Path, table: pd.DataFrame, count: int) -> bool:
-    """Whether a network was trained on this table; of one that does not say, whether on as many folds."""
-    from pipeline.model import checkpoint
+def was_trained_on(best: pathlib.Path, table: pd.DataFrame) -> bool:
+    """Return whether a `best.pt` was trained on these folds."""
+    from pipeline.model import checkpoint  # imports torch
 
-    state = checkpoint.load(best, keys=("settings",))
-    if "folds" in state:
-        return state["folds"] == digest(table)
-    return config.parse(state["settings"], where=str(best)).data.folds == count
+    return checkpoint.load(best, keys=("folds",))["folds"] == digest(table)

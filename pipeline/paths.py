@@ -71,8 +71,8 @@ class Run:
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 
-    def oof_probabilities(self, fold: int) -> pathlib.Path:
-        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps; the report shows them
+    def oof_predictions(self, fold: int) -> pathlib.Path:
+        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
 
     @property
     def threshold(self) -> pathlib.Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline import carvana
 from pipeline.data.image_stream import Batch, ImagesAtScales, OnBadImage, stream
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.evaluate import one_behind
+from pipeline.inference.evaluate import predict_ahead
 from pipeline.inference.loading import batch_that_fits
 from pipeline.masks import on_device, rle
 from pipeline.paths import Run
@@ -127,7 +127,7 @@ def predict_rows(
             rows.append((name, "" if name in batch.problems else text))
         return rows
 
-    for rows in one_behind(predict, image_batches, encode):
+    for rows in predict_ahead(predict, image_batches, encode):
         yield from rows
 
 

@@ -24,8 +24,8 @@ from pipeline.data.loader import (
     validation_loader,
 )
 from pipeline.inference.ensemble import Member
-from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, merge_confusions
-from pipeline.inference.loading import ensemble_of
+from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, compute_dice_scores, evaluate_histograms, merge_confusions
+from pipeline.inference.loading import build_ensemble
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import losses, optim
 from pipeline.paths import Run
@@ -53,7 +53,7 @@ def main(
     with process_group() as dist, explain_missing_kernel():
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
-            grouping.check(table, number)  # before any of them gets a folder
+            grouping.check_fold(table, number)  # before any of them gets a folder
         for number in fold_numbers:
             with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
                 train_fold(settings, run, number, folder, dist)
@@ -187,7 +187,7 @@ def evaluate_epoch(
     binary, scale, dataset = settings.task.kind == "binary", settings.data.scale, data.dataset
     mine = ValidationDataset(dataset, data.validation.names[dist.rank :: dist.world_size], scale)
     member = Member(network, scale, TTA_SETS["none"], weight=1.0)
-    ensemble = ensemble_of([member], binary, dataset.height, dataset.width)
+    ensemble = build_ensemble([member], binary, dataset.height, dataset.width)
 
     def predict(image_NHWC: Tensor) -> Tensor:
         return ensemble({scale: image_NHWC})
@@ -197,11 +197,11 @@ def evaluate_epoch(
     batches = progress(loader, "held-out images", wanted=dist.is_main)
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if binary:
-            counts = histograms(predict, batches, mine.names, dataset.truth)
-            scores = dice_scores(np.concatenate(dist.gather(counts)))
+            counts = evaluate_histograms(predict, batches, mine.names, dataset.truth)
+            scores = compute_dice_scores(np.concatenate(dist.gather(counts)))
         else:
-            confusion = confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = class_scores(merge_confusions(dist.gather(confusion)))
+            confusion = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
+            scores = compute_class_scores(merge_confusions(dist.gather(confusion)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

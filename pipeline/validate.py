@@ -1,28 +1,33 @@
-"""Stage `validate`: each checkpoint on the pictures that it never saw, `runs/RUN/oof/fold{k}.npz` and `.zip` out.
+"""Stage `validate`: predict each held-out image by the network that never saw it; writes `oof/fold{k}.npz` and `.zip`.
 
-Kept per image is the histogram from which `threshold` and `report` know Dice at every cut, or of several classes what
-its confusion matrix says; and for `report` the prediction itself: probabilities on the network's grid, or the class
-map. The `.npz` comes last and names the zip by its hash: a kill between the two leaves a zip that nothing names.
+The `.npz` holds the histogram of each image, from which `threshold` and `report` compute Dice at every threshold, or
+of several classes the counts of its confusion matrix. The `.zip` holds the predictions for `report`: probabilities on
+the network's grid, or class maps. The `.npz` is written last and names the zip by its hash: a kill between the two
+leaves a zip that nothing names.
 """
 import pathlib
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import pandas as pd
 
 from pipeline import config
-from pipeline.data.dataset import open_dataset
+from pipeline.config import Settings
+from pipeline.data.dataset import SegmentationDataset, open_dataset
+from pipeline.data.grouping import check_trained_on, find_missing_keys, read_folds, split
 from pipeline.data.loader import ValidationDataset, validation_loader
-from pipeline.data.grouping import absent, check_trained_on, read_folds, split
-from pipeline.runtime.files import locked, replacing, sha256
+from pipeline.inference.ensemble import Ensemble
+from pipeline.inference.evaluate import (
+    compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, find_missing_classes,
+)  # fmt: skip
+from pipeline.inference.loading import batch_that_fits, build_ensemble, build_member, load_network, read_folds_digest
+from pipeline.inference.oof import Store, oof_writer
 from pipeline.inference.stored_threshold import predicted_with
-from pipeline.runtime.device import describe, pick_device
-from pipeline.inference.evaluate import class_scores, confusions, dice_scores, histograms, missing_classes
-from pipeline.inference.oof import oof_writer
-from pipeline.inference.loading import batch_that_fits, ensemble_of, folds_of, load_network, member_of
-from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.model import checkpoint
 from pipeline.paths import Run
+from pipeline.runtime.device import describe, pick_device
+from pipeline.runtime.files import locked, replacing, sha256
+from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 
@@ -30,7 +35,7 @@ CLASSES_SHOWN = 4
 
 
 def main(run: Run, folds: list[int], overrides: list[str]) -> None:
-    """folds: their numbers; overrides: `data.…=` and `predict.…=` words over the trained settings."""
+    """Validate these folds. overrides: `data.…=` and `predict.…=` on top of the settings that trained them."""
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     for fold in folds:
@@ -38,60 +43,71 @@ def main(run: Run, folds: list[int], overrides: list[str]) -> None:
 
 
 def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
-    device = pick_device()
-    checkpoint_path = run.fold(fold).best
-    table = read_folds(run.folds)
-    with checkpoint.unchanged([checkpoint_path]) as digest_of:
-        network, trained = load_network(checkpoint_path, device)
-        check_trained_on(table, folds_of(checkpoint_path), run.folds, checkpoint_path)
+    """Load the network of a fold, evaluate it on the images held out from it, write the results and print a score."""
+    best, table = run.fold(fold).best, read_folds(run.folds)
+    with checkpoint.unchanged([best]) as digest_of:
+        network, trained = load_network(best, pick_device())
+        check_trained_on(table, read_folds_digest(best), run.folds, best)
     settings = config.for_later_stage(trained, overrides)
-    folder = pathlib.Path(settings.data.folder)
-    dataset = open_dataset(settings.data, settings.task, folder)
-    _, names = split(table, fold, dataset.names)
-    if not names:
-        raise Problem(f"{folder} holds no picture of fold {fold} in {run.folds}; is it another folder?")
+    dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
+    names = find_held_out(dataset, table, fold, run)
+    member = build_member(network, settings, weight=1.0)
+    ensemble = build_ensemble([member], settings.task.kind == "binary", dataset.height, dataset.width)
 
-    if gone := absent(table, fold, names):
-        what = "cars" if table.columns[0] == "car_id" else "pictures"
-        print(f"fold {fold}: not judged are {len(gone)} held-out {what} that {folder} lacks, {gone[0]} the first.")
-
-    binary = settings.task.kind == "binary"
-    ensemble = ensemble_of([member_of(network, settings, weight=1.0)], binary, dataset.height, dataset.width)
-    batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
-    validation_set = ValidationDataset(dataset, names, settings.data.scale)
-    loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
-    batches = progress(loader, f"fold {fold} on {describe(device)}")
-
-    def predict(image_NHWC: Tensor) -> Tensor:
-        return ensemble({settings.data.scale: image_NHWC})
-
+    predictions, oof = run.oof_predictions(fold), run.oof(fold)
     busy = f"Fold {fold} of {run.folder} is being validated by another process; wait until it is done."
     with locked(run.lock(f"validate.fold{fold}"), busy):
-        kept_path = run.oof_probabilities(fold)
-        with oof_writer(kept_path) as keep, explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
-            if binary:
-                counts = histograms(ensemble.with_grid, batches, names, dataset.truth, keep)
-                found: dict[str, Any] = {"histograms": counts}
-                judged = f"Dice {dice_scores(counts)['dice']:.5f} at the cut 0.5"
-            else:
-                confused = confusions(predict, batches, names, dataset.truth, settings.task.count, keep)
-                found = {**confused._asdict(), "classes": np.array(dataset.classes)}
-                scores = class_scores(confused)
-                note_missing_classes(fold, missing_classes(confused), dataset.classes)
-                judged = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
-        found |= {"checkpoint": digest_of[str(checkpoint_path)], "probabilities": sha256(kept_path)}
-        found |= {"predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)}
-        with replacing(run.oof(fold)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, names=np.array(names), **found)
-    print(
-        f"fold {fold}: {judged}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, "
-        f"in {run.oof(fold)}."
-    )
+        with oof_writer(predictions) as store:
+            arrays, summary = evaluate(ensemble, settings, dataset, names, f"fold {fold}", store)
+        provenance = {
+            "checkpoint_sha256": digest_of[str(best)],
+            "predictions_sha256": sha256(predictions),
+            "predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq),
+        }
+        with replacing(oof) as draft, open(draft, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, names=np.array(names), **arrays, **provenance)
+    print(f"fold {fold}: {summary}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, in {oof}.")
 
 
-def note_missing_classes(fold: int, missing: list[int], classes: tuple[str, ...]) -> None:
-    """Which classes no held-out pixel has: the object, for one, of masks of 0 and 255, since 255 is not judged."""
+def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, run: Run) -> list[str]:
+    """Return the names of the images held out in `fold`, and print which the dataset lacks. Problem if it lacks all."""
+    _, names = split(table, fold, dataset.names)
+    if not names:
+        raise Problem(f"{dataset.where} holds no image of fold {fold} in {run.folds}; is it another folder?")
+    if missing := find_missing_keys(table, fold, names):
+        what = "cars" if table.columns[0] == "car_id" else "images"
+        print(
+            f"fold {fold}: {dataset.where} lacks {len(missing)} held-out {what}, the first is {missing[0]}; they are "
+            "not evaluated."
+        )
+    return names
+
+
+def evaluate(
+    ensemble: Ensemble, settings: Settings, dataset: SegmentationDataset, names: list[str], label: str, store: Store
+) -> tuple[dict[str, Any], str]:
+    """Return the arrays of the `.npz` and a summary with the score; `store` gets each prediction."""
+    scale, device = settings.data.scale, ensemble.device
+    batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
+    validation_set = ValidationDataset(dataset, names, scale)
+    loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
+    batches = progress(loader, f"{label} on {describe(device)}")
+    with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
+        if settings.task.kind == "binary":
+            histograms = evaluate_histograms(ensemble.predict_with_grid, batches, names, dataset.truth, store)
+            return {"histograms": histograms}, f"Dice {compute_dice_scores(histograms)['dice']:.5f} at threshold 0.5"
+        confusions = evaluate_confusions(
+            lambda image_NHWC: ensemble({scale: image_NHWC}), batches, names, dataset.truth, settings.task.count, store
+        )
+    scores = compute_class_scores(confusions)
+    note_missing_classes(label, find_missing_classes(confusions), dataset.classes)
+    summary = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
+    return {**confusions._asdict(), "classes": np.array(dataset.classes)}, summary
+
+
+def note_missing_classes(label: str, missing: list[int], classes: tuple[str, ...]) -> None:
+    """Print which classes no held-out pixel has, such as the object in masks of 0 and 255: 255 is not evaluated."""
     if missing:
-        named = ", ".join(classes[index] for index in missing[:CLASSES_SHOWN])
+        names = ", ".join(classes[index] for index in missing[:CLASSES_SHOWN])
         more = ", ..." if len(missing) > CLASSES_SHOWN else ""
-        print(f"fold {fold}: no held-out pixel has {len(missing)} of the {len(classes)} classes: {named}{more}.")
+        print(f"{label}: no held-out pixel has {len(missing)} of the {len(classes)} classes: {names}{more}.")

@@ -22,7 +22,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     run = Run(name)
     cars = sorted({carvana.car_of(name) for name in competition.ImageSet(folder, "train").names})
     makes = carvana.read_makes(folder)
-    table = grouping.assign({car: makes[car] for car in cars}, folds=2)
+    table = grouping.assign_cars({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)
@@ -40,14 +40,14 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         ]  # fmt: skip
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         histograms = []
-        with oof_writer(run.oof_probabilities(fold)) as write:
+        with oof_writer(run.oof_predictions(fold)) as write:
             for number, image_name in enumerate(names):
                 grid_u8 = predicted(masks.coverage(image_name, SCALE), shift_cells * (1 + number % 5) / 5)
                 write(image_name, png(grid_u8))
                 full_size_u8 = probability_of(grid_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
                 histograms.append(dice.histogram(full_size_u8, masks.read(image_name)))
         with open(run.oof(fold), "wb") as file:
-            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
+            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_predictions(fold))}
             np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
     stored = {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2}
     write_json(run.threshold, stored)

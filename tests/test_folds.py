@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.data.grouping import absent, assign, digest, normal_make, read_folds, split
+from pipeline.data.grouping import assign_cars, digest, find_missing_keys, normal_make, read_folds, split
 from pipeline.runtime.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
@@ -28,14 +28,14 @@ def kaggle_like() -> dict[str, str]:
 
 @given(CARS_OF_MAKE, st.integers(2, 5))
 def test_no_make_is_in_two_folds_and_no_fold_is_empty(counts: list[int], folds: int) -> None:
-    table = assign(cars([f"make {i}" for i, count in enumerate(counts) for _ in range(count)]), folds)
+    table = assign_cars(cars([f"make {i}" for i, count in enumerate(counts) for _ in range(count)]), folds)
     assert (table.groupby("make")["fold"].nunique() == 1).all()
     assert set(table["fold"]) == set(range(folds))
     assert len(table) == sum(counts) and table["car_id"].is_unique
 
 
 def test_the_training_cars_fall_into_five_folds_of_about_64_cars() -> None:
-    table = assign(kaggle_like(), folds=5)
+    table = assign_cars(kaggle_like(), folds=5)
     assert len(table) == 318
     assert table.groupby("fold").size().between(60, 68).all()
 
@@ -43,7 +43,7 @@ def test_the_training_cars_fall_into_five_folds_of_about_64_cars() -> None:
 @pytest.mark.parametrize("other", ["INFINITI", " Infiniti ", "infiniti\t"])
 def test_a_make_is_one_however_it_is_spelt(other: str) -> None:
     assert normal_make(other) == normal_make("Infiniti")
-    table = assign(cars(["Infiniti", other, "Ford", "Kia"]), folds=3)
+    table = assign_cars(cars(["Infiniti", other, "Ford", "Kia"]), folds=3)
     assert table["fold"][0] == table["fold"][1]
     assert table["make"][0] == table["make"][1]
 
@@ -53,41 +53,40 @@ def test_blanks_inside_a_make_count_as_one() -> None:
 
 
 def test_each_car_of_unknown_make_is_a_group_of_its_own() -> None:
-    table = assign(cars(["", "", " ", "Ford"]), folds=4)
+    table = assign_cars(cars(["", "", " ", "Ford"]), folds=4)
     assert sorted(table["fold"]) == [0, 1, 2, 3]
 
 
 def test_the_order_in_which_cars_are_given_does_not_matter() -> None:
     makes = kaggle_like()
     backwards = dict(reversed(makes.items()))
-    pd.testing.assert_frame_equal(assign(makes, 5), assign(backwards, 5))
+    pd.testing.assert_frame_equal(assign_cars(makes, 5), assign_cars(backwards, 5))
 
 
 def test_the_table_has_one_row_a_car_sorted_by_text_ids() -> None:
-    table = assign({"331659860e11": "Ford", "011330127438": "Kia"}, folds=2)
+    table = assign_cars({"331659860e11": "Ford", "011330127438": "Kia"}, folds=2)
     assert list(table.columns) == ["car_id", "make", "fold"]
     assert table["car_id"].tolist() == ["011330127438", "331659860e11"]
     assert table["make"].tolist() == ["kia", "ford"]
 
 
-def test_more_folds_than_makes_is_a_problem_that_tells_both_numbers() -> None:
-    said = "data.folds is 4, but the training cars have only 3 makes, .*; set data.folds to 3 or less"
-    with pytest.raises(Problem, match=said):
-        assign(cars(["Ford", "FORD", "Kia", ""]), folds=4)
+def test_more_folds_than_makes_is_a_problem_that_names_both_numbers() -> None:
+    with pytest.raises(Problem, match="data.folds is 4, .* only 3 makes, .*; set data.folds to 3 or less"):
+        assign_cars(cars(["Ford", "FORD", "Kia", ""]), folds=4)
 
 
 def test_folds_csv_comes_back_as_it_was(tmp_path: pathlib.Path) -> None:
-    table = assign({"331659860e11": "Ford", "011330127438": "", "0123456789ab": "NA"}, folds=2)
+    table = assign_cars({"331659860e11": "Ford", "011330127438": "", "0123456789ab": "NA"}, folds=2)
     table.to_csv(tmp_path / "folds.csv", index=False)
     pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.csv"), table, check_dtype=False)
 
 
-def test_a_digest_is_of_who_is_held_out_when_and_of_nothing_else(tmp_path: pathlib.Path) -> None:
-    table = assign(kaggle_like(), folds=5)
+def test_a_digest_depends_on_who_is_held_out_in_which_fold_and_on_nothing_else(tmp_path: pathlib.Path) -> None:
+    table = assign_cars(kaggle_like(), folds=5)
     table.to_csv(tmp_path / "folds.csv", index=False, lineterminator="\r\n")
     same = [read_folds(tmp_path / "folds.csv"), table[::-1], table.assign(make=""), table.reset_index(drop=True)]
     assert {digest(one) for one in same} == {digest(table)}
-    other = [table.assign(fold=(table["fold"] + 1) % 5), table[1:], assign(kaggle_like(), folds=4)]
+    other = [table.assign(fold=(table["fold"] + 1) % 5), table[1:], assign_cars(kaggle_like(), folds=4)]
     assert len({digest(one) for one in [table, *other]}) == 4
 
 
@@ -107,8 +106,8 @@ def test_a_missing_folds_csv_is_a_problem_that_names_the_stage(tmp_path: pathlib
 
 def test_a_split_keeps_whole_cars_and_whole_makes_on_one_side() -> None:
     makes = cars(["Ford", "Kia", "Ford", "Acura", "Kia"])
-    names = [carvana.image_name(car, view) for view in carvana.ANGLE_CODES for car in makes]  # views first
-    table = assign(makes, folds=3)
+    names = [carvana.image_name(car, angle) for angle in carvana.ANGLE_CODES for car in makes]  # angles first
+    table = assign_cars(makes, folds=3)
     held_out_of_all = []
     for fold in range(3):
         training, held_out = split(table, fold, names)
@@ -118,21 +117,21 @@ def test_a_split_keeps_whole_cars_and_whole_makes_on_one_side() -> None:
         }
         assert training == [name for name in names if name in training]  # in the given order
         held_out_of_all += held_out
-    assert sorted(held_out_of_all) == sorted(names)  # each picture is held out once
+    assert sorted(held_out_of_all) == sorted(names)  # each image is held out once
 
 
 def test_a_split_leaves_out_cars_that_the_table_does_not_name() -> None:
-    table = assign(cars(["Ford", "Kia"]), folds=2)
+    table = assign_cars(cars(["Ford", "Kia"]), folds=2)
     training, held_out = split(table, 0, ["000000000000_01.jpg", "000000000001_01.jpg", "ffffffffffff_01.jpg"])
     assert len(training) == len(held_out) == 1
 
 
 def test_a_fold_that_is_not_there_is_a_problem() -> None:
     with pytest.raises(Problem, match="no fold 2; the folds are 0 to 1"):
-        split(assign(cars(["Ford", "Kia"]), folds=2), 2, [])
+        split(assign_cars(cars(["Ford", "Kia"]), folds=2), 2, [])
 
 
-def test_cars_that_are_held_out_and_have_no_picture_are_known() -> None:
+def test_held_out_cars_without_an_image_are_known() -> None:
     table = pd.DataFrame({"car_id": ["a" * 12, "b" * 12, "c" * 12], "make": "kia", "fold": [0, 0, 1]})
-    assert absent(table, 0, [f"{'a' * 12}_01.jpg"]) == ["b" * 12]
-    assert absent(table, 1, [f"{'c' * 12}_16.jpg"]) == []
+    assert find_missing_keys(table, 0, [f"{'a' * 12}_01.jpg"]) == ["b" * 12]
+    assert find_missing_keys(table, 1, [f"{'c' * 12}_16.jpg"]) == []

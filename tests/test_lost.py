@@ -193,12 +193,9 @@ def test_folds_do_not_change_where_any_file_of_a_training_is(
     assert (new_run / "folds.csv").read_bytes() == (RUN / "folds.csv").read_bytes()
 
 
-@pytest.mark.parametrize("has_digest", [True, False])
-def test_a_missing_folds_csv_is_written_again_only_as_best_pt_has_it(
-    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture, has_digest: bool
+def test_folds_that_are_gone_come_back_as_those_of_best_pt_alone(
+    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    if not has_digest:
-        rewrite(run_copy / "fold0" / "best.pt", folds=None)
     table = run_copy / "folds.csv"
     table.unlink()
     assert pipeline("folds", "--run", "copy", "--set", "data.folds=3") == 1
@@ -234,11 +231,14 @@ def test_a_network_is_not_validated_on_what_it_was_trained_on(
     assert not (other_folds / "oof").exists()
 
 
-def test_a_best_pt_without_a_digest_of_its_folds_is_still_validated(pipeline: Pipeline, run_copy: pathlib.Path) -> None:
+def test_a_best_pt_that_does_not_name_its_folds_is_not_validated(
+    pipeline: Pipeline, run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
     best = run_copy / "fold0" / "best.pt"
     assert checkpoint.load(best, ("folds",))["folds"] == digest(read_folds(RUN / "folds.csv"))
     rewrite(best, folds=None)
-    assert pipeline("validate", "--run", "copy", *NO_TTA) == 0
+    assert pipeline("validate", "--run", "copy", *NO_TTA) == 1
+    assert "runs/copy/fold0/best.pt has no folds" in only_line(capsys)
 
 
 def test_a_network_is_not_blended_on_what_it_was_trained_on(
@@ -290,7 +290,7 @@ def test_predictions_name_the_weights_that_made_them(
     monkeypatch.setattr("pipeline.validate.batch_that_fits", retrain)
     assert pipeline("validate", "--run", "copy", *NO_TTA) == 0
     with np.load(run_copy / "oof" / "fold0.npz") as file:
-        assert str(file["checkpoint"]) == digest_before != sha256(best)
+        assert str(file["checkpoint_sha256"]) == digest_before != sha256(best)
 
 
 def test_a_blend_names_the_weights_that_made_it(
@@ -315,7 +315,7 @@ def test_a_folder_without_the_held_out_cars_is_a_problem_of_a_blend_too(
     shutil.copytree(run_copy, "runs/again")
     for run in (run_copy, pathlib.Path("runs/again")):
         (run / "folds.csv").write_text("car_id,make,fold\n0123456789ab,kia,0\n123456789abc,ford,1\n")
-        rewrite(run / "fold0" / "best.pt", folds=None)
+        rewrite(run / "fold0" / "best.pt", folds=digest(read_folds(run / "folds.csv")))
     assert pipeline("blend", "--runs", "copy", "again") == 1
-    assert "fold 0 in runs/copy/folds.csv" in only_line(capsys)
+    assert "holds no image of fold 0 in runs/copy/folds.csv" in only_line(capsys)
     shutil.rmtree("runs/again")

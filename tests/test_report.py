@@ -168,7 +168,7 @@ def test_a_report_of_what_there_is_says_what_is_missing(
 ) -> None:
     run = Run("half")
     shutil.copytree(Run("one").folder, run.folder)
-    run.oof_probabilities(0).write_bytes(b"threshold")
+    run.oof_predictions(0).write_bytes(b"threshold")
     run.oof(1).unlink()
     run.threshold.unlink()
     report.main(run, [f"data.folder={demo_folder}"], [])

@@ -134,7 +134,7 @@ def test_a_report_of_a_plain_folder_has_groups_for_makes(place: None) -> None:
 
 def test_what_is_damaged_is_said_and_the_rest_is_shown(place: None, capsys: pytest.CaptureFixture) -> None:
     run = small_classes_run.make("half", shift_px=1)
-    run.oof_probabilities(0).write_bytes(b"threshold")
+    run.oof_predictions(0).write_bytes(b"threshold")
     run.oof(1).unlink()
     report.main(run, ["data.folder=nowhere"], [])
     text, told = run.report_page.read_text(), capsys.readouterr().out

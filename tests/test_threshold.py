@@ -1,46 +1,46 @@
-"""The cut, and a Dice that does not flatter it."""
+"""The threshold, and a Dice that is not too good."""
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
+from pipeline import threshold
 from pipeline.config import Settings
-from pipeline.runtime.files import sha256, write_json
-from pipeline.inference.stored_threshold import stale_message, predicted_with, read_threshold_u8
+from pipeline.inference.stored_threshold import predicted_with, read_threshold_u8, stale_message
 from pipeline.masks import dice
 from pipeline.paths import Run
+from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.problem import Problem
-from pipeline import threshold
 from pipeline.submission import plan
 
 
-def scores(*best_cuts: int) -> np.ndarray:
-    """Dice (images, 256) that falls by 0.001 a step on both sides of each image's best cut."""
-    return 0.9 - 0.001 * np.abs(np.arange(256)[None] - np.array(best_cuts)[:, None])
+def scores(*best_thresholds_u8: int) -> np.ndarray:
+    """Dice (images, 256) that falls by 0.001 a step on both sides of each image's best threshold."""
+    return 0.9 - 0.001 * np.abs(np.arange(256)[None] - np.array(best_thresholds_u8)[:, None])
 
 
-def test_each_group_is_judged_at_the_cut_that_is_best_on_the_others() -> None:
-    found = threshold.cross_fitted(scores(100, 100, 140), np.array(["kia", "kia", "ford"]))
-    assert found == pytest.approx(0.9 - 0.040)
+def test_each_group_is_evaluated_at_the_threshold_that_is_best_on_the_others() -> None:
+    mean_dice = threshold.cross_fit(scores(100, 100, 140), np.array(["kia", "kia", "ford"]))
+    assert mean_dice == pytest.approx(0.9 - 0.040)
 
 
-def test_images_of_one_group_do_not_choose_each_others_cut() -> None:
-    """Judged alone, each image would be flattered by the others of its make."""
+def test_images_of_one_group_do_not_choose_each_others_threshold() -> None:
+    """With groups of one image, the others of its make would choose a threshold that is too good for it."""
     images = scores(100, 100, 100, 140, 140)
-    grouped = threshold.cross_fitted(images, np.array(["kia", "kia", "kia", "ford", "ford"]))
-    alone = threshold.cross_fitted(images, np.array(["a", "b", "c", "d", "e"]))
+    grouped = threshold.cross_fit(images, np.array(["kia", "kia", "kia", "ford", "ford"]))
+    alone = threshold.cross_fit(images, np.array(["a", "b", "c", "d", "e"]))
     assert grouped == pytest.approx(0.9 - 0.040)
     assert alone > grouped + 0.005
 
 
-def test_a_single_group_is_judged_at_its_own_cut() -> None:
-    assert threshold.cross_fitted(scores(100, 100), np.array(["kia", "kia"])) == pytest.approx(0.9)
+def test_a_single_group_is_evaluated_at_its_own_threshold() -> None:
+    assert threshold.cross_fit(scores(100, 100), np.array(["kia", "kia"])) == pytest.approx(0.9)
 
 
 @pytest.fixture
-def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run whose four pictures of two makes in two folds are best cut at 100, 100 and 140, 140."""
+def validated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run with four images of two makes in two folds whose best thresholds are 100, 100 and 140, 140."""
     monkeypatch.chdir(tmp_path)
     run = Run("small")
     run.folder.mkdir(parents=True)
@@ -53,76 +53,78 @@ def judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         counts = np.stack([dice.histogram(values, truth)] * 2)
         run.fold(fold).folder.mkdir()
         run.fold(fold).best.write_text(f"the network of fold {fold}")
-        save_oof(run, fold, [f"00000000000{car}_{view}.jpg" for view in ("01", "02")], counts)
+        save_oof(run, fold, [f"00000000000{car}_{angle}.jpg" for angle in ("01", "02")], counts)
     return run
 
 
 def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str = "none") -> None:
-    about = {"checkpoint": sha256(run.fold(fold).best), "predicted_with": predicted_with(tta, scale=2, hq=False)}
+    about = {"checkpoint_sha256": sha256(run.fold(fold).best), "predictions_sha256": ""}
+    about["predicted_with"] = predicted_with(tta, scale=2, hq=False)
     np.savez(run.oof(fold), names=names, histograms=counts, **about)
 
 
-def test_the_cut_and_both_dice_are_told_over_all_folds(judged: Run) -> None:
-    threshold.main(judged)
-    found = json.loads(judged.threshold.read_text())
-    assert list(found) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
-    assert found["images"] == 4
-    too_low = 2 * 20 / (64 + 20)  # at 100 the second car's picture is all car
-    assert found["threshold"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
-    assert found["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
-    assert found["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
-    assert read_threshold_u8(judged.threshold) == 100
+def test_the_threshold_and_both_dice_are_those_over_all_folds(validated: Run) -> None:
+    threshold.main(validated)
+    content = json.loads(validated.threshold.read_text())
+    keys = ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    assert list(content) == keys
+    assert content["images"] == 4
+    too_low = 2 * 20 / (64 + 20)  # at 100 the second car's image is all car
+    assert content["threshold"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
+    assert content["oof_dice"] == pytest.approx((1 + too_low) / 2, abs=1e-6)
+    assert content["oof_dice_cross_fitted"] == pytest.approx((0 + too_low) / 2, abs=1e-6)  # at 140 the first has none
+    assert read_threshold_u8(validated.threshold) == 100
 
 
-def test_a_cut_of_other_predictions_is_not_used(judged: Run) -> None:
-    threshold.main(judged)
-    assert stale_message(judged) == ""
-    judged.fold(1).best.unlink()  # fewer folds than the cut was found on are none of its business
-    assert stale_message(judged) == ""
-    save_oof(judged, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
-    said = r"the cut of other predictions than .*oof holds now; run `make threshold RUN=small`"
-    with pytest.raises(Problem, match=said):
-        plan.weights_and_threshold(judged, [judged], [0])
-    write_json(judged.threshold, {"threshold": 0.4})  # by hand: it names no predictions
-    assert stale_message(judged) == ""
-    assert plan.weights_and_threshold(judged, [judged], [0])[1] == 102  # 0.4 of 255 and no less
+def test_a_threshold_of_other_predictions_is_not_used(validated: Run) -> None:
+    threshold.main(validated)
+    assert stale_message(validated) == ""
+    validated.fold(1).best.unlink()  # a threshold may be used with fewer folds than it was found on
+    assert stale_message(validated) == ""
+    save_oof(validated, 0, ["00000000000a_01.jpg"], np.ones((1, 2, 256), np.int32), tta="hflip")
+    with pytest.raises(Problem, match=r"small/threshold\.json .* run `make threshold RUN=small` again"):
+        plan.weights_and_threshold(validated, [validated], [0])
+    write_json(validated.threshold, {"threshold": 0.4})  # by hand: it names no predictions
+    assert stale_message(validated) == ""
+    assert plan.weights_and_threshold(validated, [validated], [0])[1] == 102  # 0.4 of 255 and no less
 
 
-def test_a_cut_of_a_network_that_was_trained_on_since_is_not_used(judged: Run) -> None:
-    threshold.main(judged)
-    judged.fold(1).best.write_text("trained on")
-    assert stale_message(judged).endswith("fold1/best.pt; run `make validate` again.")
+def test_a_threshold_of_a_network_that_was_trained_further_is_not_used(validated: Run) -> None:
+    threshold.main(validated)
+    validated.fold(1).best.write_text("trained on")
+    assert stale_message(validated).endswith("fold1/best.pt; run `make validate` again.")
 
 
-def test_a_run_that_is_renamed_keeps_its_cut(judged: Run) -> None:
-    threshold.main(judged)
-    judged.folder.rename(Run("renamed").folder)
+def test_a_run_that_is_renamed_keeps_its_threshold(validated: Run) -> None:
+    threshold.main(validated)
+    validated.folder.rename(Run("renamed").folder)
     assert stale_message(Run("renamed")) == ""
 
 
-def test_a_fold_that_was_judged_since_makes_the_cut_outdated(judged: Run) -> None:
-    judged.oof(1).rename("aside.npz")
-    threshold.main(judged)
-    pathlib.Path("aside.npz").rename(judged.oof(1))
-    assert "run `make threshold RUN=small` again" in stale_message(judged)
+def test_a_fold_that_was_validated_later_makes_the_threshold_stale(validated: Run) -> None:
+    validated.oof(1).rename("aside.npz")
+    threshold.main(validated)
+    pathlib.Path("aside.npz").rename(validated.oof(1))
+    assert "run `make threshold RUN=small` again" in stale_message(validated)
 
 
-def test_a_cut_knows_how_its_predictions_were_made(judged: Run) -> None:
-    threshold.main(judged)
-    assert json.loads(judged.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
-    paths, settings = [judged.fold(fold).best for fold in (0, 1)], Settings()
+def test_a_threshold_knows_how_its_predictions_were_made(validated: Run) -> None:
+    threshold.main(validated)
+    assert json.loads(validated.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
+    paths, settings = [validated.fold(fold).best for fold in (0, 1)], Settings()
     plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
-    assert plan.threshold_note(judged, paths, [plain, plain]) == ("", False)
-    told, is_of_others = plan.threshold_note(judged, paths, [settings, settings])
-    assert "with predict.tta none, data.scale 2, but this prediction uses predict.tta hflip, data.scale 2: " in told
+    assert plan.threshold_note(validated, paths, [plain, plain]) == ("", False)
+    note, is_of_others = plan.threshold_note(validated, paths, [settings, settings])
+    assert "predict.tta none, data.scale 2, but this prediction uses predict.tta hflip, data.scale 2: " in note
     assert is_of_others
-    assert plan.threshold_note(judged, [Run("other").fold(0).best], [settings]) == ("", False)  # it has a cut of its own
-    write_json(judged.threshold, {"threshold": 0.4})
-    told, is_of_others = plan.threshold_note(judged, paths, [plain, plain])
-    assert told.startswith(f"{judged.threshold} does not name the settings") and not is_of_others
+    other = [Run("other").fold(0).best]  # which has a threshold of its own
+    assert plan.threshold_note(validated, other, [settings]) == ("", False)
+    write_json(validated.threshold, {"threshold": 0.4})
+    note, is_of_others = plan.threshold_note(validated, paths, [plain, plain])
+    assert note.startswith(f"{validated.threshold} does not name the settings") and not is_of_others
 
 
-def test_a_blend_of_the_same_runs_in_another_order_is_told(judged: Run) -> None:
+def test_a_blend_of_the_same_runs_in_another_order_is_pointed_out(validated: Run) -> None:
     write_json(Run("b+a").blend, {})
     assert plan.missing_blend_note(Run("a+b"), [Run("a"), Run("b")]).endswith(
         "To use the weights of runs/b+a/blend.json, name the runs in its order."
@@ -130,44 +132,46 @@ def test_a_blend_of_the_same_runs_in_another_order_is_told(judged: Run) -> None:
     assert plan.missing_blend_note(Run("a+c"), [Run("a"), Run("c")]).endswith("the threshold is the mean of theirs.")
 
 
-def test_whatever_cut_is_found_can_be_read_again(judged: Run) -> None:
-    """Even the cut 0 of a network that finds nothing at all."""
+def test_every_threshold_that_is_written_is_read_as_the_same(validated: Run) -> None:
+    """Even the threshold 0 of a network that finds nothing at all."""
     truth = np.arange(64) < 20
-    for cut in range(256):
-        values = np.where(truth, cut, max(cut - 1, 0)).astype(np.uint8)
+    for threshold_u8 in range(256):
+        values = np.where(truth, threshold_u8, max(threshold_u8 - 1, 0)).astype(np.uint8)
         counts = np.stack([dice.histogram(values, truth)])
         for fold in (0, 1):
-            save_oof(judged, fold, ["00000000000a_01.jpg"], counts)
-        threshold.main(judged)
-        assert read_threshold_u8(judged.threshold) == cut
+            save_oof(validated, fold, ["00000000000a_01.jpg"], counts)
+        threshold.main(validated)
+        assert read_threshold_u8(validated.threshold) == threshold_u8
 
 
-def test_a_run_that_was_never_validated_is_a_problem(judged: Run) -> None:
+def test_a_run_that_was_never_validated_is_a_problem(validated: Run) -> None:
     for fold in (0, 1):
-        judged.oof(fold).unlink()
+        validated.oof(fold).unlink()
     with pytest.raises(Problem, match="no out-of-fold predictions; run `make validate RUN=small` first"):
-        threshold.main(judged)
+        threshold.main(validated)
 
 
-def test_a_run_that_is_not_there_gets_no_folder(judged: Run) -> None:
+def test_a_run_that_is_not_there_gets_no_folder(validated: Run) -> None:
     with pytest.raises(Problem, match="runs/typo has no out-of-fold predictions"):
         threshold.main(Run("typo"))
     assert not Run("typo").folder.exists()
 
 
-def test_predictions_of_another_network_do_not_choose_the_cut(judged: Run) -> None:
-    judged.fold(1).best.write_text("trained again")
+def test_predictions_of_another_network_do_not_choose_the_threshold(validated: Run) -> None:
+    validated.fold(1).best.write_text("trained again")
     with pytest.raises(Problem, match=r"fold1\.npz was predicted by another .*best\.pt; run `make validate` again"):
-        threshold.main(judged)
+        threshold.main(validated)
 
 
-def test_predictions_of_a_fold_that_was_deleted_do_not_count(judged: Run) -> None:
-    judged.fold(1).best.unlink()
-    threshold.main(judged)
-    assert json.loads(judged.threshold.read_text())["images"] == 2
+def test_predictions_of_a_fold_that_was_deleted_do_not_count(validated: Run) -> None:
+    validated.fold(1).best.unlink()
+    threshold.main(validated)
+    assert json.loads(validated.threshold.read_text())["images"] == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"]
+)
 def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=r"threshold\.json"):

@@ -235,8 +235,8 @@ class CompetitionDataset:
         from pipeline.data import grouping  # which imports scikit-learn and, by way of pipeline.carvana, this module
 
         if self.competition.group_key is None:
-            return grouping.assign_groups(self.group_of_key, count)
-        return grouping.assign(self.group_of_key, count)
+            return grouping.assign_images(self.group_of_key, count)
+        return grouping.assign_cars(self.group_of_key, count)
 
     def group_key(self, name: str) -> str:
         return name if self.competition.group_key is None else self.competition.group_key(name)

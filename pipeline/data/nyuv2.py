@@ -97,7 +97,7 @@ class NyuV2:
         """
         splits = self.path.with_name(SPLITS)
         if not splits.is_file():
-            return grouping.assign_groups(self.room_of, count)
+            return grouping.assign_images(self.room_of, count)
         fold_of = read_official_folds(splits, self.names)
         rows = [(name, self.room_of[name], fold_of[name]) for name in sorted(fold_of)]
         return pd.DataFrame(rows, columns=grouping.HEADERS[1])

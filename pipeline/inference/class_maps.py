@@ -1,8 +1,8 @@
-"""Networks of several classes and pictures to class maps at full size.
+"""Networks of several classes and images to class maps at full size.
 
-As for one class, probabilities are averaged at the networks' own size, brought to full size, and decided there: the
-class with the highest mean wins, and an edge lies where two means meet, between the cells. One class at a time is
-enlarged, so that 894 of them take no more memory at full size than two.
+As for one class, probabilities are averaged at the networks' own size and brought to full size; the class is decided
+there. The class with the highest mean wins, so an edge lies where two means meet, between the cells. Classes are
+upsampled one at a time, so that 894 of them take no more memory at full size than two.
 """
 from collections.abc import Callable
 
@@ -12,89 +12,88 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.images import upsample
-from pipeline.runtime.device import autocast
 from pipeline.inference.ensemble import ByScale, Ensemble, upsample_on_device
 from pipeline.masks.confusion import index_dtype
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.device import autocast
 
 
 class ClassEnsemble(Ensemble):
-    """`ensemble(image_of_scale)` -> class indices (N, height, width), of the dtype that `as_torch_has_it` says.
+    """`ensemble(image_of_scale)` -> class indices (N, height, width), of the dtype `torch_index_dtype`.
 
-    image_of_scale: as of an `Ensemble`, uint8 (N, H, W, channels).
+    image_of_scale: as for an `Ensemble`, uint8 (N, H, W, channels).
     """
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:
-        probs = self.weighted_probs(image_of_scale)
+        prob_of_scale = self.predict_at_scales(image_of_scale)
         if self.device.type == "cuda":
-            return self.class_map_on_device(probs)
-        images, classes = probs[self.scales[0]].shape[:2]
-        maps = np.stack(list(in_order(lambda image: self.class_map(probs, image), range(images))))
-        return torch.from_numpy(maps).to(as_torch_has_it(classes))
+            return self.decide_on_device(prob_of_scale)
+        index_NHW = self.stack(prob_of_scale, lambda image: self.decide(prob_of_scale, image))
+        return index_NHW.to(torch_index_dtype(prob_of_scale[self.scales[0]].shape[1]))
 
-    def unrounded(self, image_of_scale: ByScale) -> Tensor:
+    def predict_unrounded(self, image_of_scale: ByScale) -> Tensor:
         raise NotImplementedError("the mean of several classes is not kept at full size")
 
-    def weighted_prob(self, scale: int, image_NHWC: Tensor) -> Tensor:
-        """What the members at this scale add to the mean, float32 (N, classes, H, W) at the size of the pictures."""
+    def predict_at_scale(self, scale: int, image_NHWC: Tensor) -> Tensor:
+        """Return the weighted sum over the members at this scale, float32 (N, classes, H, W) on the images' grid."""
         image_NHWC = image_NHWC.to(self.device, non_blocking=True)
         rows, columns = image_NHWC.shape[1:3]
         total_NCHW: Tensor | None = None
         for member in self.members:
             if member.scale == scale:
-                for view in member.views:
-                    prob_NCHW = probs(member.network, view.apply(image_NHWC))
-                    invert = view.invert(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, prob_NCHW.shape[:2])
-                    part = invert * (member.weight / len(member.views))
-                    total_NCHW = part if total_NCHW is None else total_NCHW.add_(part)
+                for transform in member.transforms:
+                    prob_NCHW = predict_class_probabilities(member.network, transform.apply(image_NHWC))
+                    shape = prob_NCHW.shape[:2]
+                    prob_NCHW = transform.invert(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, shape)
+                    weighted_NCHW = prob_NCHW * (member.weight / len(member.transforms))
+                    total_NCHW = weighted_NCHW if total_NCHW is None else total_NCHW.add_(weighted_NCHW)
         assert total_NCHW is not None
         return total_NCHW
 
-    def class_map(self, probs: ByScale, image: int) -> NDArray:
-        """Of one picture, array (height, width)."""
+    def decide(self, prob_of_scale: ByScale, image: int) -> NDArray:
+        """Return the class map of one image, array (height, width)."""
 
-        def prob(index: int) -> NDArray[np.float32]:
-            one, *others = (upsample(probs[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
-            return sum(others, start=one)
+        def upsample_class(index: int) -> NDArray[np.float32]:
+            maps = (upsample(prob_of_scale[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
+            return sum(maps, start=next(maps))
 
-        return largest(prob, probs[self.scales[0]].shape[1])
+        return find_largest(upsample_class, prob_of_scale[self.scales[0]].shape[1])
 
-    def class_map_on_device(self, probs: ByScale) -> Tensor:
-        """Of a batch, tensor (N, height, width)."""
-        images, classes = probs[self.scales[0]].shape[:2]
+    def decide_on_device(self, prob_of_scale: ByScale) -> Tensor:
+        """Return the class maps of a batch, tensor (N, height, width)."""
+        images, classes = prob_of_scale[self.scales[0]].shape[:2]
         size = (images, self.height, self.width)
-        best = torch.full(size, -torch.inf, device=self.device)
-        found = torch.zeros(size, dtype=as_torch_has_it(classes), device=self.device)
+        best_prob = torch.full(size, -torch.inf, device=self.device)
+        index_NHW = torch.zeros(size, dtype=torch_index_dtype(classes), device=self.device)
         for index in range(classes):
-            maps = (upsample_on_device(probs[s][:, index], s, self.height, self.width) for s in self.scales)
+            maps = (upsample_on_device(prob_of_scale[s][:, index], s, self.height, self.width) for s in self.scales)
             prob = sum(maps, start=next(maps))
-            better = prob > best
-            best, found = prob.where(better, best), found.masked_fill(better, index)
-        return found
+            better = prob > best_prob
+            best_prob, index_NHW = prob.where(better, best_prob), index_NHW.masked_fill(better, index)
+        return index_NHW
 
 
-def probs(network: nn.Module, image_NHWC: Tensor) -> Tensor:
-    """Probabilities float32 (N, classes, H, W) at the size of the pictures."""
+def predict_class_probabilities(network: nn.Module, image_NHWC: Tensor) -> Tensor:
+    """Return the probability of each class, float32 (N, classes, H, W), on the grid of the images."""
     with autocast(image_NHWC.device):
         logits_NCHW = network(image_NHWC)
     return logits_NCHW.float().softmax(1)
 
 
-def largest(prob: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:
-    """Of each pixel the class whose share is the largest, of equals the first: indices (height, width).
+def find_largest(compute_prob: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:
+    """Return the most probable class of each pixel, the first of equals: indices (height, width).
 
-    share: class -> its map, float32 (height, width); one after another is asked for.
+    compute_prob: class -> its probability, float32 (height, width); called for one class after another.
     """
-    best = prob(0).copy()
-    found = np.zeros(best.shape, index_dtype(classes))
+    best_prob = compute_prob(0).copy()
+    indices = np.zeros(best_prob.shape, index_dtype(classes))
     for index in range(1, classes):
-        its_share = prob(index)
-        better = its_share > best
-        best[better], found[better] = its_share[better], index
-    return found
+        prob = compute_prob(index)
+        better = prob > best_prob
+        best_prob[better], indices[better] = prob[better], index
+    return indices
 
 
-def as_torch_has_it(classes: int) -> torch.dtype:
-    """`confusion.index_dtype`, but int32 for uint16, with which torch computes little."""
+def torch_index_dtype(classes: int) -> torch.dtype:
+    """`confusion.index_dtype`, but int32 instead of uint16, for which torch has few operations."""
     return torch.uint8 if index_dtype(classes) is np.uint8 else torch.int32

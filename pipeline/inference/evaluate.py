@@ -1,4 +1,4 @@
-"""Pictures through a predictor, and what is made of its predictions while it works on the next ones."""
+"""Run a predictor over images and evaluate each prediction while a GPU works on the next batch."""
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.oof import png
+from pipeline.inference.oof import Store, png
 from pipeline.masks import confusion, dice, on_device
 from pipeline.runtime.problem import Problem
 
@@ -18,162 +18,176 @@ Predicted = TypeVar("Predicted", bound=Tensor | tuple[Tensor, ...])  # all on on
 Result = TypeVar("Result")
 
 
-def one_behind(
+def predict_ahead(
     predict: Callable[[Batch], Predicted], batches: Iterable[Batch], finish: Callable[[Batch, Predicted], Result]
 ) -> Iterator[Result]:
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
-    predict: only tells a GPU what to do; finish: brings what is wanted of it to the CPU. A GPU has the next batch
-    to work on, on its main stream, before this one is waited for, on another.
+    predict: only queues work on a GPU; finish: copies the results to the CPU. A GPU gets the next batch on its main
+    stream before another stream waits for this one.
     """
-    ahead: tuple[Batch, Predicted, torch.cuda.Event] | None = None
+    pending: tuple[Batch, Predicted, torch.cuda.Event] | None = None
     for batch in batches:
         predicted = predict(batch)
-        if tensors(predicted)[0].device.type != "cuda":
+        if as_tuple(predicted)[0].device.type != "cuda":
             yield finish(batch, predicted)
             continue
         done = torch.cuda.Event()
         done.record()
-        if ahead is not None:
-            yield finish_on_side_stream(*ahead, finish)
-        ahead = (batch, predicted, done)
-    if ahead is not None:
-        yield finish_on_side_stream(*ahead, finish)
+        if pending is not None:
+            yield finish_on_side_stream(*pending, finish)
+        pending = (batch, predicted, done)
+    if pending is not None:
+        yield finish_on_side_stream(*pending, finish)
 
 
 def finish_on_side_stream(
     batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Result]
 ) -> Result:
-    side = torch.cuda.Stream(tensors(predicted)[0].device)
+    """Return `finish(batch, predicted)`, run on a stream of its own once the event `done` has occurred."""
+    side = torch.cuda.Stream(as_tuple(predicted)[0].device)
     with torch.cuda.stream(side):
         side.wait_event(done)
-        for tensor in tensors(predicted):
+        for tensor in as_tuple(predicted):
             tensor.record_stream(side)  # its memory is in use until this stream is done, too
-        found = finish(batch, predicted)
+        result = finish(batch, predicted)
         side.synchronize()
-    return found
+    return result
 
 
-def tensors(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_tuple(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (predicted,) if isinstance(predicted, Tensor) else predicted
 
 
-def histograms(
-    predictor: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+# --- binary tasks ----------------------------------------------------------------------------------------------------
+
+
+def evaluate_histograms(
+    predict: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
     batches: Iterable[Tensor],
     names: list[str],
     read_mask: Callable[[str], NDArray[np.bool_]],
-    keep: Callable[[str, bytes], None] | None = None,
+    store: Store | None = None,
 ) -> NDArray[np.int32]:
-    """Per picture the histogram that gives Dice at every cut, int32 array (pictures, 2, 256).
+    """Return for each image the histogram that gives Dice at every threshold, int32 array (images, 2, 256).
 
-    predictor: gives probabilities, uint8 (N, height, width); where there is a `keep`, which gets `keep(name, png)` of
-    each picture, in order, also those on the grid of the PNG. batches: uint8 (N, H, W, 3), the pictures of `names` in
-    order; read_mask: name -> mask at full size.
+    predict: returns probabilities, uint8 (N, height, width); with `store` also those on the network's grid, whose PNGs
+    go to `store(name, png)` in order. batches: uint8 (N, H, W, channels), the images of `names` in order; read_mask:
+    name -> mask at full size.
     """
-    rest = iter(names)
+    remaining = iter(names)
     with ThreadPoolExecutor() as pool:
 
         def finish(image_NHWC: Tensor, predicted: Tensor | tuple[Tensor, Tensor]) -> NDArray[np.int32]:
-            full_size_NHW, *grids_NHW = tensors(predicted)
-            its_names = [next(rest) for _ in image_NHWC]
-            pngs = pool.map(png, grids_NHW[0].cpu().numpy()) if keep is not None else ()
-            counts = count(full_size_NHW, pool.map(read_mask, its_names), pool)
-            if keep is not None:
-                for name, data in zip(its_names, pngs):
-                    keep(name, data)
-            return counts
+            full_size_NHW, *grids_NHW = as_tuple(predicted)
+            batch_names = [next(remaining) for _ in image_NHWC]
+            pngs = pool.map(png, grids_NHW[0].cpu().numpy()) if store is not None else ()
+            histograms = count_histograms(full_size_NHW, pool.map(read_mask, batch_names), pool)
+            if store is not None:
+                for name, data in zip(batch_names, pngs):
+                    store(name, data)
+            return histograms
 
-        found = list(one_behind(predictor, batches, finish))
-    return np.concatenate(found or [np.zeros((0, 2, dice.THRESHOLDS), np.int32)])  # one process of many may have no picture
+        histograms = list(predict_ahead(predict, batches, finish))
+    # One process of many may have no image.
+    return np.concatenate(histograms or [np.zeros((0, 2, dice.THRESHOLDS), np.int32)])
 
 
-def dice_scores(counts: NDArray[np.int32]) -> dict[str, float]:
-    """`dice`, the mean over pictures at the cut 0.5, and `dice_cut`, the best cut, of histograms (pictures, 2, 256)."""
-    scores = dice.dice_at_thresholds(counts)
+def count_histograms(
+    probability_u8_NHW: Tensor, masks: Iterable[NDArray[np.bool_]], pool: ThreadPoolExecutor
+) -> NDArray[np.int32]:
+    """Return `dice.histogram` of each prediction, on any device, and its mask: int32 array (N, 2, 256)."""
+    if probability_u8_NHW.device.type == "cuda":
+        mask_NHW = torch.from_numpy(np.stack(list(masks))).to(probability_u8_NHW.device)
+        return on_device.histograms(probability_u8_NHW, mask_NHW).int().cpu().numpy()
+    return np.stack(list(pool.map(dice.histogram, probability_u8_NHW.numpy(), masks)))
+
+
+def compute_dice_scores(histograms: NDArray[np.int32]) -> dict[str, float]:
+    """Return `dice`, the mean over images at threshold 0.5, and `dice_threshold`, the best one.
+
+    histograms: (images, 2, 256), see masks.dice.
+    """
+    scores = dice.dice_at_thresholds(histograms)
     return {
         "dice": float(scores[:, dice.threshold_to_u8(0.5)].mean()),
         "dice_threshold": dice.threshold_from_u8(dice.best_threshold_u8(scores)),
     }
 
 
-class Confusions(NamedTuple):
-    """What is kept of class maps and their truth: enough for each picture's scores, and those of all."""
+# --- several classes -------------------------------------------------------------------------------------------------
 
-    matrix: NDArray[np.int64]  # (classes, classes), the sum of the pictures' confusion matrices
-    hits: NDArray[np.int64]  # (pictures, classes) each, see `confusion.Counts`
+
+class Confusions(NamedTuple):
+    """The confusion of class maps with their truth: enough for the scores of each image, and of all."""
+
+    matrix: NDArray[np.int64]  # (classes, classes), the sum of the images' confusion matrices
+    hits: NDArray[np.int64]  # (images, classes) each, see `confusion.Counts`
     in_truth: NDArray[np.int64]
     predicted: NDArray[np.int64]
 
     @property
-    def of_pictures(self) -> confusion.Counts:
+    def per_image(self) -> confusion.Counts:
         return confusion.Counts(self.hits, self.in_truth, self.predicted)
 
 
-def confusions(
-    predictor: Callable[[Tensor], Tensor],
+def evaluate_confusions(
+    predict: Callable[[Tensor], Tensor],
     batches: Iterable[Tensor],
     names: list[str],
     read_truth: Callable[[str], confusion.Indices],
     classes: int,
-    keep: Callable[[str, bytes], None] | None = None,
+    store: Store | None = None,
 ) -> Confusions:
-    """What the confusion matrices of the pictures of `names` say; arguments as of `histograms`.
+    """Return the confusion of the images of `names`; arguments as of `evaluate_histograms`.
 
-    predictor: gives class maps; `keep(name, png)`, where there is one, gets each, in order. One matrix for each
-    picture would take 2 GB for 654 pictures of 894 classes.
+    predict: returns class maps, whose PNGs go to `store(name, png)` in order. Keeping one matrix for each image would
+    take 2 GB for 654 images of 894 classes.
     """
-    rest = iter(names)
+    remaining = iter(names)
     total = np.zeros((classes, classes), np.int64)
     with ThreadPoolExecutor() as pool:
 
         def finish(image_NHWC: Tensor, index_NHW: Tensor) -> list[confusion.Counts]:
-            its_names = [next(rest) for _ in image_NHWC]
+            batch_names = [next(remaining) for _ in image_NHWC]
             maps = index_NHW.cpu().numpy().astype(confusion.index_dtype(classes), copy=False)
-            matrices = pool.map(confusion.matrix, maps, pool.map(read_truth, its_names), itertools.repeat(classes))
-            if keep is not None:
-                for name, data in zip(its_names, pool.map(png, maps)):
-                    keep(name, data)
-            found = []
+            matrices = pool.map(confusion.matrix, maps, pool.map(read_truth, batch_names), itertools.repeat(classes))
+            if store is not None:
+                for name, data in zip(batch_names, pool.map(png, maps)):
+                    store(name, data)
+            counts = []
             for matrix in matrices:
                 np.add(total, matrix, out=total)
-                found.append(confusion.counts(matrix))
-            return found
+                counts.append(confusion.counts(matrix))
+            return counts
 
-        of_pictures = [counts for batch in one_behind(predictor, batches, finish) for counts in batch]
-    # A process of many may have had no picture to judge.
-    hits, in_truth, predicted = zip(*of_pictures) if of_pictures else ([], [], [])
+        per_image = [counts for batch in predict_ahead(predict, batches, finish) for counts in batch]
+    # One process of many may have no image.
+    hits, in_truth, predicted = zip(*per_image) if per_image else ([], [], [])
     return Confusions(total, *(np.array(each, np.int64).reshape(-1, classes) for each in (hits, in_truth, predicted)))
 
 
-def merge_confusions(parts: Sequence[Confusions]) -> Confusions:
-    """What several processes judged, as one."""
-    matrices, *counts = zip(*parts)
+def merge_confusions(confusions: Sequence[Confusions]) -> Confusions:
+    """Return the confusions of several processes as one."""
+    matrices, *counts = zip(*confusions)
     return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
 
 
-def missing_classes(judged: Confusions) -> list[int]:
-    """The classes that no judged pixel has in truth: whether the network knows them nobody can tell."""
-    return np.flatnonzero(confusion.counts(judged.matrix).in_truth == 0).tolist()
+def find_missing_classes(confusions: Confusions) -> list[int]:
+    """Return the classes that no valid pixel has in truth, so that nothing tells whether the network knows them."""
+    return np.flatnonzero(confusion.counts(confusions.matrix).in_truth == 0).tolist()
 
 
-def class_scores(judged: Confusions) -> dict[str, float]:
-    """`mean_iou`, `mean_dice` and `pixel_accuracy` of all pixels together; Problem when none of them has a class."""
-    counts = confusion.counts(judged.matrix)
+def compute_class_scores(confusions: Confusions) -> dict[str, float]:
+    """Return `mean_iou`, `mean_dice` and `pixel_accuracy` over the pixels of all images together.
+
+    Raise Problem if no pixel has a class.
+    """
+    counts = confusion.counts(confusions.matrix)
     if not counts.in_truth.any():
-        raise Problem("No pixel of the held-out pictures has a class, so that nothing can be judged; see their masks.")
+        raise Problem("No pixel of the held-out images has a class, so there is nothing to evaluate; see their masks.")
     return {
         "mean_iou": float(confusion.mean_of_classes(confusion.iou(counts))),
         "mean_dice": float(confusion.mean_of_classes(confusion.dice(counts))),
         "pixel_accuracy": float(confusion.pixel_accuracy(counts)),
     }
-
-
-def count(
-    probability_NHW: Tensor, masks: Iterable[NDArray[np.bool_]], pool: ThreadPoolExecutor
-) -> NDArray[np.int32]:
-    """The histogram of each prediction, uint8 on any device, and its mask: int32 array (N, 2, 256)."""
-    if probability_NHW.device.type == "cuda":
-        mask_NHW = torch.from_numpy(np.stack(list(masks))).to(probability_NHW.device)
-        return on_device.histograms(probability_NHW, mask_NHW).int().cpu().numpy()
-    return np.stack(list(pool.map(dice.histogram, probability_NHW.numpy(), masks)))

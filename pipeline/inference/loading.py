@@ -17,15 +17,15 @@ from pipeline.runtime.problem import Problem
 
 
 def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, Settings]:
-    """The network of a `best.pt`, and the settings that trained it."""
+    """Load the network of a `best.pt` in evaluation mode, and the settings that trained it."""
     state = checkpoint.load(path, keys=("settings", "network"))
     settings = config.parse(state["settings"], where=str(path))
-    # Encoder weights were where training began; the checkpoint has what became of them.
+    # The checkpoint's weights replace the encoder weights that training started from.
     model = settings.model.model_copy(update={"encoder_weights": None}).model_dump()
     network = build(**model, channels=settings.data.channels, classes=settings.task.outputs)
     try:
         network.load_state_dict(state["network"])
-    except Exception as error:  # the values of a strange file may raise anything
+    except Exception as error:  # the values of a stranger's file may raise anything
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
     return network.to(device).eval(), settings
@@ -34,27 +34,26 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
 def load_members(
     weight_of_path: dict[pathlib.Path, float], overrides: list[str], device: torch.device
 ) -> tuple[list[Member], list[Settings]]:
-    """The networks of these checkpoints for an `Ensemble`, and the settings that trained each.
+    """Load the members of an `Ensemble` from these checkpoints, and the settings that trained each.
 
-    Each sees its pictures as it was trained to, in the views that its settings and the words over them ask for.
+    Each sees images at the scale it was trained on, with the TTA set of its settings and the overrides.
     """
     members: list[Member] = []
     trained: list[Settings] = []
     for path, weight in weight_of_path.items():
         network, settings = load_network(path, device)
         if trained and settings.data.hq != trained[0].data.hq:
-            raise Problem(
-                f"{next(iter(weight_of_path))} and {path} were trained with another data.hq; predict them one by one."
-            )
-        members.append(member_of(network, config.for_later_stage(settings, overrides), weight))
+            first = next(iter(weight_of_path))
+            raise Problem(f"{first} and {path} were trained with different data.hq; predict them one by one.")
+        members.append(build_member(network, config.for_later_stage(settings, overrides), weight))
         trained.append(settings)
     return members, trained
 
 
 def check_cars(paths: Iterable[pathlib.Path], trained: list[Settings], what: str) -> None:
-    """Problem when one of these checkpoints was trained on several classes or on other pictures than cars.
+    """Raise Problem if a checkpoint was trained on several classes or on other images than the competition's cars.
 
-    By what the checkpoint says itself: the `config.yaml` beside it, which is looked at first, may be another's.
+    The checkpoint itself decides: the `config.yaml` beside it, which is checked first, may belong to another one.
     """
     for path, settings in zip(paths, trained):
         if settings.task.kind != "binary":
@@ -64,47 +63,45 @@ def check_cars(paths: Iterable[pathlib.Path], trained: list[Settings], what: str
             raise Problem(f"{what} is for the competition's cars, but {path} was trained on data.kind {kind}.")
 
 
-def ensemble_of(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:
-    """What predicts probabilities of the object, or class maps."""
-    return (Ensemble if binary else ClassEnsemble)(members, height, width)
-
-
-def facts_of(path: pathlib.Path) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """Full size (height, width) of the pictures that trained a `best.pt`, and the names of their classes.
-
-    Checkpoints from before there were other pictures than cars say neither.
-    """
-    state = checkpoint.load(path, keys=("settings",))
-    height, width = state.get("full_size", (None, None))
-    return ((height, width) if height else None), tuple(state.get("classes", ()))
-
-
-def folds_of(path: pathlib.Path) -> str | None:
-    """The digest of the folds that a `best.pt` was trained on; None of checkpoints from before it was noted."""
-    return checkpoint.load(path, keys=("settings",)).get("folds")
-
-
-def member_of(network: Segmenter, settings: Settings, weight: float) -> Member:
+def build_member(network: Segmenter, settings: Settings, weight: float) -> Member:
+    """Build a member of an ensemble, compiled if the settings ask for it."""
     if settings.predict.compile:
         network.compile()
     return Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight)
 
 
-def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
-    """`batch_size`, or where the memory is too small for it the largest that is not, found by trying.
+def build_ensemble(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:
+    """Build what predicts probabilities of the object, or class maps if not `binary`."""
+    return (Ensemble if binary else ClassEnsemble)(members, height, width)
 
-    Trying also compiles and tunes what is to be.
+
+def read_size_and_classes(path: pathlib.Path) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Return full size (height, width) of the images that trained a `best.pt`, and its class names, () if binary."""
+    state = checkpoint.load(path, keys=("full_size", "classes"))
+    height, width = state["full_size"]
+    return (height, width), tuple(state["classes"])
+
+
+def read_folds_digest(path: pathlib.Path) -> str:
+    """Return the `grouping.digest` of the folds that a `best.pt` was trained on."""
+    return checkpoint.load(path, keys=("folds",))["folds"]
+
+
+def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
+    """Return `batch_size`, or the largest smaller one that fits into the memory, found by trying.
+
+    Trying also compiles and tunes what will run.
     """
 
-    def predict(pictures: int) -> None:
+    def predict(images: int) -> None:
         shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
-        cells = {scale: (pictures, *shape, ensemble.channels) for scale, shape in shapes.items()}
-        black = {scale: torch.zeros(shape, dtype=torch.uint8) for scale, shape in cells.items()}
+        batch_shapes = {scale: (images, *shape, ensemble.channels) for scale, shape in shapes.items()}
+        black = {scale: torch.zeros(shape, dtype=torch.uint8) for scale, shape in batch_shapes.items()}
         ensemble(black).cpu()
 
     if step_fits(predict, batch_size):
         return batch_size
-    found = largest_that_fits(predict, batch_size - 1)
-    if found == 0:
-        raise Problem("The memory is too small to predict a single picture with these networks; free some of it.")
-    return found
+    fitting = largest_that_fits(predict, batch_size - 1)
+    if fitting == 0:
+        raise Problem("The memory is too small to predict a single image with these networks; free some of it.")
+    return fitting

@@ -1,9 +1,10 @@
-"""What is kept of the predictions of a fold: histograms of each picture in `.npz`, and for looking at, in `.zip`,
-mean probabilities on the network's own grid, as 8-bit PNGs.
+"""What a fold keeps of its out-of-fold predictions: `.npz` with the counts of each image, `.zip` with PNGs to look at.
 
-A mask at full size needs no more: `data.images.upsample` brings the grid there as it did when the picture was judged.
-On 16 real pictures at 1/4, rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its
-Dice by at most 0.000014. Such a PNG has 5 kB at 1/4 and 15 kB at 1/2; the probability at full size would have 50.
+The PNGs of a binary task hold mean probabilities on the network's own grid, as 8 bits. A mask at full size needs no
+more: `data.images.upsample` brings the grid there as it did when the image was evaluated. On 16 real images at 1/4,
+rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its Dice by at most 0.000014.
+Such a PNG has 5 kB at 1/4 and 15 kB at 1/2; the probability at full size would have 50. The PNGs of several classes
+are class maps at full size.
 """
 import contextlib
 import pathlib
@@ -16,49 +17,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.zip_reader import DAMAGE
-from pipeline.runtime.files import replacing, sha256
 from pipeline.masks.confusion import Counts, index_dtype
 from pipeline.masks.dice import THRESHOLDS
+from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
-# Of the strategies of zlib the fastest one that there is makes the smallest files of these, of wide flat areas.
+Store = Callable[[str, bytes], None]  # takes the name of an image and its PNG
+
+# For these images with their large flat areas, zlib's fastest strategy also makes the smallest files.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+# Strings of both kinds of `.npz`: the network, the zip, and `stored_threshold.predicted_with`.
+PROVENANCE_KEYS = ("checkpoint_sha256", "predictions_sha256", "predicted_with")
 
 
-def png(probability_u8: NDArray[np.uint8]) -> bytes:
-    """A grey PNG of a uint8 array (rows, columns)."""
-    return cv2.imencode(".png", probability_u8, PNG_OPTIONS)[1].tobytes()
+def png(values: NDArray) -> bytes:
+    """Encode an array (rows, columns), uint8 or uint16, as a grey PNG."""
+    return cv2.imencode(".png", values, PNG_OPTIONS)[1].tobytes()
+
+
+# --- .npz ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class OofHistograms:
-    """The `.npz` of a fold. The hashes name the network that predicted, and the zip that belongs to it, if one does."""
+    """The `.npz` of a fold of a binary task."""
 
     names: list[str]
     histograms: NDArray[np.int32]  # (images, 2, 256), see masks.dice
-    checkpoint: str
-    probabilities: str
-    predicted_with: str = ""  # see `cut.predicted_with`; "" in files from before it was noted
-
-
-def read_oof_histograms(path: pathlib.Path) -> OofHistograms:
-    """Problem when the file is missing, damaged, or of several classes."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "matrix" in file:
-                raise Problem(f"{path} is of several classes; a cut is for one object and its background.")
-            probabilities = str(file["probabilities"]) if "probabilities" in file else ""
-            names, histograms, checkpoint = file["names"], file["histograms"], str(file["checkpoint"])
-            way = str(file["predicted_with"]) if "predicted_with" in file else ""
-    except FileNotFoundError:
-        raise Problem(f"There is no {path}; run `make validate` first.") from None
-    except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
-    shape = (len(names) if names.ndim else 0, 2, THRESHOLDS)
-    if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
-        raise Problem(f"{path} does not hold histograms (images, 2, {THRESHOLDS}); run `make validate` again.")
-    return OofHistograms(names.tolist(), histograms, checkpoint, probabilities, way)
+    checkpoint_sha256: str  # of the network that predicted
+    predictions_sha256: str  # of the zip with its probabilities
+    predicted_with: str  # see `stored_threshold.predicted_with`
 
 
 @dataclass(frozen=True)
@@ -66,37 +54,60 @@ class OofConfusion:
     """The `.npz` of a fold of several classes."""
 
     names: list[str]
-    matrix: NDArray[np.int64]  # (classes, classes), the sum over the pictures, see masks.confusion
-    of_pictures: Counts  # int64 (pictures, classes) each
+    matrix: NDArray[np.int64]  # (classes, classes), the sum over all images, see masks.confusion
+    per_image: Counts  # int64 (images, classes) each
     classes: tuple[str, ...]
-    checkpoint: str
-    probabilities: str  # of the zip with its class maps
-    predicted_with: str = ""
+    checkpoint_sha256: str  # of the network that predicted
+    predictions_sha256: str  # of the zip with its class maps
+    predicted_with: str
+
+
+def read_oof_histograms(path: pathlib.Path) -> OofHistograms:
+    """Read the `.npz` of a binary task. Raise Problem if it is missing, damaged, or of several classes."""
+    arrays = read_arrays(path, ("names", "histograms", *PROVENANCE_KEYS))
+    names, histograms = arrays["names"], arrays["histograms"]
+    shape = (len(names) if names.ndim else 0, 2, THRESHOLDS)
+    if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
+        raise Problem(f"{path} does not hold histograms (images, 2, {THRESHOLDS}); run `make validate` again.")
+    return OofHistograms(names.tolist(), histograms, *(str(arrays[key]) for key in PROVENANCE_KEYS))
 
 
 def read_oof_confusion(path: pathlib.Path) -> OofConfusion:
-    """Problem when the file is missing or damaged, or holds histograms of one class."""
+    """Read the `.npz` of several classes. Raise Problem if it is missing, damaged, or of a binary task."""
+    arrays = read_arrays(path, ("names", "classes", "matrix", *Counts._fields, *PROVENANCE_KEYS))
+    names, classes, matrix = arrays["names"], arrays["classes"], arrays["matrix"]
+    counts = Counts(*(arrays[key] for key in Counts._fields))
+    shape = (len(names) if names.ndim else 0, len(classes) if classes.ndim else 0)
+    fits = matrix.shape == shape[1:] * 2 and all(each.shape == shape and each.dtype.kind == "i" for each in counts)
+    if names.dtype.kind != "U" or classes.dtype.kind != "U" or not fits or not all(shape):
+        raise Problem(f"{path} does not hold counts (images, classes); run `make validate` again.")
+    provenance = (str(arrays[key]) for key in PROVENANCE_KEYS)
+    return OofConfusion(names.tolist(), matrix, counts, tuple(classes.tolist()), *provenance)
+
+
+def read_arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, NDArray]:
+    """Return these arrays of an `.npz`. Raise Problem if it is missing or damaged, or if `keys` do not fit its task."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            names, classes, matrix = file["names"], file["classes"], file["matrix"]
-            counts = Counts(*(file[key] for key in Counts._fields))
-            checkpoint, probabilities = str(file["checkpoint"]), str(file["probabilities"])
-            way = str(file["predicted_with"]) if "predicted_with" in file else ""
+            if "matrix" in file and "matrix" not in keys:
+                raise Problem(f"{path} is of several classes; a threshold is for one object and its background.")
+            return {key: file[key] for key in keys}
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make validate` first.") from None
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"{path} is damaged ({reason}); run `make validate` again.") from None
-    shape = (len(names) if names.ndim else 0, len(classes) if classes.ndim else 0)
-    fits = matrix.shape == shape[1:] * 2 and all(each.shape == shape and each.dtype.kind == "i" for each in counts)
-    if names.dtype.kind != "U" or classes.dtype.kind != "U" or not fits or not all(shape):
-        raise Problem(f"{path} does not hold counts (pictures, classes); run `make validate` again.")
-    return OofConfusion(names.tolist(), matrix, counts, tuple(classes.tolist()), checkpoint, probabilities, way)
+
+
+# --- .zip ------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def oof_writer(path: pathlib.Path) -> Iterator[Callable[[str, bytes], None]]:
-    """Hand out `keep(image name, png)`; the zip at `path` is there once all are kept. The same PNGs, the same bytes."""
+def oof_writer(path: pathlib.Path) -> Iterator[Store]:
+    """Yield `store(image_name, png)`; the zip appears at `path` when the block ends without an error.
+
+    The same PNGs in the same order give the same bytes.
+    """
     with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         yield lambda name, data: archive.writestr(zipfile.ZipInfo(png_name(name)), data)
 
@@ -106,16 +117,8 @@ def png_name(image_name: str) -> str:
     return image_name.removesuffix(".jpg") + ".png"
 
 
-def open_oof_store(judged: OofHistograms | OofConfusion, path: pathlib.Path) -> "OofStore":
-    """The zip that belongs to those histograms; Problem when it is missing, damaged, or another."""
-    kept = OofStore(path, index_dtype(len(judged.classes)) if isinstance(judged, OofConfusion) else np.uint8)
-    if judged.probabilities != sha256(path):
-        raise Problem(f"{path} does not belong to the histograms beside it; run `make validate` again.")
-    return kept
-
-
 class OofStore:
-    """The zip that `oof_writer` wrote. `read` may be called by several threads at once."""
+    """Reads the zip that `oof_writer` wrote. Several threads may call `read` at once."""
 
     def __init__(self, path: pathlib.Path, dtype: type = np.uint8):
         self.path, self.dtype = path, np.dtype(dtype)
@@ -127,10 +130,10 @@ class OofStore:
             raise self.damaged(str(error)) from None
 
     def read(self, image_name: str) -> NDArray:
-        """The probability of a picture, 0 to 255, uint8 array (rows, columns) on the network's grid; or, of several
-        classes, its class map at full size.
+        """Return the prediction of an image: probability 0 to 255, uint8 (rows, columns) on the network's grid; or, of
+        several classes, class indices (height, width).
 
-        Raises Problem for a picture that the zip lacks or whose bytes are damaged.
+        Raise Problem if the zip lacks the image or its bytes are damaged.
         """
         try:
             data = self.archive.read(png_name(image_name))
@@ -138,10 +141,18 @@ class OofStore:
             raise self.damaged(f"it lacks {png_name(image_name)}") from None
         except DAMAGE as error:
             raise self.damaged(str(error)) from None
-        probability = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if probability is None or probability.ndim != 2 or probability.dtype != self.dtype:
-            raise self.damaged(f"{png_name(image_name)} is no grey PNG of {8 * self.dtype.itemsize} bits")
-        return probability
+        prediction = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if prediction is None or prediction.ndim != 2 or prediction.dtype != self.dtype:
+            raise self.damaged(f"{png_name(image_name)} is not a grey PNG of {8 * self.dtype.itemsize} bits")
+        return prediction
 
-    def damaged(self, why: str) -> Problem:
-        return Problem(f"{self.path} is damaged ({why}); run `make validate` again.")
+    def damaged(self, reason: str) -> Problem:
+        return Problem(f"{self.path} is damaged ({reason}); run `make validate` again.")
+
+
+def open_oof_store(oof: OofHistograms | OofConfusion, path: pathlib.Path) -> OofStore:
+    """Open the zip that belongs to an `.npz`. Raise Problem if it is missing, damaged, or a different one."""
+    store = OofStore(path, index_dtype(len(oof.classes)) if isinstance(oof, OofConfusion) else np.uint8)
+    if oof.predictions_sha256 != sha256(path):
+        raise Problem(f"{path} does not belong to the .npz file beside it; run `make validate` again.")
+    return store

@@ -1,4 +1,4 @@
-"""`threshold.json`, the cut of a run: what stands there, and whether it still is of the predictions in `oof/`."""
+"""`threshold.json`: read the threshold of a run, and check that it still belongs to the predictions in `oof/`."""
 import pathlib
 import reprlib
 from collections.abc import Iterable
@@ -7,87 +7,88 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.zip_reader import DAMAGE
-from pipeline.runtime.files import read_json, sha256
 from pipeline.inference.oof import OofConfusion, OofHistograms
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.paths import Run
+from pipeline.runtime.files import read_json, sha256
 from pipeline.runtime.problem import Problem
 
 DICE_NAMES = {"oof_dice": "Dice", "oof_dice_cross_fitted": "cross-fitted Dice"}
 
 
 def read_threshold_u8(path: pathlib.Path) -> int:
-    """The cut of a `threshold.json` as the smallest 8-bit value that counts as object."""
+    """Return the threshold of a `threshold.json` as the smallest 8-bit value that counts as object."""
     return threshold_to_u8(read_threshold_json(path)["threshold"])
 
 
-def read_threshold_json(path: pathlib.Path, maker: str = "threshold") -> dict[str, Any]:
-    """All that stands there; only `cut`, a probability, must. Problem when it is missing or damaged.
+def read_threshold_json(path: pathlib.Path, stage: str = "threshold") -> dict[str, Any]:
+    """Return the content; only the key `threshold`, a probability, is required. Raise Problem if missing or damaged.
 
-    maker: the stage that writes it. A `blend.json` has a cut, too.
+    stage: the one that writes the file; a `blend.json` has a threshold, too.
     """
-    damaged = Problem(f"{path} is damaged; delete it and run `make {maker}`.")
+    damaged = Problem(f"{path} is damaged; delete it and run `make {stage}`.")
     try:
-        found = read_json(path)
-        probs = {"threshold": found["threshold"]}
-        probs |= {name: found[key] for key, name in DICE_NAMES.items() if found.get(key) is not None}
-        texts = [found.get("predicted_with", ""), *found.get("predictions", {}).values()]
+        content = read_json(path)
+        fractions = {"threshold": content["threshold"]}
+        fractions |= {name: content[key] for key, name in DICE_NAMES.items() if content.get(key) is not None}
+        texts = [content.get("predicted_with", ""), *content.get("predictions", {}).values()]
     except FileNotFoundError:
-        raise Problem(f"There is no {path}; run `make {maker}` first.") from None
+        raise Problem(f"There is no {path}; run `make {stage}` first.") from None
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         raise damaged from None
-    for name, prob in probs.items():
-        if not isinstance(prob, (int, float)) or isinstance(prob, bool) or not 0 <= prob <= 1:
-            raise Problem(f"{path}: the {name} is {reprlib.repr(prob)}, but it must lie between 0 and 1.")
+    for name, value in fractions.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise Problem(f"{path}: the {name} is {reprlib.repr(value)}, but it must lie between 0 and 1.")
     if not all(isinstance(text, str) for text in texts):
         raise damaged
-    return found
+    return content
 
 
 def oof_digests(run: Run) -> dict[str, str]:
-    """`fold0` -> sha256 of its out-of-fold predictions, of the trained folds that have some."""
+    """Return `fold0` -> sha256 of its `.npz`, for the trained folds that have out-of-fold predictions."""
     paths = {f"fold{fold}": run.oof(fold) for fold in run.trained_folds()}
     return {fold: sha256(path) for fold, path in paths.items() if path.is_file()}
 
 
 def predicted_with(tta: str, scale: int, hq: bool) -> str:
-    """The settings that a prediction depends on, beside the network, in words."""
+    """Describe the settings that a prediction depends on, beside the network."""
     return f"predict.tta {tta}, data.scale {scale}{', data.hq' if hq else ''}"
 
 
-def prediction_settings(judged: Iterable[OofHistograms | OofConfusion]) -> str:
-    """What `predicted_with` said of these predictions; "" where none says it."""
-    return "; ".join(sorted({one.predicted_with for one in judged} - {""}))
+def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:
+    """Return the different `predicted_with` of several folds, joined; "" if there is no fold."""
+    return "; ".join(sorted({oof.predicted_with for oof in oofs}))
 
 
-def other_network_message(run: Run, fold: int, checkpoint: str) -> str:
-    """A sentence when a network of that sha256, which predicted a fold, is not its `best.pt`, else ""."""
+def other_network_message(run: Run, fold: int, checkpoint_sha256: str) -> str:
+    """Return a message if a fold was predicted by another network than its `best.pt`, else ""."""
     best = run.fold(fold).best
-    same = checkpoint == sha256(best)
+    same = checkpoint_sha256 == sha256(best)
     return "" if same else f"{run.oof(fold)} was predicted by another {best}; run `make validate` again."
 
 
 def stale_message(run: Run) -> str:
-    """A sentence when `threshold.json` is not the cut of the predictions in `oof/`, or they of the networks, else "".
+    """Return a message if `threshold.json` does not belong to `oof/`, or `oof/` not to the networks, else "".
 
-    One that names no predictions, written by hand perhaps, is not judged; nor are predictions that are gone.
+    A threshold that names no predictions, perhaps written by hand, is not checked; nor are predictions that are gone.
     """
-    named, there = read_threshold_json(run.threshold).get("predictions"), oof_digests(run)
+    named, current = read_threshold_json(run.threshold).get("predictions"), oof_digests(run)
     if not named:
         return ""
-    if not all(named.get(fold) == digest for fold, digest in there.items()):
+    if any(named.get(fold) != digest for fold, digest in current.items()):
         return (
-            f"{run.threshold} is the cut of other predictions than {run.folder / 'oof'} holds now; run `make threshold "
+            f"{run.threshold} belongs to other predictions than those in {run.folder / 'oof'}; run `make threshold "
             f"RUN={run.name}` again."
         )
-    folds = [int(fold.removeprefix("fold")) for fold in there]
-    return next(filter(None, (other_network_message(run, fold, checkpoint_digest(run.oof(fold))) for fold in folds)), "")
+    folds = [int(fold.removeprefix("fold")) for fold in current]
+    messages = (other_network_message(run, fold, checkpoint_digest(run.oof(fold))) for fold in folds)
+    return next(filter(None, messages), "")
 
 
 def checkpoint_digest(path: pathlib.Path) -> str:
-    """The sha256 of the network that made the predictions of a fold; "" when the file is damaged."""
+    """Return the sha256 of the network that predicted a fold; "" if the `.npz` is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return str(file["checkpoint"])
+            return str(file["checkpoint_sha256"])
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError):
         return ""

@@ -23,7 +23,7 @@ def context(
     if not found.judged:
         return said, {}
     images = found.counts(group_of_image)
-    in_truth = np.concatenate([judged.of_pictures.in_truth for judged in found.judged.values()])
+    in_truth = np.concatenate([judged.per_image.in_truth for judged in found.judged.values()])
     table = classes.class_table(found.matrix, in_truth, found.classes)
     matrices = {fold: judged.matrix for fold, judged in found.judged.items()}
     said |= classes.head(found.matrix, matrices, images) | classes.sections(table, found.matrix, images)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.masks.colours import ADDED, CAR, MISSED
+from pipeline.masks.colours import ADDED, MISSED, OBJECT
 
 SMALL_WIDTH_PX = 480
 CROP_PX = (128, 192)  # rows and columns of the piece that is shown pixel for pixel
@@ -22,7 +22,7 @@ JPEG_QUALITY = 78
 OPACITY = 140  # of what lies over a photo, of 255
 RIGHT, MISSED_CLASS, ADDED_CLASS = 0, 1, 2
 ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 255), (*ADDED, 255))
-MASK_PALETTE = ((0, 0, 0, 0), (*CAR, OPACITY))
+MASK_PALETTE = ((0, 0, 0, 0), (*OBJECT, OPACITY))
 
 
 @dataclass(frozen=True)

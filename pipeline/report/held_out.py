@@ -121,7 +121,7 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         data, task = settings.data, settings.task
         try:
             found.judged[fold] = judged = read_oof_histograms(run.oof(fold))
-            if sentence := other_network_message(run, fold, judged.checkpoint):
+            if sentence := other_network_message(run, fold, judged.checkpoint_sha256):
                 found.missing.append(sentence)
         except Problem as problem:
             found.missing.append(f"Fold {fold} has no Dice of its pictures. {problem}")
@@ -129,7 +129,7 @@ def open_run(run: Run, overrides: list[str]) -> HeldOut:
         found.scale_of[fold] = data.scale
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
-            found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
+            found.kept[fold] = open_oof_store(judged, run.oof_predictions(fold))
         except Problem as problem:
             found.missing.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     if threshold_known and (sentence := stale_message(run)) not in ("", *found.missing):

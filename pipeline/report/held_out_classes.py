@@ -68,7 +68,7 @@ class HeldOutClasses:
         """One row a picture: `table.with_image_groups`, `dice`, which is its mean IoU, and what else its counts say."""
         rows = []
         for fold, judged in self.judged.items():
-            its = judged.of_pictures
+            its = judged.per_image
             counted = pd.DataFrame({
                 "img": judged.names,
                 "dice": confusion.mean_of_classes(confusion.iou(its)),
@@ -103,7 +103,7 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         except Problem as problem:
             found.missing.append(f"Fold {fold} has no scores of its pictures. {problem}")
             continue
-        if sentence := other_network_message(run, fold, judged.checkpoint):
+        if sentence := other_network_message(run, fold, judged.checkpoint_sha256):
             found.missing.append(sentence)
         if found.classes and judged.classes != found.classes:
             found.missing.append(f"Fold {fold} has other classes than the folds before it, and is left out.")
@@ -111,7 +111,7 @@ def open_classes(run: Run, overrides: list[str]) -> HeldOutClasses:
         found.judged[fold] = judged
         found.fold_of |= dict.fromkeys(judged.names, fold)
         try:
-            found.kept[fold] = open_oof_store(judged, run.oof_probabilities(fold))
+            found.kept[fold] = open_oof_store(judged, run.oof_predictions(fold))
         except Problem as problem:
             found.missing.append(f"Fold {fold} has no pictures of its predictions. {problem}")
     try:

@@ -24,7 +24,7 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
             raise dist.problem("find-batch measures one process; start it without torchrun.")
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
-            grouping.check(table, number)
+            grouping.check_fold(table, number)
         loss_of = losses.build(
             settings.task.kind == "binary", settings.task.class_weights, settings.loss.model_dump(), dist.device
         )

@@ -34,7 +34,7 @@ class FoldData:
     def missing_groups(self) -> list[str]:
         """The rows of `folds.csv` of which the dataset has no image: cars, or images."""
         names = self.dataset.names
-        return [group for fold in grouping.numbers(self.folds) for group in grouping.absent(self.folds, fold, names)]
+        return [group for fold in grouping.fold_numbers(self.folds) for group in grouping.find_missing_keys(self.folds, fold, names)]
 
 
 def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:

@@ -8,8 +8,8 @@ from torch import nn
 
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loader import ValidationDataset
-from pipeline.inference.class_maps import probs
-from pipeline.inference.ensemble import prob
+from pipeline.inference.class_maps import predict_class_probabilities
+from pipeline.inference.ensemble import predict_probability
 from pipeline.masks.colours import ADDED, IGNORED_COLOUR, MISSED, palette
 from pipeline.masks.confusion import ignored
 
@@ -41,7 +41,7 @@ def preview(
     vermilion was missed. Leaves the network in evaluation mode.
     """
     network.eval()
-    predicted = prob(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
+    predicted = predict_probability(network, torch.from_numpy(image.copy())[None].to(device))[0].cpu().numpy() >= 0.5
     truth, colours = coverage >= 128, image[..., :3]
     shown = np.where(predicted[..., None], colours, (colours * BACKGROUND_BRIGHTNESS).astype(np.uint8))
     shown[predicted & ~truth] = ADDED
@@ -59,7 +59,7 @@ def preview_of_classes(
     Leaves the network in evaluation mode.
     """
     network.eval()
-    prob_CHW = probs(network, torch.from_numpy(image.copy())[None].to(device))[0]
+    prob_CHW = predict_class_probabilities(network, torch.from_numpy(image.copy())[None].to(device))[0]
     predicted = prob_CHW.argmax(dim=0).cpu().numpy()
     colours = np.vstack((palette(classes), IGNORED_COLOUR))
     maps = np.hstack((np.where(truth == ignored(truth.dtype), classes, truth), predicted))

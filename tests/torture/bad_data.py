@@ -226,8 +226,8 @@ def pictures() -> Iterator[Case]:
         "a training picture is cut, read by a worker", words, cut_training_pictures, r"train\.zip, member .*cut short"
     )
     photo = ("cutout", "photo.jpg", "--out", "out")
-    yield bad("a photo is text", photo, put("photo.jpg", "no picture"), r"photo\.jpg is no picture")
-    yield bad("a photo of 65500x65500", photo, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is no picture")
+    yield bad("a photo is text", photo, put("photo.jpg", "no picture"), r"photo\.jpg is not an image")
+    yield bad("a photo of 65500x65500", photo, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is not an image")
 
     yield good("a picture is turned by EXIF", PREDICT, loose(turned), same_pixels)
     yield good("a JPEG with a comment and zeros behind", PREDICT, loose(commented), same_pixels)

@@ -216,7 +216,7 @@ def results() -> Iterator[Case]:
         "has too few names": {"names": np.array(["a"])}, "has flat histograms": {"histograms": np.zeros(256, np.int32)},
         "has histograms of words": {"histograms": np.array(["x"])}, "has no picture": {
             "names": np.array([], str), "histograms": np.zeros((0, 2, 256), np.int32)},
-        "is of another checkpoint": {"checkpoint": "0"},
+        "is of another checkpoint": {"checkpoint_sha256": "0"},
     }.items():  # fmt: skip
         yield bad(f"the oof {what}", THRESHOLD, lambda place, other=other: write_oof(place, **other), here)
 

@@ -127,12 +127,14 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     settings = config.load(folder / "tiny.yaml")
     makes = carvana.read_makes(demo)
     names = competition.ImageSet(demo, "train").names
-    table = grouping.assign({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
+    table = grouping.assign_cars({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
     torch.manual_seed(0)
     network = build(**settings.model.model_dump())
-    checkpoint.save(place.best, {"settings": settings.model_dump(), "network": network.state_dict(), "log": []})
+    state = {"settings": settings.model_dump(), "network": network.state_dict(), "log": [], "classes": []}
+    state |= {"full_size": [carvana.HEIGHT_PX, carvana.WIDTH_PX], "folds": grouping.digest(table)}
+    checkpoint.save(place.best, state)
     place.put("runs/tiny/threshold.json", '{"threshold": 0.5}\n')
     (place.run / "oof").mkdir()
     write_oof(place)
@@ -148,7 +150,8 @@ def write_oof(place: Place, **other: object) -> None:
         grouping.read_folds(place.run / "folds.csv"), 0, competition.ImageSet(place.demo(""), "train").names
     )
     counts = np.random.default_rng(0).integers(0, 9, (len(held_out), 2, 256), np.int32)
-    arrays = {"names": np.array(held_out), "histograms": counts, "checkpoint": sha256(place.best)} | other
+    arrays = {"names": np.array(held_out), "histograms": counts, "checkpoint_sha256": sha256(place.best)}
+    arrays |= {"predictions_sha256": "", "predicted_with": ""} | other
     with open(place.run / "oof/fold0.npz", "wb") as file:
         np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
 
