@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.submission import peak_mb, seconds_of
 from pipeline import carvana, config
-from pipeline.report.error_table import probability_of
+from pipeline.report.errors import upsample_stored
 from pipeline.config import Settings
 from pipeline.data import competition, grouping
 from pipeline.runtime.files import replacing, sha256, write_json, write_text
@@ -128,7 +128,7 @@ def prediction(mask: NDArray[np.bool_], seed: int) -> tuple[bytes, NDArray[np.in
     soft = cv2.GaussianBlur(truth, (0, 0), 2)
     share = np.clip(0.5 + (soft - 0.5) * 2 + 0.15 * wave * (soft > 0.01) * (soft < 0.99), 0, 1)
     share_u8 = np.rint(255 * share).astype(np.uint8)
-    full = probability_of(share_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    full = upsample_stored(share_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
     return png(share_u8), dice.histogram(full, mask)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import carvana
 from pipeline.report.suspects import suspects_table
-from pipeline.report.error_table import probability_of
+from pipeline.report.errors import upsample_stored
 from pipeline.data import competition
 from pipeline.runtime.files import write_json
 from pipeline.inference.oof import OofStore, open_oof_store, read_oof_histograms
@@ -84,7 +84,7 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
         kept_of |= dict.fromkeys(judged.names, open_oof_store(judged, run.oof_probabilities(fold)))
         scale = load_network(run.fold(fold).best, torch.device("cpu"))[1].data.scale
     table = suspects_table(
-        kept_of, wrong.read, lambda name: [probability_of(kept_of[name].read(name), scale, *SHAPE)]
+        kept_of, wrong.read, lambda name: [upsample_stored(kept_of[name].read(name), scale, *SHAPE)]
     )
 
     planted = [name for name in kept_of if name in kind_of]
