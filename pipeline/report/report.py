@@ -155,7 +155,8 @@ def headline(
     run: Run, settings: Settings, predictions: OofPredictions, images: pd.DataFrame, logs: Logs
 ) -> dict[str, Any]:
     """Return the first screen, the folds and the settings."""
-    seconds, rows = training_seconds(logs), []
+    seconds = training_seconds(logs)
+    rows: list[dict[str, Any]] = []
     for fold, log in sorted(logs.items()):
         scores = images[images["fold"] == fold]["score"] if len(images) else pd.Series(dtype=float)
         rows.append({
