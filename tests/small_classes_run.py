@@ -1,4 +1,4 @@
-"""Runs that nobody trained on plain folders, for tests of the report: their truth, moved a little, is what they say."""
+"""Runs without training on plain folders, for tests of the report: their predictions are shifted truths."""
 import json
 import pathlib
 
@@ -7,22 +7,22 @@ from plain_folder import CLASSES, draw
 
 from pipeline import config
 from pipeline.data.dataset import SegmentationDataset, open_dataset
-from pipeline.runtime.files import sha256, write_json, write_text
 from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import confusion, dice
 from pipeline.paths import Run
+from pipeline.runtime.files import sha256, write_json, write_text
 
 DEFAULTS = pathlib.Path(__file__).parent.parent / "configs/folder.yaml"
 SIZE = ["data.height=64", "data.width=96", "data.scale=1", "data.folds=2", "train.epochs=2"]
-MORE = "sky"  # a class that no picture has
+ABSENT_CLASS = "sky"  # in no image
 
 
 def make(name: str, shift_px: int, binary: bool = False) -> Run:
-    """`runs/NAME/` as two judged folds would leave it, on 12 drawn pictures in four groups."""
-    run, folder = Run(name), pathlib.Path(f"pictures of {'one' if binary else 'several'}")
+    """Write `runs/NAME/` as two validated folds would, on 12 drawn images in four groups."""
+    run, folder = Run(name), pathlib.Path(f"images of {'one' if binary else 'several'}")
     if not folder.exists():
         draw(folder, binary=binary)
-    task = [f"task.classes=[{', '.join((*CLASSES, MORE))}]", "task.kind=multiclass"]
+    task = [f"task.classes=[{', '.join((*CLASSES, ABSENT_CLASS))}]", "task.kind=multiclass"]
     task = ["task.classes=[]", "task.class_weights=[]", "task.kind=binary"] if binary else task
     settings = config.load(DEFAULTS, [f"data.folder={folder}", *task, *SIZE])
     dataset = open_dataset(settings.data, settings.task, folder)
@@ -36,33 +36,33 @@ def make(name: str, shift_px: int, binary: bool = False) -> Run:
         rows = [{"epoch": epoch, **row} for epoch in (1, 2)]
         write_text(run.fold(fold).log, "".join(json.dumps(row) + "\n" for row in rows))
         names = table[table["fold"] == fold]["image"].tolist()
-        with oof_writer(run.oof_probabilities(fold)) as keep:
-            judge = judged_by_cut if binary else judged_by_class
-            found = judge(dataset, names, shift_px, keep)
+        with oof_writer(run.oof_probabilities(fold)) as store:
+            evaluate = evaluate_binary if binary else evaluate_classes
+            scores = evaluate(dataset, names, shift_px, store)
         hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_probabilities(fold))}
         with open(run.oof(fold), "wb") as file:
-            np.savez_compressed(file, names=np.array(names), **found, **hashes)
+            np.savez_compressed(file, names=np.array(names), **scores, **hashes)
     if binary:
         write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.9, "oof_dice_cross_fitted": 0.899, "images": 12})
     return run
 
 
-def judged_by_class(dataset: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
-    classes = (*CLASSES, MORE)
+def evaluate_classes(dataset: SegmentationDataset, names: list[str], shift_px: int, store) -> dict[str, np.ndarray]:
+    classes = (*CLASSES, ABSENT_CLASS)
     matrices = []
     for number, name in enumerate(names):
         truth = dataset.truth(name)
         predicted = np.roll(np.where(truth == 255, 0, truth), shift_px * (number % 3), axis=1).astype(np.uint8)
         matrices.append(confusion.matrix(predicted, truth, len(classes)))
-        keep(name, png(predicted))
+        store(name, png(predicted))
     counts = confusion.counts(np.stack(matrices))
     return {"matrix": np.sum(matrices, axis=0), "classes": np.array(classes), **counts._asdict()}
 
 
-def judged_by_cut(dataset: SegmentationDataset, names: list[str], shift_px: int, keep) -> dict[str, np.ndarray]:
+def evaluate_binary(dataset: SegmentationDataset, names: list[str], shift_px: int, store) -> dict[str, np.ndarray]:
     histograms = []
     for number, name in enumerate(names):
-        share = np.roll(dataset.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255
-        keep(name, png(share))
-        histograms.append(dice.histogram(share, dataset.truth(name)))
+        prob_u8 = np.roll(dataset.truth(name), shift_px * (number % 3), axis=1).astype(np.uint8) * 255
+        store(name, png(prob_u8))
+        histograms.append(dice.histogram(prob_u8, dataset.truth(name)))
     return {"histograms": np.stack(histograms)}
