@@ -39,7 +39,7 @@ WRONG_FRACTION = 0.02  # of the masks, which get a hole, so that there are suspe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/carvana", help="a competition folder; without one, cars are drawn")
-    parser.add_argument("--cars", type=int, default=carvana.TRAIN_CARS, help="with fewer than all, seconds_5088 is null")
+    parser.add_argument("--cars", type=int, default=carvana.TRAIN_CARS, help="with fewer, seconds_5088 is null")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, source = pathlib.Path(name), pathlib.Path(args.data).resolve()
