@@ -101,8 +101,8 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
         print(f"{rank:4}  {row.score:.5f} {row.px:7}  {kind_of.get(row.img, ''):9}  {before:.5f} {after:.5f}")
     print(json.dumps({
         "planted": len(planted),
-        "found": len(ranks),
-        "found_among_as_many": sum(rank <= len(planted) for rank in ranks),
+        "detected": len(ranks),
+        "detected_in_top": sum(rank <= len(planted) for rank in ranks),
         "worst_rank": max(ranks, default=None),
         "mean_dice_gain": round(float(np.mean(gains)), 5) if gains else None,
     }))  # fmt: skip

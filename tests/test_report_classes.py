@@ -179,5 +179,5 @@ def test_other_classes_cannot_be_compared(place: None) -> None:
             np.savez(draft, **stored | {"classes": np.array(["a", "b", "c", "d"])})
     with pytest.raises(Problem, match="have different classes"):
         compare.main(Run("x"), [Run("several"), other], [])
-    with pytest.raises(Problem, match="nobody has no Dice of each picture"):
+    with pytest.raises(Problem, match="runs/nobody has no Dice"):
         compare.main(Run("x"), [Run("several"), Run("nobody")], [])
