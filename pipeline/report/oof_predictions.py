@@ -188,7 +188,7 @@ def open_predictions(run: Run, overrides: list[str]) -> OofPredictions:
     try:
         predictions.dataset = open_dataset(settings.data, settings.task, folder)
     except Problem as problem:
-        notes.append(f"There is no gallery, since images and masks cannot be read. {problem}")
+        notes.append(f"There is no gallery of images: {problem}")
     if predictions.stores and not predictions.showable and predictions.dataset is not None:
         notes.append(f"{folder} has none of the images that this run was evaluated on; name their folder with DATA=.")
     return predictions
@@ -202,7 +202,7 @@ def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> N
         if note := other_network_message(run, fold, oof.checkpoint):
             notes.append(note)
     except Problem as problem:
-        notes.append(f"Fold {fold} has no scores of its images. {problem}")
+        notes.append(f"Fold {fold} has no scores of its images: {problem}")
         return
     if isinstance(oof, OofConfusion) and oof.classes != (predictions.classes or oof.classes):
         notes.append(f"Fold {fold} is left out, since its classes differ from those of the folds before it.")
@@ -212,7 +212,7 @@ def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> N
     try:
         predictions.stores[fold] = open_oof_store(oof, run.oof_probabilities(fold))
     except Problem as problem:
-        notes.append(f"Fold {fold} has no predictions that can be shown. {problem}")
+        notes.append(f"Fold {fold} has no predictions to show: {problem}")
 
 
 def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:

@@ -36,7 +36,7 @@ def section(run: Run, folder: pathlib.Path, hq: bool, missing_notes: list[str]) 
         names = sample(test["img"], odd["img"], set(images.names))
         cards = list(test_cards(run.submission, images, names, dict(zip(odd["img"], odd["why"]))))
     except Problem as problem:
-        missing_notes.append(f"The submission is not shown. {problem}")
+        missing_notes.append(f"The submission is not shown: {problem}")
         return None
     by_angle = drift.drift_by_angle(test, training)
     pixels = carvana.WIDTH_PX * carvana.HEIGHT_PX
