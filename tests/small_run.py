@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from pipeline import carvana, config
-from pipeline.report.error_table import probability_of
+from pipeline.report.errors import upsample_stored
 from pipeline.data import competition, grouping
 from pipeline.runtime.files import sha256, write_json, write_text
 from pipeline.inference.oof import oof_writer, png
@@ -44,7 +44,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
             for number, image_name in enumerate(names):
                 grid_u8 = predicted(masks.coverage(image_name, SCALE), shift_cells * (1 + number % 5) / 5)
                 write(image_name, png(grid_u8))
-                full_size_u8 = probability_of(grid_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
+                full_size_u8 = upsample_stored(grid_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
                 histograms.append(dice.histogram(full_size_u8, masks.read(image_name)))
         with open(run.oof(fold), "wb") as file:
             hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_predictions(fold))}

@@ -1,4 +1,4 @@
-"""`make bench-report`: what it pretends is a run like others, with suspects where it put them."""
+"""`make bench-report` and `benchmarks.suspects`: the runs and wrong masks that they make up."""
 import json
 import pathlib
 import sys
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import report
-from benchmarks import suspects as planted
+from benchmarks import suspects
 from pipeline.data import competition
 
 
@@ -16,23 +16,23 @@ def test_the_figures_are_those_of_a_whole_report(
 ) -> None:
     monkeypatch.setattr(report, "FOLDS", 2)
     monkeypatch.setattr(report, "DISTINCT_CARS", 1)
-    monkeypatch.setattr(report, "WRONG_SHARE", 0.05)
+    monkeypatch.setattr(report, "WRONG_FRACTION", 0.05)
     monkeypatch.setattr(sys, "argv", ["report", "--data", str(demo_folder), "--cars", "2"])
     report.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("32 pictures of real cars") and "32 held-out pictures are analysed" in "\n".join(lines)
+    assert lines[0].startswith("32 images of real cars")
     figures = json.loads(lines[-1])
-    assert figures["seconds_5088"] is None and figures["pictures"] == 32  # the time of all was not measured
+    assert figures["seconds_5088"] is None and figures["images"] == 32  # the time of all was not measured
     assert figures["suspects"] == round(0.05 * 32) and figures["page_mb"] > 0.1
 
 
 def test_planted_masks_are_wrong_and_the_others_are_not(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     copy = tmp_path / "planted"
-    planted.plant(demo_folder, copy, share=0.1, seed=0)
-    kind_of = json.loads((copy / "planted.json").read_text())
+    suspects.plant(demo_folder, copy, fraction=0.1, seed=0)
+    planted = json.loads((copy / "planted.json").read_text())
     right, wrong = competition.open_masks(demo_folder), competition.open_masks(copy)
-    assert sorted(one["kind"] for one in kind_of.values()) == sorted(planted.KINDS * 2)
+    assert sorted(one["kind"] for one in planted.values()) == sorted(suspects.KINDS * 2)
     for name in right.names:
         differ = np.count_nonzero(right.read(name) ^ wrong.read(name))
-        assert differ == kind_of.get(name, {"px": 0})["px"] and (differ > 500) == (name in kind_of)
+        assert differ == planted.get(name, {"px": 0})["px"] and (differ > 500) == (name in planted)
     assert competition.ImageSet(copy, "train").names == right.names

@@ -1,6 +1,6 @@
-"""The report in a real browser: Chromium without a window, as `make browser` installs it.
+"""The report in a real browser: headless Chromium, as `make browser` installs it.
 
-Skipped where there is none, but never when CI is set.
+Skipped without a browser, except when CI is set.
 """
 import os
 import pathlib
@@ -71,14 +71,14 @@ def open_page(
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
-    browser.get("about:blank")  # a page that is asked for again must not be taken for the one that is still there
+    browser.get("about:blank")  # so that a reloaded page is not mistaken for the one still open
     browser.get(address)
-    WebDriverWait(browser, 30).until(lambda it: it.find_elements(By.CSS_SELECTOR, "footer + script"))
-    WebDriverWait(browser, 30).until(lambda it: it.execute_script("return document.readyState") == "complete")
+    WebDriverWait(browser, 30).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "footer + script"))
+    WebDriverWait(browser, 30).until(lambda driver: driver.execute_script("return document.readyState") == "complete")
 
 
 def visible_cards(browser: webdriver.Chrome, section: str = "gallery") -> list[dict[str, str]]:
-    """What the cards that are to be seen say of themselves, in the order of the page."""
+    """Return the data attributes of the visible cards, in the order of the page."""
     return browser.execute_script(
         "return [...document.querySelectorAll(`#${arguments[0]} .card`)].filter(c => c.offsetParent)"
         ".map(c => ({...c.dataset}))", section
@@ -95,7 +95,7 @@ def choose(browser: webdriver.Chrome, what: str, value: str) -> None:
 def test_a_page_fits_its_window_and_reports_no_error(
     chromium: webdriver.Chrome, pages: dict[str, str], name: str, width_px: int, scheme: str
 ) -> None:
-    chromium.get_log("browser")  # what earlier pages said
+    chromium.get_log("browser")  # messages of earlier pages
     open_page(chromium, pages[name], width_px, scheme)
     assert chromium.execute_script("return document.documentElement.scrollWidth") == width_px
     wide = "return [...document.querySelectorAll('main *, header *')].filter(e => !e.closest('.scroll') && " \
@@ -104,16 +104,16 @@ def test_a_page_fits_its_window_and_reports_no_error(
     assert chromium.get_log("browser") == []
 
 
-def test_every_picture_is_there_and_has_words_for_it(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+def test_every_image_loads_and_has_an_alternative_text(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     open_page(chromium, pages["report"])
     broken = """const all = [...document.images]; all.forEach(i => i.loading = "eager");
         await Promise.all(all.map(i => i.decode().catch(() => {})));
         return [all.length, all.filter(i => !i.naturalWidth).length, all.filter(i => !i.alt.trim()).length]"""
-    count, without_pixels, without_words = chromium.execute_script(broken)
-    assert count > 64 * 2 and (without_pixels, without_words) == (0, 0)
+    count, without_pixels, without_text = chromium.execute_script(broken)
+    assert count > 64 * 2 and (without_pixels, without_text) == (0, 0)
 
 
-def test_the_charts_are_there_with_text_and_words(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+def test_the_charts_have_text_and_a_description(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     open_page(chromium, pages["report"], 400)
     charts = chromium.find_elements(By.CSS_SELECTOR, "svg.chart")
     assert len(charts) >= 11
@@ -127,17 +127,17 @@ def test_the_charts_are_there_with_text_and_words(chromium: webdriver.Chrome, pa
 def test_the_filters_filter_and_sort_sorts(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     open_page(chromium, pages["report"])
     everything = visible_cards(chromium)
-    make = everything[0]["make"]
-    choose(chromium, "data-filter=make", make)
-    choose(chromium, "data-filter=view", "3")
-    found = visible_cards(chromium)
-    assert 0 < len(found) < len(everything)
-    assert {(card["make"], card["view"]) for card in found} == {(make, "3")}
-    assert chromium.find_element(By.CSS_SELECTOR, "#gallery output").text == f"{len(found)} of {len(everything)}"
-    choose(chromium, "data-filter=make", "")
-    choose(chromium, "data-filter=view", "")
-    choose(chromium, "data-sort", "dice down")
-    dice = [float(card["dice"]) for card in visible_cards(chromium)]
+    make = everything[0]["group"]
+    choose(chromium, "data-filter=group", make)
+    choose(chromium, "data-filter=angle", "3")
+    filtered = visible_cards(chromium)
+    assert 0 < len(filtered) < len(everything)
+    assert {(card["group"], card["angle"]) for card in filtered} == {(make, "3")}
+    assert chromium.find_element(By.CSS_SELECTOR, "#gallery output").text == f"{len(filtered)} of {len(everything)}"
+    choose(chromium, "data-filter=group", "")
+    choose(chromium, "data-filter=angle", "")
+    choose(chromium, "data-sort", "score down")
+    dice = [float(card["score"]) for card in visible_cards(chromium)]
     assert len(dice) == len(everything) and dice == sorted(dice, reverse=True) and dice[0] > dice[-1]
     choose(chromium, "data-filter=tag", "median")
     assert all("median" in card["tag"].split("|") for card in visible_cards(chromium))
@@ -147,7 +147,7 @@ def test_the_page_of_classes_has_its_charts_and_filters(chromium: webdriver.Chro
     open_page(chromium, pages["classes"], 400)
     matrix = chromium.find_element(By.CSS_SELECTOR, ".matrix svg")
     letters = matrix.find_elements(By.CSS_SELECTOR, "text")
-    assert {"ground", "disc", "square", "sky", "taken for"} <= {letter.text for letter in letters}
+    assert {"ground", "disc", "square", "sky", "predicted as"} <= {letter.text for letter in letters}
     assert min(letter.size["height"] for letter in letters if letter.text.isdigit()) >= 9
     assert len(chromium.find_elements(By.CSS_SELECTOR, "svg.chart")) >= 6
     rows = chromium.find_elements(By.CSS_SELECTOR, ".classes tbody tr")
@@ -156,25 +156,25 @@ def test_the_page_of_classes_has_its_charts_and_filters(chromium: webdriver.Chro
     everything = visible_cards(chromium)
     assert len(everything) == 12
     choose(chromium, "data-filter=group", "group 2")
-    found = visible_cards(chromium)
-    assert len(found) == 3 and {card["group"] for card in found} == {"group 2"}
+    filtered = visible_cards(chromium)
+    assert len(filtered) == 3 and {card["group"] for card in filtered} == {"group 2"}
     choose(chromium, "data-filter=group", "")
     choose(chromium, "data-filter=fold", "1")
     assert {card["fold"] for card in visible_cards(chromium)} == {"1"}
-    choose(chromium, "data-sort", "dice up")
-    scores = [float(card["dice"]) for card in visible_cards(chromium)]
+    choose(chromium, "data-sort", "score up")
+    scores = [float(card["score"]) for card in visible_cards(chromium)]
     assert scores == sorted(scores) and scores[0] < scores[-1]
 
 
-def test_one_layer_lies_over_the_photos(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+def test_one_layer_lies_over_the_images(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     open_page(chromium, pages["report"])
-    for layer in ("truth", "prediction", "errors", "photo"):
+    for layer in ("truth", "prediction", "errors", "image"):
         chromium.execute_script("document.getElementById(arguments[0]).click()", f"layer-{layer}")
         seen = chromium.execute_script(
             "return [...new Set([...document.querySelectorAll('#gallery .layer')]"
             ".filter(e => Number(getComputedStyle(e).opacity) > 0).map(e => e.classList[1]))]"
         )
-        assert seen == ([] if layer == "photo" else [layer])
+        assert seen == ([] if layer == "image" else [layer])
 
 
 def test_a_click_enlarges_until_a_pixel_can_be_seen(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
@@ -182,11 +182,11 @@ def test_a_click_enlarges_until_a_pixel_can_be_seen(chromium: webdriver.Chrome, 
     card = chromium.find_element(By.CSS_SELECTOR, "#gallery .card")
     name = card.get_attribute("data-name")
     chromium.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
-    card.find_element(By.CSS_SELECTOR, ".piece").click()
+    card.find_element(By.CSS_SELECTOR, ".crop").click()
     assert chromium.find_element(By.CSS_SELECTOR, "dialog h3").text == name
-    piece = chromium.find_element(By.CSS_SELECTOR, "dialog .piece img")
-    assert piece.size["width"] >= 2.5 * int(piece.get_attribute("naturalWidth"))
-    assert piece.value_of_css_property("image-rendering") == "pixelated"
+    crop = chromium.find_element(By.CSS_SELECTOR, "dialog .crop img")
+    assert crop.size["width"] >= 2.5 * int(crop.get_attribute("naturalWidth"))
+    assert crop.value_of_css_property("image-rendering") == "pixelated"
     chromium.find_element(By.CSS_SELECTOR, "dialog button").click()
     assert not chromium.find_element(By.TAG_NAME, "dialog").is_displayed()
 
@@ -199,8 +199,8 @@ def test_the_dark_page_is_dark_and_its_charts_with_it(chromium: webdriver.Chrome
             "const of = (e, key) => getComputedStyle(e)[key]; return [of(document.body, 'backgroundColor'), "
             "of(document.body, 'color'), of(document.querySelector('svg.chart text'), 'fill')]"
         )
-    (light_ground, *light_inks), (dark_ground, *dark_inks) = colours["light"], colours["dark"]
-    assert brightness(light_ground) > 200 > 60 > brightness(dark_ground)
+    (light_background, *light_inks), (dark_background, *dark_inks) = colours["light"], colours["dark"]
+    assert brightness(light_background) > 200 > 60 > brightness(dark_background)
     assert max(map(brightness, light_inks)) < 120 and min(map(brightness, dark_inks)) > 140
 
 
@@ -210,7 +210,7 @@ def brightness(colour: str) -> float:
     return sum(map(float, channels)) / 3
 
 
-def test_without_javascript_all_is_shown_but_what_needs_it(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+def test_without_javascript_all_cards_are_shown_unfiltered(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     open_page(chromium, pages["report"], script=False)
     cards = chromium.find_elements(By.CSS_SELECTOR, "#gallery .card")
     assert len(cards) == 64 and cards[0].is_displayed()
@@ -218,8 +218,8 @@ def test_without_javascript_all_is_shown_but_what_needs_it(chromium: webdriver.C
     assert chromium.find_element(By.CSS_SELECTOR, "#gallery .layers").is_displayed()
 
 
-def test_nothing_is_asked_of_a_network(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
+def test_a_page_requests_nothing_from_the_network(chromium: webdriver.Chrome, pages: dict[str, str]) -> None:
     chromium.get_log("performance")
     open_page(chromium, pages["report"])
-    asked = chromium.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert [address for address in asked if not address.startswith("data:")] == []
+    requested = chromium.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [address for address in requested if not address.startswith("data:")] == []

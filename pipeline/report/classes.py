@@ -1,4 +1,4 @@
-"""Counts of several classes as figures, tables and charts: how good each class is, and what it is taken for."""
+"""Sections of the report of a multiclass run: how good each class is, and what it is confused with."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,89 +8,140 @@ from numpy.typing import NDArray
 
 from pipeline.masks import confusion
 from pipeline.masks.colours import palette
-from pipeline.report import charts, matrix, overview, page
+from pipeline.report import charts, gallery, overview, page
+from pipeline.report.oof_predictions import OofPredictions
 from pipeline.report.overview import Panel
+from pipeline.report.palette import css_colour
+from pipeline.runtime.progress import in_order, progress
 
-PAIRS_SHOWN = 20
-ROWS_SHOWN = 60  # of the table of classes; all are in classes.csv
+MAX_PAIRS = 20
+MAX_CLASS_ROWS = 60  # of the table of classes on the page; all are in classes.csv
 
 
-def class_table(total: NDArray[np.int64], in_picture: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
-    """One row a class, in their order; its scores are NaN where it is neither in truth nor in prediction.
+def page_context(
+    predictions: OofPredictions, group_of_key: Mapping[str, str], logs: Mapping[int, Sequence[dict]]
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Return the template's variables that only a multiclass run has, and tables beside the page by file name.
 
-    total: the confusion matrix of all pictures, (classes, classes); in_picture: pixels in truth (pictures, classes).
+    logs: fold -> rows of its log.jsonl.
+    """
+    context: dict[str, Any] = training_headline(logs) | {"class_rows": [], "cards": [], "images": 0}
+    context |= {"curves": overview.curve_panels(logs), "fold_rows": fold_rows(predictions, logs)}
+    if not predictions.oof:
+        return context, {}
+    images = predictions.score_table(group_of_key)
+    total, matrices = predictions.matrix, {fold: oof.matrix for fold, oof in predictions.confusions.items()}
+    truth_px = np.concatenate([oof.per_image.in_truth for oof in predictions.confusions.values()])
+    table = class_table(total, truth_px, predictions.classes)
+    context |= headline(total, matrices, images) | class_sections(table, total, images)
+    context |= gallery_section(predictions, images) | {"palette": legend(table), "images": len(images)}
+    return context, {"images.csv": images.rename(columns={"score": predictions.metric_column}), "classes.csv": table}
+
+
+def section_titles(context: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Map each section's anchor to its title and a value that is empty if the section is left out."""
+    return {
+        "classes": ("Each class", context["class_rows"]),
+        "confusion": ("Confused classes", context["class_rows"]),
+        "gallery": ("Images", context["cards"]),
+        "training": ("Training", context["curves"]),
+        "settings": ("Settings", True),
+    }  # fmt: skip
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def class_table(total: NDArray[np.int64], truth_px: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+    """Return one row a class, in their order; scores are NaN for a class in neither truth nor prediction.
+
+    total: confusion matrix over all images, (classes, classes); truth_px: pixels in truth, (images, classes).
     """
     counts = confusion.counts(total)
-    judged = max(1, int(total.sum()))
+    valid_px = max(1, int(total.sum()))
     return pd.DataFrame({
         "index": range(len(classes)), "class": list(classes),
         "iou": confusion.iou(counts), "dice": confusion.dice(counts),
-        "share_of_truth": counts.in_truth / judged, "share_of_prediction": counts.predicted / judged,
-        "pictures": (in_picture > 0).sum(axis=0),
+        "truth_fraction": counts.in_truth / valid_px, "predicted_fraction": counts.predicted / valid_px,
+        "images": (truth_px > 0).sum(axis=0),
     })  # fmt: skip
 
 
-def shown_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the page's table says; of very many classes the largest of those that occur."""
+def class_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Format the table for the page; of more than MAX_CLASS_ROWS classes, the largest of those that occur."""
     rows = table
-    if len(table) > ROWS_SHOWN:
-        rows = occurring(table).sort_values("share_of_truth", ascending=False, kind="stable").head(ROWS_SHOWN)
+    if len(table) > MAX_CLASS_ROWS:
+        rows = occurring(table).sort_values("truth_fraction", ascending=False, kind="stable").head(MAX_CLASS_ROWS)
     colours = palette(len(table))
     return [
         {
-            "name": row["class"], "colour": "#%02x%02x%02x" % tuple(colours[row["index"]]),
+            "name": row["class"], "colour": css_colour(colours[row["index"]]),
             "iou": score(row["iou"]), "dice": score(row["dice"]), "bar": 0 if np.isnan(row["iou"]) else row["iou"],
-            "truth": fraction(row["share_of_truth"]), "predicted": fraction(row["share_of_prediction"]),
-            "pictures": row["pictures"],
+            "truth": percentage(row["truth_fraction"]), "predicted": percentage(row["predicted_fraction"]),
+            "images": row["images"],
         }
         for row in rows.to_dict("records")
     ]  # fmt: skip
 
 
 def occurring(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the classes that are in truth or in prediction."""
-    return table[(table["share_of_truth"] > 0) | (table["share_of_prediction"] > 0)]
+    """Return the rows of classes that are in truth or in prediction."""
+    return table[(table["truth_fraction"] > 0) | (table["predicted_fraction"] > 0)]
 
 
-def confused_pairs(total: NDArray[np.int64], classes: Sequence[str], most: int) -> pd.DataFrame:
-    """The pairs that cost most pixels, worst first: `truth`, `predicted`, `px`, and two shares of 0 to 1.
+def legend(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return name and colour of the classes that occur; of more than MAX_CLASS_ROWS, the largest."""
+    colours = palette(len(table))
+    rows = occurring(table)
+    if len(rows) > MAX_CLASS_ROWS:
+        rows = rows.nlargest(MAX_CLASS_ROWS, "truth_fraction")
+    return [(row["class"], css_colour(colours[row["index"]])) for row in rows.to_dict("records")]
 
-    `of_class`: of the pixels of that class in truth; `of_errors`: of all pixels that are wrong.
+
+def confused_pairs(total: NDArray[np.int64], classes: Sequence[str], limit: int) -> pd.DataFrame:
+    """Return the pairs that cost most pixels, worst first: `truth`, `predicted`, `px`, and two fractions, 0 to 1.
+
+    `class_fraction`: of the pixels of that class in truth; `error_fraction`: of all wrong pixels.
     """
     wrong = total - np.diag(np.diagonal(total))
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:most]
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:limit]
     rows, columns = np.unravel_index(order, wrong.shape)
     px = wrong[rows, columns]
-    found = pd.DataFrame({
+    pairs = pd.DataFrame({
         "truth": np.array(classes)[rows], "predicted": np.array(classes)[columns], "px": px,
-        "of_class": px / np.maximum(1, total.sum(axis=1)[rows]), "of_errors": px / max(1, wrong.sum()),
+        "class_fraction": px / np.maximum(1, total.sum(axis=1)[rows]), "error_fraction": px / max(1, wrong.sum()),
     })  # fmt: skip
-    return found[found["px"] > 0].reset_index(drop=True)
+    return pairs[pairs["px"] > 0].reset_index(drop=True)
 
 
-def head(total: NDArray[np.int64], of_folds: Mapping[int, NDArray[np.int64]], images: pd.DataFrame) -> dict[str, Any]:
-    """The first screen: mean IoU of all pixels together and what is beside it. of_folds: each fold's matrix."""
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def headline(
+    total: NDArray[np.int64], matrices: Mapping[int, NDArray[np.int64]], images: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the first screen: mean IoU over all pixels, and facts. matrices: fold -> confusion matrix."""
     counts = confusion.counts(total)
     ious = confusion.iou(counts)
-    by_fold = [mean_iou(each) for each in of_folds.values()]
-    spread = f"{np.std(by_fold, ddof=1):.4f} is their standard deviation" if len(by_fold) > 1 else "one fold"
+    by_fold = [mean_iou(each) for each in matrices.values()]
+    spread = f"standard deviation {np.std(by_fold, ddof=1):.4f}" if len(by_fold) > 1 else "one fold"
     scored = int((~np.isnan(ious)).sum())
     mean_dice = float(confusion.mean_of_classes(confusion.dice(counts)))
-    left_out = f", {len(ious) - scored} more are nowhere" if scored < len(ious) else ""
+    left_out = f", {len(ious) - scored} more do not occur" if scored < len(ious) else ""
     return {
         "headline": score(mean_iou(total)),
-        "headline_label": "mean IoU of pictures that no network saw",
+        "headline_label": "out-of-fold (OOF) mean IoU",
         "facts": [
-            ("Pixel accuracy", score(float(confusion.pixel_accuracy(counts))), "of all judged pixels"),
+            ("Pixel accuracy", score(float(confusion.pixel_accuracy(counts))), "of all valid pixels"),
             ("Mean Dice", score(mean_dice), f"of {scored} classes{left_out}"),
             ("Folds", " ".join(score(value) for value in by_fold), spread),
-            ("Worst picture", score(images["dice"].min()), "mean IoU of its own classes"),
+            ("Worst image", score(images["score"].min()), "mean IoU of its own classes"),
         ],
     }  # fmt: skip
 
 
-def head_of_training(logs: Mapping[int, Sequence[dict]]) -> dict[str, Any]:
-    """The first screen before anything was judged."""
+def training_headline(logs: Mapping[int, Sequence[dict]]) -> dict[str, Any]:
+    """Return the first screen before any validation."""
     best = max((row["val_mean_iou"] for log in logs.values() for row in log if row.get("val_mean_iou") is not None),
                default=float("nan"))  # fmt: skip
     return {"headline": score(best), "headline_label": "mean IoU at the end of training", "facts": []}
@@ -100,68 +151,82 @@ def mean_iou(total: NDArray[np.int64]) -> float:
     return float(confusion.mean_of_classes(confusion.iou(confusion.counts(total))))
 
 
-def sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.DataFrame) -> dict[str, Any]:
-    """Panels, the table of classes, the matrix and the pairs."""
+def class_sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.DataFrame) -> dict[str, Any]:
+    """Return panels, the table of classes, the confusion matrix and the most confused pairs."""
     names = table["class"].tolist()
-    panels = [spread(images), overview.by_group(images, "mean IoU")]
-    drawn, width_px = matrix.chart(total, names) if len(names) <= matrix.MOST else ("", 0)
-    pairs = confused_pairs(total, names, PAIRS_SHOWN)
+    panels = [image_scores(images), overview.by_group(images, "mean IoU")]
+    fits = len(names) <= charts.MAX_MATRIX_CLASSES
+    matrix_svg, width_px = charts.confusion_matrix(total, names) if fits else ("", 0)
+    pairs = confused_pairs(total, names, MAX_PAIRS)
     wrong = 1 - np.trace(total) / max(1, total.sum())
-    rows = shown_rows(table)
+    rows = class_rows(table)
     return {
         "panels": [panel for panel in panels if panel], "class_rows": rows,
-        "more_classes": len(table) - len(rows), "numbered": len(names) <= matrix.NUMBERED,
-        "matrix": drawn, "matrix_width_px": width_px,
+        "more_classes": len(table) - len(rows), "numbered": len(names) <= charts.MAX_NUMBERED_CLASSES,
+        "matrix": matrix_svg, "matrix_width_px": width_px,
         "pairs": [
-            {**row, "of_class": fraction(row["of_class"]), "of_errors": fraction(row["of_errors"])}
+            {**row, "of_class": percentage(row["class_fraction"]), "of_errors": percentage(row["error_fraction"])}
             for row in pairs.to_dict("records")
         ],
-        "pairs_text": f"{fraction(wrong)} of all judged pixels are wrong; these {len(pairs)} pairs are "
-        f"{fraction(pairs['of_errors'].sum())} of them.",
+        "pairs_text": f"{percentage(wrong)} of all valid pixels are wrong; these {len(pairs)} pairs are "
+        f"{percentage(pairs['error_fraction'].sum())} of them.",
     }  # fmt: skip
 
 
-def spread(images: pd.DataFrame) -> Panel | None:
-    """How many pictures have which mean IoU."""
-    scores = images["dice"].dropna().to_numpy()
+def image_scores(images: pd.DataFrame) -> Panel | None:
+    """Draw the distribution of the mean IoU over images."""
+    scores = images["score"].dropna().to_numpy()
     if not len(scores):
         return None
-    text = f"Mean IoU of each picture's own classes; half of the pictures have more than {score(np.median(scores))}."
-    return Panel("How good each picture is", text, charts.histogram("spread", scores, "mean IoU"))
+    text = f"Mean IoU of each image's own classes; half of the images have more than {score(np.median(scores))}."
+    return Panel("Mean IoU of each image", text, charts.histogram("spread", scores, "mean IoU"))
 
 
-def facts_of(row: Any) -> dict[str, Any]:
-    """What a card says of a row of the table of pictures."""
+def fold_rows(predictions: OofPredictions, logs: Mapping[int, Sequence[dict]]) -> list[dict[str, Any]]:
+    """Return a row for each fold whose training began, with dashes if it was not evaluated."""
+    rows = []
+    for fold, log in sorted(logs.items()):
+        row = {"fold": fold, "epochs": len(log), "images": "–", "mean_iou": "–"}
+        if oof := predictions.confusions.get(fold):
+            row |= {"images": len(oof.names), "mean_iou": score(mean_iou(oof.matrix))}
+        rows.append(row)
+    return rows
+
+
+def gallery_section(predictions: OofPredictions, images: pd.DataFrame) -> dict[str, Any]:
+    """Return cards of the worst, median and random images by mean IoU, and the filters."""
+    there = images[images["img"].isin(set(predictions.showable))].dropna(subset=["score"])
+    if not len(there):
+        return {"cards": [], "counts": {}, "filters": []}
+    rows = gallery.choose(there)
+    cards = in_order(
+        lambda row: predictions.card(row.img, predictions.worst_class_spot(row.img), card_facts(row), tuple(row.tags)),
+        rows.itertuples(),
+    )
     return {
-        "group": row.make, "fold": row.fold, "dice": f"{row.dice:.6f}", "title": score(row.dice), "right": row.make,
-        "below": f"{fraction(row.pixel_accuracy)} of {page.thousands(row.judged_px)} px right, {row.classes} classes, "
+        "cards": list(progress(cards, "gallery", total=len(rows))),
+        "counts": gallery.count_tags(rows), "filters": gallery.filters(rows),
+    }  # fmt: skip
+
+
+def card_facts(row: Any) -> dict[str, Any]:
+    """Return what the card of a row of the table of images shows and is filtered by."""
+    return {
+        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}",
+        "title": score(row.score), "right": row.group,
+        "below": f"{percentage(row.pixel_accuracy)} of {page.thousands(row.valid_px)} px right, {row.classes} classes, "
         f"{row.img}",
     }  # fmt: skip
 
 
-def legend(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Name and colour of the classes that occur; of very many the largest."""
-    colours = palette(len(table))
-    rows = occurring(table)
-    if len(rows) > ROWS_SHOWN:
-        rows = rows.nlargest(ROWS_SHOWN, "share_of_truth")
-    return [(row["class"], "#%02x%02x%02x" % tuple(colours[row["index"]])) for row in rows.to_dict("records")]
-
-
-def images_csv(images: pd.DataFrame) -> pd.DataFrame:
-    """The table of pictures as a file has it: `img, group, fold, mean_iou, pixel_accuracy, mean_dice, ...`."""
-    found = images.drop(columns=["car", "view"]).rename(columns={"make": "group", "dice": "mean_iou"})
-    return found[["img", "group", "fold", *(column for column in found if column not in ("img", "group", "fold"))]]
-
-
 def score(value: float) -> str:
-    """0.7312; a dash for what is not known."""
+    """0.7312; a dash for NaN."""
     return "–" if np.isnan(value) else f"{value:.4f}"
 
 
-def fraction(value: float) -> str:
-    """12.3 %, 0.04 %; a dash for what is not known."""
-    if np.isnan(value):
+def percentage(fraction: float) -> str:
+    """0.123 -> 12.3 %, 0.0004 -> 0.04 %; a dash for NaN."""
+    if np.isnan(fraction):
         return "–"
-    digits = 0 if value in (0, 1) else 1 if value >= 0.001 else 2
-    return f"{100 * value:.{digits}f}\u202f%"
+    digits = 0 if fraction in (0, 1) else 1 if fraction >= 0.001 else 2
+    return f"{100 * fraction:.{digits}f}\u202f%"

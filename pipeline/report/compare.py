@@ -1,162 +1,154 @@
-"""Stage `compare`: two runs in; `runs/A+B/compare/index.html` out: the difference of their Dice, and where one wins.
+"""Stage `compare`: two runs in; `runs/A+B/compare/index.html` out: the difference of their scores, and where one wins.
 
-Of several classes it is the difference of the mean IoU of each picture.
+The score is Dice; of several classes it is the mean IoU of each image.
 """
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.report import errors, paired
-from pipeline.data import grouping
-from pipeline.runtime.files import locked, write_text
 from pipeline.paths import Run
+from pipeline.report import charts, classes, errors, gallery, overview, page, paired
+from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups
+from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
-from pipeline.runtime.progress import progress
-from pipeline.report import charts, choice, classes, gallery, overview, page
-from pipeline.report.held_out import HeldOut, open_run, settings_of
-from pipeline.report.held_out_classes import HeldOutClasses, open_classes
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.progress import in_order, progress
 
-Opened = HeldOut | HeldOutClasses
-SHOWN = 60  # pictures, each twice: half of those that b gained most on, half of those that it lost most on
+MAX_ROWS = 60  # images, each twice: half with the largest gains of b, half with its largest losses
 
 
 def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
+    """Write the page. joint: the run `A+B`, under which it lies."""
     if len(runs) != 2:
-        raise Problem(f'Two runs can be compared, not {len(runs)}; name two, as in RUNS="a b".')
-    both = [opened(run, overrides) for run in runs]
-    tables = [table_of(run, found) for run, found in zip(runs, both)]
-    if both[0].score != both[1].score:
-        raise Problem(f"Of {runs[0].folder} and {runs[1].folder} one has a cut and the other classes; name two alike.")
-    if both[0].classes != both[1].classes:
-        raise Problem(f"{runs[0].folder} and {runs[1].folder} have different classes; name two runs with the same.")
-    score, unit = both[0].score, "car" if both[0].of_cars else "group"
-    pairs = paired.paired(*tables)
+        raise Problem(f'compare needs two runs, not {len(runs)}; name two, as in RUNS="a b".')
+    both = [open_predictions(run, overrides) for run in runs]
+    tables = [score_table(run, predictions) for run, predictions in zip(runs, both)]
+    check_comparable(runs, both)
+    pairs = paired.pair_images(*tables)
     if not len(pairs):
-        raise Problem(f"No picture was judged in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
-    difference = paired.difference_of(pairs)
-    names = [run.name for run in runs]
+        raise Problem(f"No image was evaluated in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
+    difference = paired.mean_difference(pairs)
+    (a, b), cluster = [run.name for run in runs], "car" if both[0].is_carvana else "group"
     busy = f"{joint.compare_page} is being written by another process; wait until it is done."
     with locked(joint.lock("compare"), busy):
+        notes = [f"{run.name}: {note}" for run, predictions in zip(runs, both) for note in predictions.missing_notes]
         text = page.render(
-            "compare.html.j2", a=names[0], b=names[1], title=f"{names[1]} against {names[0]}", maker="compare",
-            difference=difference, verdict=verdict(difference, *names), score=score, unit=unit,
-            kicker=[f"{len(pairs)} pictures judged in both, {unit}s: {difference.cars}"],
-            palette=palette_of(both[0]), facts=facts_of(difference, pairs, names, both, unit),
-            panels=panels_of(pairs, names[0], names[1], score, both[0].of_cars),
-            missing=list(dict.fromkeys(f"{run.name}: {gap}" for run, found in zip(runs, both) for gap in found.missing)),
-            footer=f'Made by make compare RUNS="{" ".join(names)}".', **gallery_of(pairs, both),
+            "compare.html.j2", a=a, b=b, title=f"{b} against {a}", maker="compare",
+            difference=difference, verdict=verdict(difference, a, b), metric=both[0].metric, cluster=cluster,
+            kicker=[f"{len(pairs)} images evaluated in both, {cluster}s: {difference.clusters}"],
+            palette=class_legend(both[0]), facts=headline_facts(difference, pairs, (a, b), both, cluster),
+            panels=panels(pairs, a, b, both[0].metric), missing_notes=list(dict.fromkeys(notes)),
+            footer=f'Made by make compare RUNS="{a} {b}".', **gallery_section(pairs, both),
         )  # fmt: skip
         write_text(joint.compare_page, text)
-    sure = f"95 % between {difference.low:+.5f} and {difference.high:+.5f}"
-    if difference.cars < paired.FEWEST_CARS:
-        sure = f"without an interval, which needs {paired.FEWEST_CARS} {unit}s"
+    interval = f"95 % interval {difference.low:+.5f} to {difference.high:+.5f}"
+    if difference.clusters < paired.MIN_CLUSTERS:
+        interval = f"without an interval, which needs {paired.MIN_CLUSTERS} {cluster}s"
     print(
-        f"{joint.compare_page}: {names[1]} against {names[0]} {difference.mean:+.5f}, {sure}, over {len(pairs)} "
-        f"pictures; {unit}s: {difference.cars}."
+        f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, over {len(pairs)} images; "
+        f"{cluster}s: {difference.clusters}."
     )
 
 
-def opened(run: Run, overrides: list[str]) -> Opened:
-    """What the run left of its held-out pictures, with a cut or with classes."""
-    trained = run.trained_folds()
-    several = bool(trained) and settings_of(run, trained[0], overrides).task.kind == "multiclass"
-    return open_classes(run, overrides) if several else open_run(run, overrides)
+def check_comparable(runs: list[Run], both: list[OofPredictions]) -> None:
+    """Raise Problem if the runs have different metrics or classes."""
+    if both[0].metric != both[1].metric:
+        raise Problem(
+            f"{runs[0].folder} and {runs[1].folder} cannot be compared, since one is binary and the other has several "
+            "classes; name two runs of one task."
+        )
+    if both[0].classes != both[1].classes:
+        raise Problem(f"{runs[0].folder} and {runs[1].folder} have different classes; name two runs with the same.")
 
 
-def palette_of(found: Opened) -> list[tuple[str, str]]:
-    """Names and colours of the classes; nothing where there is one object."""
-    if not isinstance(found, HeldOutClasses):
+def score_table(run: Run, predictions: OofPredictions) -> pd.DataFrame:
+    """Return one row an image, from histograms or counts alone."""
+    if not predictions.oof:
+        stages = "validate" if predictions.is_multiclass else "validate threshold"
+        raise Problem(f"{run.folder} has no {predictions.metric} of each image; run `make {stages}` for it first.")
+    if not predictions.is_multiclass and not run.threshold.is_file():
+        raise Problem(f"{run.folder} has no threshold; run `make threshold RUN={run.name}` before it is compared.")
+    return predictions.score_table(read_groups(run)).dropna(subset=["score"])
+
+
+def class_legend(predictions: OofPredictions) -> list[tuple[str, str]]:
+    """Return names and colours of the classes; [] for a binary run."""
+    if not predictions.is_multiclass:
         return []
-    nobody = np.empty((0, len(found.classes)), np.int64)
-    return classes.legend(classes.class_table(found.matrix, nobody, found.classes))
-
-
-def table_of(run: Run, found: Opened) -> pd.DataFrame:
-    """One row a picture, from the histograms or counts alone."""
-    if not found.judged:
-        stages = "validate threshold" if found.score == "Dice" else "validate"
-        raise Problem(f"{run.folder} has no {found.score} of each picture; run `make {stages}` for it first.")
-    if found.score == "Dice" and not run.threshold.is_file():
-        raise Problem(f"{run.folder} has no cut; run `make threshold RUN={run.name}` before it is compared.")
-    make_of_car = dict(grouping.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
-    return found.counts(make_of_car).dropna(subset=["dice"])
+    no_images = np.empty((0, len(predictions.classes)), np.int64)
+    return classes.legend(classes.class_table(predictions.matrix, no_images, predictions.classes))
 
 
 def verdict(difference: paired.Difference, a: str, b: str) -> str:
-    """One line about the mean difference, no firmer than its interval."""
-    if difference.is_sure:
+    """State the mean difference in one line, no more firmly than its interval allows."""
+    if difference.is_significant:
         return f"{b} is {'better' if difference.mean > 0 else 'worse'} than {a}"
-    return f"no sure difference between {b} and {a}"
+    return f"no significant difference between {b} and {a}"
 
 
-def facts_of(
-    difference: paired.Difference, pairs: pd.DataFrame, names: list[str], both: list[Opened], unit: str
+def headline_facts(
+    difference: paired.Difference, pairs: pd.DataFrame, names: tuple[str, str], both: list[OofPredictions], cluster: str
 ) -> list[tuple[str, str, str]]:
-    (a, b), score = names, both[0].score
-    known = difference.cars >= paired.FEWEST_CARS
-    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}" if known else "–"
-    note = f"of the mean, over {unit}s" if known else f"needs {paired.FEWEST_CARS} {unit}s"
+    (a, b), metric = names, both[0].metric
+    has_interval = difference.clusters >= paired.MIN_CLUSTERS
+    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}" if has_interval else "–"
+    note = f"of the mean, over {cluster}s" if has_interval else f"needs {paired.MIN_CLUSTERS} {cluster}s"
     return [
         ("95 % interval", interval, note),
-        (f"{score} of {a}", page.dice(pairs["dice_a"].mean()), both[0].judged_by),
-        (f"{score} of {b}", page.dice(pairs["dice_b"].mean()), both[1].judged_by),
+        (f"{metric} of {a}", page.score(pairs["score_a"].mean()), both[0].evaluated_with),
+        (f"{metric} of {b}", page.score(pairs["score_b"].mean()), both[1].evaluated_with),
         (f"{b} wins", f"{difference.wins / difference.images:.0%}", f"on {difference.wins} of {difference.images}"),
     ]
 
 
-def panels_of(pairs: pd.DataFrame, a: str, b: str, score: str, of_cars: bool) -> list[overview.Panel]:
-    label = f"{score} of {b} minus {a}, × 1000"
-    if not of_cars:
-        scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b), score)
-        return [*by_group(pairs, label), overview.Panel("Each picture", f"Below the line {b} is better.", scatter)]
-    by_angle = paired.difference_by(pairs, "view").sort_values("view")
-    by_make = paired.difference_by(pairs, "make")
-    scatter = charts.against("against", pairs["dice_a"].to_numpy(), pairs["dice_b"].to_numpy(), (a, b))
-    views = {f"view {row.view}": (row.mean, row.low, row.high) for row in by_angle.itertuples()}
-    makes = {overview.shown_make(row.make): (row.mean, row.low, row.high) for row in by_make.itertuples()}
+def panels(pairs: pd.DataFrame, a: str, b: str, metric: str) -> list[overview.Panel]:
+    """Return the difference by make and angle, or by group, and of each image."""
+    label = f"{metric} of {b} minus {a}, × 1000"
+    scatter = charts.scatter("scatter", pairs["score_a"].to_numpy(), pairs["score_b"].to_numpy(), (a, b), metric)
+    each_image = overview.Panel("Each image", f"Below the line {b} is better.", scatter)
+    if "angle" not in pairs:
+        return [*group_panels(pairs, label), each_image]
+    by_angle = paired.difference_by(pairs, "angle").sort_values("angle")
+    by_make = paired.difference_by(pairs, "group")
+    angles = {f"angle {row.angle}": (row.mean, row.low, row.high) for row in by_angle.itertuples()}
+    makes = {overview.display_make(row.group): (row.mean, row.low, row.high) for row in by_make.itertuples()}
     return [
         overview.Panel("By make", "", charts.differences("by-make", label, makes)),
-        overview.Panel("By view", "", charts.differences("by-view", label, views)),
-        overview.Panel("Each picture", f"Below the line {b} is better.", scatter),
+        overview.Panel("By angle", "", charts.differences("by-angle", label, angles)),
+        each_image,
     ]
 
 
-def by_group(pairs: pd.DataFrame, label: str) -> list[overview.Panel]:
-    """A row a group, of many those that differ most either way; nothing where there are no groups."""
-    table = paired.difference_by(pairs[pairs["make"] != ""], "make") if pairs["make"].any() else pd.DataFrame()
-    if len(table) > overview.GROUPS_SHOWN:
-        half = overview.GROUPS_SHOWN // 2
+def group_panels(pairs: pd.DataFrame, label: str) -> list[overview.Panel]:
+    """Return a chart with a row a group, of many those that differ most either way; [] if there are no groups."""
+    if not pairs["group"].any():
+        return []
+    table = paired.difference_by(pairs[pairs["group"] != ""], "group")
+    if len(table) > overview.MAX_GROUPS:
+        half = overview.MAX_GROUPS // 2
         table = pd.concat((table.head(half), table.tail(half)))
-    rows = {row.make: (row.mean, row.low, row.high) for row in table.itertuples()}
-    return [overview.Panel("By group", "", charts.differences("by-group", label, rows))] if rows else []
+    rows = {row.group: (row.mean, row.low, row.high) for row in table.itertuples()}
+    return [overview.Panel("By group", "", charts.differences("by-group", label, rows))]
 
 
-def gallery_of(pairs: pd.DataFrame, both: list[Opened]) -> dict[str, Any]:
-    """Pairs of cards, a's and b's, around the place where the two predictions differ most."""
-    shown, of_cars = set(both[0].shown) & set(both[1].shown), both[0].of_cars
-    rows = pairs[pairs["img"].isin(shown)]
-    if len(rows) > SHOWN:
-        rows = pd.concat((rows.head(SHOWN // 2), rows.tail(SHOWN // 2)))
+def gallery_section(pairs: pd.DataFrame, both: list[OofPredictions]) -> dict[str, Any]:
+    """Return pairs of cards, a's and b's, around the place where the two predictions differ most."""
+    showable = set(both[0].showable) & set(both[1].showable)
+    rows = pairs[pairs["img"].isin(showable)]
+    if len(rows) > MAX_ROWS:
+        rows = pd.concat((rows.head(MAX_ROWS // 2), rows.tail(MAX_ROWS // 2)))
 
     def cards(row: Any) -> list[gallery.Card]:
-        row_px, column_px, _ = errors.worst_spot(
-            both[0].prediction(row.img) != both[1].prediction(row.img), errors.WORST_WINDOW_PX
-        )
-        facts = {
-            "make": row.make, "view": row.view, "difference": row.difference,
-            "right": f"{overview.shown_make(row.make)}, view {row.view}",
-        }  # fmt: skip
-        if not of_cars:
-            facts = {"group": row.make, "right": row.make, "difference": row.difference}
+        differs = both[0].prediction(row.img) != both[1].prediction(row.img)
+        spot = errors.find_worst_spot(differs, errors.WORST_WINDOW_PX)[:2]
+        facts = {"group": row.group, "right": row.group, "difference": row.difference} | overview.car_facts(row)
         better = ("b",) if row.difference > 0 else ("a",) if row.difference < 0 else ()
         return [
-            found.card(row.img, (row_px, column_px), facts | {"dice": dice}, better)
-            for found, dice in zip(both, (row.dice_a, row.dice_b))
+            predictions.card(row.img, spot, facts | {"score": score}, better)
+            for predictions, score in zip(both, (row.score_a, row.score_b))
         ]
 
     return {
         "cards": list(progress(in_order(cards, rows.itertuples()), "gallery", total=len(rows))),
-        "choices": choice.filters(rows, of_cars),
+        "filters": gallery.filters(rows),
     }

@@ -1,83 +1,101 @@
-"""One prediction against its mask: how much is wrong, how far from the edge, and where it is worst."""
-from dataclasses import dataclass
+"""How much of one prediction is wrong, how far from the edge and where most; then one row an image for all of them.
+
+Dice and the pixel counts come from the stored histograms and are exact. Where the errors lie comes from the
+probabilities that are stored in 8 bits on the network's grid; it is NaN for folds without them.
+"""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-DISTANCES_PX = (1, 2, 4, 8)  # from the truth's edge, beyond which an error is far
-WORST_WINDOW_PX = 96  # side of the square in which errors are dense
+from pipeline.carvana import angle_of, car_of
+from pipeline.data.images import upsample_u8
+from pipeline.masks.dice import dice_at_thresholds
+from pipeline.runtime.progress import in_order
+
+DISTANCES_PX = (1, 2, 4, 8)  # from the true edge; an error beyond the last one is far
+WORST_WINDOW_PX = 96  # side of the square in which errors are counted to find where they are densest
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one picture. The five `errors_..._px` share out all pixels that are wrong."""
+    """Errors of one image. The five `errors_..._px` add up to all wrong pixels."""
 
     dice: float
     truth_px: int
     predicted_px: int
     false_object_px: int  # predicted, but background in truth
     false_background_px: int
-    errors_1_px: int  # no further than 1 from the nearest pixel that is truly what was predicted
-    errors_2_px: int  # over 1, no further than 2
+    errors_1_px: int  # at most 1 from the nearest pixel whose true class is the predicted one
+    errors_2_px: int  # more than 1, at most 2
     errors_4_px: int
     errors_8_px: int
     errors_far_px: int
-    largest_error_px: int  # the largest connected place that is wrong
-    worst_row: int  # the middle of the errors in the square that has most of them; without errors, that of the object
+    largest_error_px: int  # the largest connected component of wrong pixels
+    worst_row: int  # centre of the errors in the square with most of them; without errors, centre of the object
     worst_column: int
-    worst_px: int  # how many are in that square
-    pieces: int  # connected ones of the prediction
+    worst_px: int  # wrong pixels in that square
+    components: int  # connected components of the prediction
 
 
-def errors_of(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Errors:
-    """truth, predicted: bool (height, width). Some 15 ms of one core for a real picture of 1918x1280."""
+COUNT_COLUMNS = ("dice", "truth_px", "predicted_px", "false_object_px", "false_background_px")
+PLACE_COLUMNS = tuple(field.name for field in fields(Errors) if field.name not in COUNT_COLUMNS)
+
+
+# --- one image -------------------------------------------------------------------------------------------------------
+
+
+def measure_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Errors:
+    """Compare two masks, bool (height, width). Takes some 15 ms of one core for a real image of 1918x1280."""
     height, width = truth.shape
-    top, left, bottom, right = box_around(truth | predicted)
-    # One more on each side: there all is background, so that no distance within is cut.
+    top, left, bottom, right = bounding_box(truth | predicted)
+    # One pixel more on each side: all of it is background there, so cropping changes no distance.
     first_row, first_column = max(0, top - 1), max(0, left - 1)
     window = np.s_[first_row : min(height, bottom + 1), first_column : min(width, right + 1)]
-    its_truth, its_prediction = truth[window], predicted[window]
-    wrong = its_truth ^ its_prediction
-    false_object = wrong & its_prediction
-    truth_px, predicted_px = int(np.count_nonzero(its_truth)), int(np.count_nonzero(its_prediction))
+    crop_truth, crop_predicted = truth[window], predicted[window]
+    wrong = crop_truth ^ crop_predicted
+    false_object = wrong & crop_predicted
+    truth_px, predicted_px = int(np.count_nonzero(crop_truth)), int(np.count_nonzero(crop_predicted))
     false_object_px, wrong_px = int(np.count_nonzero(false_object)), int(np.count_nonzero(wrong))
     total = truth_px + predicted_px
-    row, column, worst_px = worst_spot(wrong, WORST_WINDOW_PX)
+    row, column, worst_px = find_worst_spot(wrong, WORST_WINDOW_PX)
     if wrong_px == 0:
         row, column = (top + bottom) // 2 - first_row, (left + right) // 2 - first_column
-    within_1, within_2, within_4, within_8, far = by_distance(its_truth, false_object, wrong & its_truth)
+    within_1, within_2, within_4, within_8, far = count_by_distance(crop_truth, false_object, wrong & crop_truth)
     return Errors(
-        1.0 if total == 0 else (total - wrong_px) / total,
-        truth_px,
-        predicted_px,
-        false_object_px,
-        wrong_px - false_object_px,
-        within_1,
-        within_2,
-        within_4,
-        within_8,
-        far,
-        largest_piece_px(wrong),
-        row + first_row,
-        column + first_column,
-        worst_px,
-        pieces(its_prediction),
+        dice=1.0 if total == 0 else (total - wrong_px) / total,
+        truth_px=truth_px,
+        predicted_px=predicted_px,
+        false_object_px=false_object_px,
+        false_background_px=wrong_px - false_object_px,
+        errors_1_px=within_1,
+        errors_2_px=within_2,
+        errors_4_px=within_4,
+        errors_8_px=within_8,
+        errors_far_px=far,
+        largest_error_px=largest_component_px(wrong),
+        worst_row=row + first_row,
+        worst_column=column + first_column,
+        worst_px=worst_px,
+        components=count_components(crop_predicted),
     )
 
 
-def box_around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what is set, the last two behind it; the whole picture where nothing is."""
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return top, left, bottom, right of the set pixels, the last two exclusive; the whole image for an empty mask."""
     left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
     return (top, left, top + rows, left + columns) if rows else (0, 0, *mask.shape)
 
 
-def by_distance(
+def count_by_distance(
     truth: NDArray[np.bool_], false_object: NDArray[np.bool_], false_background: NDArray[np.bool_]
 ) -> tuple[int, ...]:
-    """Wrong pixels by their distance to the nearest pixel that truly is what was predicted: DISTANCES_PX, and beyond.
+    """Count wrong pixels by distance to the nearest pixel of the predicted class: bands DISTANCES_PX, and beyond.
 
-    Beside the edge that distance is 1. Where there is no such pixel at all, it is far.
+    Beside the edge that distance is 1. Without any such pixel, an error is far.
     """
     distances = [
         cv2.distanceTransform(away.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[wrong]
@@ -88,8 +106,8 @@ def by_distance(
     return tuple(np.bincount(bands, minlength=len(DISTANCES_PX) + 1).tolist())
 
 
-def worst_spot(wrong: NDArray[np.bool_], side_px: int) -> tuple[int, int, int]:
-    """Row and column of the middle of the errors in the square that has most of them, and how many it has."""
+def find_worst_spot(wrong: NDArray[np.bool_], side_px: int) -> tuple[int, int, int]:
+    """Return row and column of the centre of the errors in the square with most of them, and how many it holds."""
     counts = cv2.boxFilter(
         wrong.view(np.uint8), cv2.CV_32F, (side_px, side_px), normalize=False, borderType=cv2.BORDER_CONSTANT
     )
@@ -101,11 +119,70 @@ def worst_spot(wrong: NDArray[np.bool_], side_px: int) -> tuple[int, int, int]:
     return int(top + rows.mean()), int(left + columns.mean()), len(rows)
 
 
-def largest_piece_px(mask: NDArray[np.bool_]) -> int:
+def largest_component_px(mask: NDArray[np.bool_]) -> int:
     sizes = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)[2][1:, cv2.CC_STAT_AREA]
     return int(sizes.max(initial=0))
 
 
-def pieces(mask: NDArray[np.bool_]) -> int:
-    """How many connected pieces a mask has; pixels that touch at a corner are connected."""
+def count_components(mask: NDArray[np.bool_]) -> int:
+    """Count the connected components of a mask; pixels that touch at a corner are connected."""
     return cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] - 1
+
+
+# --- all images ------------------------------------------------------------------------------------------------------
+
+
+def count_errors(names: Sequence[str], histograms: NDArray[np.int32], threshold_u8: int) -> pd.DataFrame:
+    """Return `img` and COUNT_COLUMNS of each image at a threshold, 0 to 255, from histograms (images, 2, 256)."""
+    off, on = histograms.astype(np.int64).transpose(1, 0, 2)
+    false_object, true_object = off[:, threshold_u8:].sum(axis=1), on[:, threshold_u8:].sum(axis=1)
+    return pd.DataFrame({
+        "img": list(names),
+        "dice": dice_at_thresholds(histograms)[:, threshold_u8],
+        "truth_px": on.sum(axis=1),
+        "predicted_px": false_object + true_object,
+        "false_object_px": false_object,
+        "false_background_px": on.sum(axis=1) - true_object,
+    })  # fmt: skip
+
+
+def add_places(
+    counts: pd.DataFrame,
+    read_truth: Callable[[str], NDArray[np.bool_]],
+    read_prediction: Callable[[str], NDArray[np.bool_]] | None,
+    with_progress: Callable[[Iterator[Errors]], Iterator[Errors]] = lambda results: results,
+) -> pd.DataFrame:
+    """Add PLACE_COLUMNS to the table of `count_errors`; NaN without a read_prediction.
+
+    read_truth, read_prediction: image name -> bool (height, width); called by several threads at once.
+    with_progress: wraps the iterator of results in a progress bar. Takes some 25 ms an image on two cores with reading.
+    """
+    if read_prediction is None:
+        return counts.assign(**{column: np.nan for column in PLACE_COLUMNS})
+    results = in_order(lambda name: measure_errors(read_truth(name), read_prediction(name)), counts["img"])
+    rows = [asdict(errors) for errors in with_progress(results)]
+    places = pd.DataFrame(rows, columns=[field.name for field in fields(Errors)])
+    return pd.concat((counts, places[list(PLACE_COLUMNS)]), axis=1)
+
+
+def add_car_groups(table: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:
+    """Put `img, car, group, angle, fold` first: a car's group is its make, "" if unknown; angles are 1 to 16."""
+    car = [car_of(name) for name in table["img"]]
+    angle = [angle_of(name) for name in table["img"]]
+    group = [make_of_car.get(one, "") for one in car]
+    return put_first(table.assign(car=car, group=group, angle=angle, fold=fold), "img", "car", "group", "angle", "fold")
+
+
+def add_image_groups(table: pd.DataFrame, fold: int, group_of_image: Mapping[str, str]) -> pd.DataFrame:
+    """Put `img, group, fold` first, for images that do not show the competition's cars; group "" if there is none."""
+    group = [group_of_image.get(name, "") for name in table["img"]]
+    return put_first(table.assign(group=group, fold=fold), "img", "group", "fold")
+
+
+def put_first(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return table[[*columns, *(column for column in table.columns if column not in columns)]]
+
+
+def upsample_stored(stored_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Upsample a probability stored at 1/scale to full size; 0 to 255, uint8 (height, width)."""
+    return upsample_u8(np.divide(stored_u8, 255, dtype=np.float32), scale, height, width)

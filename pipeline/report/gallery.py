@@ -1,126 +1,255 @@
-"""Pictures for a page: a small photo, and over it, as PNGs of few colours, truth, prediction and errors.
+"""Cards of a gallery: which images it shows, and each as small PNG layers over a small JPEG.
 
-A photo is kept once, as a JPEG; what lies over it is transparent where there is nothing to say, so that a page shows
-any of the layers without another photo. Beside it is a piece around the worst place, pixel for pixel. All are data
-URLs: the page is one file. Some 45 kB a picture, so that 300 need 15 MB.
+An image is stored once, as a JPEG; the layers over it (truth, prediction, errors) are PNGs of few colours, transparent
+where they have nothing to show, so that the page switches layers without a second image. Beside it is a crop around the
+worst place, pixel for pixel. All are data URLs: the page is one file. Some 45 kB an image, so that 300 need 15 MB.
 """
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.masks.colours import ADDED, MISSED, OBJECT
+from pipeline.carvana import HEIGHT_PX, WIDTH_PX
+from pipeline.data.competition import ImageSet
+from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.images import upsample_u8
+from pipeline.masks.colours import ADDED, OBJECT, IGNORED_COLOUR, MISSED, palette
+from pipeline.masks.confusion import Indices, ignored
+from pipeline.report.overview import display_make
 
+WORST, MEDIAN, RANDOM = 120, 60, 120  # images of a gallery: 300 make a page of some 20 MB
 SMALL_WIDTH_PX = 480
-CROP_PX = (128, 192)  # rows and columns of the piece that is shown pixel for pixel
-JPEG_QUALITY = 78
-OPACITY = 140  # of what lies over a photo, of 255
-RIGHT, MISSED_CLASS, ADDED_CLASS = 0, 1, 2
-ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 255), (*ADDED, 255))
-MASK_PALETTE = ((0, 0, 0, 0), (*OBJECT, OPACITY))
+CROP_PX = (128, 192)  # rows and columns of the crop that is shown pixel for pixel
+JPEG_QUALITY, CROP_JPEG_QUALITY = 78, 88
+MASK_OPACITY = 140  # of a mask over an image, of 255
+CLASS_OPACITY = 190  # of a class map: high, so that the colours stay those of the legend
+RIGHT, MISSED_PIXEL, ADDED_PIXEL = 0, 1, 2  # indices into MASK_ERROR_PALETTE
+WRONG, IGNORED = 1, 2  # indices into CLASS_ERROR_PALETTE
+MASK_PALETTE = ((0, 0, 0, 0), (*OBJECT, MASK_OPACITY))
+MASK_ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 255), (*ADDED, 255))
+CLASS_ERROR_PALETTE = ((0, 0, 0, 0), (*MISSED, 180), (*IGNORED_COLOUR, 110))  # wrong areas are large: translucent
+WRONG_CELL_FRACTION = 0.125  # of the pixels of a cell of the small grid, from which it is drawn as wrong
+
+
+class Layers(NamedTuple):
+    """Layer name (truth, prediction, errors) -> data URL of a PNG: over the small image, and over the crop."""
+
+    small: dict[str, str]
+    crop: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of one picture. Images are data URLs; `layers` and `crop_layers` map a layer to one."""
+    """One image on the page. All images are data URLs."""
 
     name: str
-    photo: str
+    image: str
     layers: dict[str, str]
     crop: str
     crop_layers: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)  # dice, make, view, fold ...: filters and captions
-    tags: tuple[str, ...] = ()  # why it is here: worst, median, random, suspect ...
+    facts: dict[str, Any] = field(default_factory=dict)  # score, group, angle, fold ...: filters and captions
+    tags: tuple[str, ...] = ()  # why it is shown: worst, median, random, suspect ...
 
 
-def card(
+def make_card(
     name: str,
-    photo_small: NDArray[np.uint8],
-    photo: NDArray[np.uint8],
-    truth: NDArray[np.bool_] | None,
-    predicted: NDArray[np.bool_],
-    spot: tuple[int, int],
+    small: NDArray[np.uint8],
+    crop: NDArray[np.uint8],
+    layers: Layers,
     facts: dict[str, Any],
     tags: tuple[str, ...] = (),
 ) -> Card:
-    """photo_small, photo: RGB uint8 (rows, columns, 3), the second as large as the masks, bool (height, width).
-
-    spot: row and column around which the piece is cut; truth: None where nobody knows it.
-    """
-    window = window_around(spot, CROP_PX, predicted.shape)
-    masks = {"prediction": predicted} if truth is None else {"truth": truth, "prediction": predicted}
-    layers = {name: png(small_mask(mask), MASK_PALETTE) for name, mask in masks.items()}
-    crop_layers = {name: png(mask[window].astype(np.uint8), MASK_PALETTE) for name, mask in masks.items()}
-    if truth is not None:
-        layers["errors"] = png(small_errors(truth, predicted), ERROR_PALETTE)
-        crop_layers["errors"] = png(errors(truth[window], predicted[window]), ERROR_PALETTE)
-    return Card(name, jpeg(small_photo(photo_small)), layers, jpeg(photo[window], 88), crop_layers, facts, tags)
+    """small: the whole image at any size; crop: its part at full size. Both RGB uint8 (rows, columns, 3)."""
+    image = jpeg(cv2.resize(small, small_size(small.shape), interpolation=cv2.INTER_AREA))
+    return Card(name, image, layers.small, jpeg(crop, CROP_JPEG_QUALITY), layers.crop, facts, tags)
 
 
 def window_around(spot: tuple[int, int], size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Slices of a piece of that size with the spot in the middle, moved to lie inside a picture of that shape."""
+    """Return slices of a window of that size centred on the spot, moved to lie inside an image of that shape."""
     starts = [min(max(0, at - side // 2), max(0, whole - side)) for at, side, whole in zip(spot, size, shape)]
     rows, columns = (slice(start, start + side) for start, side in zip(starts, size))
     return rows, columns
 
 
-def errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The class of each pixel: right, missed or added; uint8, of the masks' shape."""
-    return ((truth & ~predicted) * MISSED_CLASS + (predicted & ~truth) * ADDED_CLASS).astype(np.uint8)
+def read_car(images: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read a car's image twice, at 1/4 or smaller and at full size, RGB; the latter upsampled from a light copy."""
+    small = images.read(name, max(4, images.stored_scale))
+    stored = images.read(name, images.stored_scale)
+    if images.stored_scale == 1:
+        return small, stored
+    channels = [
+        upsample_u8(stored[..., channel].astype(np.float32) / np.float32(255), images.stored_scale, HEIGHT_PX, WIDTH_PX)
+        for channel in range(3)
+    ]
+    return small, np.dstack(channels)
+
+
+def thumbnail(image: NDArray[np.uint8], width_px: int = 160) -> str:
+    """Return a data URL of an image, as small as the ring of angles shows it."""
+    small = cv2.resize(image, small_size(image.shape, width_px), interpolation=cv2.INTER_AREA)
+    return jpeg(small, 70)
+
+
+# --- which images ----------------------------------------------------------------------------------------------------
+
+
+def choose(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, random: int = RANDOM) -> pd.DataFrame:
+    """Return rows of the table of images with a column `tags`, the worst first; an image may have several tags.
+
+    The random ones are drawn from all images, always the same.
+    """
+    by_score = images.sort_values(["score", "img"], ignore_index=True)
+    count = len(by_score)
+    middle = max(0, (count - median) // 2)
+    drawn = np.random.default_rng(0).permutation(count)[:random]
+    places_of_tag = {
+        "worst": range(min(worst, count)),
+        "median": range(middle, min(count, middle + median)),
+        "random": drawn,
+    }
+    tags: list[list[str]] = [[] for _ in range(count)]
+    for tag, places in places_of_tag.items():
+        for place in places:
+            tags[place].append(tag)
+    return by_score.assign(tags=tags)[[bool(each) for each in tags]].reset_index(drop=True)
+
+
+def count_tags(rows: pd.DataFrame) -> dict[str, int]:
+    """Count the chosen images with each tag; return {} if all have all tags, since a filter would be useless."""
+    all_tags = ("worst", "median", "random")
+    counts = {tag: sum(tag in tags for tags in rows["tags"]) for tag in all_tags}
+    return {} if all(count == len(rows) for count in counts.values()) else counts
+
+
+def filters(rows: pd.DataFrame) -> list[tuple[str, str, list[tuple[Any, str]]]]:
+    """Return the gallery's filters: column, label, and (value, text) of each option. Cars have a column `angle`."""
+    are_cars = "angle" in rows
+    groups = [group for group in sorted(set(rows["group"])) if group or are_cars]
+    options: list[tuple[str, str, list[tuple[Any, str]]]] = [
+        ("group", "Make", [(group, display_make(group)) for group in groups]) if are_cars
+        else ("group", "Group", [(group, group) for group in groups])
+    ]  # fmt: skip
+    for column in ("angle", "fold"):
+        if column in rows:
+            values = [(value, str(value)) for value in sorted(set(rows[column]))]
+            options.append((column, column.capitalize(), values))
+    return [option for option in options if option[2]]
+
+
+# --- layers of a mask ------------------------------------------------------------------------------------------------
+
+
+def mask_layers(truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_], window: tuple[slice, slice]) -> Layers:
+    """Draw masks, bool (height, width). truth: None if it is unknown; window: of the crop."""
+    masks = {"prediction": predicted} if truth is None else {"truth": truth, "prediction": predicted}
+    small = {layer: png((cell_fraction(mask) >= 0.5).astype(np.uint8), MASK_PALETTE) for layer, mask in masks.items()}
+    crop = {layer: png(mask[window].astype(np.uint8), MASK_PALETTE) for layer, mask in masks.items()}
+    if truth is not None:
+        small["errors"] = png(small_mask_errors(truth, predicted), MASK_ERROR_PALETTE)
+        crop["errors"] = png(mask_errors(truth[window], predicted[window]), MASK_ERROR_PALETTE)
+    return Layers(small, crop)
+
+
+def mask_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return right, missed or added of each pixel; uint8, of the masks' shape."""
+    return ((truth & ~predicted) * MISSED_PIXEL + (predicted & ~truth) * ADDED_PIXEL).astype(np.uint8)
+
+
+def small_mask_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the errors on the small grid: a wrong cell has the kind that most of its wrong pixels have."""
+    missed, added = (cell_fraction(wrong) for wrong in (truth & ~predicted, predicted & ~truth))
+    wrong = np.maximum(missed, added) >= WRONG_CELL_FRACTION
+    return np.where(wrong, np.where(missed > added, MISSED_PIXEL, ADDED_PIXEL), RIGHT).astype(np.uint8)
 
 
 def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask that touch its background."""
+    """Return the pixels of a mask that touch its background."""
     return mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
-def small_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The errors on the small grid: a cell is wrong when at least an eighth of its pixels are, in the way most are."""
-    missed, added = (cover(wrong) for wrong in (truth & ~predicted, predicted & ~truth))
-    wrong = np.maximum(missed, added) >= 0.125
-    return np.where(wrong, np.where(missed > added, MISSED_CLASS, ADDED_CLASS), RIGHT).astype(np.uint8)
+# --- layers of a class map -------------------------------------------------------------------------------------------
 
 
-def small_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return (cover(mask) >= 0.5).astype(np.uint8)
+def class_layers(truth: Indices, predicted: Indices, classes: int, window: tuple[slice, slice]) -> Layers:
+    """Draw class maps (height, width) in the palette of `masks.colours`. window: of the crop."""
+    maps = {"truth": truth, "prediction": predicted}
+    small = {layer: class_png(small_map(indices), classes) for layer, indices in maps.items()}
+    crop = {layer: class_png(indices[window], classes) for layer, indices in maps.items()}
+    small["errors"] = png(small_class_errors(truth, predicted), CLASS_ERROR_PALETTE)
+    crop["errors"] = png(class_errors(truth[window], predicted[window]), CLASS_ERROR_PALETTE)
+    return Layers(small, crop)
 
 
-def cover(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The share of each cell of the small grid that is set."""
+def wrong_pixels(truth: Indices, predicted: Indices) -> NDArray[np.bool_]:
+    """Return the valid pixels whose predicted class is not the true one."""
+    return (truth != predicted) & (truth != ignored(truth.dtype))
+
+
+def class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:
+    """Return right, wrong or ignored of each pixel; uint8, of the maps' shape."""
+    is_ignored = truth == ignored(truth.dtype)
+    return np.where(is_ignored, IGNORED, wrong_pixels(truth, predicted) * WRONG).astype(np.uint8)
+
+
+def small_class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:
+    """Return the errors on the small grid."""
+    is_ignored = cell_fraction(truth == ignored(truth.dtype)) >= 0.5
+    is_wrong = cell_fraction(wrong_pixels(truth, predicted)) >= WRONG_CELL_FRACTION
+    return np.where(is_wrong, WRONG, np.where(is_ignored, IGNORED, RIGHT)).astype(np.uint8)
+
+
+def small_map(indices: Indices) -> Indices:
+    """Return a class map on the small grid: each cell has the class of one of its pixels, so that none is invented."""
+    return cv2.resize(indices, small_size(indices.shape), interpolation=cv2.INTER_NEAREST)
+
+
+def class_png(indices: Indices, classes: int) -> str:
+    """Return a data URL of a class map in the palette's colours; ignored pixels are transparent.
+
+    The PNG has only the colours that it needs, at most 256: of more, the 255 most frequent ones are drawn.
+    """
+    values, place, counts = np.unique(indices, return_inverse=True, return_counts=True)
+    colours = palette(classes)
+    frequent = np.sort(counts.argsort()[::-1][:255])
+    number = np.full(len(values), len(frequent))  # a rare value gets the index past the palette: transparent as well
+    number[frequent] = np.arange(len(frequent))
+    table = tuple(
+        (*colours[value].tolist(), CLASS_OPACITY) if value < classes else (*IGNORED_COLOUR, 0)
+        for value in values[frequent].tolist()
+    )
+    return png(number[place].reshape(indices.shape).astype(np.uint8), (*table, (0, 0, 0, 0)))
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+def cell_fraction(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the fraction of each cell of the small grid that is set."""
     return cv2.resize(mask.astype(np.float32), small_size(mask.shape), interpolation=cv2.INTER_AREA)
 
 
-def small_photo(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.resize(photo, small_size(photo.shape), interpolation=cv2.INTER_AREA)
-
-
 def small_size(shape: tuple[int, ...], width_px: int = SMALL_WIDTH_PX) -> tuple[int, int]:
-    """Columns and rows, as OpenCV wants them."""
+    """Return (columns, rows), the order of OpenCV."""
     return width_px, round(width_px * shape[0] / shape[1])
 
 
-def jpeg(photo: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> str:
-    """A data URL of RGB uint8 (rows, columns, 3)."""
-    data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+def jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> str:
+    """Return a data URL of RGB uint8 (rows, columns, 3)."""
+    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
-def png(classes: NDArray[np.uint8], palette: tuple[tuple[int, ...], ...]) -> str:
-    """A data URL of classes (rows, columns) in the colours of a palette of (red, green, blue, opacity)."""
-    image = Image.new("P", classes.shape[::-1])
-    image.putpalette([channel for colour in palette for channel in colour[:3]])
-    image.frombytes(np.ascontiguousarray(classes).tobytes())
+def png(indices: NDArray[np.uint8], palette_rgba: tuple[tuple[int, ...], ...]) -> str:
+    """Return a data URL of indices (rows, columns) into a palette of (red, green, blue, opacity)."""
+    image = Image.new("P", indices.shape[::-1])
+    image.putpalette([channel for colour in palette_rgba for channel in colour[:3]])
+    image.frombytes(np.ascontiguousarray(indices).tobytes())
     file = io.BytesIO()
-    image.save(file, format="PNG", transparency=bytes(colour[3] for colour in palette), optimize=True)
+    image.save(file, format="PNG", transparency=bytes(colour[3] for colour in palette_rgba), optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def thumbnail(photo: NDArray[np.uint8], width_px: int = 160) -> str:
-    """A data URL of a photo, as small as it is shown on the ring of views."""
-    small = cv2.resize(photo, small_size(photo.shape, width_px), interpolation=cv2.INTER_AREA)
-    return jpeg(small, 70)

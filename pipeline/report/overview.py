@@ -1,6 +1,7 @@
-"""The table of all held-out pictures (`analysis.table`) as charts and figures: where Dice is lost."""
+"""Panels of a report: charts of the table of all images (`errors`) that show where Dice is lost, and of training."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,79 +15,87 @@ BANDS = {
     "errors_8_px": "4 to 8 px",
     "errors_far_px": "further",
 }
-GROUPS_SHOWN, LABEL_LETTERS = 30, 18  # of a chart with one row a group
+MAX_GROUPS, MAX_LABEL_LETTERS = 30, 18  # of a chart with one row a group
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its title and a sentence that says what it shows."""
+    """A chart with its title and a sentence about what it shows."""
 
     title: str
     text: str
     svg: str
-    width: str = ""  # a class of the page: "two" or "wide"
+    width: str = ""  # a CSS class: "two" or "wide"
 
 
-def shown_make(make: str) -> str:
-    """`"land rover"` -> `"Land Rover"`, `"bmw"` -> `"BMW"`; a make that is not known is told so."""
+def display_make(make: str) -> str:
+    """`"land rover"` -> `"Land Rover"`, `"bmw"` -> `"BMW"`, `""` -> `"Unknown make"`."""
     return " ".join(word.upper() if len(word) <= 3 else word.capitalize() for word in make.split()) or "Unknown make"
 
 
-def where_it_is_lost(images: pd.DataFrame) -> list[Panel]:
-    """Panels over all pictures: spread, distance from the edge, which way wrong, each make."""
+def car_facts(row: Any) -> dict[str, Any]:
+    """Return what a card shows and is filtered by, if the row of a table of images has an angle."""
+    if "angle" not in row._fields:
+        return {}
+    return {"angle": row.angle, "right": f"{display_make(row.group)}, angle {row.angle}"}
+
+
+def lost_dice_panels(images: pd.DataFrame) -> list[Panel]:
+    """Return panels over all images: distribution, distance from the edge, missed or added."""
     panels = [Panel(
-        "How good each picture is",
-        f"The worst twentieth of the pictures has {lost_by_worst(images['dice']):.0%} of all lost Dice.",
-        charts.spread(images["dice"].to_numpy()),
+        "Dice of each image",
+        f"The worst twentieth of the images has {lost_by_worst(images['score']):.0%} of all lost Dice.",
+        charts.lost_histogram(images["score"].to_numpy()),
     )]  # fmt: skip
-    placed = images.dropna(subset=["errors_1_px"])
-    if len(placed) and (by_band := lost_fraction(placed, list(BANDS))).sum():
+    with_places = images.dropna(subset=["errors_1_px"])
+    if len(with_places) and (by_band := lost_fraction(with_places, list(BANDS))).sum():
         near = float(by_band[:2].sum())
+        fraction_of = dict(zip(BANDS.values(), by_band))
         panels.append(Panel(
-            "How far from the edge",
+            "Distance from the edge",
             f"{near:.0%} of the lost Dice lies within 2 pixels of the true edge.",
-            charts.fractions("edge", dict(zip(BANDS.values(), by_band)), ["accent"] * len(BANDS), "Lost Dice by distance"),
+            charts.fractions("edge", fraction_of, ["accent"] * len(BANDS), "Lost Dice by distance"),
         ))  # fmt: skip
     kinds = lost_fraction(images, ["false_background_px", "false_object_px"])
     if kinds.sum():
         missed, added = kinds
         panels.append(Panel(
-            "Which way it is wrong",
-            "What the mask has and the prediction has not is missed; the other way round it is added.",
+            "Missed or added",
+            "Missed: in the mask, but not predicted. Added: predicted, but not in the mask.",
             charts.fractions("kinds", {"missed": missed, "added": added}, ["missed", "added"], "Lost Dice"),
         ))  # fmt: skip
     return panels
 
 
 def by_make(images: pd.DataFrame) -> Panel:
-    """Cars as ticks, a make's mean over its pictures as a dot, the worst make first."""
-    means = images.groupby("make")["dice"].mean().sort_values()
-    of_cars = images.groupby(["make", "car"])["dice"].mean()
-    rows = {shown_make(make): of_cars[make].to_numpy() for make in means.index}
+    """Draw cars as ticks and each make's mean over its images as a dot, the worst make first."""
+    means = images.groupby("group")["score"].mean().sort_values()
+    by_car = images.groupby(["group", "car"])["score"].mean()
+    rows = {display_make(make): by_car[make].to_numpy() for make in means.index}
     return Panel(
         "By make",
-        "Each tick is a car, the mean of its views; each dot the mean of a make that the network never saw.",
+        "Each tick is a car, the mean of its angles; each dot the mean of a make that the network never saw.",
         charts.groups("makes", "Dice", rows),
     )
 
 
-def by_group(images: pd.DataFrame, score: str) -> Panel | None:
-    """Pictures as ticks, a group's mean as a dot, the worst group first; None without groups. score: what `dice` is."""
-    grouped = images[images["make"] != ""].dropna(subset=["dice"])
-    means = grouped.groupby("make")["dice"].mean().sort_values()
+def by_group(images: pd.DataFrame, metric: str) -> Panel | None:
+    """Draw images as ticks and each group's mean as a dot, the worst group first; None without groups."""
+    grouped = images[images["group"] != ""].dropna(subset=["score"])
+    means = grouped.groupby("group")["score"].mean().sort_values()
     if not len(means):
         return None
-    of_group = dict(list(grouped.groupby("make")["dice"]))
-    rows = {group[:LABEL_LETTERS]: of_group[group].to_numpy() for group in means.index[:GROUPS_SHOWN]}
-    which = f" Of {len(means)} groups, the worst {GROUPS_SHOWN}." if len(means) > GROUPS_SHOWN else ""
-    text = f"Each tick is a picture, each dot the mean of a group that the network never saw.{which}"
-    return Panel("By group", text, charts.groups("groups", score, rows))
+    scores_of_group = dict(list(grouped.groupby("group")["score"]))
+    rows = {group[:MAX_LABEL_LETTERS]: scores_of_group[group].to_numpy() for group in means.index[:MAX_GROUPS]}
+    which = f" The worst {MAX_GROUPS} of {len(means)} groups." if len(means) > MAX_GROUPS else ""
+    text = f"Each tick is an image, each dot the mean of a group that the network never saw.{which}"
+    return Panel("By group", text, charts.groups("groups", metric, rows))
 
 
 def lost_fraction(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Of all lost Dice, the share of each column of wrong pixels: a pixel costs 1 / (truth + predicted) of its image.
+    """Return the fraction of all lost Dice in each column of wrong pixels, float64 (columns,); zeros if none is lost.
 
-    float64 (columns,), summing to 1; zeros when nothing is lost.
+    They sum to 1. A wrong pixel costs 1 / (truth + predicted) of its image.
     """
     size = (images["truth_px"] + images["predicted_px"]).clip(lower=1)
     lost = images[list(columns)].div(size, axis=0).sum().to_numpy(float)
@@ -94,31 +103,31 @@ def lost_fraction(images: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def lost_by_worst(dice: pd.Series) -> float:
-    """What share of all lost Dice the worst twentieth of the pictures has."""
+    """Return the fraction of all lost Dice that the worst twentieth of the images has."""
     lost = np.sort(1 - dice.to_numpy())[::-1]
     return float(lost[: max(1, len(lost) // 20)].sum() / max(lost.sum(), 1e-12))
 
 
-def lost_by_angle(images: pd.DataFrame, views: int) -> list[float]:
-    """Mean lost Dice of views 1 to `views`; 0 for one without pictures."""
-    lost = 1 - images.groupby("view")["dice"].mean()
-    return [float(lost.get(view, 0.0)) for view in range(1, views + 1)]
+def lost_by_angle(images: pd.DataFrame, angles: int) -> list[float]:
+    """Return the mean lost Dice of angles 1 to `angles`; 0 for one without images."""
+    lost = 1 - images.groupby("angle")["score"].mean()
+    return [float(lost.get(angle, 0.0)) for angle in range(1, angles + 1)]
 
 
 def places_on_ring(count: int) -> list[tuple[float, float]]:
-    """Left and top, in % of a square, of so many places on a circle, the first at the top, against the clock."""
+    """Return left and top, in % of a square, of places on a circle; the first at the top, counterclockwise."""
     angles = 2 * np.pi * np.arange(count) / count
     return [(round(50 - 43 * float(np.sin(a)), 2), round(50 - 43 * float(np.cos(a)), 2)) for a in angles]
 
 
 def curve_panels(logs: Mapping[int, Sequence[dict]]) -> list[Panel]:
-    """Loss, Dice, learning rate and speed by epoch, a line a fold. logs: fold -> rows of its log.jsonl."""
+    """Return curves of loss, score, learning rate and speed, a line a fold. logs: fold -> rows of its log.jsonl."""
     panels = []
     for key, title, label, log in (
         ("train_loss", "Loss", "training loss", True),
         ("val_dice", "Dice", "held-out Dice", False),
         ("val_mean_iou", "Mean IoU", "held-out mean IoU", False),
-        ("lr", "Learning rate", "at the epoch's end", False),
+        ("lr", "Learning rate", "at the end of the epoch", False),
         ("images_per_s", "Speed", "images/s in training", False),
     ):
         lines = {

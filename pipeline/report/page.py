@@ -1,4 +1,4 @@
-"""The page: a template, its style and its script, put together into one file that needs no other."""
+"""Render a page: template, style and script in one self-contained HTML file."""
 import pathlib
 import re
 from typing import Any
@@ -13,14 +13,15 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"  # *.html.j2, style.css,
 
 
 def render(template: str, **context: Any) -> str:
-    """The page of `parts/TEMPLATE`; what a template names and nobody gives is an error.
-
-    Texts are escaped; charts, which are SVG of our own, are passed as they are.
-    """
+    """Render `templates/TEMPLATE`; raise for a variable without a value. Texts are escaped, our own charts are not."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"dice": dice, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
+    environment.filters |= {"score": score, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
     return environment.get_template(template).render(
         style=Markup((TEMPLATES / "style.css").read_text()),
         script=Markup((TEMPLATES / "page.js").read_text()),
@@ -33,20 +34,20 @@ def render(template: str, **context: Any) -> str:
 
 
 def code(sentence: str) -> Markup:
-    """A sentence of a Problem, with what stands in `backticks` as code."""
+    """Escape a sentence and turn what stands in `backticks` into code elements."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
-def dice(value: float | None) -> str:
-    """0.99331; a dash for what is not known."""
+def score(value: float | None) -> str:
+    """0.99331; a dash for None and NaN."""
     return "–" if value is None or value != value else f"{value:.5f}"
 
 
 def thousands(value: float) -> str:
-    """1234567 -> 1 234 567, with blanks that do not break."""
+    """1234567 -> 1 234 567, with narrow no-break spaces."""
     return "–" if value != value else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def signed(value: float) -> str:
-    """-0.00012 -> −0.00012, with a true minus."""
+    """-0.00012 -> −0.00012, with a minus sign instead of a hyphen."""
     return f"{value:+.5f}".replace("-", "−")

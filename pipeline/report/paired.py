@@ -1,6 +1,6 @@
-"""Two runs on the same pictures: the mean difference of their Dice, and how sure it is.
+"""Two runs on the same images: the mean difference of their scores, and a confidence interval for it.
 
-The 16 views of a car are no 16 independent samples, so the bootstrap draws cars and not pictures.
+The 16 angles of a car are not 16 independent samples, so the bootstrap resamples clusters (cars) and not images.
 """
 from dataclasses import dataclass
 
@@ -11,66 +11,69 @@ from scipy import stats
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
-# Cars that an interval needs: were there no difference, six would all show one of the same sign in 3 % of all cases
-# and five in 6 %, so that of five not even that would be sure at 95 %.
-FEWEST_CARS = 6
+# An interval needs this many clusters: without any difference, six would all have one of the same sign in 3 % of all
+# cases and five in 6 %, so that with five not even that would be significant at 95 %.
+MIN_CLUSTERS = 6
 
 
 @dataclass(frozen=True)
 class Difference:
-    """b minus a; the interval is NaN for fewer than `FEWEST_CARS`."""
+    """Score of b minus score of a; the interval is NaN below MIN_CLUSTERS."""
 
-    mean: float  # over pictures
+    mean: float  # over images
     low: float
     high: float
     images: int
-    cars: int
-    wins: int  # pictures on which b is better
+    clusters: int
+    wins: int  # images on which b is better
     losses: int
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the interval leaves 0 out."""
+    def is_significant(self) -> bool:
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
-def paired(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The pictures of both tables: `img`, `car`, `make`, `view`, `dice_a`, `dice_b` and `difference`, b minus a.
+def pair_images(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Join the tables of two runs on `img`: adds `score_a`, `score_b`, `difference` (b minus a) and `cluster`.
 
-    a, b: of `table.with_groups`. Sorted by difference, those first that b gained most on.
+    a, b: columns `img`, `group` and `score`, of cars also `car` and `angle`. A cluster is a car, else a group, else the
+    image itself. Sorted by difference, largest gain of b first.
     """
-    joined = a[["img", "car", "make", "view", "dice"]].merge(b[["img", "dice"]], on="img", suffixes=("_a", "_b"))
-    joined["difference"] = joined["dice_b"] - joined["dice_a"]
-    return joined.sort_values(["difference", "img"], ascending=[False, True], ignore_index=True)
+    shared = [column for column in ("img", "car", "group", "angle") if column in a]
+    pairs = a[[*shared, "score"]].merge(b[["img", "score"]], on="img", suffixes=("_a", "_b"))
+    pairs["difference"] = pairs["score_b"] - pairs["score_a"]
+    pairs["cluster"] = pairs["car"] if "car" in pairs else pairs["group"].where(pairs["group"] != "", pairs["img"])
+    return pairs.sort_values(["difference", "img"], ascending=[False, True], ignore_index=True)
 
 
-def difference_of(pairs: pd.DataFrame, resamples: int = RESAMPLES) -> Difference:
-    """pairs: what `paired` gives, or some rows of it, at least one. The same pairs, the same interval."""
-    by_car = pairs.groupby("car")["difference"].agg(["sum", "count"])
-    low, high = interval(by_car["sum"].to_numpy(float), by_car["count"].to_numpy(float), resamples)
+def mean_difference(pairs: pd.DataFrame, resamples: int = RESAMPLES) -> Difference:
+    """Return the mean with its interval; deterministic. pairs: at least one row of `pair_images`."""
+    by_cluster = pairs.groupby("cluster")["difference"].agg(["sum", "count"])
+    low, high = bootstrap_interval(by_cluster["sum"].to_numpy(float), by_cluster["count"].to_numpy(float), resamples)
     difference = pairs["difference"]
     return Difference(
-        float(difference.mean()),
-        low,
-        high,
-        len(pairs),
-        len(by_car),
-        int((difference > 0).sum()),
-        int((difference < 0).sum()),
+        mean=float(difference.mean()),
+        low=low,
+        high=high,
+        images=len(pairs),
+        clusters=len(by_cluster),
+        wins=int((difference > 0).sum()),
+        losses=int((difference < 0).sum()),
     )
 
 
-def interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int) -> tuple[float, float]:
-    """Of the mean over pictures, cars drawn anew with all their pictures. sums, counts: of each car, (cars,).
+def bootstrap_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int) -> tuple[float, float]:
+    """Return the interval of the mean over images when clusters are resampled whole. sums, counts: (clusters,).
 
     Bias-corrected and accelerated, https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.bootstrap.html.
     """
-    if len(sums) < FEWEST_CARS:
+    if len(sums) < MIN_CLUSTERS:
         return float("nan"), float("nan")
     means = sums / counts
     if np.ptp(means) == 0:  # the correction would divide by 0
         return float(means[0]), float(means[0])
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (sums, counts),
         lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
         paired=True,
@@ -81,13 +84,13 @@ def interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: 
         method="BCa",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def difference_by(pairs: pd.DataFrame, column: str, resamples: int = 999) -> pd.DataFrame:
-    """`difference_of` for each value of `make` or `view`: one row a value, `column` and the fields of Difference.
+    """Return `mean_difference` for each value of `group` or `angle`: `column` and the fields of Difference.
 
-    Sorted by `mean`, where b is better first.
+    Sorted by `mean`, largest gain of b first.
     """
-    rows = [{column: value, **vars(difference_of(part, resamples))} for value, part in pairs.groupby(column)]
+    rows = [{column: value, **vars(mean_difference(part, resamples))} for value, part in pairs.groupby(column)]
     return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)

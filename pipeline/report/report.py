@@ -1,7 +1,7 @@
 """Stage `report`: everything under `runs/RUN/` in; `runs/RUN/report/index.html` out, one page that needs no other file.
 
-Beside it are the tables behind it: `images.csv`, one row a held-out picture, and `suspects.csv`, the masks that may be
-wrong. What a run has not yet is said on the page and left out.
+Beside it are its tables: `images.csv`, one row an out-of-fold image; `suspects.csv`, the masks that may be wrong; or,
+of several classes, `classes.csv`. The page leaves out what the run does not have yet, and says so.
 """
 import json
 import pathlib
@@ -12,115 +12,107 @@ import numpy as np
 import pandas as pd
 
 from pipeline import carvana, config
-from pipeline.report import suspects
-from pipeline.report.error_table import without_car_columns
 from pipeline.config import Settings
-from pipeline.data import grouping
-from pipeline.runtime.files import locked, write_text
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
+from pipeline.report import charts, classes, gallery, overview, page, submitted, suspects
+from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
+from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
-from pipeline.runtime.progress import progress
-from pipeline.report import charts, choice, classes_page, gallery, overview, page, submitted
-from pipeline.report.held_out import HeldOut, open_run, settings_of
-from pipeline.report.held_out_classes import open_classes
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.progress import in_order, progress
 
-SUSPECTS_SHOWN = 24
-LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be none
+MAX_SUSPECT_CARDS = 24
+LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be null
+Logs = dict[int, list[dict[str, Any]]]  # fold -> rows of its log.jsonl
 
 
 def main(run: Run, overrides: list[str], others: list[Run]) -> None:
-    """others: more runs that must accuse a mask too before it is a suspect."""
+    """Write the page and its tables. others: runs that must contradict a mask too, so that it is suspect."""
     started = time.monotonic()
     logs = read_logs(run)
     if not logs:
-        raise Problem(f"{run.folder} has no fold that was trained; run `make train FOLD=0` first.")
+        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     settings = settings_of(run, min(logs), overrides)
     with locked(run.lock("report"), f"{run.report} is being written by another process; wait until it is done."):
+        predictions = open_predictions(run, overrides)
         if settings.task.kind == "multiclass":
-            report_classes(run, settings, overrides, logs, started)
+            report_classes(run, settings, predictions, logs, started)
         else:
-            report_binary(run, settings, overrides, logs, started, others)
+            opened = [open_predictions(other, overrides) for other in others if other != run]
+            report_binary(run, settings, predictions, logs, started, opened)
 
 
 def report_binary(
-    run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float, others: list[Run]
+    run: Run, settings: Settings, predictions: OofPredictions, logs: Logs, started: float, others: list[OofPredictions]
 ) -> None:
-    """The page of a run of one object, and `images.csv` and `suspects.csv` beside it."""
-    folder, is_carvana = pathlib.Path(settings.data.folder), settings.data.kind == "carvana"
-    found, threshold_known = open_run(run, overrides), run.threshold.is_file()
-    missing = list(found.missing)
-    if found.judged and not threshold_known:
-        missing.append("The cut is 0.5, for want of a better one; run `make threshold`.")
-    if not found.judged:
-        missing.append("No held-out picture has been judged; run `make validate threshold`.")
+    """Write the page of a binary run with `images.csv` and `suspects.csv`."""
+    folder, notes = pathlib.Path(settings.data.folder), list(predictions.missing_notes)
+    if not predictions.oof:
+        notes.append("No out-of-fold image has been evaluated; run `make validate threshold`.")
+    elif not run.threshold.is_file():
+        notes.append("The threshold is 0.5, since none has been chosen; run `make threshold`.")
 
     images = pd.DataFrame()
-    if found.judged:
-        make_of_car = dict(grouping.read_folds(run.folds).iloc[:, :2].itertuples(index=False))
-        images = found.table(make_of_car, lambda things: progress(things, "errors", total=len(found.fold_of)))
-        write_table(images if found.of_cars else without_car_columns(images), run.report / "images.csv")
-    print(f"{len(images)} held-out pictures are analysed after {time.monotonic() - started:.0f} s.")
+    if predictions.oof:
+        total = len(predictions.fold_of)
+        images = predictions.error_table(read_groups(run), lambda results: progress(results, "errors", total=total))
+        write_table(images.rename(columns={"score": predictions.metric_column}), run.report / "images.csv")
+    print(f"{len(images)} out-of-fold images analysed after {time.monotonic() - started:.0f} s.")
     context = (
-        head(run, settings, found, images, logs, threshold_known)
-        | where(images, found)
-        | gallery_of(images, found)
-        | {"suspects": suspects_of(run, found, images, others, overrides)}
-        | {"curves": overview.curve_panels(logs), "threshold_chart": threshold_chart(found)}
-        | {"submission": submitted.section(run, folder, settings.data.hq, missing) if is_carvana else None}
+        headline(run, settings, predictions, images, logs)
+        | lost_dice_section(images, predictions)
+        | gallery_section(images, predictions)
+        | {"suspects": suspects_section(run, predictions, images, others)}
+        | {"curves": overview.curve_panels(logs), "threshold_chart": threshold_chart(predictions)}
+        | {"submission": submitted.section(run, folder, settings.data.hq, notes) if predictions.is_carvana else None}
     )
-    anchors = {
-        "where": ("Where Dice is lost", context["panels"]), "gallery": ("ImageSet", context["cards"]),
+    titles = {
+        "where": ("Where Dice is lost", context["panels"]), "gallery": ("Images", context["cards"]),
         "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
         "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
     }  # fmt: skip
-    write_page(run, "report.html.j2", anchors, missing, started, context)
+    write_page(run, "report.html.j2", titles, notes, started, context)
 
 
-def report_classes(
-    run: Run, settings: Settings, overrides: list[str], logs: dict[int, list[dict]], started: float
-) -> None:
-    """The page of a run of several classes, and `images.csv` and `classes.csv` beside it."""
-    found = open_classes(run, overrides)
-    missing = list(found.missing)
-    if not found.judged:
-        missing.append("No held-out picture has been judged; run `make validate`.")
-    group_of_image = dict(grouping.read_folds(run.folds).iloc[:, :2].itertuples(index=False)) if found.judged else {}
-    context, tables = classes_page.context(found, group_of_image, logs)
+def report_classes(run: Run, settings: Settings, predictions: OofPredictions, logs: Logs, started: float) -> None:
+    """Write the page of a multiclass run with `images.csv` and `classes.csv`."""
+    notes = list(predictions.missing_notes)
+    if not predictions.oof:
+        notes.append("No out-of-fold image has been evaluated; run `make validate`.")
+    context, tables = classes.page_context(predictions, read_groups(run) if predictions.oof else {}, logs)
     for name, table in tables.items():
         write_table(table, run.report / name)
-    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
+    seconds = training_seconds(logs)
     for row in context["fold_rows"]:
         row |= {"time": duration(seconds[row["fold"]]), "epochs": f"{row['epochs']} of {settings.train.epochs}"}
     folds_text = f"{len(logs)} of {settings.data.folds} folds"
     context["facts"].append(("Training", duration(sum(seconds.values())), folds_text))
-    write_page(run, "classes.html.j2", classes_page.anchors(context), missing, started, context | {
-        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": kicker_of(settings, logs),
-        "settings": config.changes(Settings(), settings),
-        "footer": f"Made by make report RUN={run.name}. Tables: images.csv and classes.csv beside this page.",
-    })  # fmt: skip
+    context |= run_context(run, settings, logs, "images.csv and classes.csv")
+    write_page(run, "classes.html.j2", classes.section_titles(context), notes, started, context)
 
 
 def write_page(
-    run: Run, template: str, anchors: dict[str, tuple[str, Any]], missing: list[str], started: float, context: dict
+    run: Run, template: str, titles: dict[str, tuple[str, Any]], notes: list[str], started: float, context: dict
 ) -> None:
-    """anchors: of each section its title, and something that is empty when it is left out."""
-    sections = [(anchor, text) for anchor, (text, there) in anchors.items() if there]
-    write_text(run.report_page, page.render(template, sections=sections, missing_notes=missing, **context))
-    for sentence in missing:
-        print(sentence)
+    """titles: of each section, and a value that is empty if the section is left out."""
+    sections = [(anchor, title) for anchor, (title, content) in titles.items() if content]
+    write_text(run.report_page, page.render(template, sections=sections, missing_notes=notes, **context))
+    for note in notes:
+        print(note)
     print(f"{run.report_page}: {run.report_page.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s.")
 
 
-def read_logs(run: Run) -> dict[int, list[dict[str, Any]]]:
-    """Fold -> the rows of its log, of each fold that was begun."""
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def read_logs(run: Run) -> Logs:
+    """Read the log of each fold whose training began. Raise Problem if one is damaged."""
     logs = {}
     for path in sorted(run.folder.glob("fold[0-9]*/log.jsonl")):
         try:
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            if not all(map(is_row, rows)):
+            if not all(map(is_log_row, rows)):
                 raise ValueError(f"a line does not have the numbers {', '.join(LOG_NUMBERS)}")
         except (ValueError, OSError, RecursionError) as error:
             raise Problem(f"{path} is damaged ({error}); `make train` writes it again.") from None
@@ -129,156 +121,156 @@ def read_logs(run: Run) -> dict[int, list[dict[str, Any]]]:
     return logs
 
 
-def is_row(row: Any) -> bool:
-    """Whether a line of the log is what a report needs of an epoch."""
+def is_log_row(row: Any) -> bool:
+    """Whether a line of the log has what a report needs of an epoch."""
     if not isinstance(row, dict) or not isinstance(row.get("val_dice", "missing"), (int, float, type(None))):
         return False
     return all(isinstance(row.get(name), (int, float)) for name in LOG_NUMBERS)
 
 
-def head(
-    run: Run, settings: Settings, found: HeldOut, images: pd.DataFrame, logs: dict[int, list[dict]], threshold_known: bool
-) -> dict[str, Any]:
-    """The first screen, the folds and the settings."""
-    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
-    rows: list[dict[str, Any]] = []
-    for fold, log in sorted(logs.items()):
-        its = images[images["fold"] == fold]["dice"] if len(images) else pd.Series(dtype=float)
-        rows.append({
-            "fold": fold, "images": len(its) or "–", "dice": its.mean() if len(its) else None,
-            "worst": its.min() if len(its) else None, "epochs": f"{len(log)} of {settings.train.epochs}",
-            "time": duration(seconds[fold]),
-        })  # fmt: skip
-    of_folds = [row["dice"] for row in rows if row["dice"] is not None]
-    best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
-    headline = float(images["dice"].mean()) if len(images) else best
-    groups = "makes" if found.of_cars else "groups" if len(images) and images["make"].any() else "pictures"
-    label = f"Dice of pictures of {groups} that no network saw".replace("pictures of pictures", "pictures")
-    label = label if len(images) else "Dice at the end of training"
-    threshold = read_threshold_json(run.threshold) if threshold_known else {}
-    spread = f"{np.std(of_folds, ddof=1):.5f} is their standard deviation" if len(of_folds) > 1 else "one fold"
-    facts = [
-        ("Cross-fitted", page.dice(threshold.get("oof_dice_cross_fitted")), f"the cut chosen on other {groups}"),
-        ("Cut", f"{threshold['threshold']:.3f}" if threshold else "0.5", found.predicted_with or "of the probability"),
-        ("Folds", " ".join(f"{value:.4f}" for value in of_folds) or "–", spread if of_folds else ""),
-        ("Worst picture", page.dice(images["dice"].min() if len(images) else None), ""),
-        ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
-    ]
-    return {
-        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": kicker_of(settings, logs),
-        "headline": headline, "headline_label": label, "facts": [fact for fact in facts if fact[1] != "–"],
-        "fold_rows": rows, "images": len(images),
-        "settings": config.changes(Settings(), settings),
-        "footer": f"Made by make report RUN={run.name}. Tables: images.csv and suspects.csv beside this page.",
-    }  # fmt: skip
+def training_seconds(logs: Logs) -> dict[int, float]:
+    return {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
 
 
-def kicker_of(settings: Settings, logs: dict[int, list[dict]]) -> list[str]:
-    """Which network on what, how fast, and which code: the line above the headline."""
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def run_context(run: Run, settings: Settings, logs: Logs, tables: str) -> dict[str, Any]:
+    """Return the template's variables that any run has. The kicker is the line above the headline."""
     last = logs[max(logs)][-1]
-    commit = last.get("commit", "")[:10]  # of what trained it; runs from before it was noted have none
+    commit = last.get("commit", "")[:10]  # of the code that trained it; "" outside a git checkout
     kicker = [
-        f"{settings.model.arch}, pictures at 1/{settings.data.scale}",
+        f"{settings.model.arch}, images at 1/{settings.data.scale}",
         f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
         f"trained by commit {commit}" if commit else "",
     ]
-    return [word for word in kicker if word]
+    return {
+        "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": list(filter(None, kicker)),
+        "settings": config.changes(Settings(), settings),
+        "footer": f"Made by make report RUN={run.name}. Tables: {tables} beside this page.",
+    }  # fmt: skip
 
 
-def where(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
-    """Charts of where Dice is lost, and the ring of views around a car of middling Dice."""
+def headline(
+    run: Run, settings: Settings, predictions: OofPredictions, images: pd.DataFrame, logs: Logs
+) -> dict[str, Any]:
+    """Return the first screen, the folds and the settings."""
+    seconds = training_seconds(logs)
+    rows: list[dict[str, Any]] = []
+    for fold, log in sorted(logs.items()):
+        scores = images[images["fold"] == fold]["score"] if len(images) else pd.Series(dtype=float)
+        rows.append({
+            "fold": fold, "images": len(scores) or "–", "dice": scores.mean() if len(scores) else None,
+            "worst": scores.min() if len(scores) else None, "epochs": f"{len(log)} of {settings.train.epochs}",
+            "time": duration(seconds[fold]),
+        })  # fmt: skip
+    fold_scores = [row["dice"] for row in rows if row["dice"] is not None]
+    best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
+    has_groups = len(images) and images["group"].any()
+    groups = "makes" if predictions.is_carvana else "groups" if has_groups else "images"
+    label = f"out-of-fold (OOF) Dice, on {groups} that no network saw" if len(images) else "Dice at the end of training"
+    threshold = read_threshold_json(run.threshold) if run.threshold.is_file() else {}
+    threshold_text = f"{threshold['threshold']:.3f}" if threshold else "0.5"
+    spread = f"standard deviation {np.std(fold_scores, ddof=1):.5f}" if len(fold_scores) > 1 else "one fold"
+    facts = [
+        ("Cross-fitted", page.score(threshold.get("oof_dice_cross_fitted")), f"threshold chosen on other {groups}"),
+        ("Threshold", threshold_text, predictions.predicted_with or "of the probability"),
+        ("Folds", " ".join(f"{value:.4f}" for value in fold_scores) or "–", spread if fold_scores else ""),
+        ("Worst image", page.score(images["score"].min() if len(images) else None), ""),
+        ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
+    ]
+    return run_context(run, settings, logs, "images.csv and suspects.csv") | {
+        "headline": float(images["score"].mean()) if len(images) else best, "headline_label": label,
+        "facts": [fact for fact in facts if fact[1] != "–"], "fold_rows": rows, "images": len(images),
+    }  # fmt: skip
+
+
+def lost_dice_section(images: pd.DataFrame, predictions: OofPredictions) -> dict[str, Any]:
+    """Return charts of where Dice is lost; of cars also the ring of angles around a car of median Dice."""
     if not len(images):
         return {"panels": [], "ring": None, "makes": None}
-    if not found.of_cars:
-        panels = [*overview.where_it_is_lost(images), overview.by_group(images, "Dice")]
-        return {"panels": [panel for panel in panels if panel], "ring": None, "makes": None}
+    panels = overview.lost_dice_panels(images)
+    if not predictions.is_carvana:
+        by_group = overview.by_group(images, "Dice")
+        return {"panels": [*panels, by_group] if by_group else panels, "ring": None, "makes": None}
     lost = overview.lost_by_angle(images, carvana.ANGLES)
-    shown = set(found.shown)
-    of_cars = images[images["img"].isin(shown)].groupby("car")["dice"].mean().sort_values()
-    car = of_cars.index[len(of_cars) // 2] if len(of_cars) else None
-    views = []
-    for view, (left, top) in enumerate(overview.places_on_ring(carvana.ANGLES), start=1):
-        name = carvana.image_name(car, f"{view:02d}") if car else ""
-        photo = gallery.thumbnail(found.pictures.read(name, 8)) if found.pictures and name in shown else ""
-        views.append({"view": view, "left": left, "top": top, "photo": photo, "worst": lost[view - 1] == max(lost)})
+    showable = set(predictions.showable)
+    by_car = images[images["img"].isin(showable)].groupby("car")["score"].mean().sort_values()
+    car = by_car.index[len(by_car) // 2] if len(by_car) else None
+    angles = []
+    for angle, (left, top) in enumerate(overview.places_on_ring(carvana.ANGLES), start=1):
+        name = carvana.image_name(car, f"{angle:02d}") if car else ""
+        image = gallery.thumbnail(predictions.dataset.read(name, 8)) if predictions.dataset and name in showable else ""
+        angles.append({"angle": angle, "left": left, "top": top, "image": image, "worst": lost[angle - 1] == max(lost)})
+    return {"panels": panels, "makes": overview.by_make(images), "ring": {"svg": charts.ring(lost), "angles": angles}}
+
+
+def gallery_section(images: pd.DataFrame, predictions: OofPredictions) -> dict[str, Any]:
+    """Return cards of the worst, median and random images, and the filters."""
+    showable = set(predictions.showable)
+    if not showable:
+        return {"cards": [], "counts": {}, "filters": []}
+    rows = gallery.choose(images[images["img"].isin(showable)].dropna(subset=["worst_row"]))
+
+    def card(row: Any) -> gallery.Card:
+        return predictions.card(row.img, (int(row.worst_row), int(row.worst_column)), card_facts(row), tuple(row.tags))
+
+    cards = progress(in_order(card, rows.itertuples()), "gallery", total=len(rows))
+    return {"cards": list(cards), "counts": gallery.count_tags(rows), "filters": gallery.filters(rows)}
+
+
+def card_facts(row: Any) -> dict[str, Any]:
+    """Return what the card of a row of the table of images shows and is filtered by."""
     return {
-        "panels": overview.where_it_is_lost(images), "makes": overview.by_make(images),
-        "ring": {"svg": charts.ring(lost), "views": views},
-    }  # fmt: skip
-
-
-def gallery_of(images: pd.DataFrame, found: HeldOut) -> dict[str, Any]:
-    """Cards of the worst, middle and random pictures, and what the filters offer."""
-    shown = set(found.shown)
-    if not shown:
-        return {"cards": [], "counts": {}, "choices": {}}
-    rows = choice.chosen(images[images["img"].isin(shown)].dropna(subset=["worst_row"]))
-    say = facts_of if found.of_cars else facts_of_group
-    cards = in_order(lambda row: found.card(row.img, spot_of(row), say(row), tuple(row.tags)), rows.itertuples())
-    return {
-        "cards": list(progress(cards, "gallery", total=len(rows))),
-        "counts": choice.tag_counts(rows),
-        "choices": choice.filters(rows, found.of_cars),
-    }
-
-
-def spot_of(row: Any) -> tuple[int, int]:
-    return int(row.worst_row), int(row.worst_column)
-
-
-def facts_of(row: Any) -> dict[str, Any]:
-    """What a card says of a row of the table of pictures."""
-    return {
-        "make": row.make, "view": row.view, "fold": row.fold, "dice": f"{row.dice:.6f}",
-        "title": f"{row.dice:.5f}", "right": f"{overview.shown_make(row.make)}, view {row.view}",
+        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}",
+        "title": f"{row.score:.5f}", "right": row.group,
         "below": f"missed {page.thousands(row.false_background_px)}, added {page.thousands(row.false_object_px)} px, "
         f"{row.img}",
-    }  # fmt: skip
+    } | overview.car_facts(row)  # fmt: skip
 
 
-def facts_of_group(row: Any) -> dict[str, Any]:
-    """The same of a picture that is no car."""
-    facts = facts_of(row)
-    return {key: facts[key] for key in ("fold", "dice", "title", "below")} | {"group": row.make, "right": row.make}
-
-
-def suspects_of(
-    run: Run, found: HeldOut, images: pd.DataFrame, others: list[Run], overrides: list[str]
+def suspects_section(
+    run: Run, predictions: OofPredictions, images: pd.DataFrame, others: list[OofPredictions]
 ) -> dict[str, Any] | None:
-    """Write `suspects.csv`, and cards of its first; None when there is nothing to ask."""
-    if not found.shown:
+    """Write `suspects.csv` and return cards of its first rows; None if no stored prediction can be shown."""
+    if not predictions.showable:
         return None
-    everyone = [found, *(open_run(other, overrides) for other in others if other != run)]
-    in_all = set.intersection(*(set(one.shown) for one in everyone))
-    names = [name for name in found.shown if name in in_all]
+    runs = [predictions, *others]
+    in_all_runs = set.intersection(*(set(each.showable) for each in runs))
+    names = [name for name in predictions.showable if name in in_all_runs]
     table = suspects.suspects_table(
-        names, found.truth, lambda name: [one.probability(name) for one in everyone],
-        lambda things: progress(things, "suspects", total=len(names)), have_angles=found.of_cars,
+        names, predictions.truth, lambda name: [each.probability(name) for each in runs],
+        lambda results: progress(results, "suspects", total=len(names)), have_angles=predictions.is_carvana,
     )  # fmt: skip
     path = run.report / "suspects.csv"
     write_table(table, path)
     row_of = {row.img: row for row in images.itertuples()}
-    shown_group = overview.shown_make if found.of_cars else str
 
     def card(row: Any) -> gallery.Card:
+        group = row_of[row.img].group
         facts = {
-            "title": f"{row_of[row.img].dice:.5f}", "right": shown_group(row_of[row.img].make),
-            "below": f"{page.thousands(row.px)} px in one place, score {row.score:.4f}, {row.img}",
+            "title": f"{row_of[row.img].score:.5f}",
+            "right": overview.display_make(group) if predictions.is_carvana else group,
+            "below": f"{page.thousands(row.px)} px in one region, score {row.score:.4f}, {row.img}",
         }  # fmt: skip
-        return found.card(row.img, ((row.top + row.bottom) // 2, (row.left + row.right) // 2), facts, ("suspect",))
+        centre = (row.top + row.bottom) // 2, (row.left + row.right) // 2
+        return predictions.card(row.img, centre, facts, ("suspect",))
 
-    who = "the networks" if len(everyone) == 1 else f"the networks of {len(everyone)} runs"
-    cards = list(in_order(card, table.head(SUSPECTS_SHOWN).itertuples()))
-    return {"count": len(table), "file": str(path), "cards": cards, "who": who, "of_cars": found.of_cars}
+    return {
+        "count": len(table), "file": str(path), "of_cars": predictions.is_carvana,
+        "cards": list(in_order(card, table.head(MAX_SUSPECT_CARDS).itertuples())),
+        "who": "the networks" if len(runs) == 1 else f"the networks of {len(runs)} runs",
+    }  # fmt: skip
 
 
-def threshold_chart(found: HeldOut) -> overview.Panel | None:
-    if not found.judged:
+def threshold_chart(predictions: OofPredictions) -> overview.Panel | None:
+    if not predictions.oof:
         return None
-    scores = np.concatenate([dice.dice_at_thresholds(judged.histograms) for judged in found.judged.values()])
-    cuts = np.array([dice.threshold_from_u8(cut) for cut in range(dice.THRESHOLDS)])
-    chart = charts.threshold_curve(cuts, scores.mean(axis=0), dice.threshold_from_u8(found.threshold_u8))
-    return overview.Panel("Dice at every cut", "Mean over the held-out pictures, the cut of this run marked.", chart)
+    histograms = np.concatenate([oof.histograms for oof in predictions.histograms.values()])
+    thresholds = np.array([dice.threshold_from_u8(threshold_u8) for threshold_u8 in range(dice.THRESHOLDS)])
+    chosen = dice.threshold_from_u8(predictions.threshold_u8)
+    chart = charts.threshold_curve(thresholds, dice.dice_at_thresholds(histograms).mean(axis=0), chosen)
+    return overview.Panel("Dice by threshold", "Mean over all images; the run's threshold is marked.", chart)
 
 
 def write_table(table: pd.DataFrame, path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-// Filter, sort and zoom. Without it the page shows everything, in the order of its making.
+// Filter, sort and zoom. Without JavaScript the page shows all cards, in their original order.
 "use strict";
 document.documentElement.classList.add("has-js");
 
@@ -27,7 +27,7 @@ for (const gallery of document.querySelectorAll("[data-gallery]")) {
   };
   selects.forEach((select) => select.addEventListener("change", show));
   if (order) order.addEventListener("change", sort);
-  // A browser that goes back to the page restores what was chosen.
+  // When a browser goes back to the page, it restores the selection.
   show();
   if (order) sort();
 }

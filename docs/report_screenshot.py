@@ -1,6 +1,6 @@
-"""The README's picture of the report, after `make demo` and `make report CONFIG=configs/demo.yaml`.
+"""Make docs/report.png for the README, after `make demo` and `make report CONFIG=configs/demo.yaml`.
 
-It wants the Chromium of `make browser`. Three pieces of the page are set side by side.
+It needs the Chromium of `make browser`, and stacks three sections of the page: `python docs/report_screenshot.py`.
 """
 import base64
 import pathlib
@@ -14,28 +14,28 @@ from selenium.webdriver.chrome.service import Service
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "runs/demo/report/index.html"
 WIDTH_PX = 1400
-# Light or dark, what is at the top, how far below that the piece begins and how high it is.
-PIECES = (("light", "body", 0, 852), ("dark", ".panel.two", -66, 852), ("light", "#gallery", 0, 816))
+# Colour scheme, selector of the element at the top, offset below it, height in pixels.
+SECTIONS = (("light", "body", 0, 852), ("dark", ".panel.two", -66, 852), ("light", "#gallery", 0, 816))
 
 
 def main() -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(word)
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(option)
     browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     try:
-        first, ring, gallery = (shot(browser, *piece) for piece in PIECES)
+        screenshots = [screenshot(browser, *section) for section in SECTIONS]
     finally:
         browser.quit()
     path = ROOT / "docs/report.png"
-    picture = cv2.resize(np.vstack((first, ring, gallery)), None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(path), picture)
+    image = cv2.resize(np.vstack(screenshots), None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(path), image)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
 
 
-def shot(browser: webdriver.Chrome, scheme: str, selector: str, offset_px: int, height_px: int) -> np.ndarray:
-    """What the window shows when the element is at its top, BGR."""
+def screenshot(browser: webdriver.Chrome, scheme: str, selector: str, offset_px: int, height_px: int) -> np.ndarray:
+    """Return what the window shows when the element is at its top, BGR uint8 (rows, columns, 3)."""
     size = {"width": WIDTH_PX, "height": height_px, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd(
