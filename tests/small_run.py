@@ -47,8 +47,9 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
                 full_size_u8 = upsample_stored(grid_u8, SCALE, carvana.HEIGHT_PX, carvana.WIDTH_PX)
                 histograms.append(dice.histogram(full_size_u8, masks.read(image_name)))
         with open(run.oof(fold), "wb") as file:
-            hashes = {"checkpoint": sha256(run.fold(fold).best), "probabilities": sha256(run.oof_predictions(fold))}
-            np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **hashes)
+            about = {"checkpoint_sha256": sha256(run.fold(fold).best), "predicted_with": ""}
+            about["predictions_sha256"] = sha256(run.oof_predictions(fold))
+            np.savez_compressed(file, names=np.array(names), histograms=np.stack(histograms), **about)
     stored = {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.989, "images": len(names) * 2}
     write_json(run.threshold, stored)
     return run

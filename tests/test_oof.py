@@ -9,7 +9,7 @@ import torch
 from pipeline.inference.ensemble import Ensemble, Member
 from pipeline.inference.evaluate import evaluate_histograms
 from pipeline.inference.oof import OofStore, oof_writer, open_oof_store, png, read_oof_histograms
-from pipeline.inference.tta import ANGLES
+from pipeline.inference.tta import TTA_SETS
 from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
 from tests.test_inference import HEIGHT, WIDTH, Red, red_images, smooth
@@ -92,7 +92,7 @@ def test_a_zip_of_other_predictions_is_a_problem_and_so_is_an_npz_that_names_non
 
 def test_storing_changes_no_histogram_and_stores_the_mean_on_the_grid(archive: pathlib.Path) -> None:
     prob_NHW = torch.cat([smooth(), smooth()[:1] * 0.5])
-    ensemble = Ensemble([Member(Red(), 4, ANGLES["none"], 1.0)], HEIGHT, WIDTH)
+    ensemble = Ensemble([Member(Red(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH)
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = red_images(prob_NHW).split(2)
     with oof_writer(archive) as store:
