@@ -5,7 +5,6 @@ basics := demo test test-quick download train validate threshold predict check s
 basic_variables := CONFIG DATA RUN FOLD SET GPUS FILE PY
 
 # --- the pipeline: `make train FOLD=0` is `python -m pipeline train --fold 0` ---
-
 commands_table := awk -f .ci/commands.awk pipeline/__main__.py
 table := $(shell $(commands_table) | cut -f 1)# such as train/command/train train/value/GPUS/--gpus
 commands := $(notdir $(foreach line,$(table),$(if $(findstring /command/,$(line)),$(line))))
@@ -24,13 +23,12 @@ train find-batch: folds
 submission: validate threshold predict check ## validate, threshold, predict and check a trained run
 
 # --- tests ---
-
 ## SUITES="kills faults"  torture: some of kills, faults and inputs; default: all
 ## SEED=0                 torture: another number kills at other moments
 ## SHORT=1                torture: a few of each
 ## SECONDS=600            fuzz: time of each fuzzer
 test: lint types unit ## lint, types and all tests, on all cores: what must pass before a commit
-test-quick: lint ## lint and the fast tests; leaves out types and all that trains, predicts or starts a process
+test-quick: lint ## lint and fast tests; without types and what trains, predicts or starts processes
 	$(PY) -m pytest -n auto -m "not slow"
 lint: ## flake8
 	$(PY) -m flake8 pipeline benchmarks tests docs
@@ -49,7 +47,6 @@ browser: ## install Chromium and its driver, in which tests open the report (Deb
 	@tests/install_browser.sh
 
 # --- benchmarks ---
-
 ## STEPS=5                bench-train: timed steps of each loop
 ## BATCH=2                bench-train: images a step
 ## IMAGES=800             bench-predict, soak: images to predict
@@ -66,7 +63,6 @@ bench-report: ## time of the report of 5,088 held-out images (DATA)
 	$(PY) -m benchmarks.report $(call pass_value,DATA,--data)
 
 # --- house-keeping ---
-
 ## UPGRADE=1              lock: the newest versions in range; default: only what setup.cfg asks for
 lock: ## make requirements.lock again from the ranges in setup.cfg (UPGRADE)
 	$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-uv.lock
@@ -89,7 +85,6 @@ unknown := $(filter-out $(known),$(given))
 $(if $(unknown),$(warning $(unknown): no target uses it; settings of a run are changed with SET, as in SET="train.epochs=3"))
 
 # --- environment ---
-
 # On a CPU. A thread that waits for the others spins 10,000 rounds and then sleeps: left to itself it spins so long
 # that one busy neighbour on a core made training 6 times as slow, against 3 times with 20,000 rounds. And memory of a
 # step is kept for the next one instead of being returned to the system. Figures in docs/EXPERIMENTS.md.
@@ -97,7 +92,7 @@ export GOMP_SPINCOUNT ?= 10000
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296
 
 ## PYTHON=python3.12      makes .venv; default: the first of python3.13, 3.12, 3.11 and python3 that can
-## PY=python3             runs everything, with the packages it has; default: .venv, set up if missing or out of date
+## PY=python3             runs everything, with its own packages; default: .venv, set up when needed
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c $(can_make_venv) 2>/dev/null && echo $$python && break; done)
 can_make_venv := 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'

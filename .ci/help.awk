@@ -40,7 +40,7 @@ function name_of(i) { return substr(shown[i], 1, index(shown[i], "=") - 1) }
 function print_variable(i,    of) {
     if (printed[i]++ || only && !(name_of(i) in wanted)) return
     of = commands[i] == "common" || commands[i] == "" ? "" : commands[i] ": "
-    printf "  %-24s %s%s\n", shown[i], of, text[i]
+    printf "  %-25s %s%s\n", shown[i], of, text[i]
 }
 
 # One line for all commands that say the same of it.

@@ -420,7 +420,7 @@ def repeat_list_flags(arguments: list[str]) -> list[str]:
     """`--set a.b=1 c.d=2` -> `--set a.b=1 --set c.d=2`."""
     repeated, flag, values = list[str](), "", 0
     for argument in arguments:
-        if argument.startswith("-") and not (flag and values == 0):
+        if argument.startswith("-"):
             flag, values = (argument if argument in LISTS else ""), 0
         elif flag:
             repeated += [flag] if values else []

@@ -181,7 +181,7 @@ def test_other_classes_are_another_run(several: pathlib.Path, capsys: pytest.Cap
 
 def test_the_largest_batch_is_found(several: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("pipeline.train.LARGEST_TRIED", {"cpu": 3, "cuda": 3})
-    assert main(["train", "--config", "several.yaml", "--find-batch"]) == 0
+    assert main(["find-batch", "--config", "several.yaml"]) == 0
     assert capsys.readouterr().out.startswith("3 pictures at once")
 
 
@@ -248,7 +248,7 @@ def test_one_object_has_a_dice_a_cut_and_a_transparent_background(
     assert found["images"] == 6 and found["oof_dice_cross_fitted"] <= found["oof_dice"]
     assert main(["report", "--config", "one.yaml"]) == 0
     assert f"{found['oof_dice']:.5f}" in (one / "report" / "index.html").read_text()
-    assert main(["cutout", "--config", "one.yaml", "--out", "threshold", "discs/images/p00.jpg"]) == 0
+    assert main(["cutout", "--config", "one.yaml", "--out", "threshold", "--image", "discs/images/p00.jpg"]) == 0
     with Image.open("cut/p00.png") as cut, Image.open("discs/images/p00.jpg") as photo:
         assert cut.mode == "RGBA" and cut.size == photo.size
     capsys.readouterr()

@@ -411,10 +411,10 @@ def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.C
         (["blend", "--runs", "one"], "RUNS="),
         (["blend", "--runs", "one", "none"], "No fold is trained in all of runs/one, runs/none"),
         (["predict", "--runs", "one", "none"], "runs/none has no trained fold"),
-        (["cutout", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
-        (["cutout", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
-        (["cutout", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
-        (["cutout", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
+        (["cutout", "--image", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
+        (["cutout", "--image", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
+        (["cutout", "--image", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
+        (["cutout", "--image", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
     ],
 )
 def test_a_problem_is_one_line(words: list[str], named: str, capsys: pytest.CaptureFixture) -> None:
@@ -452,7 +452,7 @@ def test_runs_with_other_folds_cannot_be_blended(capsys: pytest.CaptureFixture) 
 def test_a_photo_is_cut_out(tmp_path: pathlib.Path) -> None:
     Image.new("RGB", (300, 200), (250, 250, 250)).save(tmp_path / "car.jpg")
     words = ["--config", "one.yaml", "--out", str(tmp_path / "threshold")]
-    assert main(["cutout", str(tmp_path / "car.jpg"), *words]) == 0
+    assert main(["cutout", "--image", str(tmp_path / "car.jpg"), *words]) == 0
     with Image.open(tmp_path / "threshold" / "car.png") as cut:
         assert cut.size == (300, 200) and cut.mode == "RGBA"
 

@@ -106,7 +106,7 @@ def sha256_of(text: str, folder: pathlib.Path) -> str:
 def test_the_printed_commands_make_the_same_bytes(checkout: pathlib.Path) -> None:
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")
-    script = checkout_output("reproduce", "1")
+    script = checkout_output("reproduce", "--row", "1")
     assert "#   make train CONFIG=configs/tiny.yaml RUN=tiny FOLD=1 SET=train.epochs=2\n" in script
     SUBMISSION.unlink()
     surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of the make that may run these tests
@@ -123,7 +123,7 @@ def checkout_output(*words: str) -> str:
 
 def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     before = SUBMISSION.read_bytes()
-    assert main(["reproduce", "1", "--go"]) == 0
+    assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert f"came out with the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
     assert SUBMISSION.read_bytes() == before
     assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
@@ -146,7 +146,7 @@ def test_go_keeps_another_file_that_stood_there(
     SUBMISSION.write_bytes(b"newer")
     newer = Provenance(sha256=sha256(SUBMISSION), runs=("newer",))
     provenance.write(Run("tiny").origin, newer)
-    assert main(["reproduce", "1", "--go"]) == 0
+    assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert "it is submissions/before.tiny.csv.gz now" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
     assert provenance.find(SUBMISSION.parent, newer.sha256) == newer
@@ -172,7 +172,7 @@ def test_a_submission_of_several_runs_is_made_again(
     row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
     assert ledger.put(LEDGER, row) == 2
     in_git("commit", "-qam", "the ledger, and nothing else")
-    head, script = git.commit(), checkout_output("reproduce", "2")
+    head, script = git.commit(), checkout_output("reproduce", "--row", "2")
     for name in ("tiny", "other"):
         assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
     assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
@@ -183,10 +183,10 @@ def test_a_submission_of_several_runs_is_made_again(
     assert joint.submission.read_bytes() == before
     in_git("checkout", "-q", head)  # whose ledger has the row
     capsys.readouterr()
-    assert main(["reproduce", "2", "--go"]) == 0
+    assert main(["reproduce", "--row", "2", "--go"]) == 0
     assert f"{joint.submission} came out with the sha256 of row 2" in capsys.readouterr().out
     write_json(joint.blend, {"threshold": 0.4})
-    assert main(["reproduce", "2", "--go"]) == 1
+    assert main(["reproduce", "--row", "2", "--go"]) == 1
     assert ("has the cut 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_bytes_that_differ_are_a_problem_and_both_are_kept(
 ) -> None:
     before = SUBMISSION.read_bytes()
     monkeypatch.setattr(reproduce, "run_stage", predicting(b"other"))
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert "came out with sha256 d9298a10d1b0" in capsys.readouterr().err
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == before
 
@@ -224,7 +224,7 @@ def test_a_prediction_that_breaks_off_leaves_the_file_as_it_was(
 
     before = SUBMISSION.read_bytes()
     monkeypatch.setattr(reproduce, "run_stage", interrupted)
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert SUBMISSION.read_bytes() == before
 
 
@@ -282,14 +282,14 @@ def test_a_run_that_is_lost_is_trained_again_to_the_same_bytes(
     shutil.rmtree("runs/lost")
     submission.unlink()
 
-    script = checkout_output("reproduce", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
+    script = checkout_output("reproduce", "--row", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
     assert "make train CONFIG=configs/tiny.yaml RUN=lost FOLD=1" in script
     surroundings = {"PATH": os.environ["PATH"], "PY": sys.executable}
     done = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert (sha256(best), submission.read_bytes()) == (weights, rows)
     in_git("checkout", "-q", head)  # whose ledger has the row
-    assert main(["reproduce", "2", "--go", "--data", str(demo_folder)]) == 0
+    assert main(["reproduce", "--row", "2", "--go", "--data", str(demo_folder)]) == 0
     assert f"came out with the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
 
 
@@ -329,7 +329,7 @@ def test_go_refuses_what_is_not_as_it_was(
 ) -> None:
     harm()
     before = SUBMISSION.read_bytes()
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert named in capsys.readouterr().err
     assert SUBMISSION.read_bytes() == before
 
@@ -338,7 +338,7 @@ def test_go_refuses_what_is_not_as_it_was(
 def test_a_row_that_is_not_there_is_a_problem(
     checkout: pathlib.Path, capsys: pytest.CaptureFixture, number: str
 ) -> None:
-    assert main(["reproduce", number]) == 1
+    assert main(["reproduce", "--row", number]) == 1
     assert f"no row {number}, but 1 rows" in capsys.readouterr().err
 
 

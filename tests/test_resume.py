@@ -177,7 +177,7 @@ def test_too_little_memory_is_told_with_the_batch_that_fits(
     assert pipeline("train", "--run", "new", "--set", "train.batch_size=8") == 1
     line = only_line(capsys)
     assert "train.batch_size 8" in line and "3 pictures at once fit" in line and "train.accumulate=4" in line
-    assert pipeline("train", "--run", "new", "--find-batch") == 0
+    assert pipeline("find-batch", "--run", "new") == 0
     assert capsys.readouterr().out.startswith("3 pictures at once fit on CPU")
     assert not (new_run / "fold0").exists() or not (new_run / "fold0" / "last.pt").exists()
 

@@ -147,9 +147,11 @@ sys.addaudithook(watch)
 """
 RUN = """
 import json, sys
-from pipeline import git
+from pipeline import blend, cutout, folds, predict, score, train
 from pipeline.__main__ import main
-from pipeline.stages import blend, compare, cutout, download, folds, predict, report, reproduce, score, submit, train
+from pipeline.kaggle import download, reproduce, submit
+from pipeline.report import compare, report
+from pipeline.runtime import git
 git.commit, git.is_clean, git.same_code = lambda: "0" * 40, lambda: True, lambda one, other: True
 from sitecustomize import tell
 for words in json.loads(sys.argv[1]):
@@ -214,12 +216,12 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
     stages = [
         ["folds", *it], ["train", *it, "--set", *better], ["validate", *it], ["threshold", *it], ["folds"],
         ["train", "--set", "data.workers=1"], ["validate"], ["threshold"], ["predict"], ["report"],
-        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "threshold"],
+        ["score", "--file", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "--image", "photo.jpg", "--out", "threshold"],
         ["demo-rooms", "--data", "rooms", "--scenes", "2", "--height", "32", "--width", "32"],
         ["demo-data", "--data", "drawn", "--cars", "1", "--test-cars", "1"],
         ["shrink", "--data", "demo", "--out", "half", "--scale", "8"], ["download", "--data", "fetched"],
-        ["check", "mine.csv.gz"], ["submit", "mine.csv.gz"], ["predict", *it], ["submit", *it], ["leaderboard"],
-        ["reproduce", "2"], ["reproduce", "2", "--go"], ["blend", *runs], ["compare", *runs],
+        ["check", "--file", "mine.csv.gz"], ["submit", "--file", "mine.csv.gz"], ["predict", *it], ["submit", *it], ["leaderboard"],
+        ["reproduce", "--row", "2"], ["reproduce", "--row", "2", "--go"], ["blend", *runs], ["compare", *runs],
     ]  # fmt: skip
     words = json.dumps([[stage[0], *stage[1:], "--config", "tiny.yaml"] for stage in stages])
     more = {"TMPDIR": str(temporary), "HOME": str(place.folder / "home")} | kaggle.environment()
@@ -282,7 +284,7 @@ def test_a_key_is_nowhere_to_be_found(
     environment |= kaggle.environment() | {"HOME": str(home), "PYTHONPATH": str(ROOT), "VERBOSE": "1"}
     if way == "a score":
         environment["KAGGLE_API_TOKEN"] = fake_kaggle.TOKEN  # it is taken before the file
-    submit = [sys.executable, "-m", "pipeline", "submit", "submissions/tiny.csv.gz", "--config", "tiny.yaml", "--debug"]
+    submit = [sys.executable, "-m", "pipeline", "submit", "--file", "submissions/tiny.csv.gz", "--config", "tiny.yaml", "--debug"]
     seen = []
     with open(place.folder / "said.log", "w") as said:
         process = subprocess.Popen(submit, cwd=place.folder, env=environment, stdout=said, stderr=said)

@@ -62,7 +62,7 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
 @pytest.fixture
 def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Submit:
     """`submit_mine("--force")` -> exit code."""
-    return lambda *words: main(["submit", str(MINE), "--data", str(demo_folder), *words])
+    return lambda *words: main(["submit", "--file", str(MINE), "--data", str(demo_folder), *words])
 
 
 def rows() -> list[Row]:
@@ -383,7 +383,7 @@ def test_a_message_that_kaggle_might_cut_is_a_problem(kaggle: Kaggle, submit_min
 
 
 def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "pipeline", "submit", str(MINE), "--data", str(demo_folder)]
+    words = [sys.executable, "-m", "pipeline", "submit", "--file", str(MINE), "--data", str(demo_folder)]
     return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
 
 

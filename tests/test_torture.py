@@ -292,13 +292,13 @@ def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path)
 
 def test_drawing_leaves_no_process_behind_when_it_is_killed(tmp_path: pathlib.Path) -> None:
     script = (
-        "import os, pathlib, threading, time\nfrom pipeline.stages import demo_data\n\n"
+        "import os, pathlib, threading, time\nfrom pipeline.synthetic import write_competition\n\n"
         "def wait_for_workers():\n    pid = os.getpid()\n"
         "    while len(open(f'/proc/{pid}/task/{pid}/children').read().split()) < 2:\n        time.sleep(0.05)\n"
         "    time.sleep(2)\n    print(open(f'/proc/{pid}/task/{pid}/children').read(), flush=True)\n"
         "    os.kill(pid, 9)\n\n"
         "if __name__ == '__main__':\n    threading.Thread(target=wait_for_workers, daemon=True).start()\n"
-        f"    demo_data.run(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
+        f"    write_competition.main(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
     )
     (tmp_path / "draw.py").write_text(script)
     words, surroundings = [sys.executable, str(tmp_path / "draw.py")], os.environ | {"PYTHONPATH": str(ROOT)}

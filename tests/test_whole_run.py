@@ -195,16 +195,13 @@ def test_the_demo_goes_through_both_ends_of_kaggle(
     ],
 )
 def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    assert left.value.code == 2
+    assert main(words) == 2
     assert re.fullmatch(r"[a-z-]+: [^\n]+; `python -m pipeline( [a-z-]+)? --help` shows what it takes\.\n",
                         capsys.readouterr().err)  # fmt: skip
 
 
 def test_a_wrong_word_is_told_by_its_name_in_the_makefile(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        main(["demo-data", "--test-cars", "-1"])
+    assert main(["demo-data", "--test-cars", "-1"]) == 2
     assert "TEST_CARS (--test-cars): '-1' must be a whole number from 0 up" in capsys.readouterr().err
 
 
@@ -262,7 +259,7 @@ def test_debug_adds_the_traceback(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    "words, complaint", [(["fly"], "invalid choice: 'fly'"), (["check", "--config", "none.yaml"], "none.yaml")]
+    "words, complaint", [(["fly"], "'fly'"), (["check", "--config", "none.yaml"], "none.yaml")]
 )
 def test_the_command_itself_ends_with_these_codes(words: list[str], complaint: str) -> None:
     ended = subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=REPOSITORY, capture_output=True, text=True)

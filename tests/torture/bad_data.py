@@ -225,7 +225,7 @@ def pictures() -> Iterator[Case]:
     yield bad(
         "a training picture is cut, read by a worker", words, cut_training_pictures, r"train\.zip, member .*cut short"
     )
-    photo = ("cutout", "photo.jpg", "--out", "out")
+    photo = ("cutout", "--image", "photo.jpg", "--out", "out")
     yield bad("a photo is text", photo, put("photo.jpg", "no picture"), r"photo\.jpg is no picture")
     yield bad("a photo of 65500x65500", photo, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is no picture")
 

@@ -233,8 +233,8 @@ def submissions() -> Iterator[Case]:
     here = r"submissions/tiny\.csv\.gz"
     for tenth in range(10):
         yield bad(f"the submission, {tenth}/10 of it", CHECK, cut("submissions/tiny.csv.gz", tenth), here)
-    yield bad("no submission", ("check", "none.csv"), nothing, r"There is no none\.csv")
-    yield bad("the submission is a folder", ("check", "demo"), nothing, "demo is not")
+    yield bad("no submission", ("check", "--file", "none.csv"), nothing, r"There is no none\.csv")
+    yield bad("the submission is a folder", ("check", "--file", "demo"), nothing, "demo is not")
     yield bad("the submission is text that is named .gz", CHECK, put("submissions/tiny.csv.gz", "img,rle_mask\n"), here)
     first = r", line 2, image \w+_01\.jpg: "
     for what, change, says in (
@@ -264,7 +264,7 @@ def submissions() -> Iterator[Case]:
         yield bad(f"the submission {what}", CHECK, submission(change), here, says)
     zeros = gzip.compress(bytes(3 * 10**8), 1)
     yield bad("the submission is 300 MB of zeros, packed", CHECK, put("submissions/tiny.csv.gz", zeros), here)
-    zipped = ("check", "s.csv.zip")
+    zipped = ("check", "--file", "s.csv.zip")
     yield bad(
         "the submission's zip holds two files", zipped, put("s.csv.zip", zip_of({"a": b"", "b": b""})), "holds 2 files"
     )
@@ -272,7 +272,7 @@ def submissions() -> Iterator[Case]:
         "the submission's zip is packed by LZMA", zipped, put("s.csv.zip", zip_of({"a": b"x"}, zipfile.ZIP_LZMA)),
         "method 14",
     )
-    scored = ("score", "submissions/tiny.csv.gz", "--solution", "s.csv")
+    scored = ("score", "--file", "submissions/tiny.csv.gz", "--solution", "s.csv")
     name = "331659860e11_01.jpg"
     for what, text, says in (
         ("is a submission", "img,rle_mask\n", "line 1: the header"),
@@ -285,7 +285,7 @@ def submissions() -> Iterator[Case]:
 
     yield good("the submission has CRLF", CHECK, submission(lambda rows: [row + b"\r" for row in rows]), lambda p: True)
     yield good("the submission is quoted", CHECK, submission(quoted), lambda place: True)
-    yield good("the submission is plain", ("check", "s.csv"), plain(lambda data: data, "s.csv"), lambda place: True)
+    yield good("the submission is plain", ("check", "--file", "s.csv"), plain(lambda data: data, "s.csv"), lambda place: True)
     yield good(
         "the submission is a zip", zipped, plain(lambda data: zip_of({"s.csv": data}, 8), "s.csv.zip"), lambda p: True
     )
@@ -340,8 +340,8 @@ def ledgers() -> Iterator[Case]:
     yield bad("the ledger is UTF-16", words, put("ledger.csv", short.encode("utf-16")), r"ledger\.csv cannot be read")
     yield bad("the ledger has a field of 10^7 letters", words, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
     yield bad(
-        "a row that is not there", ("reproduce", "7", "--ledger", "ledger.csv"), nothing, r"ledger\.csv has no row 7"
+        "a row that is not there", ("reproduce", "--row", "7", "--ledger", "ledger.csv"), nothing, r"ledger\.csv has no row 7"
     )
     broken = json.dumps({"sha256": "x"})
-    yield bad("the origin of a submission is damaged", ("submit", "submissions/tiny.csv.gz", "--dry-run"),
+    yield bad("the origin of a submission is damaged", ("submit", "--file", "submissions/tiny.csv.gz", "--dry-run"),
               put("submissions/tiny.json", broken), r"submissions/tiny\.json is damaged")  # fmt: skip

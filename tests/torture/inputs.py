@@ -49,7 +49,7 @@ train: {epochs: 1, batch_size: 4}
 predict: {tta: none, batch_size: 2}
 """
 PREDICT, TRAIN, FOLDS = ("predict",), ("train",), ("folds",)
-VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "submissions/tiny.csv.gz")
+VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "--file", "submissions/tiny.csv.gz")
 # What a stage may leave that stops in the middle of its work: where it goes on, not what it makes.
 LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/fold0/(config\.yaml|tb.*)")
 
@@ -168,8 +168,9 @@ def copy_place(place: Place, folder: pathlib.Path) -> Place:
 
 def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | None = None) -> Iterator[Row]:
     """A row for each case. demo: a drawn competition, which is only read; folder: an empty one to work in."""
-    for stage in ("cutout", "train", "validate", "predict", "threshold", "submit", "reproduce", "report"):
-        importlib.import_module(f"pipeline.stages.{stage}")  # beforehand: a start is not what is timed
+    stages = ("cutout", "train", "validate", "predict", "threshold", "kaggle.submit", "kaggle.reproduce", "report.report")
+    for stage in stages:
+        importlib.import_module(f"pipeline.{stage}")  # beforehand: a start is not what is timed
     import albumentations  # noqa: F401
 
     be_ready()
