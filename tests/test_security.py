@@ -208,7 +208,7 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
 ) -> None:
     """The interpreter itself tells of each file that Python code opens to write, removes or renames."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
-    _, photo = place.first_picture()
+    _, photo = place.first_image()
     place.put("photo.jpg", photo)
     shutil.copy(place.submission, place.folder / "mine.csv.gz")
     it, runs = ["--run", "better"], ["--runs", "tiny", "better"]  # better: good enough for `check`

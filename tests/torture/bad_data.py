@@ -11,11 +11,11 @@ from pipeline import carvana
 from pipeline.data import competition
 from tests.torture.inputs import FOLDS, PREDICT, TRAIN, Case, Place, bad, good
 
-Spoil = Callable[[Place], None]
+Damage = Callable[[Place], None]
 
 
 def cases() -> list[Case]:
-    return [*archives(), *pictures()]
+    return [*archives(), *images()]
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -23,9 +23,9 @@ def cases() -> list[Case]:
 
 def archives() -> Iterator[Case]:
     for tenth in range(10):
-        yield bad(f"test.zip, {tenth}/10 of it", PREDICT, cut("demo/test.zip", tenth), r"test\.zip is not a whole zip")
-    for name, words in {"train.zip": FOLDS, "metadata.csv.zip": FOLDS, "sample_submission.csv.zip": PREDICT}.items():
-        yield bad(f"{name}, half of it", words, cut(f"demo/{name}", 5), rf"{name}")
+        yield bad(f"test.zip, {tenth}/10 of it", PREDICT, truncated("demo/test.zip", tenth), r"test\.zip is not a whole zip")
+    for name, arguments in {"train.zip": FOLDS, "metadata.csv.zip": FOLDS, "sample_submission.csv.zip": PREDICT}.items():
+        yield bad(f"{name}, half of it", arguments, truncated(f"demo/{name}", 5), rf"{name}")
     yield bad(
         "test.zip is a web page", PREDICT, put("demo/test.zip", "<html>Accept the rules</html>"), r"test\.zip is not"
     )
@@ -48,7 +48,7 @@ def archives() -> Iterator[Case]:
     )
     yield bad("a member is empty", PREDICT, first_is(b""), r"test\.zip, member .* not a JPEG")
     yield bad("a bit of a member is wrong", PREDICT, flipped_bit, r"test\.zip, member test/\w+_01\.jpg.*CRC")
-    yield bad("a view is missing", FOLDS, without_a_view, r"train\.zip: car \w+ has no view 01")
+    yield bad("a view is missing", FOLDS, without_an_angle, r"train\.zip: car \w+ has no view 01")
     yield bad("no test.zip", PREDICT, lambda place: place.demo("test.zip").unlink(), r"neither test\.zip")
     yield bad("shrink.json is cut", PREDICT, put("demo/shrink.json", '{"scale": '), r"shrink\.json is damaged")
     yield bad(
@@ -64,11 +64,11 @@ def archives() -> Iterator[Case]:
     yield good("pictures lie loose", PREDICT, unpacked, same_pixels)
 
 
-def cut(name: str, tenth: int) -> Spoil:
-    return lambda place: place.change(name, lambda data: data[: len(data) * tenth // 10])
+def truncated(name: str, tenth: int) -> Damage:
+    return lambda place: place.transform(name, lambda data: data[: len(data) * tenth // 10])
 
 
-def put(name: str, data: bytes | str) -> Spoil:
+def put(name: str, data: bytes | str) -> Damage:
     return lambda place: place.put(name, data)
 
 
@@ -85,7 +85,7 @@ def folder_in_its_place(place: Place) -> None:
     place.demo("test.zip").mkdir()
 
 
-def renamed(name_of: Callable[[str], str]) -> Spoil:
+def renamed(name_of: Callable[[str], str]) -> Damage:
     """Every member, by its file name."""
     return lambda place: place.put(
         "demo/test.zip", zip_of({name_of(name.rpartition("/")[2]): d for name, d in place.members("test.zip").items()})
@@ -103,52 +103,52 @@ def twice(place: Place) -> None:
     place.put("demo/test.zip", zip_of(members | {f"again/{first}": members[first]}))
 
 
-def in_directory(change: Callable[[bytearray, int], None]) -> Spoil:
+def in_directory(transform: Callable[[bytearray, int], None]) -> Damage:
     """Change the entry of the first member in the archive's directory, which begins at a place in its bytes."""
 
-    def spoil(place: Place) -> None:
+    def damage(place: Place) -> None:
         data = bytearray(zip_of(dict(sorted(place.members("test.zip").items()))))
-        change(data, data.index(b"PK\1\2"))
+        transform(data, data.index(b"PK\1\2"))
         place.put("demo/test.zip", bytes(data))
 
-    return spoil
+    return damage
 
 
-def flags(bits: int) -> Spoil:
-    def change(data: bytearray, entry: int) -> None:
+def flags(bits: int) -> Damage:
+    def transform(data: bytearray, entry: int) -> None:
         data[6] |= bits
         data[entry + 8] |= bits
 
-    return in_directory(change)
+    return in_directory(transform)
 
 
-def size_in_directory(size: int) -> Spoil:
+def size_in_directory(size: int) -> Damage:
     return in_directory(lambda data, entry: struct.pack_into("<I", data, entry + 24, size))
 
 
 def several_disks(place: Place) -> None:
-    place.change("demo/test.zip", lambda data: data[:-18] + struct.pack("<HH", 1, 1) + data[-14:])
+    place.transform("demo/test.zip", lambda data: data[:-18] + struct.pack("<HH", 1, 1) + data[-14:])
 
 
-def packed(method: int) -> Spoil:
+def packed(method: int) -> Damage:
     return lambda place: place.put("demo/test.zip", zip_of(place.members("test.zip"), method))
 
 
-def first_is(data: bytes) -> Spoil:
-    def spoil(place: Place) -> None:
+def first_is(data: bytes) -> Damage:
+    def damage(place: Place) -> None:
         members = place.members("test.zip")
         place.put("demo/test.zip", zip_of(members | {min(members): data}, zipfile.ZIP_DEFLATED))
 
-    return spoil
+    return damage
 
 
 def flipped_bit(place: Place) -> None:
-    _, picture = place.first_picture()
-    there = picture[5000:5050]
-    place.change("demo/test.zip", lambda data: data.replace(there, bytes([there[0] ^ 1]) + there[1:]))
+    _, image = place.first_image()
+    there = image[5000:5050]
+    place.transform("demo/test.zip", lambda data: data.replace(there, bytes([there[0] ^ 1]) + there[1:]))
 
 
-def without_a_view(place: Place) -> None:
+def without_an_angle(place: Place) -> None:
     members = place.members("train.zip")
     place.put("demo/train.zip", zip_of({name: data for name, data in members.items() if name != min(members)}))
 
@@ -156,9 +156,9 @@ def without_a_view(place: Place) -> None:
 def zip64(place: Place) -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        for name, picture in place.members("test.zip").items():
+        for name, image in place.members("test.zip").items():
             with archive.open(name, "w", force_zip64=True) as member:
-                member.write(picture)
+                member.write(image)
     place.put("demo/test.zip", data.getvalue())
 
 
@@ -190,7 +190,7 @@ def same_pixels(place: Place) -> bool:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def pictures() -> Iterator[Case]:
+def images() -> Iterator[Case]:
     here = r"\w+_01\.jpg: the "
     for tenth in range(10):
         yield bad(
@@ -220,14 +220,14 @@ def pictures() -> Iterator[Case]:
     yield bad(
         "a picture without its tables", PREDICT, loose(lambda data: data[:2] + data[-40000:]), r"\w+_01\.jpg: the "
     )
-    yield bad("a training picture is cut", TRAIN, cut_training_pictures, r"train\.zip, member .*cut short")
-    words = (*TRAIN, "--set", "data.workers=2")
+    yield bad("a training picture is cut", TRAIN, truncate_training_images, r"train\.zip, member .*cut short")
+    arguments = (*TRAIN, "--set", "data.workers=2")
     yield bad(
-        "a training picture is cut, read by a worker", words, cut_training_pictures, r"train\.zip, member .*cut short"
+        "a training picture is cut, read by a worker", arguments, truncate_training_images, r"train\.zip, member .*cut short"
     )
-    photo = ("cutout", "--image", "photo.jpg", "--out", "out")
-    yield bad("a photo is text", photo, put("photo.jpg", "no picture"), r"photo\.jpg is no picture")
-    yield bad("a photo of 65500x65500", photo, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is no picture")
+    cutout_image = ("cutout", "--image", "photo.jpg", "--out", "out")
+    yield bad("a photo is text", cutout_image, put("photo.jpg", "no picture"), r"photo\.jpg is no picture")
+    yield bad("a photo of 65500x65500", cutout_image, lambda p: p.put("photo.jpg", bomb(p)), r"photo\.jpg is no picture")
 
     yield good("a picture is turned by EXIF", PREDICT, loose(turned), same_pixels)
     yield good("a JPEG with a comment and zeros behind", PREDICT, loose(commented), same_pixels)
@@ -236,41 +236,41 @@ def pictures() -> Iterator[Case]:
     )
 
 
-def loose(change: Callable[[bytes], bytes]) -> Spoil:
+def loose(transform: Callable[[bytes], bytes]) -> Damage:
     """The first test picture, changed, beside the archive."""
 
-    def spoil(place: Place) -> None:
-        name, data = place.first_picture()
-        place.put(f"demo/{name}", change(data))
+    def damage(place: Place) -> None:
+        name, data = place.first_image()
+        place.put(f"demo/{name}", transform(data))
 
-    return spoil
+    return damage
 
 
-def saved(mode: str, size: tuple[int, int] | None = None, **options: object) -> Spoil:
-    def change(data: bytes) -> bytes:
-        picture = Image.open(io.BytesIO(data))
-        picture = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)
-        (picture.resize(size) if size else picture).save(file := io.BytesIO(), **options)
+def saved(mode: str, size: tuple[int, int] | None = None, **options: object) -> Damage:
+    def transform(data: bytes) -> bytes:
+        image = Image.open(io.BytesIO(data))
+        image = image.convert("L").convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
+        (image.resize(size) if size else image).save(file := io.BytesIO(), **options)
         return file.getvalue()
 
-    return loose(change)
+    return loose(transform)
 
 
 def in_frame(offset: int, new: bytes) -> Callable[[bytes], bytes]:
     """Change the frame header of a JPEG: 4 is its bits a sample, 5 its height and width."""
 
-    def change(data: bytes) -> bytes:
+    def transform(data: bytes) -> bytes:
         at = data.index(b"\xff\xc0") + offset
         return data[:at] + new + data[at + len(new) :]
 
-    return change
+    return transform
 
 
 def bomb(place: Place) -> bytes:
-    return in_frame(5, struct.pack(">HH", 65500, 65500))(place.first_picture()[1])
+    return in_frame(5, struct.pack(">HH", 65500, 65500))(place.first_image()[1])
 
 
-def cut_training_pictures(place: Place) -> None:
+def truncate_training_images(place: Place) -> None:
     members = {name: data[: len(data) // 2] for name, data in place.members("train.zip").items()}
     place.put("demo/train.zip", zip_of(members))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.kaggle.ledger import COLUMNS
-from tests.torture.bad_data import Spoil, cut, put, zip_of
+from tests.torture.bad_data import Damage, truncated, put, zip_of
 from tests.torture.inputs import (
     CHECK, FOLDS, PREDICT, SETTINGS, THRESHOLD, TRAIN, VALIDATE, Case, Place, bad, good, write_oof,
 )  # fmt: skip
@@ -70,8 +70,8 @@ def settings() -> Iterator[Case]:
         about_data = "folder " in what or "folds" in what  # and not about the config that names it
         yield bad(f"the config is or has {what}", FOLDS, put("tiny.yaml", text), "" if about_data else here, says)
     for arch in ("unet2", "smp.os", "smp.create_model", "smp.Unet.__class__"):
-        words = (*TRAIN, "--set", f"model.arch={arch}")
-        yield bad(f"the network is {arch}", words, nothing, rf"model\.arch is '?{arch}")
+        arguments = (*TRAIN, "--set", f"model.arch={arch}")
+        yield bad(f"the network is {arch}", arguments, nothing, rf"model\.arch is '?{arch}")
     for word in ("train.epochs", "train=3", "train.epochs=[", "train.epochs=" + "[" * 10**4, "a.b=1", "train.x.y=1"):
         yield bad(f"the word {word[:20]}", (*FOLDS, "--set", word), nothing, word[:5].split(".")[0])
     yield bad(
@@ -110,7 +110,7 @@ class Code:
 def checkpoints() -> Iterator[Case]:
     here = r"runs/tiny/fold0/best\.pt"
     for tenth in range(10):
-        yield bad(f"best.pt, {tenth}/10 of it", VALIDATE, cut("runs/tiny/fold0/best.pt", tenth), here + " is damaged")
+        yield bad(f"best.pt, {tenth}/10 of it", VALIDATE, truncated("runs/tiny/fold0/best.pt", tenth), here + " is damaged")
     for what, data in (
         ("text", b"hello"),
         ("pickled code", pickle.dumps(Code())),
@@ -203,7 +203,7 @@ def results() -> Iterator[Case]:
         yield bad(f"folds.csv is {what}", TRAIN, put("runs/tiny/folds.csv", text), r"runs/tiny/folds\.csv", says)
     here = r"runs/tiny/oof/fold0\.npz"
     for tenth in range(0, 10, 3):
-        yield bad(f"the oof, {tenth}/10 of it", THRESHOLD, cut("runs/tiny/oof/fold0.npz", tenth), here)
+        yield bad(f"the oof, {tenth}/10 of it", THRESHOLD, truncated("runs/tiny/oof/fold0.npz", tenth), here)
     pickled = io.BytesIO()
     np.save(pickled, np.array([Code()], object), allow_pickle=True)
     for what, data in {
@@ -232,12 +232,12 @@ def npy(array: np.ndarray) -> bytes:
 def submissions() -> Iterator[Case]:
     here = r"submissions/tiny\.csv\.gz"
     for tenth in range(10):
-        yield bad(f"the submission, {tenth}/10 of it", CHECK, cut("submissions/tiny.csv.gz", tenth), here)
+        yield bad(f"the submission, {tenth}/10 of it", CHECK, truncated("submissions/tiny.csv.gz", tenth), here)
     yield bad("no submission", ("check", "--file", "none.csv"), nothing, r"There is no none\.csv")
     yield bad("the submission is a folder", ("check", "--file", "demo"), nothing, "demo is not")
     yield bad("the submission is text that is named .gz", CHECK, put("submissions/tiny.csv.gz", "img,rle_mask\n"), here)
     first = r", line 2, image \w+_01\.jpg: "
-    for what, change, says in (
+    for what, transform, says in (
         ("has another header", lambda rows: [b"image,mask", *rows[1:]], "line 1: the header must be"),
         ("has semicolons", lambda rows: [row.replace(b",", b";") for row in rows], "line 1: the header must be"),
         ("has a byte-order mark", lambda rows: [b"\xef\xbb\xbf" + rows[0], *rows[1:]], "line 1: a byte 0xef"),
@@ -261,7 +261,7 @@ def submissions() -> Iterator[Case]:
         ("has a letter of Latin-1", masked(b"1 \xe9"), "near line .: a byte 0xe9"),
         ("has a quote that is not closed", masked(b'"1 1'), here),
     ):
-        yield bad(f"the submission {what}", CHECK, submission(change), here, says)
+        yield bad(f"the submission {what}", CHECK, submission(transform), here, says)
     zeros = gzip.compress(bytes(3 * 10**8), 1)
     yield bad("the submission is 300 MB of zeros, packed", CHECK, put("submissions/tiny.csv.gz", zeros), here)
     zipped = ("check", "--file", "s.csv.zip")
@@ -291,12 +291,12 @@ def submissions() -> Iterator[Case]:
     )
 
 
-def submission(change: Callable[[list[bytes]], list[bytes]]) -> Spoil:
-    def spoil(place: Place) -> None:
+def submission(transform: Callable[[list[bytes]], list[bytes]]) -> Damage:
+    def damage(place: Place) -> None:
         rows = gzip.decompress(place.submission.read_bytes()).splitlines()
-        place.put("submissions/tiny.csv.gz", gzip.compress(b"\n".join(change(rows)) + b"\n", 1))
+        place.put("submissions/tiny.csv.gz", gzip.compress(b"\n".join(transform(rows)) + b"\n", 1))
 
-    return spoil
+    return damage
 
 
 def masked(runs: bytes) -> Callable[[list[bytes]], list[bytes]]:
@@ -308,15 +308,15 @@ def quoted(rows: list[bytes]) -> list[bytes]:
     return [b",".join(b'"' + cell + b'"' for cell in row.split(b",")) for row in rows]
 
 
-def plain(change: Callable[[bytes], bytes], name: str) -> Spoil:
-    return lambda place: place.put(name, change(gzip.decompress(place.submission.read_bytes())))
+def plain(transform: Callable[[bytes], bytes], name: str) -> Damage:
+    return lambda place: place.put(name, transform(gzip.decompress(place.submission.read_bytes())))
 
 
 # --- the ledger -----------------------------------------------------------------------------------
 
 
 def ledgers() -> Iterator[Case]:
-    words = ("leaderboard", "--ledger", "ledger.csv")
+    arguments = ("leaderboard", "--ledger", "ledger.csv")
     cells = {"time": "2017-09-27T23:59:58Z", "file": "a.csv.gz", "sha256": HASH, "message": "two #1"}
     for what, other, says in (
         ("a time that is none", {"time": "yesterday"}, "time is 'yesterday'"),
@@ -333,12 +333,12 @@ def ledgers() -> Iterator[Case]:
     ):
         row = ",".join((cells | other).get(column, "") for column in COLUMNS)
         text = ",".join(COLUMNS) + "\n" + row + "\n"
-        yield bad(f"the ledger has {what}", words, put("ledger.csv", text), r"ledger\.csv, line 2: ", says)
-    yield bad("the ledger has another header", words, put("ledger.csv", "a,b\n"), r"ledger\.csv, line 1: the header")
+        yield bad(f"the ledger has {what}", arguments, put("ledger.csv", text), r"ledger\.csv, line 2: ", says)
+    yield bad("the ledger has another header", arguments, put("ledger.csv", "a,b\n"), r"ledger\.csv, line 1: the header")
     short = ",".join(COLUMNS) + "\na,b\n"
-    yield bad("the ledger has a short row", words, put("ledger.csv", short), r"ledger\.csv, line 2: 2 cells")
-    yield bad("the ledger is UTF-16", words, put("ledger.csv", short.encode("utf-16")), r"ledger\.csv cannot be read")
-    yield bad("the ledger has a field of 10^7 letters", words, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
+    yield bad("the ledger has a short row", arguments, put("ledger.csv", short), r"ledger\.csv, line 2: 2 cells")
+    yield bad("the ledger is UTF-16", arguments, put("ledger.csv", short.encode("utf-16")), r"ledger\.csv cannot be read")
+    yield bad("the ledger has a field of 10^7 letters", arguments, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
     yield bad(
         "a row that is not there", ("reproduce", "--row", "7", "--ledger", "ledger.csv"), nothing, r"ledger\.csv has no row 7"
     )

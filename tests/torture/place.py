@@ -49,7 +49,7 @@ class Stage:
     """A start that is tried. aside: the stages after it do not build on it, and it is killed alone, and seldom."""
 
     name: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     before: Callable[[], Any] | None = None
     at_kaggle: bool = False
     is_long: bool = False  # seconds a start: then some of its steps are tried, and of the others each
@@ -124,7 +124,7 @@ class Places:
         shutil.rmtree(place)
 
     def run(self, place: pathlib.Path, stage: Stage, plan: Plan = Plan(), kaggle: "Kaggle | None" = None) -> Ended:
-        return warm.run(place, words_of(stage), plan, lambda: prepare(stage, kaggle))
+        return warm.run(place, arguments_of(stage), plan, lambda: prepare(stage, kaggle))
 
     @contextlib.contextmanager
     def kaggle(self) -> Iterator["Kaggle"]:
@@ -141,8 +141,8 @@ class Places:
         return difference(contents(place, workers), contents(self.after(stage), workers))
 
 
-def words_of(stage: Stage) -> list[str]:
-    return [stage.aside or stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+def arguments_of(stage: Stage) -> list[str]:
+    return [stage.aside or stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.arguments]
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -177,12 +177,12 @@ def hand_in_the_solution(place: pathlib.Path) -> None:
 
 def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
     """Each file of a place -> a digest of what it says, times aside, and without `workers` the setting data.workers."""
-    found = {}
+    digests = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         if path.is_file() and not path.name.endswith("lock") and "tb" not in path.parts and not name.startswith("home"):
-            found[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
-    return found
+            digests[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
+    return digests
 
 
 def timeless(path: pathlib.Path, workers: bool = True) -> bytes:
@@ -225,11 +225,11 @@ def plain(value: Any) -> bytes:
     return repr(value).encode()
 
 
-def difference(found: dict[str, str], expected: dict[str, str]) -> str:
-    missing, more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    other = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
-    said = {"missing": missing, "too many": more, "other bytes": other}
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names)
+def difference(actual: dict[str, str], expected: dict[str, str]) -> str:
+    missing, more = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+    other = sorted(name for name in actual.keys() & expected.keys() if actual[name] != expected[name])
+    kinds = {"missing": missing, "too many": more, "other bytes": other}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in kinds.items() if names)
 
 
 # --- Kaggle ---------------------------------------------------------------------------------------

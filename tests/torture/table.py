@@ -11,7 +11,7 @@ class Row:
     kind: str  # it is counted under: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
     what: str  # was tried, as in "train: killed at step 3" or "test.zip: cut after 3/10"
     problem: str = ""  # what was wrong with how the pipeline took it; "" when nothing was
-    said: str = ""  # by the pipeline, its one sentence
+    message: str = ""  # the one sentence of the pipeline
     seconds: float = 0.0
 
     @property
@@ -19,7 +19,7 @@ class Row:
         return not self.problem
 
 
-GOOD_WORD = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
+GOOD_NAME = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
 NOT_HERE = "not_here"  # what this machine does not allow to be tried: neither well nor bad
 
 
@@ -29,8 +29,8 @@ def text_of(rows: Iterable[Row]) -> str:
     for row in rows:
         mark = "BAD" if not row.ok else "-- " if row.kind == NOT_HERE else "ok "
         lines.append(f"{mark} {row.kind:<12} {row.seconds:6.2f} s  {row.what}")
-        if row.said:
-            lines.append(f"{'':28}{row.said}")
+        if row.message:
+            lines.append(f"{'':28}{row.message}")
         if row.problem:
             lines.append(f"{'':28}WRONG: {row.problem}")
     return "\n".join(lines)
@@ -42,7 +42,7 @@ def figures_of(rows: Iterable[Row]) -> dict[str, int]:
     for row in rows:
         figures[row.kind] = figures.get(row.kind, 0) + 1
         if row.kind != NOT_HERE:
-            good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
+            good = f"{row.kind}_{GOOD_NAME.get(row.kind, 'ok')}"
             figures[good] = figures.get(good, 0) + row.ok
     return figures
 
