@@ -313,7 +313,7 @@ def submit(
     from pipeline.kaggle import submit as stage
     stage.main(
         common.named_run(runs), path_or_none(file), common.trained_folds(runs), common.folder(runs),
-        pathlib.Path(ledger), message, dry_run, force, common.set, predict_words=common.arguments(runs),
+        pathlib.Path(ledger), message, dry_run, force, common.set, predict_arguments=common.arguments(runs),
     )  # fmt: skip
 
 

@@ -159,12 +159,12 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield name, node
             case ast.Dict(keys=keys):
                 texts = [key for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-                yield from ((str(key.value), key) for key in texts)
+                yield from ((str(key.value), key) for key in texts if str(key.value).isidentifier())
             case ast.Subscript(slice=ast.Constant(value=str(name)) as key):
                 yield name, key
 
 
-def replaced_words(name: str) -> set[str]:
+def replaced(name: str) -> set[str]:
     """Return the parts of a snake_case or CamelCase name that have been replaced."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     return {word for word in LEFT_HAND if re.search(rf"(?<![a-z0-9]){word}(?![a-z0-9])", snake)}
@@ -180,8 +180,8 @@ def is_exception(name: str, node: ast.AST, path: str) -> bool:
     [("cut_u8", {"cut"}), ("cutout", set()), ("shortcut", set()), ("JudgedPictures", {"judged", "pictures"}),
      ("image_views", {"views"}), ("unit_of_car", {"unit", "unit_of"}), ("memoryview", set()), ("SHARE", {"share"})],
 )  # fmt: skip
-def test_words_are_compared_as_wholes(name: str, words: set[str]) -> None:
-    assert replaced_words(name) == words
+def test_words_are_compared_as_wholes(name: str, matches: set[str]) -> None:
+    assert replaced(name) == matches
 
 
 def test_no_replaced_word_is_an_identifier_or_a_key() -> None:
@@ -190,7 +190,7 @@ def test_no_replaced_word_is_an_identifier_or_a_key() -> None:
         for path in sorted((ROOT / folder).rglob("*.py")):
             where = str(path.relative_to(ROOT))
             for name, node in identifiers(ast.parse(path.read_text())):
-                for word in replaced_words(name):
+                for word in replaced(name):
                     if not is_exception(name, node, where) and not name.startswith("test_"):
                         lines[where, name, word].append(getattr(node, "lineno", 0))
     offenders = [

@@ -118,11 +118,11 @@ def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:
 def test_a_command_is_a_target_that_forwards_all_its_options(name: str) -> None:
     options = options_of(name)
     switches = {option for option in options if options[option].is_flag}  # type: ignore[attr-defined]
-    words = {option: "1" if option in switches else VALUES.get(option, ("7", 7))[0] for option in options}
+    arguments = {option: "1" if option in switches else VALUES.get(option, ("7", 7))[0] for option in options}
     wanted = {option: True if option in switches else VALUES.get(option, ("7", 7))[1] for option in options}
     for option in ("out", "solution"):  # texts
         wanted |= {option: "7"} if option in wanted else {}
-    variables = [f"{option.upper()}={text.replace('$', '$$')}" for option, text in words.items()]
+    variables = [f"{option.upper()}={text.replace('$', '$$')}" for option, text in arguments.items()]
     *_, command = commands(name, *variables)
     assert command[:4] == ["py", "-m", "pipeline", name]
     assert parsed(name, command[4:]) == wanted

@@ -40,7 +40,7 @@ NEEDED = {  # name -> what its calls must be told
 def dangers(source: str) -> list[str]:
     """What of it could run data, `line 3: eval`: a use of a name, under whatever other name it was imported."""
     tree = ast.parse(source)
-    found, real_names, calls = list[str](), dict[str, str](), dict[int, ast.Call]()
+    problems, real_names, calls = list[str](), dict[str, str](), dict[int, ast.Call]()
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}  # as the flag `compile`
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     for node in ast.walk(tree):
@@ -50,25 +50,25 @@ def dangers(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
             real_names |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
-            found += [f"line {node.lineno}: {name.name} of {node.module}" for name in node.names if name.name == "*"]
+            problems += [f"line {node.lineno}: {name.name} of {node.module}" for name in node.names if name.name == "*"]
         else:
             continue
-        found += [f"line {node.lineno}: {name}" for name in modules if name.partition(".")[0] in FORBIDDEN_MODULES]
+        problems += [f"line {node.lineno}: {name}" for name in modules if name.partition(".")[0] in FORBIDDEN_MODULES]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             calls[id(node.func)] = node
             if any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in node.keywords):
-                found.append(f"line {node.lineno}: {ast.unparse(node.func)} with shell")
+                problems.append(f"line {node.lineno}: {ast.unparse(node.func)} with shell")
     for node in ast.walk(tree):
         name = real_name(node, real_names)
         call = calls.get(id(node))
         if name in FORBIDDEN and (call or name not in own):
-            found.append(f"line {getattr(node, 'lineno', 0)}: {name}")
+            problems.append(f"line {getattr(node, 'lineno', 0)}: {name}")
         if name in NEEDED:  # handed on, it could be called with anything
-            told = {word.arg: ast.unparse(word.value) for word in call.keywords} if call else {}
-            if told.get(NEEDED[name][0]) != NEEDED[name][1]:
-                found.append(f"line {getattr(node, 'lineno', 0)}: {name} without {'='.join(NEEDED[name])}")
-    return found
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords} if call else {}
+            if given.get(NEEDED[name][0]) != NEEDED[name][1]:
+                problems.append(f"line {getattr(node, 'lineno', 0)}: {name} without {'='.join(NEEDED[name])}")
+    return problems
 
 
 def real_name(node: ast.AST, real_names: dict[str, str]) -> str:
@@ -169,7 +169,7 @@ def temporary() -> Iterator[pathlib.Path]:
 
 
 def watched(
-    code: str, *words: str, folder: pathlib.Path, log: pathlib.Path, more: dict[str, str] = {}
+    code: str, *arguments: str, folder: pathlib.Path, log: pathlib.Path, more: dict[str, str] = {}
 ) -> list[Event]:
     """What a Python and all that it starts do to files, processes and lines, in the order of time."""
     watch = log.with_suffix("")
@@ -182,7 +182,7 @@ def watched(
     environment |= {"PYTHONPATH": f"{watch}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"WATCH_LOG": str(log)} | more
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
@@ -208,27 +208,29 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
 ) -> None:
     """The interpreter itself tells of each file that Python code opens to write, removes or renames."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
-    _, photo = place.first_image()
-    place.put("photo.jpg", photo)
+    _, image = place.first_image()
+    place.put("any.jpg", image)
     shutil.copy(place.submission, place.folder / "mine.csv.gz")
     it, runs = ["--run", "better"], ["--runs", "tiny", "better"]  # better: good enough for `check`
     better = ["model.width=8", "model.depth=2", "train.epochs=2", "train.learning_rate=1e-2", "train.ema_decay=0.9"]
     stages = [
         ["folds", *it], ["train", *it, "--set", *better], ["validate", *it], ["threshold", *it], ["folds"],
         ["train", "--set", "data.workers=1"], ["validate"], ["threshold"], ["predict"], ["report"],
-        ["score", "--file", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "--image", "photo.jpg", "--out", "threshold"],
+        ["score", "--file", "submissions/tiny.csv.gz", "--data", "demo"],
+        ["cutout", "--image", "any.jpg", "--out", "cutouts"],
         ["demo-rooms", "--data", "rooms", "--scenes", "2", "--height", "32", "--width", "32"],
         ["demo-data", "--data", "drawn", "--cars", "1", "--test-cars", "1"],
         ["shrink", "--data", "demo", "--out", "half", "--scale", "8"], ["download", "--data", "fetched"],
-        ["check", "--file", "mine.csv.gz"], ["submit", "--file", "mine.csv.gz"], ["predict", *it], ["submit", *it], ["leaderboard"],
+        ["check", "--file", "mine.csv.gz"], ["submit", "--file", "mine.csv.gz"], ["predict", *it], ["submit", *it],
+        ["leaderboard"],
         ["reproduce", "--row", "2"], ["reproduce", "--row", "2", "--go"], ["blend", *runs], ["compare", *runs],
     ]  # fmt: skip
-    words = json.dumps([[stage[0], *stage[1:], "--config", "tiny.yaml"] for stage in stages])
+    arguments = json.dumps([[stage[0], *stage[1:], "--config", "tiny.yaml"] for stage in stages])
     more = {"TMPDIR": str(temporary), "HOME": str(place.folder / "home")} | kaggle.environment()
-    events = watched(RUN, words, folder=place.folder, log=tmp_path / "watch.log", more=more)
+    events = watched(RUN, arguments, folder=place.folder, log=tmp_path / "watch.log", more=more)
 
     touched = [pathlib.Path(about) for _, what, about in events if what == "touched"]
-    own = ("runs", "submissions", "threshold", "rooms", "drawn", "half", "fetched")
+    own = ("runs", "submissions", "cutouts", "rooms", "drawn", "half", "fetched")
     allowed = [temporary, *(place.folder / name for name in own)]
     elsewhere = [path for path in touched if not any(path == root or root in path.parents for root in allowed)]
     assert [path for path in elsewhere if not str(path).startswith(("/dev/", "/proc/"))] == []
@@ -249,13 +251,13 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
 
 def called_by_stage(events: list[Event]) -> dict[str, set[int]]:
     """Ports of this machine that a stage called, and where it called another one, 0."""
-    found, stage = dict[str, set[int]](), ""
+    problems, stage = dict[str, set[int]](), ""
     for _, what, about in events:
         if what == "stage":
             stage = about[0]
         if what == "called":
-            found.setdefault(stage, set()).add(about[1] if about[0] in ("127.0.0.1", "::1", "localhost") else 0)
-    return found
+            problems.setdefault(stage, set()).add(about[1] if about[0] in ("127.0.0.1", "::1", "localhost") else 0)
+    return problems
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -284,7 +286,8 @@ def test_a_key_is_nowhere_to_be_found(
     environment |= kaggle.environment() | {"HOME": str(home), "PYTHONPATH": str(ROOT), "VERBOSE": "1"}
     if way == "a score":
         environment["KAGGLE_API_TOKEN"] = fake_kaggle.TOKEN  # it is taken before the file
-    submit = [sys.executable, "-m", "pipeline", "submit", "--file", "submissions/tiny.csv.gz", "--config", "tiny.yaml", "--debug"]
+    file = ["--file", "submissions/tiny.csv.gz"]
+    submit = [sys.executable, "-m", "pipeline", "submit", *file, "--config", "tiny.yaml", "--debug"]
     seen = []
     with open(place.folder / "said.log", "w") as said:
         process = subprocess.Popen(submit, cwd=place.folder, env=environment, stdout=said, stderr=said)
@@ -300,13 +303,13 @@ def test_a_key_is_nowhere_to_be_found(
 
 
 def command_lines() -> str:
-    found = []
+    problems = []
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.append(path.read_text())
+            problems.append(path.read_text())
         except OSError:  # it has ended
             continue
-    return "\n".join(found)
+    return "\n".join(problems)
 
 
 def text_of(path: pathlib.Path) -> str:

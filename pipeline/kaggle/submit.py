@@ -46,7 +46,7 @@ def main(
     dry_run: bool = False,
     force: bool = False,
     overrides: list[str] = [],
-    predict_words: list[str] = [],
+    predict_arguments: list[str] = [],
 ) -> None:
     """file: without it the run's own, predicted by `folds` if need be. folder: the competition's.
 
@@ -55,7 +55,7 @@ def main(
     path = file or run.submission
     if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
-        run_stage("predict", *predict_words)
+        run_stage("predict", *predict_arguments)
     names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
     check(path, names, provenance.bad_images(SUBMISSIONS, path))
     about = provenance.of(SUBMISSIONS, path)

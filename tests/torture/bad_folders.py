@@ -103,9 +103,9 @@ def rooms() -> Iterator[Case]:
     for what, transform in {
         "threshold": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         "without labels": lambda path: in_file(path, lambda file: file.pop("labels")),
-        "without words": lambda path: in_file(path, lambda file: file.pop("names")),
+        "without names": lambda path: in_file(path, lambda file: file.pop("names")),
         "transposed": lambda path: in_file(path, transpose),
-        "of words for pictures": lambda path: in_file(path, text_for_images),
+        "of text for images": lambda path: in_file(path, text_for_images),
     }.items():
         yield bad(f"the rooms are {what}", FOLDS, of_rooms(drawn(transform)), r"nyu_depth_v2_labeled\.mat")
     damaged = of_rooms(drawn(lambda path: path.with_name(SPLITS).write_bytes(b"no splits")))
@@ -162,13 +162,13 @@ def reports() -> Iterator[Case]:
     for what, text in {
         "threshold": json.dumps(LOG_ROW)[:30], "a zip": b"PK\3\4\xff\xfe", "a number": "3\n", "a list": "[1]\n",
         "no row": "{}\n",
-        "a row of words": json.dumps(dict.fromkeys(LOG_ROW, "x")) + "\n", "10^5 brackets deep": "[" * 10**5,
+        "a row of text": json.dumps(dict.fromkeys(LOG_ROW, "x")) + "\n", "10^5 brackets deep": "[" * 10**5,
     }.items():  # fmt: skip
         damage = put("runs/tiny/fold0/log.jsonl", text)
         yield bad(f"a report's log.jsonl is {what}", REPORT, damage, r"fold0/log\.jsonl is damaged")
     for what, text in {
         "threshold": '{"threshold": 0.', "a list": "[1]", "a word": '{"threshold": "0.5"}', "beyond 1": '{"threshold": 1.5}',
-        "not a number": '{"threshold": NaN}', "with a Dice of words": '{"threshold": 0.5, "oof_dice_cross_fitted": "x"}',
+        "not a number": '{"threshold": NaN}', "with a Dice of text": '{"threshold": 0.5, "oof_dice_cross_fitted": "x"}',
         "with an empty Dice": '{"threshold": 0.5, "oof_dice": ""}',
         "with a list of predictions": '{"threshold": 0.5, "predictions": []}',
         "of predictions that are numbers": '{"threshold": 0.5, "predictions": {"fold0": 1}}',

@@ -180,7 +180,7 @@ def stray_folder(place: Place) -> None:
 def results() -> Iterator[Case]:
     here = r"runs/tiny/threshold\.json"
     for what, text in {
-        "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a cut": "{}", "a word": '{"threshold": "half"}',
+        "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a threshold": "{}", "a word": '{"threshold": "half"}',
         "beyond 1": '{"threshold": 1.5}', "below 0": '{"threshold": -0.1}', "not a number": '{"threshold": NaN}', "true": '{"threshold": true}',
         "10^5 brackets deep": "[" * 10**5, "a zip": zip_of({"a": b"b"}), "endless": '{"threshold": 1e999}',
         "of 5,000 digits": '{"threshold": ' + "9" * 5000 + "}",
@@ -214,7 +214,7 @@ def results() -> Iterator[Case]:
     for what, other in {
         "has objects": {"names": np.array([Code()], object)}, "lacks its names": {"names": None},
         "has too few names": {"names": np.array(["a"])}, "has flat histograms": {"histograms": np.zeros(256, np.int32)},
-        "has histograms of words": {"histograms": np.array(["x"])}, "has no picture": {
+        "has histograms of text": {"histograms": np.array(["x"])}, "has no image": {
             "names": np.array([], str), "histograms": np.zeros((0, 2, 256), np.int32)},
         "is of another checkpoint": {"checkpoint": "0"},
     }.items():  # fmt: skip

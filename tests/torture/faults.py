@@ -39,8 +39,8 @@ def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
         yield from refused(places, stage, None if each and not stage.is_long else most)
         for fault in (full_within_a_write, second_start, on_a_read_only_disk):
             yield attempted(fault, places, stage)
-        for share in (0, 2):
-            yield attempted(on_a_small_disk, places, stage, share)
+        for quarters in (0, 2):
+            yield attempted(on_a_small_disk, places, stage, quarters)
     for stage in places.stages:
         if stage.name in ("train", "validate", "predict"):
             for trouble in (worker_dies, worker_without_memory, little_shared_memory):
@@ -389,11 +389,11 @@ def shards_that_stay(places: Places) -> Row:
     stage = STAGE["predict"]
     with places.copy(stage) as place:
         threshold = place / "runs/tiny/threshold.json"
-        cut = threshold.read_text()
+        saved = threshold.read_text()
         threshold.write_text('{"threshold": 0.9}')
         dying = Plan(die_at=places.steps["predict"].index("open submissions/.tiny.shards/.00002.csv.gz.draft"))
         first = places.run(place, stage, dying)
-        threshold.write_text(cut)
+        threshold.write_text(saved)
 
         def nothing_goes() -> None:
             prepare(stage, None)

@@ -39,7 +39,7 @@ LONGEST_INPUT_BYTES = 4096
 # atheris itself keeps some 50 bytes of each run that compares texts: 18 million runs of `decoder`, five minutes, fill
 # the 1 GB, though the same inputs without atheris take none. So each process fuzzes for a while only.
 SECONDS_OF_PROCESS = 100
-NAMES = [carvana.image_name(car, view) for car in ("0123456789ab", "331659860e11") for view in ("01", "02")]
+NAMES = [carvana.image_name(car, angle) for car in ("0123456789ab", "331659860e11") for angle in ("01", "02")]
 RUNS = ("1 500000", "9 400000 600000 3", "1918 600000", "5 700000")
 ROWS = "".join(f"{name},{runs}\n" for name, runs in zip(NAMES, RUNS))
 HEIGHT, WIDTH = 24, 40  # of the pictures here
@@ -90,14 +90,14 @@ def checker(data: bytes, folder: pathlib.Path) -> None:
         path = folder / {b"G": "s.csv.gz", b"Z": "s.csv.zip"}.get(form, "s.csv")
         path.write_bytes(content)
     try:
-        share = check(path, NAMES)
+        mean_coverage = check(path, NAMES)
     except Problem:
         return
     if form not in (b"G", b"Z"):
         rows = list(csv.reader(io.StringIO(content.decode("ascii"), newline="")))
         assert [row[0] for row in rows[1:]] == NAMES
         lengths = [int(number) for row in rows[1:] for number in row[1].split()[1::2]]
-        assert share == sum(lengths) / (PIXELS * len(NAMES))
+        assert mean_coverage == sum(lengths) / (PIXELS * len(NAMES))
 
 
 def archive(data: bytes, folder: pathlib.Path) -> None:

@@ -64,7 +64,7 @@ def make_competition(folder: pathlib.Path, count: int) -> None:
     folder.mkdir()
     car = cars.make_car(next(iter(cars.MAKES)), 0)
     jpegs = [small_jpeg(mask) for _, mask in cars.draw_car(car)]
-    names = [carvana.image_name(f"{car:012x}", view) for car in range(-(-count // 16)) for view in carvana.ANGLE_CODES]
+    names = [carvana.image_name(f"{car:012x}", angle) for car in range(-(-count // 16)) for angle in carvana.ANGLE_CODES]
     with zipfile.ZipFile(folder / "test.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for number, name in enumerate(names[:count]):
             archive.writestr(f"test/{name}", jpegs[number % len(jpegs)])
