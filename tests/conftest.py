@@ -32,14 +32,14 @@ def demo_copy(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path
 
 @pytest.fixture(scope="session")
 def jpeg(demo_folder: pathlib.Path) -> bytes:
-    """One training picture, as it is packed."""
+    """One training image, as it is packed."""
     with zipfile.ZipFile(demo_folder / "train.zip") as archive:
         return archive.read(archive.namelist()[1])
 
 
 @pytest.fixture(scope="session")
 def gif(demo_folder: pathlib.Path) -> bytes:
-    """The mask of that picture."""
+    """The mask of that image."""
     with zipfile.ZipFile(demo_folder / "train_masks.zip") as archive:
         return archive.read(archive.namelist()[1])
 

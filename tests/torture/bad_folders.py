@@ -48,7 +48,7 @@ def plain_folders() -> Iterator[Case]:
         ("has groups of others", FOLDS, put("mine/groups.csv", "image,group\nq.jpg,a\n"), r"groups\.csv"),
         ("has groups of other columns", FOLDS, put("mine/groups.csv", "a,b\n"), r"groups\.csv"),
         ("has groups in UTF-16", FOLDS, put("mine/groups.csv", "image,group\n".encode("utf-16")), r"groups\.csv"),
-        ("has an image that is text", TRAIN, on_each("images/*.jpg", lambda data: b"no picture"), r"images/p\d\d\.jpg"),
+        ("has an image that is text", TRAIN, on_each("images/*.jpg", lambda data: b"no image"), r"images/p\d\d\.jpg"),
         ("has an image that is cut", TRAIN, on_each("images/*.jpg", lambda d: d[: len(d) // 2]), r"images/p\d\d\.jpg"),
         ("has a mask that is cut", TRAIN, on_each("masks/*.png", lambda d: d[: len(d) // 2]), r"masks/p\d\d\.png"),
         ("has a mask in colour", TRAIN, on_each("masks/*.png", lambda d: png(np.zeros((9, 9, 3)))), r"masks/p\d\d"),
@@ -131,7 +131,7 @@ def drawn(transform: Callable[[pathlib.Path], object]) -> Damage:
 
 @functools.cache
 def whole_file() -> bytes:
-    """Of two rooms, four tiny pictures each."""
+    """Of two rooms, four tiny images each."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         write_rooms.main(pathlib.Path(folder), scenes=2, height=32, width=48, seed=0, splits=False)
         return (pathlib.Path(folder) / FILE).read_bytes()
@@ -167,7 +167,8 @@ def reports() -> Iterator[Case]:
         damage = put("runs/tiny/fold0/log.jsonl", text)
         yield bad(f"a report's log.jsonl is {what}", REPORT, damage, r"fold0/log\.jsonl is damaged")
     for what, text in {
-        "threshold": '{"threshold": 0.', "a list": "[1]", "a word": '{"threshold": "0.5"}', "beyond 1": '{"threshold": 1.5}',
+        "threshold": '{"threshold": 0.', "a list": "[1]", "a word": '{"threshold": "0.5"}',
+        "beyond 1": '{"threshold": 1.5}',
         "not a number": '{"threshold": NaN}', "with a Dice of text": '{"threshold": 0.5, "oof_dice_cross_fitted": "x"}',
         "with an empty Dice": '{"threshold": 0.5, "oof_dice": ""}',
         "with a list of predictions": '{"threshold": 0.5, "predictions": []}',

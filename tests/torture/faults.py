@@ -191,7 +191,8 @@ def on_a_small_disk(places: Places, stage: Stage, quarters: int) -> Row:
         shutil.rmtree(place)
         left.rename(place)
         row = row_of(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
-        return row if ended.code == 1 else but(row, f"it wrote {after - before} bytes into a disk of {limit_bytes - before}")
+        sizes = f"it wrote {after - before} bytes into a disk of {limit_bytes - before}"
+        return row if ended.code == 1 else but(row, sizes)
 
 
 def pages_bytes(folder: pathlib.Path) -> int:
@@ -252,7 +253,7 @@ def second_start(places: Places, stage: Stage) -> Row:
 
 
 def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], None], *arguments: str) -> Row:
-    """A stage with a process that reads pictures, to which something happens; then without."""
+    """A stage with a process that reads images, to which something happens; then without."""
     with places.copy(stage) as place:
 
         def prepared() -> None:
@@ -265,7 +266,7 @@ def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], N
 
 
 def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
-    """To happen in a worker when it is asked for its third batch of pictures or so."""
+    """To happen in a worker when it is asked for its third batch of images or so."""
 
     def patch() -> None:
         for kind in (loader.TrainingDataset, loader.ValidationDataset, image_stream.ImagesAtScales):

@@ -42,7 +42,7 @@ SECONDS_OF_PROCESS = 100
 NAMES = [carvana.image_name(car, angle) for car in ("0123456789ab", "331659860e11") for angle in ("01", "02")]
 RUNS = ("1 500000", "9 400000 600000 3", "1918 600000", "5 700000")
 ROWS = "".join(f"{name},{runs}\n" for name, runs in zip(NAMES, RUNS))
-HEIGHT, WIDTH = 24, 40  # of the pictures here
+HEIGHT, WIDTH = 24, 40  # of the images here
 
 
 # --- targets --------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def checker(data: bytes, folder: pathlib.Path) -> None:
 
 
 def archive(data: bytes, folder: pathlib.Path) -> None:
-    """An archive of pictures: each member whole by its checksum, or a Problem."""
+    """An archive of images: each member whole by its checksum, or a Problem."""
     (folder / "test.zip").write_bytes(data)
     try:
         files = FileSet(folder, "test", carvana.IMAGE_NAME)

@@ -4,7 +4,7 @@ A bad one must end with exit code 1 and one sentence on stderr that names the fi
 `LONGEST_S` and `MOST_MEMORY_MB`, with nothing executed and nothing changed on the disk. A good one must be read right.
 Each is a process of its own, forked from one that has imported all stages, so that its time and memory are its own.
 
-The cases are in `bad_data` (archives, pictures), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
+The cases are in `bad_data` (archives, images), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
 results, submissions) and `bad_folders` (plain folders, NYU Depth v2, what a report reads).
 """
 import contextlib
@@ -90,7 +90,7 @@ class Place:
             return {info.filename: archive.read(info) for info in archive.infolist()}
 
     def first_image(self, set_name: str = "test") -> tuple[str, bytes]:
-        """Name and bytes of the picture that is read first."""
+        """Name and bytes of the image that is read first."""
         name, data = min(self.members(f"{set_name}.zip").items())
         return name.rpartition("/")[2], data
 
@@ -111,7 +111,9 @@ def bad(what: str, arguments: tuple[str, ...], damage: Callable[[Place], None], 
     return Case("bad_inputs", what, arguments, damage, says)
 
 
-def good(what: str, arguments: tuple[str, ...], damage: Callable[[Place], None], right: Callable[[Place], bool]) -> Case:
+def good(
+    what: str, arguments: tuple[str, ...], damage: Callable[[Place], None], right: Callable[[Place], bool]
+) -> Case:
     return Case("good_inputs", what, arguments, damage, (), right)
 
 
@@ -168,8 +170,8 @@ def copy_place(place: Place, folder: pathlib.Path) -> Place:
 
 def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | None = None) -> Iterator[Row]:
     """A row for each case. demo: a drawn competition, which is only read; folder: an empty one to work in."""
-    stages = ("cutout", "train", "validate", "predict", "threshold", "kaggle.submit", "kaggle.reproduce", "report.report")
-    for stage in stages:
+    ground_floor = ("cutout", "train", "validate", "predict", "threshold")
+    for stage in (*ground_floor, "kaggle.submit", "kaggle.reproduce", "report.report"):
         importlib.import_module(f"pipeline.{stage}")  # beforehand: a start is not what is timed
     import albumentations  # noqa: F401
 
@@ -211,7 +213,8 @@ def try_case(place: Place, case: Case) -> Row:
         return Row(case.kind, case.what, "; ".join(wrong), "", outcome.seconds)
     if outcome.code != 1:
         wrong.append(f"exit code {outcome.code}")
-    if len(outcome.err.splitlines()) != 1 or not outcome.err.startswith(f"{case.arguments[0]}: ") or "Traceback" in outcome.err:
+    one_line = len(outcome.err.splitlines()) == 1 and outcome.err.startswith(f"{case.arguments[0]}: ")
+    if not one_line or "Traceback" in outcome.err:
         wrong.append(f"no single sentence: {outcome.err[-900:]}")
     if len(outcome.err) > LONGEST_SENTENCE + 100:
         wrong.append(f"a sentence of {len(outcome.err)} letters")

@@ -1,4 +1,4 @@
-"""A long prediction: 100,064 pictures, few of them distinct, through the whole stage with a tiny network.
+"""A long prediction: 100,064 images, few of them distinct, through the whole stage with a tiny network.
 
     python -m tests.torture.soak             all of them: 20 minutes on two cores
     python -m tests.torture.soak 10000       so many
@@ -44,7 +44,7 @@ def main(count: int) -> int:
         folder = pathlib.Path(name)
         make_competition(folder / "data", count)
         make_run(folder, rows_per_shard=max(8, count // 100 // 8 * 8))
-        print(f"{count} pictures in {(folder / 'data/test.zip').stat().st_size / 1e6:.0f} MB.", flush=True)
+        print(f"{count} images in {(folder / 'data/test.zip').stat().st_size / 1e6:.0f} MB.", flush=True)
         began = time.monotonic()
         arguments = [sys.executable, "-m", "pipeline", "predict", "--run", "tiny"]
         with open(folder / "output.txt", "w") as output:
@@ -64,7 +64,8 @@ def make_competition(folder: pathlib.Path, count: int) -> None:
     folder.mkdir()
     car = cars.make_car(next(iter(cars.MAKES)), 0)
     jpegs = [small_jpeg(mask) for _, mask in cars.draw_car(car)]
-    names = [carvana.image_name(f"{car:012x}", angle) for car in range(-(-count // 16)) for angle in carvana.ANGLE_CODES]
+    car_ids = [f"{number:012x}" for number in range(-(-count // 16))]
+    names = [carvana.image_name(car_id, angle) for car_id in car_ids for angle in carvana.ANGLE_CODES]
     with zipfile.ZipFile(folder / "test.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for number, name in enumerate(names[:count]):
             archive.writestr(f"test/{name}", jpegs[number % len(jpegs)])
@@ -133,7 +134,7 @@ def print_result(readings: list[dict[str, float]], count: int, seconds: float, w
     growth = {key: last[key] / second[key] - 1 if second[key] else last[key] for key in keys}
     # A thread that comes and goes is none that is not given back: counts grow by one at least.
     grown = [key for key in keys if growth[key] > LARGEST_GROWTH and last[key] - second[key] >= 1]
-    print(f"{count} pictures in {seconds:.0f} s; the file is {'whole' if whole else 'NOT WHOLE'}; "
+    print(f"{count} images in {seconds:.0f} s; the file is {'whole' if whole else 'NOT WHOLE'}; "
           f"grown by more than {LARGEST_GROWTH:.0%}: {', '.join(grown) or 'nothing'}.")  # fmt: skip
     figures = {f"{key}_growth": round(growth[key], 4) for key in keys}
     print(json.dumps({"images": count, "images_per_s": round(count / seconds, 1), "whole": whole} | figures))
