@@ -176,7 +176,7 @@ def is_exception(name: str, node: ast.AST, path: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, matches",
     [("cut_u8", {"cut"}), ("cutout", set()), ("shortcut", set()), ("JudgedPictures", {"judged", "pictures"}),
      ("image_views", {"views"}), ("unit_of_car", {"unit", "unit_of"}), ("memoryview", set()), ("SHARE", {"share"})],
 )  # fmt: skip
