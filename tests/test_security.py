@@ -1,4 +1,4 @@
-"""What the pipeline must never do with strange data: run it, write elsewhere, or tell a key."""
+"""What the pipeline must never do with strange data: run it, write elsewhere, or leak a key."""
 import ast
 import gzip
 import json
@@ -32,7 +32,7 @@ FORBIDDEN = {
     "subprocess.getstatusoutput", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pandas.read_pickle",
     "pandas.eval", "tempfile.mktemp", "torch.hub.load", "torch.jit.load", "asyncio.create_subprocess_shell",
 }  # fmt: skip
-NEEDED = {  # name -> what its calls must be told
+NEEDED = {  # name -> the keyword that its calls must have
     "torch.load": ("weights_only", "True"), "numpy.load": ("allow_pickle", "False"), "yaml.load": ("Loader", "Yaml")
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def dangers(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             calls[id(node.func)] = node
-            if any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in node.keywords):
+            if any(keyword.arg == "shell" and ast.unparse(keyword.value) != "False" for keyword in node.keywords):
                 problems.append(f"line {node.lineno}: {ast.unparse(node.func)} with shell")
     for node in ast.walk(tree):
         name = real_name(node, real_names)
@@ -65,7 +65,7 @@ def dangers(source: str) -> list[str]:
         if name in FORBIDDEN and (call or name not in own):
             problems.append(f"line {getattr(node, 'lineno', 0)}: {name}")
         if name in NEEDED:  # handed on, it could be called with anything
-            given = {word.arg: ast.unparse(word.value) for word in call.keywords} if call else {}
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} if call else {}
             if given.get(NEEDED[name][0]) != NEEDED[name][1]:
                 problems.append(f"line {getattr(node, 'lineno', 0)}: {name} without {'='.join(NEEDED[name])}")
     return problems
@@ -117,32 +117,32 @@ def test_the_config_s_loader_is_a_safe_one() -> None:
 
 # --- nothing written elsewhere --------------------------------------------------------------------
 
-# Becomes sitecustomize.py, so that each Python that is started tells what it does, a line an event, in one file; and
+# Becomes sitecustomize.py, so that each Python that is started logs what it does, a line an event, in one file; and
 # so does each that is forked.
 WATCH = """
 import json, os, sys
 log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-# Event -> where among its arguments a path is, and the folder that it is told from.
+# Event -> where among its arguments a path is, and the folder that it is relative to.
 CHANGES = {"os.remove": [(0, 1)], "os.rename": [(0, 2), (1, 3)], "os.link": [(1, 3)], "os.symlink": [(1, 2)],
            "os.mkdir": [(0, 2)], "os.rmdir": [(0, 1)], "os.truncate": [(0, None)], "os.chmod": [(0, 2)]}
 
-def tell(what, about):
+def log_event(what, about):
     os.write(log, (json.dumps([os.getpid(), what, about]) + chr(10)).encode())
 
 def watch(event, args):
     if event == "open" and not isinstance(args[0], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        tell("touched", os.path.abspath(os.fsdecode(args[0])))
+        log_event("touched", os.path.abspath(os.fsdecode(args[0])))
     for place, folder in CHANGES.get(event, []):
         if not isinstance(args[place], int):
             fd = -1 if folder is None else args[folder]
             start = os.getcwd() if fd == -1 else os.readlink(f"/proc/self/fd/{fd}")
-            tell("touched", os.path.abspath(os.path.join(start, os.fsdecode(args[place]))))
+            log_event("touched", os.path.abspath(os.path.join(start, os.fsdecode(args[place]))))
     if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
-        tell("started", [str(word) for word in args[1]] if event == "subprocess.Popen" else [event])
+        log_event("started", [str(word) for word in args[1]] if event == "subprocess.Popen" else [event])
     if event == "socket.connect" and isinstance(args[1], tuple):  # and not a socket of its own workers
-        tell("called", list(args[1][:2]))
+        log_event("called", list(args[1][:2]))
 
-tell("began", sys.argv)
+log_event("began", sys.argv)
 sys.addaudithook(watch)
 """
 RUN = """
@@ -153,10 +153,10 @@ from pipeline.kaggle import download, reproduce, submit
 from pipeline.report import compare, report
 from pipeline.runtime import git
 git.commit, git.is_clean, git.same_code = lambda: "0" * 40, lambda: True, lambda one, other: True
-from sitecustomize import tell
-for words in json.loads(sys.argv[1]):
-    tell("stage", words)
-    assert main(words) == 0, words
+from sitecustomize import log_event
+for arguments in json.loads(sys.argv[1]):
+    log_event("stage", arguments)
+    assert main(arguments) == 0, arguments
 """
 Event = tuple[int, str, Any]  # which process, what it did, with what
 
@@ -194,8 +194,8 @@ def test_the_watch_sees_processes_of_all_kinds(tmp_path: pathlib.Path) -> None:
         "import multiprocessing, os, pathlib, subprocess, sys\n"
         "if os.fork() == 0:\n    pathlib.Path('forked').touch()\n    os._exit(0)\n"
         "os.wait()\nsubprocess.run([sys.executable, '-c', 'open(\"started\", \"w\")'])\n"
-        "anew = multiprocessing.get_context('spawn')\n"
-        "child = anew.Process(target=pathlib.Path.touch, args=(pathlib.Path('spawned'),))\n"
+        "spawn = multiprocessing.get_context('spawn')\n"
+        "child = spawn.Process(target=pathlib.Path.touch, args=(pathlib.Path('spawned'),))\n"
         "child.start()\nchild.join()\nos.rename('spawned', 'renamed')\n"
     )
     events = watched(code, folder=tmp_path, log=tmp_path / "watch.log")
@@ -207,7 +207,7 @@ def test_the_watch_sees_processes_of_all_kinds(tmp_path: pathlib.Path) -> None:
 def test_stages_write_to_their_own_folders_and_call_nobody(
     kaggle: Kaggle, demo_folder: pathlib.Path, tmp_path: pathlib.Path, temporary: pathlib.Path
 ) -> None:
-    """The interpreter itself tells of each file that Python code opens to write, removes or renames."""
+    """The interpreter itself reports each file that Python code opens to write, removes or renames."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
     _, image = place.first_image()
     place.put("any.jpg", image)

@@ -136,7 +136,7 @@ def test_a_plan_kills_before_its_step(places: Places) -> None:
 def test_a_stage_without_a_lock_is_found_out(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "stop_at_first_lock", lambda: None)
     row = faults.second_start(places, faults.STAGE["folds"])
-    assert row.problem == "it took no lock, and ended with 0: no word"
+    assert row.problem == "it took no lock, and ended with 0: no message"
 
 
 def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def archives() -> Iterator[Case]:
     yield bad("a bit of a member is wrong", PREDICT, flipped_bit, r"test\.zip, member test/\w+_01\.jpg.*CRC")
     yield bad("an angle is missing", FOLDS, without_an_angle, r"train\.zip: car \w+ has no \w+ 01")
     yield bad("no test.zip", PREDICT, lambda place: place.demo("test.zip").unlink(), r"neither test\.zip")
-    yield bad("shrink.json is cut", PREDICT, put("demo/shrink.json", '{"scale": '), r"shrink\.json is damaged")
+    yield bad("shrink.json is truncated", PREDICT, put("demo/shrink.json", '{"scale": '), r"shrink\.json is damaged")
     yield bad(
         "shrink.json is a scale of 3", PREDICT, put("demo/shrink.json", '{"scale": 3}'), r"shrink\.json is damaged"
     )
@@ -222,7 +222,7 @@ def images() -> Iterator[Case]:
     yield bad(
         "an image without its tables", PREDICT, loose(lambda data: data[:2] + data[-40000:]), r"\w+_01\.jpg: the "
     )
-    yield bad("a training image is cut", TRAIN, truncate_training_images, r"train\.zip, member ")
+    yield bad("a training image is truncated", TRAIN, truncate_training_images, r"train\.zip, member ")
     arguments = (*TRAIN, "--set", "data.workers=2")
     yield bad(
         "a training image is truncated, read by a worker", arguments, truncate_training_images,

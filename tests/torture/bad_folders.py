@@ -49,8 +49,8 @@ def plain_folders() -> Iterator[Case]:
         ("has groups of other columns", FOLDS, put("mine/groups.csv", "a,b\n"), r"groups\.csv"),
         ("has groups in UTF-16", FOLDS, put("mine/groups.csv", "image,group\n".encode("utf-16")), r"groups\.csv"),
         ("has an image that is text", TRAIN, on_each("images/*.jpg", lambda data: b"no image"), r"images/p\d\d\.jpg"),
-        ("has an image that is cut", TRAIN, on_each("images/*.jpg", lambda d: d[: len(d) // 2]), r"images/p\d\d\.jpg"),
-        ("has a mask that is cut", TRAIN, on_each("masks/*.png", lambda d: d[: len(d) // 2]), r"masks/p\d\d\.png"),
+        ("has a truncated image", TRAIN, on_each("images/*.jpg", lambda d: d[: len(d) // 2]), r"images/p\d\d\.jpg"),
+        ("has a truncated mask", TRAIN, on_each("masks/*.png", lambda d: d[: len(d) // 2]), r"masks/p\d\d\.png"),
         ("has a mask in colour", TRAIN, on_each("masks/*.png", lambda d: png(np.zeros((9, 9, 3)))), r"masks/p\d\d"),
         ("has a mask too small", TRAIN, on_each("masks/*.png", lambda d: png(np.zeros((9, 9)))), r"masks/p\d\d\.png"),
         ("has a class too many", TRAIN, on_each("masks/*.png", another_class), r"masks/p\d\d\.png.* the value 7"),
@@ -59,7 +59,7 @@ def plain_folders() -> Iterator[Case]:
 
 
 def in_plain_folder(damage: Damage) -> Damage:
-    """A whole one, with its settings and folds, and then spoilt."""
+    """Make a whole folder with its settings and folds, then damage it."""
 
     def damage_it(place: Place) -> None:
         folder = draw(place.folder / "mine", pictures=6)
@@ -167,7 +167,7 @@ def reports() -> Iterator[Case]:
         damage = put("runs/tiny/fold0/log.jsonl", text)
         yield bad(f"a report's log.jsonl is {what}", REPORT, damage, r"fold0/log\.jsonl is damaged")
     for what, text in {
-        "threshold": '{"threshold": 0.', "a list": "[1]", "a word": '{"threshold": "0.5"}',
+        "threshold": '{"threshold": 0.', "a list": "[1]", "a string": '{"threshold": "0.5"}',
         "beyond 1": '{"threshold": 1.5}',
         "not a number": '{"threshold": NaN}', "with a Dice of text": '{"threshold": 0.5, "oof_dice_cross_fitted": "x"}',
         "with an empty Dice": '{"threshold": 0.5, "oof_dice": ""}',
@@ -178,7 +178,7 @@ def reports() -> Iterator[Case]:
         says = r"threshold\.json(: the .* is .*, but it must lie between 0 and 1| is damaged)"
         yield bad(f"a report's threshold.json is {what}", REPORT, damage, says)
     for name in ("fold0/config.yaml", "folds.csv"):
-        yield bad(f"a report's {name} is cut", REPORT, with_log(f"runs/tiny/{name}", "a: {"), f"runs/tiny/{name}")
+        yield bad(f"a report's {name} is truncated", REPORT, with_log(f"runs/tiny/{name}", "a: {"), f"runs/tiny/{name}")
 
 
 def with_log(name: str, text: str) -> Damage:

@@ -38,7 +38,7 @@ def settings() -> Iterator[Case]:
         ("UTF-16", SETTINGS.encode("utf-16"), "cannot be read"),
         ("of 10 MB", "a: " + "x" * 10**7, "10,000,003 bytes"),
         ("a list", "- 1\n", "holds list"),
-        ("a word", "hello\n", "holds str"),
+        ("a string", "hello\n", "holds str"),
         ("indented by a tab", "train:\n\tepochs: 3\n", "not YAML.*line 2"),
         ("open at its end", "train: {epochs: 3", "not YAML.*line 1"),
         ("2,000 brackets deep", "train: " + "[" * 2000, "not YAML"),
@@ -54,8 +54,8 @@ def settings() -> Iterator[Case]:
         ("an unknown section", "trian: {epochs: 1}\n", "trian is no setting; the nearest is train"),
         ("an unknown key", "train: {epoch: 1}\n", "train.epoch is no setting; the nearest is train.epochs"),
         ("a number for a key", "1: 2\n", "1"),
-        ("a word for a number", "train: {epochs: three}\n", "train.epochs is 'three'"),
-        ("a number for a word", "model: {arch: 7}\n", "model.arch is 7"),
+        ("a string for a number", "train: {epochs: three}\n", "train.epochs is 'three'"),
+        ("a number for a string", "model: {arch: 7}\n", "model.arch is 7"),
         ("not a number", "train: {learning_rate: .nan}\n", "train.learning_rate is nan"),
         ("0 epochs", "train: {epochs: 0}\n", "train.epochs is 0"),
         ("half an epoch", "train: {epochs: 0.5}\n", "train.epochs is 0.5"),
@@ -72,10 +72,10 @@ def settings() -> Iterator[Case]:
     for arch in ("unet2", "smp.os", "smp.create_model", "smp.Unet.__class__"):
         arguments = (*TRAIN, "--set", f"model.arch={arch}")
         yield bad(f"the network is {arch}", arguments, nothing, rf"model\.arch is '?{arch}")
-    for word in ("train.epochs", "train=3", "train.epochs=[", "train.epochs=" + "[" * 10**4, "a.b=1", "train.x.y=1"):
-        yield bad(f"the word {word[:20]}", (*FOLDS, "--set", word), nothing, word[:5].split(".")[0])
+    for text in ("train.epochs", "train=3", "train.epochs=[", "train.epochs=" + "[" * 10**4, "a.b=1", "train.x.y=1"):
+        yield bad(f"the override {text[:20]}", (*FOLDS, "--set", text), nothing, text[:5].split(".")[0])
     yield bad(
-        "a word into a section that is a number", (*FOLDS, "--set", "train.epochs=1"), put("tiny.yaml", "train: 3"),
+        "an override in a section that is a number", (*FOLDS, "--set", "train.epochs=1"), put("tiny.yaml", "train: 3"),
         "train is 3",
     )
     yield bad(
@@ -131,13 +131,13 @@ def checkpoints() -> Iterator[Case]:
         ("with settings that are a number", {"settings": 3, "network": {}}, "the whole is 3"),
         ("with weights of nothing", {"settings": {}, "network": {}}, "does not fit its own settings"),
         ("with weights that are a number", {"settings": {}, "network": 5}, "does not fit its own settings"),
-        ("with weights that are words", {"settings": {}, "network": {"mean": "x"}}, "does not fit its own settings"),
+        ("with weights that are strings", {"settings": {}, "network": {"mean": "x"}}, "does not fit its own settings"),
         ("with weights by numbers", {"settings": {}, "network": {1: 2}}, "does not fit its own settings"),
         ("with weights of no end", {"settings": small(), "network": endless()}, "does not fit its own settings"),
     ):
         yield bad(f"best.pt is {what}", PREDICT, put("runs/tiny/fold0/best.pt", torch_bytes(state, True)), here, says)
     last = "runs/tiny/fold0/last.pt"
-    yield bad("last.pt is cut", TRAIN, lambda p: p.put(last, p.best.read_bytes()[:999]), r"last\.pt is damaged")
+    yield bad("last.pt is truncated", TRAIN, lambda p: p.put(last, p.best.read_bytes()[:999]), r"last\.pt is damaged")
     yield bad("last.pt is pickled code", TRAIN, put(last, torch_bytes({"step": Code()}, True)), r"last\.pt is damaged")
     yield bad("last.pt is a best.pt", TRAIN, lambda p: p.put(last, p.best.read_bytes()), r"last\.pt has no fingerprint")
     yield bad(
@@ -182,7 +182,7 @@ def results() -> Iterator[Case]:
     here = r"runs/tiny/threshold\.json"
     for what, text in {
         "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a threshold": "{}",
-        "a word": '{"threshold": "half"}',
+        "a string": '{"threshold": "half"}',
         "beyond 1": '{"threshold": 1.5}', "below 0": '{"threshold": -0.1}',
         "not a number": '{"threshold": NaN}', "true": '{"threshold": true}',
         "10^5 brackets deep": "[" * 10**5, "a zip": zip_of({"a": b"b"}), "endless": '{"threshold": 1e999}',
@@ -194,7 +194,7 @@ def results() -> Iterator[Case]:
         ("empty", "", "damaged"),
         ("a header alone", "car_id,make,fold\n", "folds from 0 up"),
         ("of other columns", "car,make,fold\nx,y,0\n", "columns car_id,make,fold"),
-        ("of words for folds", "car_id,make,fold\nx,y,first\n", "damaged"),
+        ("of strings for folds", "car_id,make,fold\nx,y,first\n", "damaged"),
         ("of folds beyond 64 bits", f"car_id,make,fold\nx,y,{10**30}\n", "damaged"),
         ("of folds below 0", "car_id,make,fold\nx,y,-1\n", "folds from 0 up"),
         ("without a fold", "car_id,make,fold\nx,y,0\nz,y,2\n", "folds from 0 up"),
@@ -245,7 +245,7 @@ def submissions() -> Iterator[Case]:
         ("has semicolons", lambda rows: [row.replace(b",", b";") for row in rows], "line 1: the header must be"),
         ("has a byte-order mark", lambda rows: [b"\xef\xbb\xbf" + rows[0], *rows[1:]], "line 1: a byte 0xef"),
         ("has a column more", lambda rows: [rows[0], *(row + b",1" for row in rows[1:])], "line 2: 3 fields"),
-        ("has an image that nobody asked for", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
+        ("has an unknown image", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
         ("has an image twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* stands in line 17"),
         ("has another order", lambda rows: [rows[0], *rows[:0:-1]], "line 2: .* the order is another"),
         ("lacks an image", lambda rows: rows[:-1], "ends after 15 of 16"),
@@ -331,7 +331,7 @@ def ledgers() -> Iterator[Case]:
         ("another status", {"status": "lost"}, "status is 'lost'"),
         ("a score beyond 1", {"public": "1.5"}, "public is '1.5'"),
         ("a score that is no number", {"public": "nan"}, "public is 'nan'"),
-        ("folds that are words", {"folds": "first"}, "folds"),
+        ("folds that are strings", {"folds": "first"}, "folds"),
         ("a quote that is not closed", {"runs": "'a"}, "runs is"),
         ("checkpoints without hashes", {"checkpoints": "a=b"}, "checkpoints"),
     ):

@@ -20,7 +20,7 @@ def cases() -> list[Case]:
 
 def masks() -> Iterator[Case]:
     here = r"train_masks\.zip, member train_masks/\w+_mask\.gif: the mask "
-    yield bad("masks are cut", TRAIN, gifs(lambda data: data[: len(data) // 2]), here + "is not a whole GIF")
+    yield bad("masks are truncated", TRAIN, gifs(lambda data: data[: len(data) // 2]), here + "is not a whole GIF")
     yield bad("masks are text", TRAIN, gifs(lambda data: b"no mask"), here + "is not a whole GIF")
     yield bad("masks are PNGs", TRAIN, gifs(lambda data: as_gif(data, 1, format="PNG")), here + "is not a whole GIF")
     yield bad(

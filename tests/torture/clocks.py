@@ -59,7 +59,7 @@ def set_back() -> None:
 
 
 def is_late(moment: datetime.datetime) -> bool:
-    """Whether it was told by the clock that was set back."""
+    """Return whether it took the time from the clock that was set back."""
     behind = datetime.datetime.now(datetime.UTC) - moment
     return abs(behind.total_seconds() - DAY_S) < DAY_S / 4
 
@@ -137,7 +137,7 @@ def back_after_a_kill(places: Places) -> Row:
 
 
 def back_with_force(places: Places) -> Row:
-    """Three of the same content, told apart by the time in their message; the third is killed on the way."""
+    """Submit the same content three times, distinguished by the time in the message; kill the third one midway."""
     stage = STAGE["submit"]
     arguments = [*arguments_of(stage), "--force"]
     with places.copy(stage) as place, places.kaggle() as kaggle:
@@ -173,7 +173,7 @@ def handed_in(place: pathlib.Path, kaggle: Kaggle, late: list[bool]) -> str:
 
 
 def failed(ended: Ended) -> str:
-    return f"{ended.summary()}: {ended.err[-600:] or 'no word'}" if ended.code else ""
+    return f"{ended.summary()}: {ended.err[-600:] or 'no message'}" if ended.code else ""
 
 
 of_submit = (back_in_submit, back_after_a_kill, back_with_force)

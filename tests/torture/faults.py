@@ -162,8 +162,8 @@ def may_mount(folder: pathlib.Path) -> bool:
 
 
 def on_a_small_disk(places: Places, stage: Stage, quarters: int) -> Row:
-    """A real one, with room for so many quarters of what the stage writes; it grows, and the stage goes on."""
-    what = f"a real disk with room for {quarters}/4" if quarters else "a real disk without room"
+    """Run on a real disk with space for so many quarters of what the stage writes; then enlarge it and run again."""
+    what = f"a real disk with space for {quarters}/4" if quarters else "a real disk without space"
     if not may_mount(places.folder):
         return not_here(stage, what)
     with places.copy(stage) as place, places.kaggle() as kaggle:
@@ -234,7 +234,7 @@ def second_start(places: Places, stage: Stage) -> Row:
         if not os.WIFSTOPPED(status):
             _, err, _ = map(warm.drained, first.pipes)
             code = os.waitstatus_to_exitcode(status)
-            return Row("faults", what, f"it took no lock, and ended with {code}: {err[-300:] or 'no word'}")
+            return Row("faults", what, f"it took no lock, and ended with {code}: {err[-300:] or 'no message'}")
         before = contents(place)
         second = places.run(place, stage, kaggle=kaggle)
         problem = second.complaint(stage.name) or ("" if contents(place) == before else "it changed files of the first")
@@ -292,7 +292,7 @@ def worker_dies(places: Places, stage: Stage) -> Row:
 
 
 def worker_without_memory(places: Places, stage: Stage) -> Row:
-    """As Python tells it; what the system does about it, a kill, is the row above."""
+    """Raise MemoryError as Python does; the row above has what the system does, a kill."""
 
     def fail() -> None:
         raise MemoryError
@@ -385,7 +385,7 @@ def config_is_edited(places: Places) -> Row:
 
 
 def shards_that_stay(places: Places) -> Row:
-    """Parts of another cut that can be neither moved nor removed must never get into a submission; later they are
+    """Shards of another threshold that can be neither moved nor removed must not get into a submission; later they are
     set aside, and not lost."""
     stage = STAGE["predict"]
     with places.copy(stage) as place:
@@ -410,7 +410,7 @@ def shards_that_stay(places: Places) -> Row:
         for folder in aside:
             shutil.rmtree(folder)
         problem = problem or places.difference(place, stage)
-    return Row("faults", "predict: parts of another cut stay where they are", problem, second.err.strip())
+    return Row("faults", "predict: shards of another threshold stay where they are", problem, second.err.strip())
 
 
 def refuse(path: object, target: object = None, *, dir_fd: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Bytes that nobody thought of, grown by atheris (libFuzzer) towards code that no earlier ones reached.
+"""Random bytes, grown by atheris (libFuzzer) towards code that no earlier ones reached.
 
     python -m tests.torture.fuzz 600               each target below for so many seconds, one after another
     python -m tests.torture.fuzz 600 archive       one of them
@@ -67,11 +67,11 @@ def decoder(data: bytes, folder: pathlib.Path) -> None:
 
 def runs_by_hand(text: str, pixels: int) -> list[list[int]] | None:
     """Bounds of the runs, number by number; None where the text is no mask."""
-    arguments = [word for word in text.split(" ") if word]
-    if len(arguments) % 2 or not all(word.isascii() and word.isdigit() for word in arguments):
+    tokens = [part for part in text.split(" ") if part]
+    if len(tokens) % 2 or not all(part.isascii() and part.isdigit() for part in tokens):
         return None
     runs, last_end = [], 0
-    for start, length in zip(map(int, arguments[::2]), map(int, arguments[1::2])):
+    for start, length in zip(map(int, tokens[::2]), map(int, tokens[1::2])):
         begin, end = start - 1, start - 1 + length
         if start < 1 or length < 1 or begin < last_end or end > pixels:
             return None
@@ -81,7 +81,7 @@ def runs_by_hand(text: str, pixels: int) -> list[list[int]] | None:
 
 
 def checker(data: bytes, folder: pathlib.Path) -> None:
-    """A submission in any of its three forms: accepted with the share that a plain reader finds, or a Problem."""
+    """A submission in any of its three forms: accepted with the coverage that a plain reader computes, or a Problem."""
     form, content = data[:1], data[1:]
     if form in (b"g", b"z"):  # packed here, so that what changes lies behind the packing
         path = folder / ("s.csv.gz" if form == b"g" else "s.csv.zip")

@@ -1,4 +1,4 @@
-"""Bad inputs, and good ones that look strange: each handed to a stage, in a place of its own.
+"""Bad inputs, and good ones that look strange: each is given to a stage, in a folder of its own.
 
 A bad one must end with exit code 1 and one sentence on stderr that names the file and the place in it, within
 `LONGEST_S` and `MOST_MEMORY_MB`, with nothing executed and nothing changed on the disk. A good one must be read right.
@@ -56,7 +56,7 @@ LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/fold0/(
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to spoil: `demo/`, a competition; `runs/tiny/`, a run that is trained; a submission of all its cars."""
+    """A folder to damage: `demo/`, a competition; `runs/tiny/`, a run that is trained; a submission of all its cars."""
 
     folder: pathlib.Path
 

@@ -111,5 +111,5 @@ def not_as_planned(what: str, plan: Plan, ended: Ended) -> str:
     if ended.died:
         return ""
     if ended.code:
-        return f"{what}: not killed, but {ended.summary()}: {ended.err[-600:] or 'no word'}"
+        return f"{what}: not killed, but {ended.summary()}: {ended.err[-600:] or 'no message'}"
     return "" if plan.die_after_s is not None else f"{what}: it was not killed, and ended well"

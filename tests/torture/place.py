@@ -53,7 +53,7 @@ class Stage:
     before: Callable[[], Any] | None = None
     at_kaggle: bool = False
     is_long: bool = False  # seconds a start: then some of its steps are tried, and of the others each
-    aside: str = ""  # the stage's own name, where `name` tells of something special
+    aside: str = ""  # the stage's own name, where `name` describes a special case
 
 
 STAGES = (
@@ -236,7 +236,7 @@ def difference(actual: dict[str, str], expected: dict[str, str]) -> str:
 
 
 class Kaggle:
-    """The stand-in in a process of its own: threads of a server and forks do not go together."""
+    """The fake Kaggle in a process of its own: threads of a server and forks do not mix."""
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
         self.pipe, theirs = multiprocessing.Pipe()

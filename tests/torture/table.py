@@ -1,4 +1,4 @@
-"""One row a thing that was tried, the table of them for people, and the figures of it all as one JSON object."""
+"""A row for each case, a table of them for people, and the counts as one JSON object."""
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """What was done to the pipeline, and whether it bore it."""
+    """What was done to the pipeline, and whether it reacted well."""
 
-    kind: str  # it is counted under: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
-    what: str  # was tried, as in "train: killed at step 3" or "test.zip: cut after 3/10"
-    problem: str = ""  # what was wrong with how the pipeline took it; "" when nothing was
+    kind: str  # counted as: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
+    what: str  # the case, as in "train: killed at step 3" or "test.zip: truncated after 3/10"
+    problem: str = ""  # what was wrong with the reaction; "" if nothing
     message: str = ""  # the one sentence of the pipeline
     seconds: float = 0.0
 
@@ -20,7 +20,7 @@ class Row:
 
 
 GOOD_NAME = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
-NOT_HERE = "not_here"  # what this machine does not allow to be tried: neither well nor bad
+NOT_HERE = "not_here"  # not possible on this machine: neither ok nor bad
 
 
 def text_of(rows: Iterable[Row]) -> str:

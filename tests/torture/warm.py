@@ -1,9 +1,9 @@
-"""Stages as children of a process that has imported all they need: a start costs a fork, not two seconds.
+"""Stages as children of a process that has imported everything: a start costs a fork, not two seconds.
 
 A child may carry a `Plan`: to die, or to be refused, at its n-th step towards the disk, or in the middle of a write.
 Steps are what changes the file system: opening a file to write, forcing it onto the disk, renaming, linking, removing,
-making a folder; the interpreter's own audit events tell of them, whoever asks. To die before each of them, and never
-after, misses nothing: after one is before the next.
+making a folder; the interpreter's own audit events report them. Dying before each of them, and never after, misses
+nothing: after one is before the next.
 """
 import contextlib
 import ctypes
@@ -43,7 +43,7 @@ Todo = Callable[[], Any] | None  # to be called in a child
 
 @dataclass(frozen=True)
 class Plan:
-    """What befalls a child; nothing without arguments."""
+    """What happens to a child; nothing without arguments."""
 
     die_at: int | None = None  # killed before this step, counted from 0
     fail_at: int | None = None  # this step is refused with `errno` ...
@@ -75,7 +75,7 @@ class Ended:
         return self.code in (-signal.SIGKILL, -signal.SIGXFSZ) and not self.hung
 
     def complaint(self, stage: str) -> str:
-        """What is wrong with how a refusal was told: it must be exit code 1 and one sentence; "" when it was."""
+        """Return what is wrong with a refusal: it must be exit code 1 and one sentence; "" if it was."""
         lines = self.err.splitlines()
         if self.code != 1 or len(lines) != 1 or not lines[0].startswith(f"{stage}: "):
             return f"{self.summary()}, and said: {self.err[-1500:] or 'nothing'}"
@@ -183,7 +183,7 @@ def child(folder: pathlib.Path, arguments: list[str], plan: Plan, before: Todo, 
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     os.chdir(folder)
     stay_on_the_cpu()
-    git.commit, git.is_clean = lambda: "", lambda: False  # a checkout in which somebody works tells now this, now that
+    git.commit, git.is_clean = lambda: "", lambda: False  # they would change while somebody works in the checkout
     shorten_pauses()
     if before:
         before()
@@ -220,7 +220,7 @@ def stop_at_first_lock() -> None:
 
 
 def shorten_pauses() -> None:
-    """With the stand-in for Kaggle, as in tests/test_submit.py."""
+    """Wait less for the fake Kaggle, as in tests/test_submit.py."""
     retry.FIRST_PAUSE_S, retry.ANSWER_S, client.LOOK_PAUSE_S = 0.01, 5.0, 0.01
     submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.LOOK_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
 
@@ -233,7 +233,7 @@ watching: list[bool] = []  # while it holds something, in a child
 def record_steps(folder: pathlib.Path, plan: Plan, steps: list[str], notify: Callable[[], Any]) -> None:
     """Note each step within the folder, and let the plan have its way; for good, as audit hooks cannot be removed.
 
-    tell: called before a death at a step, of which nobody could tell afterwards.
+    notify: called before a death at a step, since nothing can report it afterwards.
     """
     inside, fsync = f"{folder}{os.sep}", os.fsync
 
