@@ -140,6 +140,12 @@ def test_a_list_option_may_be_repeated_or_take_several_values() -> None:
     assert repeat_list_flags(["--run", "a", "b"]) == ["--run", "a", "b"]
 
 
+def test_the_last_value_of_an_option_wins() -> None:
+    """Training a fold on each GPU appends `--fold 1 --gpus 1` to the command line that it was given."""
+    options = parsed("train", "--fold all --gpus 2 --fold 1 --gpus 1".split())
+    assert (options["fold"], options["gpus"]) == ([1], 1)
+
+
 def test_submission_is_four_stages_in_order() -> None:
     stages = ("validate", "threshold", "predict", "check")
     assert commands("submission", "RUN=y") == [["py", "-m", "pipeline", stage, "--run", "y"] for stage in stages]
