@@ -29,13 +29,13 @@ submission: validate threshold predict check ## validate, threshold, predict and
 ## SECONDS=600            fuzz: time of each fuzzer
 test: lint types unit ## lint, types and all tests, on all cores: what must pass before a commit
 test-quick: lint ## lint and fast tests; without types and what trains, predicts or starts processes
-	$(PY) -m pytest -n auto -m "not slow"
+	$(PY) -m pytest -n auto --dist loadfile -m "not slow"
 lint: ## flake8
 	$(PY) -m flake8 pipeline benchmarks tests docs
 types: ## mypy
 	$(PY) -m mypy
 unit: ## all tests, on all cores
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 torture: ## kill stages, fill disks, damage files: a table of how every stage reacts (SUITES SEED SHORT)
 	$(PY) -m tests.torture $(SUITES) $(call pass_value,SEED,--seed) $(call pass_switch,SHORT,--short)
 soak: ## predict 100,064 images and watch memory and open files (IMAGES)

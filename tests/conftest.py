@@ -28,11 +28,12 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 
 # Files by their time, longest first: with one file at a time for each process, no long one is left for the end.
 # `make test-quick` leaves these out: they train, predict, start processes or a browser, or try very many cases.
-SLOW_FILES: tuple[str, ...] = ()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: left out by make test-quick")
+SLOW_FILES = (
+    "test_torture", "test_torture_inputs", "test_predict", "test_whole_run", "test_reproduce", "test_classes_run",
+    "test_lost", "test_resume", "test_parallel", "test_security", "test_browser", "test_submit", "test_nyuv2",
+    "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
+    "test_bench_report", "test_suspects", "test_inference", "test_comparisons",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from conftest import SLOW_FILES
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIPELINE = ROOT / "pipeline"
@@ -39,6 +40,11 @@ def test_the_readme_is_short() -> None:
 def test_make_alone_prints_a_page() -> None:
     page = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert 10 <= len(page.splitlines()) <= 40
+
+
+def test_the_slow_files_exist() -> None:
+    names = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert sorted(set(SLOW_FILES) - names) == []
 
 
 # --- imports ---------------------------------------------------------------------------------------------------------
