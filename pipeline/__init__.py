@@ -1,94 +1,44 @@
 """The map of the house.
 
-Everything flows one way, through files; a stage is one file in `stages/`, one make target, one artefact.
+Data flow one way, through files. A stage is one file, one make target, one artefact; stages never import one another.
 
     Kaggle ──download──▶ competition folder
 
-    competition folder ──folds──▶ folds.csv ──train──▶ fold{k}/ ──validate──▶ oof/ ──threshold──▶ threshold.json
-                                                          │                                          │
-                                                          └──────────────── predict ◀────────────────┘
-                                                                               │
-                    ledger.csv ◀── submit ◀── score ◀── check ◀── submissions/RUN.csv.gz, RUN.json
-                         │
-                         └──▶ leaderboard, reproduce
+    competition folder ──folds──▶ folds.csv ──train──▶ fold{k}/best.pt ──validate──▶ oof/ ──threshold──▶ threshold.json
+                                                             │                                          │
+                                                             └─────────────── predict ◀─────────────────┘
+                                                                                 │
+       report/index.html ◀──report──   submissions/RUN.csv.gz, RUN.json ──check──submit──▶ Kaggle, ledger.csv
 
-    __main__.py     the command line: one sub-command a stage, no logic
-    carvana.py      the competition's facts, each once
-    config.py       YAML -> frozen, strict, typed settings
-    paths.py        every path that a stage reads or writes
-    problem.py      the one exception that a user is meant to see
-    files.py  progress.py  stop.py      whole files or none; bars and stopwatches; Ctrl+C and SIGTERM
-    curves.py                           what TensorBoard shows of a run
-    git.py  substage.py                 which code this is; a stage as a command of its own
-    resume.py       where an earlier start of a training left off
-    parallel.py  launch.py  memory.py   several processes that train one network; starting them; what fits
-    threads.py      work for several threads, its results in order
+The ground floor is the mission, in this order:
 
-    stages/         one file a stage: `run(...)`. Stages meet through files and never import one another
-        download  demo_data  demo_rooms  shrink  folds  train  validate  threshold  blend  predict  check  score
-        submit  leaderboard  reproduce
-        report  compare where a run is wrong; where one of two is better
-        cutout          any photos, for somebody who wants pictures and no score
-        demo            runs most of the others, one after another, as commands
+    __main__.py     the command line: a command is a typed function
+    carvana.py      the facts of the competition, each once
+    config.py       YAML -> frozen, strict settings
+    paths.py        what a stage reads and writes
+    folds.py        images -> folds.csv; no make, or other group, crosses a fold
+    train.py        a fold's training images -> best.pt; the training loop in one place
+    validate.py     best.pt on its held-out images -> out-of-fold histograms and predictions
+    threshold.py    out-of-fold histograms -> the threshold with the best Dice
+    blend.py        several runs -> the weights of their mean
+    predict.py      checkpoints, threshold, test images -> a submission
+    check.py        what Kaggle would refuse in a submission
+    score.py        a submission and a solution.csv -> public and private Dice
+    cutout.py       any images -> the object on a transparent background, or class maps
 
-    data/           bytes -> tensors
-        archive         files out of Kaggle's zips, read where they lie
-        images          JPEG -> pixels, mask -> coverage -> full size: one grid for all of them
-        collection      all that the engine knows of its pictures: a name for each, a size, what is true of it
-        competition     Kaggle's folder: pictures, masks and tables, checked at the door
-        image_folder    anybody's own: images, masks, and a table of groups
-        verify          is a downloaded file whole: every checksum, every picture; also while it arrives
-        folds           which picture is held out when; no make, or other group, on both sides
-        augment         random changes that move picture and coverage alike
-        dataset         the order of the pictures: a function of the seed alone
-        suspects        masks that may be wrong, left out of training or put right
-        stream          pictures to predict, in batches of one shape, at every scale that is wanted
-        synthetic*      cars that nobody photographed, for the demo
-        nyuv2*          rooms with depth out of NYU Depth v2, one file; what its 894 words mean in 40 and 13 classes
-        rooms           rooms that nobody photographed, for a small file of the same structure
+Packages hold what the stages share. Each knows only its arguments, and imports only packages above it in this list:
 
-    model/          tensors -> logits
-        unet            Ronneberger's U-Net, from scratch
-        build           a config's words -> a network that eats bytes (smp's encoders too)
-        losses  optim  ema  checkpoint
-        batch_norm      over the batches of several processes
-
-    inference/      logits -> probability at full size
-        device          where, and in which precision
-        load            checkpoint -> network
-        views           test-time augmentation: a picture seen in several ways
-        predictor       mean over runs, folds and views, then full size, then one rounding
-        class_maps      the same mean of several classes, then the largest
-        evaluate        what is made of predictions while the next ones are under way
-        blend           what each of several runs should weigh
-        kept            what is kept of held-out predictions: histograms, and probabilities to look at
-        preview         a few held-out pictures, for TensorBoard
-        cutout          a photo with a transparent background
-
-    masks/          what a mask is: rle (run lengths), dice (at every cut from one histogram), on_device (on GPUs),
-                    confusion (scores of classes), palette (colours for them)
-    analysis/       what is looked at: tables in which a person finds where a run is wrong
-        errors  table   one picture: how much, how far from the edge, where worst; then all of them
-        suspects        masks that confident networks of all runs speak against
-        drift  pieces   test masks against those of training; the connected pieces of run lengths
-        paired          two runs on the same pictures, with an interval of confidence over cars
-    report/         how that is shown, in one HTML file
-        palette         the colours, light and dark, told apart by everybody
-        svg  charts     matplotlib's figures as SVG in those colours
-        overview        tables -> charts: where Dice is lost
-        held_out        what a run left behind of its held-out pictures
-        choice  gallery which pictures, and each as a photo with masks and errors to lay over it
-        classes  matrix the same of several classes: their scores and what they are taken for; with held_out_classes,
-                        gallery_classes and classes_page
-        page            jinja2, and in parts/ the templates, style and script
-    leaderboard/    the other end
-        submission (read)  writer (each row proven)  check  score
-        packing  parts  gzip by several threads; what a kill leaves behind of a prediction
-        origin          what a submission was made of, by its content
-        ledger          one row per submission, and what Kaggle says of it
-        kaggle          the only file that knows Kaggle's client
-        patience        how often to ask again, and what to say when it was no use
-        stand_in        a loopback server that the client takes for Kaggle, for the demo and the tests
-
-`model/` and `masks/` know neither stages nor files of the competition; `data/` knows no network.
+    runtime/        the machine: device, processes (distributed, launch, signals), memory, files, git, progress bars,
+                    and Problem, the one exception that a user is meant to see
+    masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion), colours
+    model/          tensors -> logits: unet, factory (architectures), losses, optim, ema, checkpoint
+    data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol and
+                    its table of readers: competition, image_folder, nyuv2); grouping (who is held out with whom);
+                    loader (training and validation batches), image_stream (test images), relabel, shrink
+    inference/      logits -> probabilities at full size: tta, ensemble, class_maps, loading, evaluate, oof, stored_threshold
+    training/       what surrounds the loop: state, resume, monitor (TensorBoard), previews, find_batch
+    submission/     rows verified as they are written (writer), shards that survive a kill, checks, scoring, provenance
+    report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
+    kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce
+    synthetic/      what pretends: drawn cars and rooms, a local fake Kaggle, the demo
 """
