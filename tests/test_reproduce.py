@@ -46,6 +46,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr(git, "__file__", str(folder / "pipeline" / "git.py"))
         shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Makefile", "Makefile")
+        shutil.copytree(ROOT / ".ci", ".ci")
         pathlib.Path("configs").mkdir()
         pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
         not_kept = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/.*", "__pycache__/")
