@@ -248,7 +248,7 @@ def test_one_object_has_a_dice_a_threshold_and_a_transparent_background(
     assert content["images"] == 6 and content["oof_dice_cross_fitted"] <= content["oof_dice"]
     assert main(["report", "--config", "one.yaml"]) == 0
     assert f"{content['oof_dice']:.5f}" in (one / "report" / "index.html").read_text()
-    assert main(["cutout", "--config", "one.yaml", "--out", "out", "discs/images/p00.jpg"]) == 0
+    assert main(["cutout", "--config", "one.yaml", "--out", "out", "--image", "discs/images/p00.jpg"]) == 0
     with Image.open("out/p00.png") as result, Image.open("discs/images/p00.jpg") as image:
         assert result.mode == "RGBA" and result.size == image.size
     capsys.readouterr()
