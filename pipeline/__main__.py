@@ -93,7 +93,8 @@ class Common(NamedTuple):
         """Return the competition folder: --data, else the folder that the (first) run was trained on, else config's."""
         candidates = [self.named_run(runs), *(Run(name) for name in runs)]
         configs = (run.fold(run.trained_folds()[0]).config for run in candidates if run.trained_folds())
-        return pathlib.Path(load(next(configs, pathlib.Path(self.config)), self.overrides).data.folder)
+        path = next(configs, pathlib.Path(self.config))
+        return pathlib.Path(load(path, self.overrides, check_choices=False).data.folder)
 
     def trained_folds(self, runs: Sequence[str] = ()) -> list[int]:
         return list(self.fold or self.named_run(runs).trained_folds())

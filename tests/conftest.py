@@ -32,7 +32,7 @@ SLOW_FILES = (
     "test_torture", "test_torture_inputs", "test_predict", "test_whole_run", "test_reproduce", "test_classes_run",
     "test_lost", "test_resume", "test_parallel", "test_security", "test_browser", "test_submit", "test_nyuv2",
     "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
-    "test_bench_report", "test_suspects", "test_inference", "test_comparisons", "test_optim",
+    "test_bench_report", "test_relabel", "test_inference", "test_comparisons", "test_optim",
     "test_memory", "test_rooms",
 )  # fmt: skip
 

@@ -178,7 +178,8 @@ def test_a_submission_of_several_runs_is_made_again(
         assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
     assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
     joint.submission.unlink()
-    environment = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    threads = str(torch.get_num_threads())  # which the bits depend on
+    environment = {"PATH": os.environ["PATH"], "PY": sys.executable, "OMP_NUM_THREADS": threads}
     process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert joint.submission.read_bytes() == before
@@ -285,7 +286,8 @@ def test_a_lost_run_is_trained_again_to_the_same_bytes(
 
     script = checkout_output("reproduce", "--row", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
     assert "make train CONFIG=configs/tiny.yaml RUN=lost FOLD=1" in script
-    environment = {"PATH": os.environ["PATH"], "PY": sys.executable}
+    threads = str(torch.get_num_threads())  # which the bits depend on
+    environment = {"PATH": os.environ["PATH"], "PY": sys.executable, "OMP_NUM_THREADS": threads}
     process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert (sha256(best), submission.read_bytes()) == (weights, rows)
@@ -339,7 +341,7 @@ def test_go_refuses_code_and_files_that_changed(
 def test_a_row_that_is_not_there_is_a_problem(
     checkout: pathlib.Path, capsys: pytest.CaptureFixture, number: str
 ) -> None:
-    assert main(["reproduce", number]) == 1
+    assert main(["reproduce", "--row", number]) == 1
     assert f"has 1 rows and no row {number}" in capsys.readouterr().err
 
 

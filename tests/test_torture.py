@@ -262,10 +262,10 @@ def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monk
 def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.csv.gz"
     path.write_bytes(b"mine, and newer")
-    cut_off = reproduce.kept(path)
-    cut_off.__enter__()
+    interrupted = reproduce.keep_existing(path)
+    interrupted.__enter__()
     path.write_bytes(b"predicted again")  # and killed before it is compared
-    with reproduce.kept(path):
+    with reproduce.keep_existing(path):
         path.write_bytes(b"predicted again")
     assert path.read_bytes() == b"predicted again"
     assert (tmp_path / "before.x.csv.gz").read_bytes() == b"mine, and newer"

@@ -224,7 +224,7 @@ def test_a_wrong_value_is_named_as_in_the_makefile(capsys: pytest.CaptureFixture
         (["check", "--run", "none"], "submissions/none.csv.gz"),
         (["score", "--run", "none"], "submissions/none.csv.gz"),
         (["score", "--solution", "none.csv"], "none.csv"),
-        (["demo-data", "--cars", "0"], "0 training"),
+        (["demo-data", "--cars", "0"], "CARS=0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -229,8 +229,8 @@ def images() -> Iterator[Case]:
         r"train\.zip, member ",
     )
     cutout_image = ("cutout", "--image", "any.jpg", "--out", "out")
-    yield bad("an image is text", cutout_image, put("any.jpg", "no image"), r"any\.jpg")
-    yield bad("an image of 65500x65500", cutout_image, lambda p: p.put("any.jpg", bomb(p)), r"any\.jpg")
+    yield bad("an image to cut out is text", cutout_image, put("any.jpg", "no image"), r"any\.jpg")
+    yield bad("an image to cut out of 65500x65500", cutout_image, lambda p: p.put("any.jpg", bomb(p)), r"any\.jpg")
 
     yield good("an image is turned by EXIF", PREDICT, loose(turned), same_pixels)
     yield good("a JPEG with a comment and zeros behind", PREDICT, loose(commented), same_pixels)

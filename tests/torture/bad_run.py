@@ -49,8 +49,8 @@ def settings() -> Iterator[Case]:
         ("a !!bool that is none", "data: {hq: !!bool perhaps}\n", "not YAML"),
         ("itself inside itself", "train: &a {epochs: *a}\n", "train.epochs is "),
         ("a billion times the same", billion(), "a is no setting|train.epochs is "),
-        ("a section twice", "train: {epochs: 1}\ntrain: {epochs: 2}\n", "'train' stands in line 2 once more"),
-        ("a key twice", "train:\n  epochs: 1\n  epochs: 2\n", "'epochs' stands in line 3 once more"),
+        ("a section twice", "train: {epochs: 1}\ntrain: {epochs: 2}\n", "'train' .* line 2"),
+        ("a key twice", "train:\n  epochs: 1\n  epochs: 2\n", "'epochs' .* line 3"),
         ("an unknown section", "trian: {epochs: 1}\n", "trian is no setting; the nearest is train"),
         ("an unknown key", "train: {epoch: 1}\n", "train.epoch is no setting; the nearest is train.epochs"),
         ("a number for a key", "1: 2\n", "1"),
@@ -237,7 +237,7 @@ def submissions() -> Iterator[Case]:
     for tenth in range(10):
         yield bad(f"the submission, {tenth}/10 of it", CHECK, truncated("submissions/tiny.csv.gz", tenth), here)
     yield bad("no submission", ("check", "--file", "none.csv"), nothing, r"There is no none\.csv")
-    yield bad("the submission is a folder", ("check", "--file", "demo"), nothing, "demo is not")
+    yield bad("the submission is a folder", ("check", "--file", "demo"), nothing, "demo cannot be read")
     yield bad("the submission is text that is named .gz", CHECK, put("submissions/tiny.csv.gz", "img,rle_mask\n"), here)
     first = r", line 2, image \w+_01\.jpg: "
     for what, transform, says in (
@@ -345,7 +345,7 @@ def ledgers() -> Iterator[Case]:
     yield bad("the ledger has a field of 10^7 letters", show, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
     yield bad(
         "a row that is not there", ("reproduce", "--row", "7", "--ledger", "ledger.csv"), nothing,
-        r"ledger\.csv has no row 7",
+        r"ledger\.csv has .*no row 7",
     )  # fmt: skip
     broken = json.dumps({"sha256": "x"})
     yield bad("the origin of a submission is damaged", ("submit", "--file", "submissions/tiny.csv.gz", "--dry-run"),
