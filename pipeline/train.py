@@ -16,15 +16,12 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data import grouping
 from pipeline.data.loader import (
-    BatchSchedule,
-    ValidationDataset,
-    prefetch_to_device,
-    seed_of,
-    training_loader,
-    validation_loader,
-)
+    BatchSchedule, ValidationDataset, prefetch_to_device, seed_of, training_loader, validation_loader,
+)  # fmt: skip
 from pipeline.inference.ensemble import Member
-from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, compute_dice_scores, evaluate_histograms, merge_confusions
+from pipeline.inference.evaluate import (
+    compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, merge_confusions,
+)  # fmt: skip
 from pipeline.inference.loading import build_ensemble
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import losses, optim
@@ -141,11 +138,7 @@ def train_steps(
 
 
 def finish_epoch(
-    settings: Settings,
-    data: FoldData,
-    schedule: BatchSchedule,
-    state: TrainingState,
-    dist: ProcessGroup,
+    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup,
     curves: TensorBoardLog | None,
 ) -> None:
     """Evaluate the averaged network, add a row to the log, and save; a best.pt only for the best score so far."""
@@ -176,9 +169,7 @@ def finish_epoch(
     print_above_bars(messages.epoch(row, hyper.epochs))
 
 
-def evaluate_epoch(
-    settings: Settings, data: FoldData, network: nn.Module, dist: ProcessGroup
-) -> dict[str, float]:
+def evaluate_epoch(settings: Settings, data: FoldData, network: nn.Module, dist: ProcessGroup) -> dict[str, float]:
     """Scores of the held-out images at full size, without TTA, under the keys of `log.jsonl`.
 
     Binary: mean Dice at the threshold 0.5, and the best threshold; multiclass: the scores of all pixels together.

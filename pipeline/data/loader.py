@@ -39,13 +39,7 @@ class TrainingDataset(Dataset):
     """
 
     def __init__(
-        self,
-        dataset: SegmentationDataset,
-        names: list[str],
-        scale: int,
-        augment: Augment,
-        seed: int,
-        cache: bool,
+        self, dataset: SegmentationDataset, names: list[str], scale: int, augment: Augment, seed: int, cache: bool,
         relabelled: CsvMasks | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
@@ -111,14 +105,8 @@ class BatchSchedule(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, images: int, batch_size: int, epochs: int, seed: int,
+        first_step: int = 0, rank: int = 0, world_size: int = 1,
     ):
         self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
         self.first_step = first_step
@@ -176,9 +164,8 @@ def dead_worker_message(error: BaseException) -> str:
 def raise_for_dead_workers() -> None:
     """Replace torch's SIGCHLD handler, which raises RuntimeError anywhere when a worker dies, by one for a Problem."""
     torch_handler = signal.getsignal(signal.SIGCHLD)
-    if getattr(torch_handler, "__module__", "") != "torch.utils.data._utils.signal_handling":
-        return
-    if not callable(torch_handler):
+    of_torch = getattr(torch_handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
+    if not of_torch or not callable(torch_handler):
         return
 
     def raise_problem(number: int, frame: Any) -> None:
@@ -193,8 +180,7 @@ def raise_for_dead_workers() -> None:
 
 def training_loader(dataset: TrainingDataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
     """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices."""
-    options = worker_options(workers, pin_memory)
-    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
+    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **worker_options(workers, pin_memory))
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
@@ -230,13 +216,9 @@ def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
             f"TMPDIR is {folder}, too long a path for the sockets through which workers send images; "
             "set it to a shorter one, or data.workers to 0."
         )
-    return {
-        "num_workers": workers,
-        "multiprocessing_context": "fork",  # only fork shares the cache and the tables that are open
-        "worker_init_fn": leave_process_group,
-        "prefetch_factor": 4,
-        "pin_memory": pin_memory,
-    }
+    # Only fork shares the cache and the tables that are open.
+    options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
+    return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 
 
 def leave_process_group(worker: int) -> None:

@@ -65,15 +65,8 @@ def build(
 
 
 def build_unet(
-    arch: str,
-    channels: int,
-    classes: int,
-    checkpoint_activations: bool,
-    *,
-    width: int,
-    depth: int,
-    patch: int,
-    **_: Any,
+    arch: str, channels: int, classes: int, checkpoint_activations: bool,
+    *, width: int, depth: int, patch: int, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build this project's own U-Net."""
     unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
@@ -81,14 +74,8 @@ def build_unet(
 
 
 def build_smp(
-    arch: str,
-    channels: int,
-    classes: int,
-    checkpoint_activations: bool,
-    *,
-    encoder: str,
-    encoder_weights: str | None,
-    **_: Any,
+    arch: str, channels: int, classes: int, checkpoint_activations: bool,
+    *, encoder: str, encoder_weights: str | None, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build a network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     if checkpoint_activations:

@@ -159,13 +159,8 @@ MASK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def class_loss(
-    logits_NCHW: Tensor,
-    index_NHW: Tensor,
-    weights_C: Tensor | None = None,
-    *,
-    edge_weight: float = 0.0,
-    edge_px: int = 2,
-    **weights: float,
+    logits_NCHW: Tensor, index_NHW: Tensor, weights_C: Tensor | None = None,
+    *, edge_weight: float = 0.0, edge_px: int = 2, **weights: float,
 ) -> Tensor:
     """Return the weighted sum of the terms for several classes, a scalar; each is a mean over images.
 
@@ -191,9 +186,7 @@ def class_cross_entropy(
     return (loss_NHW.sum((1, 2)) / valid_NHW.sum((1, 2)).clamp(min=1)).mean()
 
 
-def class_dice_loss(
-    log_prob_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor, weights_C: Tensor | None
-) -> Tensor:
+def class_dice_loss(log_prob_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor, weights_C: Tensor | None) -> Tensor:
     """`soft_dice_loss` of each class against the others, averaged over the classes in an image, then over images.
 
     A class that an image does not show does not count there, as in smp's DiceLoss: with hundreds of classes the few

@@ -121,13 +121,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        hidden: list[Tensor],
-        decayed: list[Tensor],
-        rest: list[Tensor],
-        learning_rate: float,
-        weight_decay: float,
-        momentum: float,
+        self, hidden: list[Tensor], decayed: list[Tensor], rest: list[Tensor],
+        learning_rate: float, weight_decay: float, momentum: float,
     ):
         """`decayed` may contain those of `hidden`, which then follow Muon's rule."""
         of_muon = set(hidden)
@@ -170,20 +165,9 @@ class Muon(torch.optim.Optimizer):
                 }
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
-            gradients,
-            [state["mean"] for state in states],
-            [state["mean_square"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["momentum"],
-            beta2=0.999,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            maximize=False,
+            parameters, gradients, [state["mean"] for state in states], [state["mean_square"] for state in states], [],
+            [state["step"] for state in states], fused=True, amsgrad=False, beta1=group["momentum"], beta2=0.999,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
         )
 
 

@@ -49,13 +49,8 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     set_thread_count(os.environ, gpus)
     configuration = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=gpus,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        min_nodes=1, max_nodes=1, nproc_per_node=gpus, run_id=str(os.getpid()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
     )
     try:
         elastic_launch(configuration, sys.executable)("-m", "pipeline", *arguments)

@@ -58,9 +58,7 @@ def out_of_memory_advice(
     if dist.world_size == 1:
         largest = find_largest_batch(state, images, loss_of, hyper.clip_norm, dist.device)
     name = describe(dist.device)
-    return smaller_batch_advice(
-        hyper.batch_size, hyper.accumulate, dist.world_size, settings.data.scale, largest, name
-    )
+    return smaller_batch_advice(hyper.batch_size, hyper.accumulate, dist.world_size, settings.data.scale, largest, name)
 
 
 def smaller_batch_advice(

@@ -14,9 +14,7 @@ SCORE_LABELS = {"val_dice": "Dice", "val_mean_iou": "mean IoU"}
 MAX_NAMES = 8  # of the images of a batch that a message lists
 
 
-def start(
-    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
-) -> str:
+def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup) -> str:
     """What is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
     lines = [

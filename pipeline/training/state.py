@@ -161,9 +161,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     model = settings.model if pretrained else settings.model.model_copy(update={"encoder_weights": None})
     torch.manual_seed(hyper.seed)
     network: nn.Module = build(
-        **model.model_dump(),
-        channels=settings.data.channels,
-        classes=settings.task.outputs,
+        **model.model_dump(), channels=settings.data.channels, classes=settings.task.outputs,
         checkpoint_activations=hyper.checkpoint_activations,
     ).to(device)
     if dist.world_size > 1:
