@@ -110,6 +110,7 @@ def train_steps(
             optim.set_learning_rate(state.optimizer, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, state.step, dist.rank))  # of dropout, where a network has it
             loss, gradient_norm = state.take_step(image_NHWC, target_NHW, loss_of, hyper.clip_norm, hyper.accumulate)
+            state.ema.update(state.step)
             state.count_step(dist.mean(loss), gradient_norm)
             bar.update()
 
@@ -150,7 +151,7 @@ def finish_epoch(
         "val_dice_threshold": None,
         "images_per_s": state.watch.images_per_s(),
         "waited_fraction": state.watch.waited_fraction(),
-        "lr": state.learning_rate(),
+        "lr": state.optimizer.param_groups[0]["lr"],  # of the last step
     }
     if epoch % hyper.validate_every_epochs == 0 or epoch == hyper.epochs:
         row |= evaluate_epoch(settings, data, state.ema.average, dist)
@@ -170,7 +171,7 @@ def finish_epoch(
 
 
 def evaluate_epoch(settings: Settings, data: FoldData, network: nn.Module, dist: ProcessGroup) -> dict[str, float]:
-    """Scores of the held-out images at full size, without TTA, under the keys of `log.jsonl`.
+    """Return the scores of the held-out images at full size, without TTA, under the keys of `log.jsonl`.
 
     Binary: mean Dice at the threshold 0.5, and the best threshold; multiclass: the scores of all pixels together.
     Each process evaluates every `world_size`-th image; all of them return the scores of all images.
@@ -180,19 +181,20 @@ def evaluate_epoch(settings: Settings, data: FoldData, network: nn.Module, dist:
     member = Member(network, scale, TTA_SETS["none"], weight=1.0)
     ensemble = build_ensemble([member], binary, dataset.height, dataset.width)
 
-    def predict(image_NHWC: Tensor) -> Tensor:
-        return ensemble({scale: image_NHWC})
-
     batch_size, workers = settings.predict.batch_size, settings.data.workers
     loader = validation_loader(mine, batch_size, workers, pin_memory=dist.device.type == "cuda")
     batches = progress(loader, "held-out images", wanted=dist.is_main)
+
+    def predict(image_NHWC: Tensor) -> Tensor:
+        return ensemble({scale: image_NHWC})
+
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if binary:
-            counts = evaluate_histograms(predict, batches, mine.names, dataset.truth)
-            scores = compute_dice_scores(np.concatenate(dist.gather(counts)))
+            histograms = evaluate_histograms(predict, batches, mine.names, dataset.truth)
+            scores = compute_dice_scores(np.concatenate(dist.gather(histograms)))
         else:
-            confusion = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = compute_class_scores(merge_confusions(dist.gather(confusion)))
+            confusions = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
+            scores = compute_class_scores(merge_confusions(dist.gather(confusions)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

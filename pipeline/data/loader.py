@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,24 +76,17 @@ class TrainingDataset(Dataset):
         return image, target
 
 
-class ImageReader(Protocol):
-    """A `SegmentationDataset`, or any other source of images, without a truth."""
-
-    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
-        """uint8 (rows, columns, channels) at 1/scale."""
-
-
 class ValidationDataset(Dataset):
     """`[index]` -> image uint8 (H, W, channels) at 1/scale, without augmentation."""
 
-    def __init__(self, images: ImageReader, names: list[str], scale: int):
-        self.images, self.names, self.scale = images, names, scale
+    def __init__(self, dataset: SegmentationDataset, names: list[str], scale: int):
+        self.dataset, self.names, self.scale = dataset, names, scale
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self.images.read(self.names[index], self.scale)
+        return self.dataset.read(self.names[index], self.scale)
 
 
 class BatchSchedule(Sampler[list[Draw]]):
@@ -125,13 +118,13 @@ class BatchSchedule(Sampler[list[Draw]]):
             skip = 0
 
     def epoch(self, epoch: int) -> list[list[Draw]]:
-        """The batches of an epoch, each as all processes together get it."""
+        """Return the batches of an epoch, each as all processes together get it."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
         draws = [(epoch, index) for index in order]
         return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps_per_epoch)]
 
     def batch(self, step: int) -> list[Draw]:
-        """The batch of a step, counted from 0, as all processes together get it."""
+        """Return the batch of a step, counted from 0, as all processes together get it."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         return self.epoch(epoch)[step_of_epoch]
 

@@ -29,9 +29,6 @@ class ClassEnsemble(Ensemble):
         index_NHW = self.stack(prob_of_scale, lambda image: self.decide(prob_of_scale, image))
         return index_NHW.to(torch_index_dtype(prob_of_scale[self.scales[0]].shape[1]))
 
-    def predict_unrounded(self, image_of_scale: ByScale) -> Tensor:
-        raise NotImplementedError("the mean of several classes is not kept at full size")
-
     def decide(self, prob_of_scale: ByScale, image: int) -> NDArray:
         """Return the class map of one image, array (height, width)."""
         classes = prob_of_scale[self.scales[0]].shape[1]

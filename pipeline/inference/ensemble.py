@@ -48,12 +48,12 @@ class Ensemble:
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """The scales at which it needs each image; members of the same scale share the decoding."""
+        """Return the scales at which it needs each image; members of the same scale share the decoding."""
         return tuple(sorted({member.scale for member in self.members}))
 
     @property
     def channels(self) -> int:
-        """The number of channels of the images that its networks see."""
+        """Return the number of channels of the images that its networks see."""
         mean = getattr(self.members[0].network, "mean", None)  # a `Segmenter` has it
         return 3 if mean is None else mean.shape[1]
 

@@ -53,13 +53,11 @@ def build(
 ) -> Segmenter:
     """Build the network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
 
-    arch: a key of `ARCHITECTURES`, or a name behind a key that ends in a dot; raises Problem for others.
+    arch: a key of `ARCHITECTURES`, or a name behind a key that ends in a dot.
     channels: of the images, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
     options: the other keys of the section; each architecture takes those that it knows.
     """
     key = arch if arch in ARCHITECTURES else arch.partition(".")[0] + "."
-    if key not in ARCHITECTURES:
-        raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
     network, multiple = ARCHITECTURES[key](arch, channels, classes, checkpoint_activations, **options)
     return Segmenter(network, multiple, channels).to(memory_format=torch.channels_last)
 

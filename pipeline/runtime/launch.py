@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -112,7 +113,7 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
     )
 
 
-def set_thread_count(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
+def set_thread_count(environment: MutableMapping[str, str], processes: int) -> None:
     """Set the threads of one process so that all of them together have as many as there are cores."""
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 

@@ -15,7 +15,7 @@ OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "bad_alloc", "CUDA error: out
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's allocator raises an exception of its own; a CPU's raises RuntimeError with a certain message."""
+    """Return whether memory ran out: a GPU's allocator raises its own error, a CPU's a RuntimeError that says so."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
@@ -39,12 +39,12 @@ def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
 
 
 def too_large_message(batch_size: int, scale: int) -> str:
-    """What to do when predicting ran out of memory."""
+    """Return what to do when predicting ran out of memory."""
     return f"The memory is too small for predict.batch_size {batch_size} at data.scale {scale}; lower the batch size."
 
 
 def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
-    """The largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
+    """Return the largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
     fits, fails = 0, at_most + 1
     while fails - fits > 1:
         number = min(max(1, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2
@@ -56,7 +56,7 @@ def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
 
 
 def step_fits(step: Callable[[int], object], number: int) -> bool:
-    """Whether `step(number)` does not run out of memory; other errors are raised."""
+    """Return whether `step(number)` does not run out of memory; other errors are raised."""
     try:
         step(number)
     except (MemoryError, RuntimeError) as error:
@@ -75,9 +75,10 @@ def limited_to_free_memory(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit_kb = read_kb("/proc/self/status", "VmData") + read_kb("/proc/meminfo", "MemAvailable")
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * limit_kb, before[1]))
+    limits = [1024 * limit_kb, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
         yield
     finally:

@@ -73,7 +73,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
 
 
 def fingerprint_of(training: list[str], validation: list[str], dataset: SegmentationDataset, masks: str) -> str:
-    """Hash of the names, the dataset's own fingerprint and scale, and the masks that were replaced."""
+    """Return a hash of the names, the dataset's own fingerprint and scale, and the masks that were replaced."""
     lines = [*training, "held out", *validation, f"stored at 1/{dataset.stored_scale}", *masks.splitlines()]
     text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
