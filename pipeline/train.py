@@ -1,8 +1,10 @@
 """Stage `train`: config, folds and training images in; `runs/RUN/fold{k}/` with best.pt and log.jsonl out.
 
-Start at `train_fold`. A run is a function of its settings and the images: each batch, each augmentation and each
-learning rate follows from the seed and the step, so that a run that was stopped and resumed ends with the same
-weights, on a CPU to the last bit.
+Start at `train_fold`, which resumes what an earlier start has left; `train_steps` takes the steps, updates the EMA and
+saves last.pt now and then; `finish_epoch` evaluates the EMA, and saves best.pt if its score is the best so far.
+
+A run is a function of its settings and the images: each batch, each augmentation and each learning rate follows from
+the seed and the step, so that a run that was stopped and resumed ends with the same weights, on a CPU to the last bit.
 """
 import pathlib
 from contextlib import nullcontext

@@ -58,22 +58,22 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
-        image, target = self.decode(index)
+        if self.cache is None:
+            image, target = self.decode(index)
+        else:
+            images, targets, is_cached = self.cache
+            if not is_cached[index]:
+                images[index], targets[index] = self.decode(index)
+                is_cached[index] = 1  # last: a worker that sees it may read the two others
+            image, target = images[index], targets[index]
         return self.augment(image, target, seed_of(self.seed, epoch, index))
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
-        if self.cache is not None and self.cache[2][index]:
-            return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
         image = self.dataset.read(name, self.scale)
         if self.relabelled is not None and name in self.relabelled.text_of:
-            target = self.relabelled.coverage(name, self.scale)
-        else:
-            target = self.dataset.target(name, self.scale)
-        if self.cache is not None:
-            self.cache[0][index], self.cache[1][index] = image, target
-            self.cache[2][index] = 1  # last: a worker that sees it may read the two others
-        return image, target
+            return image, self.relabelled.coverage(name, self.scale)
+        return image, self.dataset.target(name, self.scale)
 
 
 class ValidationDataset(Dataset):

@@ -77,7 +77,7 @@ def stale_message(run: Run) -> str:
             f"{run.threshold} belongs to other predictions than those in {run.folder / 'oof'}; run `make threshold "
             f"RUN={run.name}` again."
         )
-    folds = [int(fold.removeprefix("fold")) for fold in current]
-    oof_of_fold = {fold: read_oof_histograms(run.oof(fold)) for fold in folds}
-    messages = (other_network_message(run, fold, oof.checkpoint_sha256) for fold, oof in oof_of_fold.items())
-    return next(filter(None, messages), "")
+    for fold in (int(name.removeprefix("fold")) for name in current):
+        if message := other_network_message(run, fold, read_oof_histograms(run.oof(fold)).checkpoint_sha256):
+            return message
+    return ""

@@ -27,7 +27,6 @@ def train(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
     if len(fold_numbers) == 1:
         launch_processes(arguments, gpus)
     else:
-        check_gpus(gpus)
         train_fold_per_gpu(arguments, fold_numbers, gpus)
 
 
@@ -69,6 +68,7 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
 
 def train_fold_per_gpu(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
     """Run one trainer per GPU; as soon as one ends, the next fold gets its GPU."""
+    check_gpus(gpus)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     free_gpus: SimpleQueue[str] = SimpleQueue()
     for gpu in visible.split(",") if visible else map(str, range(gpus)):

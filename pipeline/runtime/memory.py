@@ -26,16 +26,14 @@ def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error into a Problem; `explain` makes its sentence when the memory is free again."""
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
-        failed = True
-    else:
-        failed = False
-    if failed:  # outside the except block, which keeps the error and its frames alive
-        release_memory()
-        raise Problem(explain())
+    # Outside the except block, which keeps the error and its frames alive.
+    release_memory()
+    raise Problem(explain())
 
 
 def too_large_message(batch_size: int, scale: int) -> str:

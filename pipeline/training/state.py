@@ -91,7 +91,7 @@ class TrainingState:
         return True
 
     def best_row(self) -> dict[str, Any] | None:
-        """Return the row of the epoch whose weights are in `best.pt`, the first of equals; None if none was evaluated."""
+        """Return the row of the epoch whose weights are in `best.pt`, the first of equals; None if there is none."""
         evaluated = [row for row in self.log if row.get(self.score_name) is not None]
         return max(evaluated, key=lambda row: row[self.score_name], default=None)
 
