@@ -105,10 +105,7 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
     set_thread_count(environment, gpus)
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "pipeline", *arguments, "--fold", str(fold_number), "--gpus", "1"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,  # so that Ctrl+C reaches it once, from this process
     )
 

@@ -166,11 +166,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     if hyper.compile:
         network.compile()
     return TrainingState(
-        network=network,
-        forward=dist.wrap(network),
-        ema=ema,
-        optimizer=optimizer,
-        scaler=loss_scaler(device),
+        network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(device),
         watch=Stopwatch(hyper.batch_size),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         non_finite_step=torch.tensor(-1, device=device),
