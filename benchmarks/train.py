@@ -70,7 +70,9 @@ class OurLoop:
 
     def step(self) -> None:
         image_NHWC, coverage_NHW = next(self.batches)
-        self.state.count_step(*self.state.take_step(image_NHWC, coverage_NHW, self.loss_of, clip_norm=1.0))
+        loss, gradient_norm = self.state.take_step(image_NHWC, coverage_NHW, self.loss_of, clip_norm=1.0)
+        self.state.ema.update(self.state.step)
+        self.state.count_step(loss, gradient_norm)
 
     def waited_s(self) -> float:
         return self.state.watch.waited_s

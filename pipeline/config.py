@@ -22,10 +22,9 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import PydanticCustomError
 
-from pipeline.data.augment import AUGMENTATIONS, parameters
+from pipeline.data.augment import AUGMENTATIONS, Fraction, parameters
 from pipeline.runtime.problem import Problem
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 MAX_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second

@@ -96,7 +96,7 @@ def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     side_px = cell_sides_px(ensemble, height, width)
     for scale, small_NHWC in resize_to_cells(side_px, image).items():
         with torch.inference_mode():
-            small_prob = ensemble.predict_at_scale(scale, small_NHWC)[0].cpu().numpy()
+            small_prob = ensemble.predict_at_scale(scale, small_NHWC)[0, 0].cpu().numpy()
         prob += cv2.resize(small_prob, (width, height), interpolation=cv2.INTER_CUBIC)
     alpha = compute_alpha(prob, min(side_px.values()))
     return np.dstack((np.where(alpha[..., None] > 0, image, 0), alpha))

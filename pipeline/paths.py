@@ -1,64 +1,43 @@
 """Every path that a stage reads or writes, relative to the folder where `make` runs."""
 import pathlib
-from dataclasses import dataclass
 
 RUNS = pathlib.Path("runs")
 SUBMISSIONS = pathlib.Path("submissions")
 LEDGER = SUBMISSIONS / "ledger.csv"
 
 
-@dataclass(frozen=True)
 class Fold:
     """`runs/RUN/fold{k}/`: one network, trained on the other folds."""
 
-    folder: pathlib.Path
-
-    @property
-    def config(self) -> pathlib.Path:
-        return self.folder / "config.yaml"  # the settings that trained it
-
-    @property
-    def best(self) -> pathlib.Path:
-        return self.folder / "best.pt"  # the weights of the epoch with the best validation score
-
-    @property
-    def last(self) -> pathlib.Path:
-        return self.folder / "last.pt"  # all that a resume needs
-
-    @property
-    def previous(self) -> pathlib.Path:
-        return self.folder / "last.previous.pt"  # the last.pt before that
-
-    @property
-    def damaged(self) -> pathlib.Path:
-        return self.folder / "last.damaged.pt"  # a last.pt that could not be read, renamed to make room for the next
-
-    @property
-    def lock(self) -> pathlib.Path:
-        return self.folder / ".lock"  # locked while it is trained
-
-    @property
-    def log(self) -> pathlib.Path:
-        return self.folder / "log.jsonl"
-
-    @property
-    def tensorboard(self) -> pathlib.Path:
-        return self.folder / "tb"
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.config = folder / "config.yaml"  # the settings that trained it
+        self.best = folder / "best.pt"  # the weights of the epoch with the best validation score
+        self.last = folder / "last.pt"  # all that a resume needs
+        self.previous = folder / "last.previous.pt"  # the last.pt before that
+        self.damaged = folder / "last.damaged.pt"  # a last.pt that could not be read, renamed to make room for the next
+        self.lock = folder / ".lock"  # locked while it is trained
+        self.log = folder / "log.jsonl"  # one row an epoch
+        self.tensorboard = folder / "tb"
 
 
-@dataclass(frozen=True)
 class Run:
-    """`runs/RUN/` and its submission."""
+    """`runs/RUN/` and its submission. What several runs make together, a blend or a comparison, is `Run("a+b")`."""
 
-    name: str
-
-    @property
-    def folder(self) -> pathlib.Path:
-        return RUNS / self.name
-
-    @property
-    def folds(self) -> pathlib.Path:
-        return self.folder / "folds.csv"
+    def __init__(self, name: str):
+        self.name = name
+        self.folder = RUNS / name
+        self.folds = self.folder / "folds.csv"
+        self.threshold = self.folder / "threshold.json"
+        self.blend = self.folder / "blend.json"  # the weights of several runs
+        self.report = self.folder / "report"  # the page and its tables
+        self.report_page = self.report / "index.html"
+        self.compare_page = self.folder / "compare" / "index.html"
+        self.demo_ledger = self.folder / "ledger.csv"
+        self.submission = SUBMISSIONS / f"{name}.csv.gz"
+        self.provenance = SUBMISSIONS / f"{name}.json"  # what the submission was made from
+        self.shards = SUBMISSIONS / f".{name}.shards"  # of a submission that is being predicted
+        self.submission_lock = SUBMISSIONS / f".{name}.lock"  # locked while it is written
 
     def fold(self, number: int) -> Fold:
         return Fold(self.folder / f"fold{number}")
@@ -74,45 +53,5 @@ class Run:
     def oof_predictions(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
 
-    @property
-    def threshold(self) -> pathlib.Path:
-        return self.folder / "threshold.json"
-
     def lock(self, stage: str) -> pathlib.Path:
         return self.folder / f".{stage}.lock"  # locked while that stage writes
-
-    @property
-    def blend(self) -> pathlib.Path:
-        return self.folder / "blend.json"  # of several runs, `Run("a+b")`: their weights
-
-    @property
-    def report(self) -> pathlib.Path:
-        return self.folder / "report"  # the page and its tables
-
-    @property
-    def report_page(self) -> pathlib.Path:
-        return self.report / "index.html"
-
-    @property
-    def compare_page(self) -> pathlib.Path:
-        return self.folder / "compare" / "index.html"  # of two runs, `Run("a+b")`
-
-    @property
-    def submission(self) -> pathlib.Path:
-        return SUBMISSIONS / f"{self.name}.csv.gz"
-
-    @property
-    def provenance(self) -> pathlib.Path:
-        return SUBMISSIONS / f"{self.name}.json"  # what the submission was made from
-
-    @property
-    def demo_ledger(self) -> pathlib.Path:
-        return self.folder / "ledger.csv"
-
-    @property
-    def shards(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.shards"  # of a submission that is being predicted
-
-    @property
-    def submission_lock(self) -> pathlib.Path:
-        return SUBMISSIONS / f".{self.name}.lock"  # locked while it is written

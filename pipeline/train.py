@@ -1,8 +1,10 @@
 """Stage `train`: config, folds and training images in; `runs/RUN/fold{k}/` with best.pt and log.jsonl out.
 
-Start at `train_fold`. A run is a function of its settings and the images: each batch, each augmentation and each
-learning rate follows from the seed and the step, so that a run that was stopped and resumed ends with the same
-weights, on a CPU to the last bit.
+Start at `train_fold`, which resumes what an earlier start has left; `train_steps` takes the steps, updates the EMA and
+saves last.pt now and then; `finish_epoch` evaluates the EMA, and saves best.pt if its score is the best so far.
+
+A run is a function of its settings and the images: each batch, each augmentation and each learning rate follows from
+the seed and the step, so that a run that was stopped and resumed ends with the same weights, on a CPU to the last bit.
 """
 import pathlib
 from contextlib import nullcontext
@@ -16,15 +18,12 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data import grouping
 from pipeline.data.loader import (
-    BatchSchedule,
-    ValidationDataset,
-    prefetch_to_device,
-    seed_of,
-    training_loader,
-    validation_loader,
-)
+    BatchSchedule, ValidationDataset, prefetch_to_device, seed_of, training_loader, validation_loader,
+)  # fmt: skip
 from pipeline.inference.ensemble import Member
-from pipeline.inference.evaluate import compute_class_scores, evaluate_confusions, compute_dice_scores, evaluate_histograms, merge_confusions
+from pipeline.inference.evaluate import (
+    compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, merge_confusions,
+)  # fmt: skip
 from pipeline.inference.loading import build_ensemble
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import losses, optim
@@ -113,6 +112,7 @@ def train_steps(
             optim.set_learning_rate(state.optimizer, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, state.step, dist.rank))  # of dropout, where a network has it
             loss, gradient_norm = state.take_step(image_NHWC, target_NHW, loss_of, hyper.clip_norm, hyper.accumulate)
+            state.ema.update(state.step)
             state.count_step(dist.mean(loss), gradient_norm)
             bar.update()
 
@@ -141,11 +141,7 @@ def train_steps(
 
 
 def finish_epoch(
-    settings: Settings,
-    data: FoldData,
-    schedule: BatchSchedule,
-    state: TrainingState,
-    dist: ProcessGroup,
+    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup,
     curves: TensorBoardLog | None,
 ) -> None:
     """Evaluate the averaged network, add a row to the log, and save; a best.pt only for the best score so far."""
@@ -157,7 +153,7 @@ def finish_epoch(
         "val_dice_threshold": None,
         "images_per_s": state.watch.images_per_s(),
         "waited_fraction": state.watch.waited_fraction(),
-        "lr": state.learning_rate(),
+        "lr": state.optimizer.param_groups[0]["lr"],  # of the last step
     }
     if epoch % hyper.validate_every_epochs == 0 or epoch == hyper.epochs:
         row |= evaluate_epoch(settings, data, state.ema.average, dist)
@@ -176,10 +172,8 @@ def finish_epoch(
     print_above_bars(messages.epoch(row, hyper.epochs))
 
 
-def evaluate_epoch(
-    settings: Settings, data: FoldData, network: nn.Module, dist: ProcessGroup
-) -> dict[str, float]:
-    """Scores of the held-out images at full size, without TTA, under the keys of `log.jsonl`.
+def evaluate_epoch(settings: Settings, data: FoldData, network: nn.Module, dist: ProcessGroup) -> dict[str, float]:
+    """Return the scores of the held-out images at full size, without TTA, under the keys of `log.jsonl`.
 
     Binary: mean Dice at the threshold 0.5, and the best threshold; multiclass: the scores of all pixels together.
     Each process evaluates every `world_size`-th image; all of them return the scores of all images.
@@ -189,19 +183,20 @@ def evaluate_epoch(
     member = Member(network, scale, TTA_SETS["none"], weight=1.0)
     ensemble = build_ensemble([member], binary, dataset.height, dataset.width)
 
-    def predict(image_NHWC: Tensor) -> Tensor:
-        return ensemble({scale: image_NHWC})
-
     batch_size, workers = settings.predict.batch_size, settings.data.workers
     loader = validation_loader(mine, batch_size, workers, pin_memory=dist.device.type == "cuda")
     batches = progress(loader, "held-out images", wanted=dist.is_main)
+
+    def predict(image_NHWC: Tensor) -> Tensor:
+        return ensemble({scale: image_NHWC})
+
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if binary:
-            counts = evaluate_histograms(predict, batches, mine.names, dataset.truth)
-            scores = compute_dice_scores(np.concatenate(dist.gather(counts)))
+            histograms = evaluate_histograms(predict, batches, mine.names, dataset.truth)
+            scores = compute_dice_scores(np.concatenate(dist.gather(histograms)))
         else:
-            confusion = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
-            scores = compute_class_scores(merge_confusions(dist.gather(confusion)))
+            confusions = evaluate_confusions(predict, batches, mine.names, dataset.truth, settings.task.count)
+            scores = compute_class_scores(merge_confusions(dist.gather(confusions)))
     return {f"val_{key}": score for key, score in scores.items()}
 
 

@@ -102,7 +102,8 @@ def evaluate(
     scores = compute_class_scores(confusions)
     note_missing_classes(label, find_missing_classes(confusions), dataset.classes)
     summary = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"
-    return {**confusions._asdict(), "classes": np.array(dataset.classes)}, summary
+    arrays = {"matrix": confusions.matrix, **confusions.per_image._asdict(), "classes": np.array(dataset.classes)}
+    return arrays, summary
 
 
 def note_missing_classes(label: str, missing: list[int], classes: tuple[str, ...]) -> None:

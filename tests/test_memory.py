@@ -1,5 +1,7 @@
 """Out of memory: a Problem that names a batch that fits, and that batch found by trying."""
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -15,7 +17,7 @@ from pipeline.runtime.memory import (
     limited_to_free_memory,
 )
 from pipeline.runtime.problem import Problem
-from pipeline.training.find_batch import smaller_batch_advice
+from pipeline.training.find_batch import describe_fit, smaller_batch_advice
 
 
 @given(limit=st.integers(0, 1500), kind=st.sampled_from(["cpu", "cuda"]))
@@ -85,8 +87,27 @@ def test_on_a_cpu_a_step_that_is_too_large_is_refused_and_not_killed() -> None:
 def test_the_advice_is_a_setting_that_training_accepts(
     batch_size: int, accumulate: int, world_size: int, largest: int | None, advice: str
 ) -> None:
-    sentence = smaller_batch_advice(batch_size, accumulate, world_size, 2, largest, "CPU")
+    sentence = smaller_batch_advice(batch_size, accumulate, world_size, 2, largest, torch.device("cpu"))
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and advice in sentence
+
+
+@pytest.mark.parametrize("kind, images, is_limit", [("cuda", 1024, True), ("cuda", 64, False), ("cpu", 64, True)])
+def test_or_more_is_said_only_of_the_largest_batch_that_is_tried_on_that_device(
+    monkeypatch: pytest.MonkeyPatch, kind: str, images: int, is_limit: bool
+) -> None:
+    monkeypatch.setattr("pipeline.training.find_batch.describe", str)
+    assert ("or more" in describe_fit(images, 2, torch.device(kind))) == is_limit
+
+
+def test_a_lower_limit_of_the_shell_stays_in_force() -> None:
+    code = (
+        "import resource, torch; from pipeline.runtime import memory; data = resource.RLIMIT_DATA; "
+        "low = 1024 * memory.read_kb('/proc/self/status', 'VmData') + 2**28; resource.setrlimit(data, (low, low)); "
+        "context = memory.limited_to_free_memory(torch.device('cpu')); context.__enter__(); "
+        "print(resource.getrlimit(data) == (low, low)); context.__exit__(None, None, None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "True\n", ended.stderr
 
 
 def test_an_operation_without_a_deterministic_kernel_is_a_problem_and_other_errors_pass() -> None:

@@ -131,7 +131,6 @@ def test_any_network_takes_depth_and_has_an_output_for_each_class(arch: str, pat
 @pytest.mark.parametrize(
     "options, named",
     [
-        ({"arch": "u-net"}, "u-net"),
         ({"arch": "smp.Wnet"}, "smp.Wnet"),
         ({"arch": "smp.losses"}, "smp.losses"),
         ({"arch": "smp."}, "smp."),

@@ -3,10 +3,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.data.loader import ValidationDataset
 from pipeline.masks.colours import ADDED, MISSED
-from pipeline.training.previews import preview
+from pipeline.training.previews import preview_images
 from tests.test_inference import Red
 from tiny_run import EPOCHS, RUN
+
+
+class OneImage:
+    """A dataset of a binary task with a single image."""
+
+    classes = ()
+
+    def __init__(self, image: np.ndarray, coverage: np.ndarray):
+        self.read = lambda name, scale: image
+        self.target = lambda name, scale: coverage
+
+
+def preview(network: nn.Module, image: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    dataset = OneImage(image, coverage)
+    ((_, shown),) = preview_images(network, ValidationDataset(dataset, ["a"], 1), dataset, torch.device("cpu"))
+    return shown
 
 
 def test_tensorboard_has_the_numbers_and_the_same_images_of_each_epoch(trained: None) -> None:
@@ -28,7 +45,7 @@ def test_a_preview_shows_what_was_added_and_missed() -> None:
     image[..., 1] = 100
     coverage = np.zeros((2, 4), np.uint8)
     coverage[0] = 255
-    shown = preview(Red(), image, coverage, torch.device("cpu"))
+    shown = preview(Red(), image, coverage)
     assert shown.dtype == np.uint8 and shown.shape == image.shape
     assert (shown[0, :2] == (200, 100, 0)).all() and (shown[0, 2:] == MISSED).all()
     assert (shown[1, :2] == ADDED).all() and (shown[1, 2:] == (0, 40, 0)).all()
@@ -44,5 +61,5 @@ def test_a_preview_does_not_change_the_statistics_of_a_network() -> None:
             return self.norm(image_NHWC[..., :1].permute(0, 3, 1, 2).float())
 
     network = Normed()
-    preview(network, np.full((4, 4, 3), 50, np.uint8), np.zeros((4, 4), np.uint8), torch.device("cpu"))
+    preview(network, np.full((4, 4, 3), 50, np.uint8), np.zeros((4, 4), np.uint8))
     assert network.norm.running_mean.item() == 0 and not network.training

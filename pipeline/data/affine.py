@@ -26,12 +26,8 @@ class ClassAffine(A.Affine):
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         indices = kwargs["mask"]
         moved = cv2.warpAffine(
-            indices,
-            params["matrix"][:2],
-            indices.shape[::-1],
-            flags=cv2.INTER_NEAREST,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=ignored(indices.dtype),
+            indices, params["matrix"][:2], indices.shape[::-1], flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT, borderValue=ignored(indices.dtype),
         )
         images = {key: self.apply(kwargs[key], **params) for key in ("image", "depth") if kwargs.get(key) is not None}
         return {**kwargs, **images, "mask": moved}

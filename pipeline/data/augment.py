@@ -33,23 +33,15 @@ def flip(of_classes: bool, *, flip: Fraction = 0.5) -> "A.BasicTransform":
 
 
 def affine(
-    of_classes: bool,
-    *,
-    shift: Fraction = 0.05,
-    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1,
-    rotate_deg: Degrees = 5.0,
+    of_classes: bool, *,
+    shift: Fraction = 0.05, zoom: Annotated[float, Field(ge=0, lt=1)] = 0.1, rotate_deg: Degrees = 5.0,
 ) -> "A.BasicTransform":
     """Move, resize and rotate at once. shift: of the image's side; zoom: 0.1 is 0.9 to 1.1 times the size."""
     from pipeline.data.affine import ClassAffine, CoverageAffine
 
     return (ClassAffine if of_classes else CoverageAffine)(
-        translate_percent=(-shift, shift),
-        scale=(1 - zoom, 1 + zoom),
-        keep_ratio=True,
-        rotate=(-rotate_deg, rotate_deg),
-        interpolation=cv2.INTER_LINEAR,
-        border_mode=cv2.BORDER_REFLECT_101,
-        p=1.0,
+        translate_percent=(-shift, shift), scale=(1 - zoom, 1 + zoom), rotate=(-rotate_deg, rotate_deg),
+        keep_ratio=True, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REFLECT_101, p=1.0,
     )
 
 
@@ -66,19 +58,12 @@ def hue_saturation(of_classes: bool, *, hue_deg: Degrees = 10.0, saturation: Fra
     """Change both. OpenCV's 8-bit hue counts half degrees, its saturation 0 to 255."""
     import albumentations as A
 
-    return A.HueSaturationValue(
-        hue_shift_limit=hue_deg / 2, sat_shift_limit=saturation * 255, val_shift_limit=0, p=1.0
-    )
+    return A.HueSaturationValue(hue_shift_limit=hue_deg / 2, sat_shift_limit=saturation * 255, val_shift_limit=0, p=1.0)
 
 
 # Applied in this order. An augmentation whose settings are all 0 is left out; others draw a new value for each image
 # and epoch, evenly from -limit to +limit.
-AUGMENTATIONS: tuple[Callable[..., "A.BasicTransform"], ...] = (
-    flip,
-    affine,
-    brightness_contrast,
-    hue_saturation,
-)
+AUGMENTATIONS: tuple[Callable[..., "A.BasicTransform"], ...] = (flip, affine, brightness_contrast, hue_saturation)
 
 
 def parameters(augmentation: Callable) -> dict[str, tuple[Any, float]]:

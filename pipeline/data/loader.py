@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +39,7 @@ class TrainingDataset(Dataset):
     """
 
     def __init__(
-        self,
-        dataset: SegmentationDataset,
-        names: list[str],
-        scale: int,
-        augment: Augment,
-        seed: int,
-        cache: bool,
+        self, dataset: SegmentationDataset, names: list[str], scale: int, augment: Augment, seed: int, cache: bool,
         relabelled: CsvMasks | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
@@ -64,42 +58,35 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
-        image, target = self.decode(index)
+        if self.cache is None:
+            image, target = self.decode(index)
+        else:
+            images, targets, is_cached = self.cache
+            if not is_cached[index]:
+                images[index], targets[index] = self.decode(index)
+                is_cached[index] = 1  # last: a worker that sees it may read the two others
+            image, target = images[index], targets[index]
         return self.augment(image, target, seed_of(self.seed, epoch, index))
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
-        if self.cache is not None and self.cache[2][index]:
-            return self.cache[0][index], self.cache[1][index]
         name = self.names[index]
         image = self.dataset.read(name, self.scale)
         if self.relabelled is not None and name in self.relabelled.text_of:
-            target = self.relabelled.coverage(name, self.scale)
-        else:
-            target = self.dataset.target(name, self.scale)
-        if self.cache is not None:
-            self.cache[0][index], self.cache[1][index] = image, target
-            self.cache[2][index] = 1  # last: a worker that sees it may read the two others
-        return image, target
-
-
-class ImageReader(Protocol):
-    """A `SegmentationDataset`, or any other source of images, without a truth."""
-
-    def read(self, name: str, scale: int) -> NDArray[np.uint8]:
-        """uint8 (rows, columns, channels) at 1/scale."""
+            return image, self.relabelled.coverage(name, self.scale)
+        return image, self.dataset.target(name, self.scale)
 
 
 class ValidationDataset(Dataset):
     """`[index]` -> image uint8 (H, W, channels) at 1/scale, without augmentation."""
 
-    def __init__(self, images: ImageReader, names: list[str], scale: int):
-        self.images, self.names, self.scale = images, names, scale
+    def __init__(self, dataset: SegmentationDataset, names: list[str], scale: int):
+        self.dataset, self.names, self.scale = dataset, names, scale
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self.images.read(self.names[index], self.scale)
+        return self.dataset.read(self.names[index], self.scale)
 
 
 class BatchSchedule(Sampler[list[Draw]]):
@@ -111,14 +98,8 @@ class BatchSchedule(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, images: int, batch_size: int, epochs: int, seed: int,
+        first_step: int = 0, rank: int = 0, world_size: int = 1,
     ):
         self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
         self.first_step = first_step
@@ -137,13 +118,13 @@ class BatchSchedule(Sampler[list[Draw]]):
             skip = 0
 
     def epoch(self, epoch: int) -> list[list[Draw]]:
-        """The batches of an epoch, each as all processes together get it."""
+        """Return the batches of an epoch, each as all processes together get it."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
         draws = [(epoch, index) for index in order]
         return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps_per_epoch)]
 
     def batch(self, step: int) -> list[Draw]:
-        """The batch of a step, counted from 0, as all processes together get it."""
+        """Return the batch of a step, counted from 0, as all processes together get it."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         return self.epoch(epoch)[step_of_epoch]
 
@@ -176,9 +157,8 @@ def dead_worker_message(error: BaseException) -> str:
 def raise_for_dead_workers() -> None:
     """Replace torch's SIGCHLD handler, which raises RuntimeError anywhere when a worker dies, by one for a Problem."""
     torch_handler = signal.getsignal(signal.SIGCHLD)
-    if getattr(torch_handler, "__module__", "") != "torch.utils.data._utils.signal_handling":
-        return
-    if not callable(torch_handler):
+    of_torch = getattr(torch_handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
+    if not of_torch or not callable(torch_handler):
         return
 
     def raise_problem(number: int, frame: Any) -> None:
@@ -193,8 +173,7 @@ def raise_for_dead_workers() -> None:
 
 def training_loader(dataset: TrainingDataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
     """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices."""
-    options = worker_options(workers, pin_memory)
-    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
+    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **worker_options(workers, pin_memory))
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
@@ -230,13 +209,9 @@ def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
             f"TMPDIR is {folder}, too long a path for the sockets through which workers send images; "
             "set it to a shorter one, or data.workers to 0."
         )
-    return {
-        "num_workers": workers,
-        "multiprocessing_context": "fork",  # only fork shares the cache and the tables that are open
-        "worker_init_fn": leave_process_group,
-        "prefetch_factor": 4,
-        "pin_memory": pin_memory,
-    }
+    # Only fork shares the cache and the tables that are open.
+    options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
+    return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 
 
 def leave_process_group(worker: int) -> None:

@@ -9,12 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.data.images import upsample
-from pipeline.inference.ensemble import ByScale, Ensemble, upsample_on_device
+from pipeline.inference.ensemble import ByScale, Ensemble
 from pipeline.masks.confusion import index_dtype
-from pipeline.runtime.device import autocast
 
 
 class ClassEnsemble(Ensemble):
@@ -31,33 +29,10 @@ class ClassEnsemble(Ensemble):
         index_NHW = self.stack(prob_of_scale, lambda image: self.decide(prob_of_scale, image))
         return index_NHW.to(torch_index_dtype(prob_of_scale[self.scales[0]].shape[1]))
 
-    def predict_unrounded(self, image_of_scale: ByScale) -> Tensor:
-        raise NotImplementedError("the mean of several classes is not kept at full size")
-
-    def predict_at_scale(self, scale: int, image_NHWC: Tensor) -> Tensor:
-        """Return the weighted sum over the members at this scale, float32 (N, classes, H, W) on the images' grid."""
-        image_NHWC = image_NHWC.to(self.device, non_blocking=True)
-        rows, columns = image_NHWC.shape[1:3]
-        total_NCHW: Tensor | None = None
-        for member in self.members:
-            if member.scale == scale:
-                for transform in member.transforms:
-                    prob_NCHW = predict_class_probabilities(member.network, transform.apply(image_NHWC))
-                    shape = prob_NCHW.shape[:2]
-                    prob_NCHW = transform.invert(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, shape)
-                    weighted_NCHW = prob_NCHW * (member.weight / len(member.transforms))
-                    total_NCHW = weighted_NCHW if total_NCHW is None else total_NCHW.add_(weighted_NCHW)
-        assert total_NCHW is not None
-        return total_NCHW
-
     def decide(self, prob_of_scale: ByScale, image: int) -> NDArray:
         """Return the class map of one image, array (height, width)."""
-
-        def upsample_class(index: int) -> NDArray[np.float32]:
-            maps = (upsample(prob_of_scale[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
-            return sum(maps, start=next(maps))
-
-        return find_largest(upsample_class, prob_of_scale[self.scales[0]].shape[1])
+        classes = prob_of_scale[self.scales[0]].shape[1]
+        return find_largest(lambda index: self.upsample_mean(prob_of_scale, image, index), classes)
 
     def decide_on_device(self, prob_of_scale: ByScale) -> Tensor:
         """Return the class maps of a batch, tensor (N, height, width)."""
@@ -66,18 +41,10 @@ class ClassEnsemble(Ensemble):
         best_prob = torch.full(size, -torch.inf, device=self.device)
         index_NHW = torch.zeros(size, dtype=torch_index_dtype(classes), device=self.device)
         for index in range(classes):
-            maps = (upsample_on_device(prob_of_scale[s][:, index], s, self.height, self.width) for s in self.scales)
-            prob = sum(maps, start=next(maps))
+            prob = self.upsample_mean_on_device(prob_of_scale, index)
             better = prob > best_prob
             best_prob, index_NHW = prob.where(better, best_prob), index_NHW.masked_fill(better, index)
         return index_NHW
-
-
-def predict_class_probabilities(network: nn.Module, image_NHWC: Tensor) -> Tensor:
-    """Return the probability of each class, float32 (N, classes, H, W), on the grid of the images."""
-    with autocast(image_NHWC.device):
-        logits_NCHW = network(image_NHWC)
-    return logits_NCHW.float().softmax(1)
 
 
 def find_largest(compute_prob: Callable[[int], NDArray[np.float32]], classes: int) -> NDArray:

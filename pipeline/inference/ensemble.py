@@ -48,12 +48,12 @@ class Ensemble:
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """The scales at which it needs each image; members of the same scale share the decoding."""
+        """Return the scales at which it needs each image; members of the same scale share the decoding."""
         return tuple(sorted({member.scale for member in self.members}))
 
     @property
     def channels(self) -> int:
-        """The number of channels of the images that its networks see."""
+        """Return the number of channels of the images that its networks see."""
         mean = getattr(self.members[0].network, "mean", None)  # a `Segmenter` has it
         return 3 if mean is None else mean.shape[1]
 
@@ -65,8 +65,8 @@ class Ensemble:
     def predict_with_grid(self, image_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean at full size and the same on the grid, uint8 (N, H, W); all members must share one scale."""
         prob_of_scale = self.predict_at_scales({scale: image_NHWC for scale in self.scales})
-        (prob_NHW,) = prob_of_scale.values()
-        return self.round_mean(prob_of_scale), to_u8_on_device(prob_NHW)
+        (prob_NCHW,) = prob_of_scale.values()
+        return self.round_mean(prob_of_scale), to_u8_on_device(prob_NCHW[:, 0])
 
     @torch.inference_mode()
     def predict_unrounded(self, image_of_scale: ByScale) -> Tensor:
@@ -88,37 +88,41 @@ class Ensemble:
         return torch.from_numpy(np.stack(list(in_order(work, images))))
 
     def predict_at_scales(self, image_of_scale: ByScale) -> ByScale:
-        """Return, for each scale, what its members add to the mean: see `predict_at_scale`."""
+        """Return, for each scale, what its members add to the mean; see `predict_at_scale`."""
         return {scale: self.predict_at_scale(scale, image_of_scale[scale]) for scale in self.scales}
 
     def predict_at_scale(self, scale: int, image_NHWC: Tensor) -> Tensor:
-        """Return the weighted sum over the members at this scale, float32 (N, H, W) on the grid of the images."""
+        """Return the weighted sum over the members at this scale, float32 (N, classes, H, W) on the images' grid."""
         image_NHWC = image_NHWC.to(self.device, non_blocking=True)
-        total_NHW = torch.zeros(image_NHWC.shape[:3], device=self.device)
+        rows, columns = image_NHWC.shape[1:3]
+        total_NCHW: Tensor | None = None
         for member in self.members:
             if member.scale == scale:
                 for transform in member.transforms:
-                    prob_NHW = predict_probability(member.network, transform.apply(image_NHWC))
-                    prob_NHW = transform.invert(prob_NHW, *image_NHWC.shape[1:3])
-                    total_NHW += prob_NHW * (member.weight / len(member.transforms))
-        return total_NHW
+                    prob_NCHW = predict_probability(member.network, transform.apply(image_NHWC))
+                    shape = prob_NCHW.shape[:2]
+                    prob_NCHW = transform.invert(prob_NCHW.flatten(0, 1), rows, columns).unflatten(0, shape)
+                    weighted_NCHW = prob_NCHW * (member.weight / len(member.transforms))
+                    total_NCHW = weighted_NCHW if total_NCHW is None else total_NCHW.add_(weighted_NCHW)
+        assert total_NCHW is not None
+        return total_NCHW
 
-    def upsample_mean(self, prob_of_scale: ByScale, image: int) -> NDArray[np.float32]:
-        """Return the sum over the scales at full size for one image, float32 array (height, width)."""
-        maps = (upsample(prob_of_scale[s][image].numpy(), s, self.height, self.width) for s in self.scales)
+    def upsample_mean(self, prob_of_scale: ByScale, image: int, index: int = 0) -> NDArray[np.float32]:
+        """Return the sum over the scales of one class of one image at full size, float32 array (height, width)."""
+        maps = (upsample(prob_of_scale[s][image, index].numpy(), s, self.height, self.width) for s in self.scales)
         return sum(maps, start=next(maps))
 
-    def upsample_mean_on_device(self, prob_of_scale: ByScale) -> Tensor:
-        """Return the sum over the scales at full size, float32 (N, height, width)."""
-        maps = (upsample_on_device(prob_of_scale[s], s, self.height, self.width) for s in self.scales)
+    def upsample_mean_on_device(self, prob_of_scale: ByScale, index: int = 0) -> Tensor:
+        """Return the sum over the scales of one class at full size, float32 (N, height, width)."""
+        maps = (upsample_on_device(prob_of_scale[s][:, index], s, self.height, self.width) for s in self.scales)
         return sum(maps, start=next(maps))
 
 
 def predict_probability(network: nn.Module, image_NHWC: Tensor) -> Tensor:
-    """Return the probability of the object, float32 (N, H, W), on the grid of the images."""
+    """Return the probability of each class, or only of the object, float32 (N, classes, H, W), on the images' grid."""
     with autocast(image_NHWC.device):
         logits_NCHW = network(image_NHWC)
-    return logits_NCHW[:, 0].float().sigmoid()
+    return logits_NCHW.float().sigmoid() if logits_NCHW.shape[1] == 1 else logits_NCHW.float().softmax(1)
 
 
 def upsample_on_device(prob_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:

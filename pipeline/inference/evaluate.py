@@ -63,11 +63,8 @@ def as_tuple(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def evaluate_histograms(
-    predict: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
-    batches: Iterable[Tensor],
-    names: list[str],
-    read_mask: Callable[[str], NDArray[np.bool_]],
-    store: Store | None = None,
+    predict: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], batches: Iterable[Tensor], names: list[str],
+    read_mask: Callable[[str], NDArray[np.bool_]], store: Store | None = None,
 ) -> NDArray[np.int32]:
     """Return for each image the histogram that gives Dice at every threshold, int32 array (images, 2, 256).
 
@@ -122,22 +119,12 @@ class Confusions(NamedTuple):
     """The confusion of class maps with their truth: enough for the scores of each image, and of all."""
 
     matrix: NDArray[np.int64]  # (classes, classes), the sum of the images' confusion matrices
-    hits: NDArray[np.int64]  # (images, classes) each, see `confusion.Counts`
-    in_truth: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-
-    @property
-    def per_image(self) -> confusion.Counts:
-        return confusion.Counts(self.hits, self.in_truth, self.predicted)
+    per_image: confusion.Counts  # int64 (images, classes) each
 
 
 def evaluate_confusions(
-    predict: Callable[[Tensor], Tensor],
-    batches: Iterable[Tensor],
-    names: list[str],
-    read_truth: Callable[[str], confusion.Indices],
-    classes: int,
-    store: Store | None = None,
+    predict: Callable[[Tensor], Tensor], batches: Iterable[Tensor], names: list[str],
+    read_truth: Callable[[str], confusion.Indices], classes: int, store: Store | None = None,
 ) -> Confusions:
     """Return the confusion of the images of `names`; arguments as of `evaluate_histograms`.
 
@@ -162,15 +149,14 @@ def evaluate_confusions(
             return counts
 
         per_image = [counts for batch in predict_ahead(predict, batches, finish) for counts in batch]
-    # One process of many may have no image.
-    hits, in_truth, predicted = zip(*per_image) if per_image else ([], [], [])
-    return Confusions(total, *(np.array(each, np.int64).reshape(-1, classes) for each in (hits, in_truth, predicted)))
+    by_kind = zip(*per_image) if per_image else ([], [], [])  # one process of many may have no image
+    return Confusions(total, confusion.Counts(*(np.array(each, np.int64).reshape(-1, classes) for each in by_kind)))
 
 
 def merge_confusions(confusions: Sequence[Confusions]) -> Confusions:
     """Return the confusions of several processes as one."""
-    matrices, *counts = zip(*confusions)
-    return Confusions(sum(matrices), *(np.concatenate(arrays) for arrays in counts))
+    matrices, per_image = zip(*confusions)
+    return Confusions(sum(matrices), confusion.Counts(*map(np.concatenate, zip(*per_image))))
 
 
 def find_missing_classes(confusions: Confusions) -> list[int]:

@@ -95,8 +95,7 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
 
     def predict(images: int) -> None:
         shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
-        batch_shapes = {scale: (images, *shape, ensemble.channels) for scale, shape in shapes.items()}
-        black = {scale: torch.zeros(shape, dtype=torch.uint8) for scale, shape in batch_shapes.items()}
+        black = {s: torch.zeros(images, *shapes[s], ensemble.channels, dtype=torch.uint8) for s in ensemble.scales}
         ensemble(black).cpu()
 
     if step_fits(predict, batch_size):

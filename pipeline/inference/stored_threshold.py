@@ -4,10 +4,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from pipeline.data.zip_reader import DAMAGE
-from pipeline.inference.oof import OofConfusion, OofHistograms
+from pipeline.inference.oof import OofConfusion, OofHistograms, read_oof_histograms
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.paths import Run
 from pipeline.runtime.files import read_json, sha256
@@ -62,9 +59,9 @@ def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:
 
 def other_network_message(run: Run, fold: int, checkpoint_sha256: str) -> str:
     """Return a message if a fold was predicted by another network than its `best.pt`, else ""."""
-    best = run.fold(fold).best
-    same = checkpoint_sha256 == sha256(best)
-    return "" if same else f"{run.oof(fold)} was predicted by another {best}; run `make validate` again."
+    if checkpoint_sha256 == sha256(run.fold(fold).best):
+        return ""
+    return f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again."
 
 
 def stale_message(run: Run) -> str:
@@ -80,15 +77,7 @@ def stale_message(run: Run) -> str:
             f"{run.threshold} belongs to other predictions than those in {run.folder / 'oof'}; run `make threshold "
             f"RUN={run.name}` again."
         )
-    folds = [int(fold.removeprefix("fold")) for fold in current]
-    messages = (other_network_message(run, fold, checkpoint_digest(run.oof(fold))) for fold in folds)
-    return next(filter(None, messages), "")
-
-
-def checkpoint_digest(path: pathlib.Path) -> str:
-    """Return the sha256 of the network that predicted a fold; "" if the `.npz` is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return str(file["checkpoint_sha256"])
-    except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError):
-        return ""
+    for fold in (int(name.removeprefix("fold")) for name in current):
+        if message := other_network_message(run, fold, read_oof_histograms(run.oof(fold)).checkpoint_sha256):
+            return message
+    return ""

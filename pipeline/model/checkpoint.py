@@ -1,8 +1,7 @@
 """Checkpoints: nested dicts of tensors and plain values, complete or absent, never code.
 
-`best.pt` holds what a later stage needs: the weights, the settings and a few facts. `last.pt` holds all
-that a resume needs. Both are read with `weights_only=True`, so that an untrusted file can contain wrong
-numbers but cannot run code.
+`best.pt` holds what a later stage needs: the weights, the settings and a few facts. `last.pt` holds all that a resume
+needs. Both are read with `weights_only=True`, so that an untrusted file can contain wrong numbers but cannot run code.
 """
 import contextlib
 import errno

@@ -53,27 +53,18 @@ def build(
 ) -> Segmenter:
     """Build the network of a config's `model` section; see `config.Model`. Weights are drawn from torch's generator.
 
-    arch: a key of `ARCHITECTURES`, or a name behind a key that ends in a dot; raises Problem for others.
+    arch: a key of `ARCHITECTURES`, or a name behind a key that ends in a dot.
     channels: of the images, 3, or 4 with depth; classes: maps of logits, 1 for a binary task.
     options: the other keys of the section; each architecture takes those that it knows.
     """
     key = arch if arch in ARCHITECTURES else arch.partition(".")[0] + "."
-    if key not in ARCHITECTURES:
-        raise Problem(f"model.arch is {arch!r}, but it must be unet or a network such as smp.Unet or smp.FPN.")
     network, multiple = ARCHITECTURES[key](arch, channels, classes, checkpoint_activations, **options)
     return Segmenter(network, multiple, channels).to(memory_format=torch.channels_last)
 
 
 def build_unet(
-    arch: str,
-    channels: int,
-    classes: int,
-    checkpoint_activations: bool,
-    *,
-    width: int,
-    depth: int,
-    patch: int,
-    **_: Any,
+    arch: str, channels: int, classes: int, checkpoint_activations: bool,
+    *, width: int, depth: int, patch: int, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build this project's own U-Net."""
     unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
@@ -81,14 +72,8 @@ def build_unet(
 
 
 def build_smp(
-    arch: str,
-    channels: int,
-    classes: int,
-    checkpoint_activations: bool,
-    *,
-    encoder: str,
-    encoder_weights: str | None,
-    **_: Any,
+    arch: str, channels: int, classes: int, checkpoint_activations: bool,
+    *, encoder: str, encoder_weights: str | None, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build a network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     if checkpoint_activations:

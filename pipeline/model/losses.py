@@ -40,7 +40,8 @@ def build(binary: bool, class_weights: list[float], loss_weights: dict[str, Any]
     weights_C = torch.tensor(class_weights, device=device) if class_weights else None
     if weights_C is not None:
         weights_C = weights_C / weights_C.mean()
-    return lambda logits_NCHW, index_NHW: class_loss(logits_NCHW.float(), index_NHW, weights_C, **loss_weights)
+    terms = {name: weight for name, weight in loss_weights.items() if name in CLASS_LOSSES}
+    return lambda logits_NCHW, index_NHW: class_loss(logits_NCHW.float(), index_NHW, weights_C, **terms)
 
 
 def mask_loss(
@@ -111,11 +112,10 @@ def soft_dice_loss(prob_NHW: Tensor, target_NHW: Tensor) -> Tensor:
 def soft_jaccard_loss(prob_NHW: Tensor, target_NHW: Tensor) -> Tensor:
     """1 - Σpt / (Σp² + Σt² - Σpt), summed over each image and averaged over images; from 0 to 1.
 
-    The Tanimoto coefficient, as in ResUNet-a (Diakogiannis et al. 2020), https://arxiv.org/abs/1904.00592,
-    section 3. The union exceeds the overlap by Σ(p - t)², so that p = t is the minimum for fractions too,
-    and the gradient fades toward it. In smp's JaccardLoss, which has Σ|p - t| there
-    (Wang et al. 2023, https://arxiv.org/abs/2302.05666), the minimum is the same but a kink, where the gradient
-    flips at full strength; and smp pools the images of a batch.
+    The Tanimoto coefficient, as in ResUNet-a (Diakogiannis et al. 2020), https://arxiv.org/abs/1904.00592, section 3.
+    The union exceeds the overlap by Σ(p - t)², so that p = t is the minimum for fractions too, and the gradient fades
+    toward it. In smp's JaccardLoss, which has Σ|p - t| there (Wang et al. 2023, https://arxiv.org/abs/2302.05666), the
+    minimum is the same but a kink, where the gradient flips at full strength; and smp pools the images of a batch.
     """
     p, t = prob_NHW.flatten(1), target_NHW.flatten(1)
     overlap = (p * t).sum(1)
@@ -158,20 +158,12 @@ MASK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # --- classes --------------------------------------------------------------------------------------
 
 
-def class_loss(
-    logits_NCHW: Tensor,
-    index_NHW: Tensor,
-    weights_C: Tensor | None = None,
-    *,
-    edge_weight: float = 0.0,
-    edge_px: int = 2,
-    **weights: float,
-) -> Tensor:
+def class_loss(logits_NCHW: Tensor, index_NHW: Tensor, weights_C: Tensor | None = None, **weights: float) -> Tensor:
     """Return the weighted sum of the terms for several classes, a scalar; each is a mean over images.
 
     logits_NCHW: float32; index_NHW: class indices, uint8 or uint16, whose largest value marks ignored pixels.
     weights_C: what a pixel of each class counts in the cross-entropy, float32; without it 1.
-    weights: of the terms, by their names in `CLASS_LOSSES`. edge_weight, edge_px: for masks only, unused here.
+    weights: of the terms, by their names in `CLASS_LOSSES`.
     """
     valid_NHW = index_NHW != torch.iinfo(index_NHW.dtype).max
     index_N1HW = index_NHW.long().where(valid_NHW, 0)[:, None]
@@ -191,9 +183,7 @@ def class_cross_entropy(
     return (loss_NHW.sum((1, 2)) / valid_NHW.sum((1, 2)).clamp(min=1)).mean()
 
 
-def class_dice_loss(
-    log_prob_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor, weights_C: Tensor | None
-) -> Tensor:
+def class_dice_loss(log_prob_NCHW: Tensor, index_N1HW: Tensor, valid_NHW: Tensor, weights_C: Tensor | None) -> Tensor:
     """`soft_dice_loss` of each class against the others, averaged over the classes in an image, then over images.
 
     A class that an image does not show does not count there, as in smp's DiceLoss: with hundreds of classes the few

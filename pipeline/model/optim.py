@@ -14,21 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from pipeline.runtime.problem import Problem
-
 
 def build(
     name: str, network: nn.Module, learning_rate: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """Return an optimiser of all parameters of a network, with one learning rate for all; see `set_learning_rate`.
+    """Return an optimiser, a key of `OPTIMIZERS`, of all parameters of a network, with one learning rate for all.
 
-    name: a key of `OPTIMIZERS`; raises Problem for others.
     weight_decay: of weights with more than one axis; biases and the scales of norms are never pulled to 0.
         AdamW and Muon shrink the weights themselves, SGD adds it to the gradient, as is usual for each.
     momentum: how much of the last mean gradient lives on; of AdamW it is the first beta.
     """
-    if name not in OPTIMIZERS:
-        raise Problem(f"train.optimizer is {name!r}, but it must be one of {', '.join(OPTIMIZERS)}.")
     return OPTIMIZERS[name](network, learning_rate, weight_decay, momentum)
 
 
@@ -71,7 +66,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-# The fraction of the peak, after warm-up, at a point 0 (its end) to 1 (the last step) of the way.
+# The fraction of the peak, after warm-up, on the way from 0 (its end) to 1 (the end of the last step).
 # cosine: Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda way: (1 + math.cos(math.pi * way)) / 2,
@@ -83,11 +78,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 def learning_rate_at(step: int, steps: int, peak: float, warmup_fraction: float, schedule: str) -> float:
     """Return the learning rate of step number `step`, from 0, of `steps`.
 
-    It rises linearly to `peak` over the first `warmup_fraction` of the steps and then follows the schedule, a key of
-    `SCHEDULES`. Raises Problem for others.
+    It rises linearly to `peak` over the first `warmup_fraction` of the steps and then follows `SCHEDULES[schedule]`.
     """
-    if schedule not in SCHEDULES:
-        raise Problem(f"train.schedule is {schedule!r}, but it must be one of {', '.join(SCHEDULES)}.")
     warmup_steps = round(warmup_fraction * steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -121,13 +113,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        hidden: list[Tensor],
-        decayed: list[Tensor],
-        rest: list[Tensor],
-        learning_rate: float,
-        weight_decay: float,
-        momentum: float,
+        self, hidden: list[Tensor], decayed: list[Tensor], rest: list[Tensor],
+        learning_rate: float, weight_decay: float, momentum: float,
     ):
         """`decayed` may contain those of `hidden`, which then follow Muon's rule."""
         of_muon = set(hidden)
@@ -170,20 +157,9 @@ class Muon(torch.optim.Optimizer):
                 }
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
-            gradients,
-            [state["mean"] for state in states],
-            [state["mean_square"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["momentum"],
-            beta2=0.999,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            maximize=False,
+            parameters, gradients, [state["mean"] for state in states], [state["mean_square"] for state in states], [],
+            [state["step"] for state in states], fused=True, amsgrad=False, beta1=group["momentum"], beta2=0.999,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
         )
 
 

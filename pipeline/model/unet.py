@@ -43,12 +43,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        classes: int = 1,
-        width: int = 64,
-        depth: int = 4,
-        patch: int = 1,
+        self, in_channels: int = 3, classes: int = 1, width: int = 64, depth: int = 4, patch: int = 1,
         checkpoint_activations: bool = False,
     ):
         super().__init__()

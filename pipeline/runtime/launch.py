@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -26,7 +27,6 @@ def train(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
     if len(fold_numbers) == 1:
         launch_processes(arguments, gpus)
     else:
-        check_gpus(gpus)
         train_fold_per_gpu(arguments, fold_numbers, gpus)
 
 
@@ -49,13 +49,8 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     set_thread_count(os.environ, gpus)
     configuration = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=gpus,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        min_nodes=1, max_nodes=1, nproc_per_node=gpus, run_id=str(os.getpid()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
     )
     try:
         elastic_launch(configuration, sys.executable)("-m", "pipeline", *arguments)
@@ -73,6 +68,7 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
 
 def train_fold_per_gpu(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
     """Run one trainer per GPU; as soon as one ends, the next fold gets its GPU."""
+    check_gpus(gpus)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     free_gpus: SimpleQueue[str] = SimpleQueue()
     for gpu in visible.split(",") if visible else map(str, range(gpus)):
@@ -109,15 +105,12 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
     set_thread_count(environment, gpus)
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "pipeline", *arguments, "--fold", str(fold_number), "--gpus", "1"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,  # so that Ctrl+C reaches it once, from this process
     )
 
 
-def set_thread_count(environment: "os._Environ[str] | dict[str, str]", processes: int) -> None:
+def set_thread_count(environment: MutableMapping[str, str], processes: int) -> None:
     """Set the threads of one process so that all of them together have as many as there are cores."""
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 

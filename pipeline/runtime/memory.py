@@ -15,7 +15,7 @@ OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "bad_alloc", "CUDA error: out
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's allocator raises an exception of its own; a CPU's raises RuntimeError with a certain message."""
+    """Return whether memory ran out: a GPU's allocator raises its own error, a CPU's a RuntimeError that says so."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
@@ -26,25 +26,23 @@ def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error into a Problem; `explain` makes its sentence when the memory is free again."""
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
-        failed = True
-    else:
-        failed = False
-    if failed:  # outside the except block, which keeps the error and its frames alive
-        release_memory()
-        raise Problem(explain())
+    # Outside the except block, which keeps the error and its frames alive.
+    release_memory()
+    raise Problem(explain())
 
 
 def too_large_message(batch_size: int, scale: int) -> str:
-    """What to do when predicting ran out of memory."""
+    """Return what to do when predicting ran out of memory."""
     return f"The memory is too small for predict.batch_size {batch_size} at data.scale {scale}; lower the batch size."
 
 
 def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
-    """The largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
+    """Return the largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
     fits, fails = 0, at_most + 1
     while fails - fits > 1:
         number = min(max(1, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2
@@ -56,7 +54,7 @@ def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
 
 
 def step_fits(step: Callable[[int], object], number: int) -> bool:
-    """Whether `step(number)` does not run out of memory; other errors are raised."""
+    """Return whether `step(number)` does not run out of memory; other errors are raised."""
     try:
         step(number)
     except (MemoryError, RuntimeError) as error:
@@ -75,9 +73,10 @@ def limited_to_free_memory(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit_kb = read_kb("/proc/self/status", "VmData") + read_kb("/proc/meminfo", "MemAvailable")
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * limit_kb, before[1]))
+    limits = [1024 * limit_kb, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
         yield
     finally:

@@ -69,16 +69,12 @@ class Stopwatch:
 
     def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield the batches, and add up the time that each was waited for."""
-        iterator = iter(batches)
-        while True:
-            asked = time.monotonic()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        asked = time.monotonic()
+        for batch in batches:
             self.waited_s += time.monotonic() - asked
             self.images += self.images_per_step
             yield batch
+            asked = time.monotonic()
 
     def images_per_s(self) -> float:
         return self.images / max(1e-9, self.seconds())

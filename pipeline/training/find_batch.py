@@ -4,7 +4,6 @@ import pathlib
 import torch
 
 from pipeline.config import Settings
-from pipeline.data import grouping
 from pipeline.data.loader import TrainingDataset
 from pipeline.model import losses
 from pipeline.model.losses import LossOf
@@ -22,17 +21,12 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
     with process_group() as dist, explain_missing_kernel():
         if dist.world_size > 1:
             raise dist.problem("find-batch measures one process; start it without torchrun.")
-        table = grouping.read_folds(run.folds)
-        for number in fold_numbers:
-            grouping.check_fold(table, number)
-        loss_of = losses.build(
-            settings.task.kind == "binary", settings.task.class_weights, settings.loss.model_dump(), dist.device
-        )
-        for number in fold_numbers:
-            images = open_fold(settings, run, number, folder, dist.world_size).training
+        task, device = settings.task, dist.device
+        loss_of = losses.build(task.kind == "binary", task.class_weights, settings.loss.model_dump(), device)
+        for data in [open_fold(settings, run, number, folder, dist.world_size) for number in fold_numbers]:
             state = create_state(settings, dist, pretrained=False)
-            largest = find_largest_batch(state, images, loss_of, settings.train.clip_norm, dist.device)
-            print(f"{describe_fit(largest, settings.data.scale, describe(dist.device))}.")
+            largest = find_largest_batch(state, data.training, loss_of, settings.train.clip_norm, device)
+            print(f"{describe_fit(largest, settings.data.scale, device)}.")
 
 
 def find_largest_batch(
@@ -53,24 +47,21 @@ def find_largest_batch(
 def out_of_memory_advice(
     settings: Settings, state: TrainingState, images: TrainingDataset, loss_of: LossOf, dist: ProcessGroup
 ) -> str:
-    """What to do when training ran out of memory, by a measurement where one process trains alone."""
-    hyper, largest = settings.train, None
+    """Return what to do when training ran out of memory, by a measurement where one process trains alone."""
+    hyper, scale, device, largest = settings.train, settings.data.scale, dist.device, None
     if dist.world_size == 1:
-        largest = find_largest_batch(state, images, loss_of, hyper.clip_norm, dist.device)
-    name = describe(dist.device)
-    return smaller_batch_advice(
-        hyper.batch_size, hyper.accumulate, dist.world_size, settings.data.scale, largest, name
-    )
+        largest = find_largest_batch(state, images, loss_of, hyper.clip_norm, device)
+    return smaller_batch_advice(hyper.batch_size, hyper.accumulate, dist.world_size, scale, largest, device)
 
 
 def smaller_batch_advice(
-    batch_size: int, accumulate: int, world_size: int, scale: int, largest: int | None, device_name: str
+    batch_size: int, accumulate: int, world_size: int, scale: int, largest: int | None, device: torch.device
 ) -> str:
-    """One sentence on what to lower. largest: images at once that were measured to fit, None if none were."""
+    """Return one sentence on what to lower. largest: images at once that were measured to fit; None: not measured."""
     too_large = f"The memory is too small for train.batch_size {batch_size} at data.scale {scale}"
     if largest is None:
         return f"{too_large}; set train.accumulate higher or train.checkpoint_activations=true."
-    measured = f"{too_large}; measured: {describe_fit(largest, scale, device_name)}"
+    measured = f"{too_large}; measured: {describe_fit(largest, scale, device)}"
     failed = batch_size // (accumulate * world_size)
     fits = min(largest, failed - 1)  # another process may have held the memory when it ran out
     if fits < 1:
@@ -84,6 +75,6 @@ def smaller_batch_advice(
     )
 
 
-def describe_fit(images: int, scale: int, device_name: str) -> str:
-    or_more = "or more " if images in MAX_BATCH_TRIED.values() else ""
-    return f"{images} images at once {or_more}fit on {device_name}, at data.scale {scale}"
+def describe_fit(images: int, scale: int, device: torch.device) -> str:
+    or_more = "or more " if images == MAX_BATCH_TRIED[device.type] else ""
+    return f"{images} images at once {or_more}fit on {describe(device)}, at data.scale {scale}"

@@ -32,9 +32,10 @@ class FoldData:
         return self.run.fold(self.number)
 
     def missing_groups(self) -> list[str]:
-        """The rows of `folds.csv` of which the dataset has no image: cars, or images."""
-        names = self.dataset.names
-        return [group for fold in grouping.fold_numbers(self.folds) for group in grouping.find_missing_keys(self.folds, fold, names)]
+        """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""
+        folds, names = self.folds, self.dataset.names
+        numbers = grouping.fold_numbers(folds)
+        return [key for fold in numbers for key in grouping.find_missing_keys(folds, fold, names)]
 
 
 def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:
@@ -72,7 +73,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
 
 
 def fingerprint_of(training: list[str], validation: list[str], dataset: SegmentationDataset, masks: str) -> str:
-    """Hash of the names, the dataset's own fingerprint and scale, and the masks that were replaced."""
+    """Return a hash of the names, the dataset's own fingerprint and scale, and the masks that were replaced."""
     lines = [*training, "held out", *validation, f"stored at 1/{dataset.stored_scale}", *masks.splitlines()]
     text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -14,10 +14,8 @@ SCORE_LABELS = {"val_dice": "Dice", "val_mean_iou": "mean IoU"}
 MAX_NAMES = 8  # of the images of a batch that a message lists
 
 
-def start(
-    settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup
-) -> str:
-    """What is trained, on what; and what is missing, or done already."""
+def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup) -> str:
+    """Return what is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
     lines = [
         f"Fold {data.number}: {settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters, "
@@ -33,7 +31,7 @@ def start(
 
 
 def epoch(row: dict[str, Any], epochs: int) -> str:
-    """A row of `log.jsonl` for people."""
+    """Return a row of `log.jsonl` for people."""
     scores = ""
     if row["val_dice"] is not None:
         scores = f"Dice {row['val_dice']:.5f} at 0.5 (best threshold {row['val_dice_threshold']:.3f}), "
@@ -46,7 +44,7 @@ def epoch(row: dict[str, Any], epochs: int) -> str:
 
 
 def end(data: FoldData, state: TrainingState) -> str:
-    """The best score, and what to run next."""
+    """Return the best score, and what to run next."""
     best = state.best_row() or {}
     threshold, next_stages = "", "validate report"
     if state.score_name == "val_dice":
@@ -63,7 +61,7 @@ def trained_already(data: FoldData, state: TrainingState) -> str:
 
 
 def score(state: TrainingState) -> str:
-    """The best score under the name of its metric."""
+    """Return the best score under the name of its metric."""
     return f"{SCORE_LABELS[state.score_name]} {state.best_score:.5f}"
 
 

@@ -72,8 +72,7 @@ class TrainingState:
         return batch_loss, gradient_norm
 
     def count_step(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Let the average follow the step that was taken, and note its loss and whether it was finite."""
-        self.ema.update(self.step)
+        """Count the step that was taken; add its loss to the epoch's sum, and note whether it was finite."""
         self.loss_sum += loss
         # In float16 an infinite gradient is ordinary: the scaler skips the step and lowers its scale.
         is_finite = loss.isfinite() & (gradient_norm.isfinite() | self.scaler.is_enabled())
@@ -92,16 +91,12 @@ class TrainingState:
         return True
 
     def best_row(self) -> dict[str, Any] | None:
-        """The row of the epoch whose weights are in `best.pt`, the first of equals; None: no epoch was evaluated."""
+        """Return the row of the epoch whose weights are in `best.pt`, the first of equals; None if there is none."""
         evaluated = [row for row in self.log if row.get(self.score_name) is not None]
         return max(evaluated, key=lambda row: row[self.score_name], default=None)
 
-    def learning_rate(self) -> float:
-        """The learning rate of the last step."""
-        return self.optimizer.param_groups[0]["lr"]
-
     def seconds(self) -> float:
-        """Seconds of training, those before interruptions included."""
+        """Return the seconds of training, those before interruptions included."""
         return time.monotonic() - self.started
 
     def save_last(self, settings: Settings, data: FoldData) -> None:
@@ -161,9 +156,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     model = settings.model if pretrained else settings.model.model_copy(update={"encoder_weights": None})
     torch.manual_seed(hyper.seed)
     network: nn.Module = build(
-        **model.model_dump(),
-        channels=settings.data.channels,
-        classes=settings.task.outputs,
+        **model.model_dump(), channels=settings.data.channels, classes=settings.task.outputs,
         checkpoint_activations=hyper.checkpoint_activations,
     ).to(device)
     if dist.world_size > 1:
@@ -173,11 +166,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     if hyper.compile:
         network.compile()
     return TrainingState(
-        network=network,
-        forward=dist.wrap(network),
-        ema=ema,
-        optimizer=optimizer,
-        scaler=loss_scaler(device),
+        network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(device),
         watch=Stopwatch(hyper.batch_size),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         non_finite_step=torch.tensor(-1, device=device),
@@ -186,7 +175,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
 
 
 def without_circumstances(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without CIRCUMSTANCES, and with interned keys, whether they were read from a file or are new.
+    """Return the rows without CIRCUMSTANCES, and with interned keys, whether they were read from a file or are new.
 
     A pickle stores a string that is the same object as an earlier one otherwise than one that is merely equal to it.
     """
