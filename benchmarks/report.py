@@ -102,11 +102,10 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
             for name in held_out:
                 store(name, predicted[source_of[name]][0])
         histograms = np.stack([predicted[source_of[name]][1] for name in held_out])
-        checkpoint, stored = np.array(sha256(fold.best)), np.array(sha256(run.oof_predictions(number)))
+        about = {"checkpoint_sha256": sha256(fold.best), "predicted_with": ""}
+        about["predictions_sha256"] = sha256(run.oof_predictions(number))
         with replacing(run.oof(number)) as draft, open(draft, "wb") as file:
-            np.savez_compressed(
-                file, names=np.array(held_out), histograms=histograms, checkpoint=checkpoint, probabilities=stored
-            )
+            np.savez_compressed(file, names=np.array(held_out), histograms=histograms, **about)
     write_json(run.threshold, {"threshold": 0.5, "oof_dice": 0.99, "oof_dice_cross_fitted": 0.99, "images": len(names)})
 
 
