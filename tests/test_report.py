@@ -249,7 +249,7 @@ def test_compare_lists_what_is_missing_of_each_run(place: pathlib.Path, tmp_path
 
 
 def test_a_difference_is_called_significant_when_its_interval_excludes_0() -> None:
-    worse = paired.Difference(mean=-0.002, low=-0.003, high=-0.001, images=96, clusters=6, wins=1, losses=95)
+    worse = paired.Difference(mean=-0.002, low=-0.003, high=-0.001, images=96, clusters=6, wins=1)
     assert compare.verdict(worse, "one", "two") == "two is worse than one"
     unclear = dataclasses.replace(worse, high=0.001)
     assert compare.verdict(unclear, "one", "two") == "no significant difference between two and one"

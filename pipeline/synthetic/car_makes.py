@@ -135,6 +135,12 @@ MAKES: dict[str, Make] = {
 }
 
 
+SPREADS = {  # by how much a number of a make differs from car to car at most, as a fraction of it
+    "length_m": 0.03, "width_m": 0.015, "height_m": 0.02, "wheel_radius_m": 0.04, "clearance_m": 0.10,
+    "roof_front_fraction": 0.03, "roof_rear_fraction": 0.01,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Car:
     """One car: its make's numbers slightly varied, its paint, and the seed of its studio."""
@@ -158,31 +164,17 @@ def make_car(make: str, car_seed: int) -> Car:
     def near(value: float, spread: float) -> float:
         return float(value * (1 + spread * rng.uniform(-1, 1)))
 
+    # The order of the arguments is that of the random draws.
+    varied = {name: near(getattr(typical, name), spread) for name, spread in SPREADS.items()}
+    lifted = {name: getattr(typical, name) + lift_m for name in ("nose_m", "bonnet_m", "deck_m", "belt_m")}
     shape = replace(
-        typical,
-        length_m=near(typical.length_m, 0.03),
-        width_m=near(typical.width_m, 0.015),
-        height_m=near(typical.height_m, 0.02),
-        wheel_radius_m=near(typical.wheel_radius_m, 0.04),
-        clearance_m=near(typical.clearance_m, 0.10),
-        nose_m=typical.nose_m + lift_m,
-        bonnet_m=typical.bonnet_m + lift_m,
-        deck_m=typical.deck_m + lift_m,
-        belt_m=typical.belt_m + lift_m,
-        roof_front_fraction=near(typical.roof_front_fraction, 0.03),
-        roof_rear_fraction=near(typical.roof_rear_fraction, 0.01),
-        spokes=typical.spokes + int(rng.integers(2)),
-        rails=typical.rails and rng.random() < 0.8,
-        wing=typical.wing and rng.random() < 0.8,
-    )
+        typical, **varied, **lifted, spokes=typical.spokes + int(rng.integers(2)),
+        rails=typical.rails and rng.random() < 0.8, wing=typical.wing and rng.random() < 0.8,
+    )  # fmt: skip
     red, green, blue = np.clip(PAINTS[rng.integers(len(PAINTS))] + rng.integers(-10, 11, 3), 8, 240)
     return Car(
-        make=make,
-        shape=shape,
-        paint=(int(red), int(green), int(blue)),
-        dark_trim=bool(rng.random() < 0.35),
-        dark_rims=bool(rng.random() < 0.25),
-        brake_fraction=0.60 if rng.random() < 0.35 else 0.97,
-        glass_clear=float(rng.uniform(0.0, 0.35)),
+        make, shape, paint=(int(red), int(green), int(blue)),
+        dark_trim=bool(rng.random() < 0.35), dark_rims=bool(rng.random() < 0.25),
+        brake_fraction=0.60 if rng.random() < 0.35 else 0.97, glass_clear=float(rng.uniform(0.0, 0.35)),
         studio_seed=int(rng.integers(2**31)),
-    )
+    )  # fmt: skip

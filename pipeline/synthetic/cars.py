@@ -96,9 +96,8 @@ def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np
     colours = np.concatenate([colours for _, colours in layers])
     rows, columns = bounding_box(polygons_px)
     mask = np.zeros(image.shape[:2], dtype=bool)
-    image[rows, columns], mask[rows, columns] = paint(
-        image[rows, columns], polygons_px - (columns.start, rows.start), colours
-    )
+    corner_px = (columns.start, rows.start)
+    image[rows, columns], mask[rows, columns] = paint(image[rows, columns], polygons_px - corner_px, colours)
     cv2.GaussianBlur(image, (3, 3), 0.55, dst=image)  # no lens is as sharp as a polygon
     add_noise(image, np.random.default_rng([car.studio_seed, angle]))
     return image, mask
@@ -118,17 +117,13 @@ def make_studio(car: Car) -> Studio:
     focal_px = side_width_px / shape.length_m * (camera_m - shape.width_m / 2)
     car_middle_px = 0.54 * carvana.HEIGHT_PX + rng.uniform(-25, 25)  # row of half the car's height
     return Studio(
-        rgb=grey * (1 + rng.uniform(-0.02, 0.02, size=3)),
-        floor_fraction=rng.uniform(0.82, 1.04),
-        wall_m=rng.uniform(3.5, 6.0),
-        turntable_m=shape.length_m / 2 + rng.uniform(0.15, 0.5),
+        rgb=grey * (1 + rng.uniform(-0.02, 0.02, size=3)), floor_fraction=rng.uniform(0.82, 1.04),
+        wall_m=rng.uniform(3.5, 6.0), turntable_m=shape.length_m / 2 + rng.uniform(0.15, 0.5),
         stripes=rng.uniform((0, 0.01, -0.05), (1, 0.08, 0.05), size=(rng.integers(2, 7), 3)),
-        camera_m=camera_m,
-        camera_height_m=camera_height_m,
-        focal_px=focal_px,
+        camera_m=camera_m, camera_height_m=camera_height_m, focal_px=focal_px,
         middle_px=carvana.WIDTH_PX / 2 + rng.uniform(-30, 30),
         horizon_px=car_middle_px - focal_px / camera_m * (camera_height_m - shape.height_m / 2),
-    )
+    )  # fmt: skip
 
 
 def upsample(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -201,15 +196,13 @@ def sort_back_to_front(parts: Parts, camera: Camera) -> list[Part]:
         to_camera = camera.eye - camera.to_studio(part.centre)
         return bool(camera.to_studio(part.outward) @ to_camera > 0)
 
-    wheels = sorted(parts.wheels, key=distance_m, reverse=True)
-    extras = sorted(parts.extras, key=distance_m, reverse=True)
+    wheels, extras = (sorted(each, key=distance_m, reverse=True) for each in (parts.wheels, parts.extras))
     return [
         *(wheel for wheel in wheels if not is_near(wheel)),
         *(extra for extra in extras if not is_near(extra)),
         parts.underbody,
         *(wheel for wheel in wheels if is_near(wheel)),  # they stand in the body's arches
-        parts.body,
-        parts.patches,
+        parts.body, parts.patches,
         *(extra for extra in extras if is_near(extra)),
     ]
 
