@@ -218,6 +218,18 @@ def test_without_its_images_the_report_has_no_gallery(place: pathlib.Path, tmp_p
     assert str(tmp_path) in text and 'id="where"' in text and 'id="gallery"' not in text
 
 
+def test_the_gallery_needs_no_metadata(
+    place: pathlib.Path, demo_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for path in demo_folder.iterdir():
+        if "metadata" not in path.name:
+            (tmp_path / path.name).symlink_to(path)
+    run = Run("one")
+    report.main(run, [f"data.folder={tmp_path}"], [])
+    text = run.report_page.read_text()
+    assert 'id="gallery"' in text and 'id="suspects"' in text and "metadata" not in text
+
+
 def test_two_at_once_do_not_write_one_page(place: pathlib.Path) -> None:
     one, joint = Run("one"), Run("one+two")
     busy = pytest.raises(Problem, match="is being written by another process")
