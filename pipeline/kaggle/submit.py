@@ -109,17 +109,15 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if len(origin.runs) > 1 or not folds:  # or made by weights that are not here
         check_weights(run, origin)
         run, folds = Run(origin.runs[0]), list(origin.folds)
-        if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
-            return f"The submission was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
-        return None
-    weights = [run.fold(fold).best for fold in folds]
-    if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
-        return f"{path} was made by other weights than those of the folds {folds}: predicting again."
-    if origin.runs == (run.name,) and run.threshold.is_file():
-        threshold = read_threshold_json(run.threshold)["threshold"]
-        if threshold != origin.threshold:
-            was = f"was made with the threshold {origin.threshold}"
-            return f"{path} {was}, but {run.threshold} has {threshold}: predicting again."
+    else:
+        weights = [run.fold(fold).best for fold in folds]
+        if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
+            return f"{path} was made by other weights than those of the folds {folds}: predicting again."
+        if origin.runs == (run.name,) and run.threshold.is_file():
+            threshold = read_threshold_json(run.threshold)["threshold"]
+            if threshold != origin.threshold:
+                was = f"was made with the threshold {origin.threshold}"
+                return f"{path} {was}, but {run.threshold} has {threshold}: predicting again."
     if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
         return f"{path} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None

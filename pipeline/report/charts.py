@@ -172,10 +172,7 @@ def area_by_angle(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, N
 
 
 def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """Draw a row a group around a line at 0: (mean difference, low end, high end of its interval).
-
-    An interval that contains 0, or is NaN, is grey.
-    """
+    """Draw a row a group around 0: (mean, low end, high end of its interval), grey if that contains 0 or is NaN."""
     values = np.array(list(rows.values())) * 1000
     with drawing_rows(name, list(rows), label) as (figure, axes):
         places = range(len(rows))

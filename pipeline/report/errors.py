@@ -50,11 +50,9 @@ PLACE_COLUMNS = tuple(field.name for field in fields(Errors) if field.name not i
 
 def measure_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Errors:
     """Compare two masks, bool (height, width). Takes some 15 ms of one core for a real image of 1918x1280."""
-    height, width = truth.shape
-    top, left, bottom, right = bounding_box(truth | predicted)
-    # One pixel more on each side: all of it is background there, so cropping changes no distance.
-    first_row, first_column = max(0, top - 1), max(0, left - 1)
-    window = np.s_[first_row : min(height, bottom + 1), first_column : min(width, right + 1)]
+    top, left, bottom, right = box = bounding_box(truth | predicted)
+    window = pad_box(box, 1, truth.shape)  # all of it is background there, so cropping changes no distance
+    first_row, first_column = window[0].start, window[1].start
     crop_truth, crop_predicted = truth[window], predicted[window]
     wrong = crop_truth ^ crop_predicted
     false_object = wrong & crop_predicted
@@ -79,6 +77,13 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Return top, left, bottom, right of the set pixels, the last two exclusive; the whole image for an empty mask."""
     left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
     return (top, left, top + rows, left + columns) if rows else (0, 0, *mask.shape)
+
+
+def pad_box(box: tuple[int, int, int, int], by_px: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return rows and columns of a box with `by_px` more on each side, within an image of that shape."""
+    top, left, bottom, right = box
+    rows = slice(max(0, top - by_px), min(shape[0], bottom + by_px))
+    return rows, slice(max(0, left - by_px), min(shape[1], right + by_px))
 
 
 def count_by_distance(

@@ -7,7 +7,6 @@ worst place, pixel for pixel. All are data URLs: the page is one file. Some 45 k
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cv2
@@ -46,17 +45,15 @@ class Layers(NamedTuple):
     crop: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """One image on the page. All images are data URLs."""
 
     name: str
     image: str
-    layers: dict[str, str]
     crop: str
-    crop_layers: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)  # score, group, angle, fold ...: filters and captions
-    tags: tuple[str, ...] = ()  # why it is shown: worst, median, random, suspect ...
+    layers: Layers
+    facts: dict[str, Any]  # score, group, angle, fold ...: filters and captions
+    tags: tuple[str, ...]  # why it is shown: worst, median, random, suspect ...
 
 
 def make_card(
@@ -65,7 +62,7 @@ def make_card(
 ) -> Card:  # fmt: skip
     """small: the whole image at any size; crop: its part at full size. Both RGB uint8 (rows, columns, 3)."""
     image = jpeg(cv2.resize(small, small_size(small.shape), interpolation=cv2.INTER_AREA))
-    return Card(name, image, layers.small, jpeg(crop, CROP_JPEG_QUALITY), layers.crop, facts, tags)
+    return Card(name, image, jpeg(crop, CROP_JPEG_QUALITY), layers, facts, tags)
 
 
 def window_around(spot: tuple[int, int], size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -88,10 +85,9 @@ def read_car(images: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray
     return small, np.dstack(channels)
 
 
-def thumbnail(image: NDArray[np.uint8], width_px: int = 160) -> str:
+def thumbnail(image: NDArray[np.uint8]) -> str:
     """Return a data URL of an image, as small as the ring of angles shows it."""
-    small = cv2.resize(image, small_size(image.shape, width_px), interpolation=cv2.INTER_AREA)
-    return jpeg(small, 70)
+    return jpeg(cv2.resize(image, small_size(image.shape, width_px=160), interpolation=cv2.INTER_AREA), quality=70)
 
 
 # --- which images ----------------------------------------------------------------------------------------------------
@@ -100,7 +96,7 @@ def thumbnail(image: NDArray[np.uint8], width_px: int = 160) -> str:
 def section(images: pd.DataFrame, make: Callable[[Any], Card]) -> dict[str, Any]:
     """Return the template's variables: cards of the worst, median and random images, their counts and the filters.
 
-    images: a table of those that can be shown; make: a row of it, with its tags -> its card, by several threads at once.
+    images: a table of those that can be shown; make: a row of it, with its tags -> its card, called by several threads.
     """
     if not len(images):
         return {"cards": [], "counts": {}, "filters": []}
@@ -179,7 +175,11 @@ def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def class_layers(truth: Indices, predicted: Indices, classes: int, window: tuple[slice, slice]) -> Layers:
     """Draw class maps (height, width) in the palette of `masks.colours`. window: of the crop."""
     maps = {"truth": truth, "prediction": predicted}
-    small = {layer: class_png(small_map(indices), classes) for layer, indices in maps.items()}
+    small_maps = {  # each cell has the class of one of its pixels, so that none is invented
+        layer: cv2.resize(indices, small_size(indices.shape), interpolation=cv2.INTER_NEAREST)
+        for layer, indices in maps.items()
+    }
+    small = {layer: class_png(indices, classes) for layer, indices in small_maps.items()}
     crop = {layer: class_png(indices[window], classes) for layer, indices in maps.items()}
     small["errors"] = png(small_class_errors(truth, predicted), CLASS_ERROR_PALETTE)
     crop["errors"] = png(class_errors(truth[window], predicted[window]), CLASS_ERROR_PALETTE)
@@ -202,11 +202,6 @@ def small_class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:
     is_ignored = cell_fraction(truth == ignored(truth.dtype)) >= 0.5
     is_wrong = cell_fraction(wrong_pixels(truth, predicted)) >= WRONG_CELL_FRACTION
     return np.where(is_wrong, WRONG, np.where(is_ignored, IGNORED, RIGHT)).astype(np.uint8)
-
-
-def small_map(indices: Indices) -> Indices:
-    """Return a class map on the small grid: each cell has the class of one of its pixels, so that none is invented."""
-    return cv2.resize(indices, small_size(indices.shape), interpolation=cv2.INTER_NEAREST)
 
 
 def class_png(indices: Indices, classes: int) -> str:

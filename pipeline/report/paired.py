@@ -78,9 +78,6 @@ def bootstrap_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], r
 
 
 def difference_by(pairs: pd.DataFrame, column: str, resamples: int = 999) -> pd.DataFrame:
-    """Return `mean_difference` for each value of `group` or `angle`: `column` and the fields of Difference.
-
-    Sorted by `mean`, largest gain of b first.
-    """
+    """Return `column` (`group` or `angle`) and the fields of Difference for each value, largest gain of b first."""
     rows = [{column: value, **vars(mean_difference(part, resamples))} for value, part in pairs.groupby(column)]
     return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)

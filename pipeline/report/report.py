@@ -132,7 +132,7 @@ def is_log_row(row: Any) -> bool:
 
 def run_context(
     run: Run, settings: Settings, logs: Logs, tables: str,
-    facts: list[tuple[str, str, str]], fold_scores: Mapping[int, Mapping[str, Any]],
+    facts: list[tuple[str, str, str]], fold_scores: Mapping[int, dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the template's variables that any run has. The kicker is the line above the headline.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.carvana import ANGLE_CODES, ANGLES, angle_of, car_of, image_name
 from pipeline.masks import rle
-from pipeline.report.errors import bounding_box
+from pipeline.report.errors import bounding_box, pad_box
 from pipeline.runtime.progress import in_order, progress
 
 CONFIDENT = 0.9  # probability from which a network is confident of the object; up to 1 - CONFIDENT of the background
@@ -61,13 +61,6 @@ def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np
     down, across = window[0].start, window[1].start
     box = (top + down, left + across, bottom + down, right + across)
     return Suspect(expected_px[worst] / truth_px, int(stats[worst, cv2.CC_STAT_AREA]), box, rle.encode(corrected))
-
-
-def pad_box(box: tuple[int, int, int, int], by_px: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Return rows and columns of a box with `by_px` more on each side, within an image of that shape."""
-    top, left, bottom, right = box
-    rows = slice(max(0, top - by_px), min(shape[0], bottom + by_px))
-    return rows, slice(max(0, left - by_px), min(shape[1], right + by_px))
 
 
 def suspects_table(

@@ -7,6 +7,7 @@ to the car; daylight between spokes or under a roof rail does not, nor do the sh
 
 The same car and angle give the same pixels. Nothing is read or written here.
 """
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -14,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.synthetic.car_makes import MAKES, Car, Make, make_car
+from pipeline.synthetic.car_makes import Car
 from pipeline.synthetic.car_parts import Parts, build_parts
 from pipeline.synthetic.solids import Part, Points
-
-__all__ = ["MAKES", "Car", "Make", "draw_car", "draw_image", "make_car"]
 
 SUPERSAMPLING = 2
 SUBPIXEL_BITS = 4  # OpenCV takes the corners of polygons in 1/16 pixel
@@ -75,15 +74,12 @@ class Camera:
         return np.stack((column, row), axis=-1)
 
 
-def draw_image(car: Car, angle: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return image, RGB uint8 (1280, 1918, 3), and mask, bool (1280, 1918), of angle 1 to 16."""
-    return draw(car, build_parts(car), make_studio(car), angle)
-
-
-def draw_car(car: Car) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Return all 16 angles as `draw_image` does; the car is built once."""
+def draw_car(
+    car: Car, angles: Iterable[int] = range(1, carvana.ANGLES + 1)
+) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Return image, RGB uint8 (1280, 1918, 3), and mask, bool (1280, 1918), of each angle, 1 to 16."""
     parts, studio = build_parts(car), make_studio(car)
-    return [draw(car, parts, studio, angle) for angle in range(1, carvana.ANGLES + 1)]
+    return [draw(car, parts, studio, angle) for angle in angles]
 
 
 def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

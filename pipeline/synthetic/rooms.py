@@ -92,10 +92,7 @@ class RoomImage:
 
 
 def make_room(scene_type: str, seed: int) -> tuple[NDArray[np.float64], list[Box]]:
-    """Return a room's width, height and length in m, and its boxes; the first six are its sides.
-
-    scene_type: a key of KINDS.
-    """
+    """Return width, height and length in m of a room of a type in KINDS, and its boxes; the first six are its sides."""
     rng = np.random.default_rng([seed, 0])
     size_m = rng.uniform((3.6, 2.4, 3.8), (5.5, 2.8, 5.5))
     colour = {word: mean + rng.uniform(-spread, spread, 3) for word, (mean, spread) in COLOURS.items()}

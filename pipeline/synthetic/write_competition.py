@@ -31,9 +31,10 @@ from pipeline.runtime.files import replacing
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 from pipeline.synthetic import cars
+from pipeline.synthetic.car_makes import MAKES, make_car
 from pipeline.synthetic.drawn import drawing, is_drawn
 
-TRAIN_MAKES, UNSEEN_MAKES = tuple(cars.MAKES)[:8], tuple(cars.MAKES)[8:]
+TRAIN_MAKES, UNSEEN_MAKES = tuple(MAKES)[:8], tuple(MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
 JPEG_QUALITY = 88  # 104 kB an image on average (24 cars); Kaggle's are 102 kB
 PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private images
@@ -50,7 +51,7 @@ class DemoCar:
     """A car of the demo: its id, what determines its drawing, and its row in `metadata.csv`."""
 
     car_id: str
-    make: str  # a key of `cars.MAKES`
+    make: str  # a key of `MAKES`
     car_seed: int
     year: int
     make_in_metadata: str
@@ -160,7 +161,7 @@ def exit_after(parent: BaseProcess) -> None:
 
 def draw_car(car: DemoCar) -> list[CarImage]:
     """Return the 16 images of a car."""
-    drawn = cars.draw_car(cars.make_car(car.make, car.car_seed))
+    drawn = cars.draw_car(make_car(car.make, car.car_seed))
     return [
         CarImage(carvana.image_name(car.car_id, angle), encode_jpeg(image), encode_gif(mask), rle.encode(mask))
         for angle, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True)
