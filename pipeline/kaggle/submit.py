@@ -37,17 +37,10 @@ MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # the 
 
 
 def main(
-    run: Run,
-    file: pathlib.Path | None,
-    folds: list[int],
-    folder: pathlib.Path,
-    ledger_path: pathlib.Path,
-    message: str | None = None,
-    dry_run: bool = False,
-    force: bool = False,
-    overrides: list[str] = [],
-    predict_arguments: list[str] = [],
-) -> None:
+    run: Run, file: pathlib.Path | None, folds: list[int], folder: pathlib.Path, ledger_path: pathlib.Path,
+    message: str | None = None, dry_run: bool = False, force: bool = False,
+    overrides: list[str] = [], predict_arguments: list[str] = [],
+) -> None:  # fmt: skip
     """Check a submission, upload it and wait for its score.
 
     file: None for the run's own submission, which is predicted by the networks of `folds` if it is missing or out of
@@ -193,7 +186,8 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
             "as the user who submitted it, or submit again with FORCE=1."
         )
     if limits is not None and limits.allowed_today < 1:
-        raise Problem(f"No submission is left today; try again in {hours_left_today():.1f} h, at 0:00 UTC.")
+        hours = 24 - (now().hour + now().minute / 60)
+        raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
     return row
 
 
@@ -262,8 +256,3 @@ def manual_command(path: pathlib.Path, message: str) -> str:
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def hours_left_today() -> float:
-    at = now()
-    return 24 - (at.hour + at.minute / 60)

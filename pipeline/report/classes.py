@@ -24,14 +24,15 @@ def page_context(
 
     logs: fold -> rows of its log.jsonl.
     """
-    context: dict[str, Any] = training_headline(logs) | {"class_rows": [], "cards": [], "images": 0}
     if not predictions.oof:
-        return context, {}
+        ious = [row["val_mean_iou"] for log in logs.values() for row in log if row.get("val_mean_iou") is not None]
+        best, label = score(max(ious, default=np.nan)), "mean IoU at the end of training"
+        return {"headline": best, "headline_label": label, "facts": [], "class_rows": [], "cards": [], "images": 0}, {}
     images = predictions.score_table(group_of_key)
     total, matrices = predictions.matrix, {fold: oof.matrix for fold, oof in predictions.confusions.items()}
     truth_px = np.concatenate([oof.per_image.in_truth for oof in predictions.confusions.values()])
     table = class_table(total, truth_px, predictions.classes)
-    context |= headline(total, matrices, images) | class_sections(table, total, images)
+    context = headline(total, matrices, images) | class_sections(table, total, images)
     showable = images[images["img"].isin(set(predictions.showable))].dropna(subset=["score"])
     context |= gallery.section(showable, lambda row: make_card(predictions, row))
     context |= {"palette": legend(table), "images": len(images)}
@@ -138,13 +139,6 @@ def headline(
             ("Worst image", score(images["score"].min()), "mean IoU of its own classes"),
         ],
     }  # fmt: skip
-
-
-def training_headline(logs: Mapping[int, Sequence[dict]]) -> dict[str, Any]:
-    """Return the first screen before any validation."""
-    best = max((row["val_mean_iou"] for log in logs.values() for row in log if row.get("val_mean_iou") is not None),
-               default=float("nan"))  # fmt: skip
-    return {"headline": score(best), "headline_label": "mean IoU at the end of training", "facts": []}
 
 
 def mean_iou(total: NDArray[np.int64]) -> float:

@@ -157,18 +157,14 @@ def add_places(
 def add_car_groups(table: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:
     """Put `img, car, group, angle, fold` first: a car's group is its make, "" if unknown; angles are 1 to 16."""
     car, angle = table["img"].map(car_of), table["img"].map(angle_of)
-    group = [make_of_car.get(one, "") for one in car]
-    return put_first(table.assign(car=car, group=group, angle=angle, fold=fold), "img", "car", "group", "angle", "fold")
+    first = {"img": table["img"], "car": car, "group": car.map(lambda one: make_of_car.get(one, "")), "angle": angle}
+    return pd.DataFrame(first).assign(fold=fold).join(table.drop(columns="img"))
 
 
 def add_image_groups(table: pd.DataFrame, fold: int, group_of_image: Mapping[str, str]) -> pd.DataFrame:
     """Put `img, group, fold` first, for images that do not show the competition's cars; group "" if there is none."""
-    group = [group_of_image.get(name, "") for name in table["img"]]
-    return put_first(table.assign(group=group, fold=fold), "img", "group", "fold")
-
-
-def put_first(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    return table[[*columns, *(column for column in table.columns if column not in columns)]]
+    first = {"img": table["img"], "group": table["img"].map(lambda name: group_of_image.get(name, ""))}
+    return pd.DataFrame(first).assign(fold=fold).join(table.drop(columns="img"))
 
 
 def upsample_stored(stored_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:

@@ -57,10 +57,6 @@ class OofPredictions:
         return "mean_iou" if self.is_multiclass else "dice"
 
     @property
-    def histograms(self) -> dict[int, OofHistograms]:
-        return {fold: oof for fold, oof in self.oof.items() if isinstance(oof, OofHistograms)}
-
-    @property
     def confusions(self) -> dict[int, OofConfusion]:
         return {fold: oof for fold, oof in self.oof.items() if isinstance(oof, OofConfusion)}
 

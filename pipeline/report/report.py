@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.config import Settings
+from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -252,7 +253,7 @@ def suspects_section(
 def threshold_chart(predictions: OofPredictions) -> overview.Panel | None:
     if not predictions.oof:
         return None
-    histograms = np.concatenate([oof.histograms for oof in predictions.histograms.values()])
+    histograms = np.concatenate([oof.histograms for oof in predictions.oof.values() if isinstance(oof, OofHistograms)])
     thresholds = np.array([dice.threshold_from_u8(threshold_u8) for threshold_u8 in range(dice.THRESHOLDS)])
     chosen = dice.threshold_from_u8(predictions.threshold_u8)
     chart = charts.threshold_curve(thresholds, dice.dice_at_thresholds(histograms).mean(axis=0), chosen)
