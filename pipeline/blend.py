@@ -1,4 +1,4 @@
-"""Stage `blend`: finds the weights of several runs in their mean, and the threshold; writes `runs/A+B/blend.json`.
+"""Stage `blend`: find the weights of several runs in their mean, and the threshold; write `runs/A+B/blend.json`.
 
 The runs must hold out the same cars in each fold. A histogram gives a run's Dice at every threshold, but not that of
 its mean with others, so the held-out images are predicted again: each by the networks, one of each run, that never

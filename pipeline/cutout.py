@@ -1,4 +1,4 @@
-"""Stage `cutout`: cuts the object out of images of any size; writes a PNG with a transparent background for each.
+"""Stage `cutout`: cut the object out of images of any size; write a PNG with a transparent background for each.
 
 For several classes the PNG is the class map in colours, with a palette.
 """
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from pipeline.data.images import grid_shape, upright_rgb
 from pipeline.inference.class_maps import find_largest
@@ -86,30 +85,20 @@ def read_image(path: pathlib.Path) -> NDArray[np.uint8]:
 
 
 def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image (height, width, 3) with its transparency, RGBA (height, width, 4); black outside the object.
-
-    The networks see it with as many pixels as the images they were trained on, in its own proportions: an object that
-    fills the image then has about the size that they know.
-    """
+    """Return an image (height, width, 3) with its transparency, RGBA (height, width, 4); black outside the object."""
     height, width = image.shape[:2]
     prob = np.zeros((height, width), np.float32)
-    side_px = cell_sides_px(ensemble, height, width)
-    for scale, small_NHWC in resize_to_cells(side_px, image).items():
-        with torch.inference_mode():
-            small_prob = ensemble.predict_at_scale(scale, small_NHWC)[0, 0].cpu().numpy()
-        prob += cv2.resize(small_prob, (width, height), interpolation=cv2.INTER_CUBIC)
-    alpha = compute_alpha(prob, min(side_px.values()))
+    small_probs, side_px = predict_cells(ensemble, image)
+    for small_prob in small_probs:
+        prob += cv2.resize(small_prob[0], (width, height), interpolation=cv2.INTER_CUBIC)
+    alpha = compute_alpha(prob, side_px)
     return np.dstack((np.where(alpha[..., None] > 0, image, 0), alpha))
 
 
 def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray:
-    """Return the most probable class of each pixel, indices (height, width); the networks see what `cut_out` shows."""
+    """Return the most probable class of each pixel, indices (height, width)."""
     height, width = image.shape[:2]
-    with torch.inference_mode():
-        small_probs = [
-            ensemble.predict_at_scale(scale, small_NHWC)[0].cpu().numpy()
-            for scale, small_NHWC in resize_to_cells(cell_sides_px(ensemble, height, width), image).items()
-        ]
+    small_probs, _ = predict_cells(ensemble, image)
 
     def upsample_class(index: int) -> NDArray[np.float32]:
         maps = (cv2.resize(prob[index], (width, height), interpolation=cv2.INTER_CUBIC) for prob in small_probs)
@@ -118,21 +107,22 @@ def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray:
     return find_largest(upsample_class, classes=len(small_probs[0]))
 
 
-def cell_sides_px(ensemble: Ensemble, height: int, width: int) -> dict[int, float]:
-    """Return scale of a network -> side of the cells that it sees, in pixels of an image (height, width)."""
-    cells = {scale: math.prod(grid_shape(ensemble.height, ensemble.width, scale)) for scale in ensemble.scales}
-    return {scale: math.sqrt(height * width / cells[scale]) for scale in ensemble.scales}
+def predict_cells(ensemble: Ensemble, image: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], float]:
+    """Return the probability at each scale of the networks, (classes, rows, columns), and the side of its finest cells.
 
-
-def resize_to_cells(side_px: dict[int, float], image: NDArray[np.uint8]) -> dict[int, Tensor]:
-    """Return scale -> the image with cells of that side, uint8 (1, rows, columns, 3)."""
+    The networks see the image (height, width, 3) with as many pixels as the images they were trained on, in its own
+    proportions: an object that fills the image then has about the size that they know. The side is in its pixels.
+    """
     height, width = image.shape[:2]
-    resized = {}
-    for scale, side in side_px.items():
-        size = (max(1, round(width / side)), max(1, round(height / side)))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side > 1 else cv2.INTER_LINEAR)
-        resized[scale] = torch.from_numpy(small)[None]
-    return resized
+    small_probs, sides_px = [], []
+    for scale in ensemble.scales:
+        cells = math.prod(grid_shape(ensemble.height, ensemble.width, scale))
+        sides_px.append(side_px := math.sqrt(height * width / cells))
+        size = (max(1, round(width / side_px)), max(1, round(height / side_px)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side_px > 1 else cv2.INTER_LINEAR)
+        with torch.inference_mode():
+            small_probs.append(ensemble.predict_at_scale(scale, torch.from_numpy(small)[None])[0].cpu().numpy())
+    return small_probs, min(sides_px)
 
 
 def compute_alpha(prob: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:

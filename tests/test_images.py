@@ -24,6 +24,7 @@ from pipeline.data.images import (
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 from pipeline.synthetic import cars
+from pipeline.synthetic.car_makes import make_car
 
 HEIGHT, WIDTH = carvana.HEIGHT_PX, carvana.WIDTH_PX
 SHAPES = {1: (1280, 1918), 2: (640, 959), 4: (320, 480), 8: (160, 240)}
@@ -44,7 +45,7 @@ def dice(a: Mask, b: Mask) -> float:
 
 @pytest.fixture(scope="module")
 def mask() -> Mask:
-    return cars.draw_image(cars.make_car("Fjord", 7), 3)[1]
+    return cars.draw_car(make_car("Fjord", 7), [3])[0][1]
 
 
 # --- the grid -------------------------------------------------------------------------------------

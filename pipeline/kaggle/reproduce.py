@@ -38,7 +38,7 @@ def main(ledger_path: pathlib.Path, number: int, data: str | None, predict: bool
 
 def script_lines(row: Row, number: int, data: str | None) -> list[str]:
     """Return a shell script that starts from the weights; the commands that train them are comments in it."""
-    folds = folds_variable(row)
+    folds = folds_of_runs(row)
     overrides = make_variables(row.predict_overrides, data)
     prediction = {"RUN": run_of(row).name} | runs_and_folds(row) | overrides
     lines = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
@@ -70,7 +70,7 @@ def run_of(row: Row) -> Run:
     return named if str(named.submission) == row.file else Run("+".join(row.runs))
 
 
-def folds_variable(row: Row) -> dict[str, str]:
+def folds_of_runs(row: Row) -> dict[str, str]:
     """Return {run whose weights are in the submission: its folds as FOLD= takes them}."""
     if len(row.runs) == 1:
         return {row.runs[0]: ",".join(map(str, row.folds))}
@@ -85,7 +85,7 @@ def folds_variable(row: Row) -> dict[str, str]:
 def runs_and_folds(row: Row) -> dict[str, str]:
     """Return RUNS= and FOLD= of the prediction, without FOLD= if the runs have different folds."""
     several = {"RUNS": " ".join(row.runs)} if len(row.runs) > 1 else {}
-    folds = set(folds_variable(row).values())
+    folds = set(folds_of_runs(row).values())
     return several | ({"FOLD": folds.pop()} if len(folds) == 1 else {})
 
 
@@ -115,7 +115,7 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
     check_threshold(row, run)
     arguments = ["--run", run.name, *(["--runs", *row.runs] if "RUNS" in selection else [])]
     arguments += [*(["--fold", selection["FOLD"]] if "FOLD" in selection else []), *(["--data", data] if data else [])]
-    arguments += [word for override in row.predict_overrides for word in ("--set", override)]
+    arguments += [token for override in row.predict_overrides for token in ("--set", override)]
     with keep_existing(run.submission):
         run_stage("predict", *arguments)
     if (digest := sha256(run.submission)) != row.sha256:
@@ -182,7 +182,7 @@ def check_weights(row: Row, number: int) -> None:
 
 def check_folds(row: Row, number: int) -> None:
     """Check runs with different folds: predict takes no FOLD= for them and would use every fold trained now."""
-    for name, folds in folds_variable(row).items():
+    for name, folds in folds_of_runs(row).items():
         trained = ",".join(map(str, Run(name).trained_folds()))
         if "FOLD" not in runs_and_folds(row) and trained != folds:
             raise Problem(f"Row {number} has the folds {folds} of {name}, but {trained or 'none'} are trained here.")

@@ -37,17 +37,10 @@ MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # the 
 
 
 def main(
-    run: Run,
-    file: pathlib.Path | None,
-    folds: list[int],
-    folder: pathlib.Path,
-    ledger_path: pathlib.Path,
-    message: str | None = None,
-    dry_run: bool = False,
-    force: bool = False,
-    overrides: list[str] = [],
-    predict_arguments: list[str] = [],
-) -> None:
+    run: Run, file: pathlib.Path | None, folds: list[int], folder: pathlib.Path, ledger_path: pathlib.Path,
+    message: str | None = None, dry_run: bool = False, force: bool = False,
+    overrides: list[str] = [], predict_arguments: list[str] = [],
+) -> None:  # fmt: skip
     """Check a submission, upload it and wait for its score.
 
     file: None for the run's own submission, which is predicted by the networks of `folds` if it is missing or out of
@@ -109,17 +102,15 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if len(origin.runs) > 1 or not folds:  # or made by weights that are not here
         check_weights(run, origin)
         run, folds = Run(origin.runs[0]), list(origin.folds)
-        if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
-            return f"The submission was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
-        return None
-    weights = [run.fold(fold).best for fold in folds]
-    if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
-        return f"{path} was made by other weights than those of the folds {folds}: predicting again."
-    if origin.runs == (run.name,) and run.threshold.is_file():
-        threshold = read_threshold_json(run.threshold)["threshold"]
-        if threshold != origin.threshold:
-            was = f"was made with the threshold {origin.threshold}"
-            return f"{path} {was}, but {run.threshold} has {threshold}: predicting again."
+    else:
+        weights = [run.fold(fold).best for fold in folds]
+        if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
+            return f"{path} was made by other weights than those of the folds {folds}: predicting again."
+        if origin.runs == (run.name,) and run.threshold.is_file():
+            threshold = read_threshold_json(run.threshold)["threshold"]
+            if threshold != origin.threshold:
+                was = f"was made with the threshold {origin.threshold}"
+                return f"{path} {was}, but {run.threshold} has {threshold}: predicting again."
     if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
         return f"{path} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
@@ -195,7 +186,8 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
             "as the user who submitted it, or submit again with FORCE=1."
         )
     if limits is not None and limits.allowed_today < 1:
-        raise Problem(f"No submission is left today; try again in {hours_left_today():.1f} h, at 0:00 UTC.")
+        hours = 24 - (now().hour + now().minute / 60)
+        raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
     return row
 
 
@@ -264,8 +256,3 @@ def manual_command(path: pathlib.Path, message: str) -> str:
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def hours_left_today() -> float:
-    at = now()
-    return 24 - (at.hour + at.minute / 60)

@@ -46,13 +46,10 @@ def palette(classes: int) -> NDArray[np.uint8]:
 
 def palette_image(indices: Indices, classes: int) -> Image.Image:
     """Return a class map (height, width) as an image: of uint8 with a palette, of uint16 in RGB. Ignored is black."""
-    colours = palette(classes)
+    table = np.zeros((np.iinfo(indices.dtype).max + 1, 3), np.uint8)
+    table[:classes] = palette(classes)
     if indices.dtype != np.uint8:
-        padded = np.zeros((65536, 3), np.uint8)
-        padded[:classes] = colours
-        return Image.fromarray(padded[indices])
-    table = np.zeros((256, 3), np.uint8)
-    table[:classes] = colours
+        return Image.fromarray(table[indices])
     image = Image.fromarray(indices, mode="P")
     image.putpalette(table.tobytes())
     return image

@@ -14,10 +14,7 @@ from pipeline.masks.dice import THRESHOLDS
 
 
 def bounds(mask_NHW: Tensor) -> list[NDArray[np.int64]]:
-    """Return `rle.bounds` of each mask of a batch: arrays (runs, 2), for `rle.text`.
-
-    mask_NHW: bool, on any device. The call waits for the device once.
-    """
+    """Return `rle.bounds` of each mask (bool, on any device), arrays (runs, 2). The call waits for the device once."""
     # With a zero before the first pixel and after the last, a run begins or ends wherever neighbours differ.
     padded = F.pad(mask_NHW.flatten(1).view(torch.uint8), (1, 1))
     edges = (padded[:, 1:] != padded[:, :-1]).nonzero().cpu().numpy()  # rows (mask, pixel), in order
@@ -26,10 +23,7 @@ def bounds(mask_NHW: Tensor) -> list[NDArray[np.int64]]:
 
 
 def histograms(probability_u8_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
-    """Return `dice.histogram` of each prediction of a batch, int64 tensor (N, 2, 256) on the same device.
-
-    probability_u8_NHW: uint8; mask_NHW: bool.
-    """
+    """Return `dice.histogram` of each prediction (uint8) and mask (bool), int64 (N, 2, 256) on the same device."""
     images = len(mask_NHW)
     bin_of_pixel = probability_u8_NHW.flatten(1).long() + THRESHOLDS * mask_NHW.flatten(1)
     bin_of_pixel += 2 * THRESHOLDS * torch.arange(images, device=mask_NHW.device)[:, None]

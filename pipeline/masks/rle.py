@@ -14,18 +14,12 @@ from numpy.typing import NDArray
 
 
 def encode(mask: NDArray) -> str:
-    """Return the run lengths of a mask.
-
-    mask: bool or uint8 array (height, width); any value but 0 belongs to the object.
-    """
+    """Return the run lengths of a mask, bool or uint8 (height, width); any value but 0 belongs to the object."""
     return text(bounds(mask))
 
 
 def bounds(mask: NDArray) -> NDArray[np.int64]:
-    """Return the bounds of the runs of a mask, int64 array (runs, 2) of `[begin, end)` counted from 0.
-
-    mask: as for `encode`.
-    """
+    """Return the bounds of the runs of a mask, as for `encode`: int64 (runs, 2) of `[begin, end)` counted from 0."""
     return bounds_of_bits(bits(mask))
 
 
@@ -84,9 +78,7 @@ def parse(text: str, pixels: int) -> NDArray[np.int64]:
     early = np.flatnonzero(begins[1:] < ends[:-1])
     if early.size:
         i = early[0]
-        raise ValueError(
-            f"the run '{starts[i + 1]} {lengths[i + 1]}' begins before '{starts[i]} {lengths[i]}' ends"
-        )
+        raise ValueError(f"the run '{starts[i + 1]} {lengths[i + 1]}' begins before '{starts[i]} {lengths[i]}' ends")
     return np.stack((begins, ends), axis=1)
 
 

@@ -6,12 +6,13 @@ side by side.
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.projections.polar import PolarAxes
@@ -34,16 +35,13 @@ def curves(name: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
             axes.plot(epochs, values, color=series(number), marker="o", markersize=3.5, label=line)
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            label_log_axis(axes.yaxis)
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(distinct := {value for _, values in lines.values() for value in values}) == 1:
             axes.set_ylim(min(distinct) * 0.995, max(distinct) * 1.005 or 0.005)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        axes.set(xlabel="epoch", ylabel=label)
         if len(lines) > 1:
             axes.legend(fontsize=10, handlelength=1.2, ncols=min(3, len(lines)), loc="best", columnspacing=1)
         last = ", ".join(f"{line} {values[-1]:.4g}" for line, (_, values) in lines.items())
@@ -57,15 +55,11 @@ def threshold_curve(thresholds: NDArray[np.float64], dice: NDArray[np.float64], 
     with drawing("threshold", WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS | {"left": 0.19})
         axes.plot(thresholds, dice, color=colour("accent"))
-        axes.set_ylim(dice.max() - drop, dice.max() + drop / 8)
         axes.axvline(chosen, color=colour("soft"), linewidth=1, linestyle=(0, (3, 3)))
         axes.plot([thresholds[at]], [dice[at]], "o", color=colour("accent"), markersize=7)
-        axes.annotate(
-            f"{chosen:.3f}", (chosen, dice.max() - drop), (5, 6), textcoords="offset points", color=colour("ink")
-        )
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("threshold")
-        axes.set_ylabel("mean Dice")
+        bottom = dice.max() - drop
+        axes.annotate(f"{chosen:.3f}", (chosen, bottom), (5, 6), textcoords="offset points", color=colour("ink"))
+        axes.set(xlim=(0, 1), ylim=(bottom, dice.max() + drop / 8), xlabel="threshold", ylabel="mean Dice")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         return to_svg(figure, "threshold", f"Mean Dice by threshold; {dice[at]:.5f} at the chosen {chosen:.3f}")
 
@@ -78,13 +72,10 @@ def lost_histogram(dice: NDArray[np.float64]) -> str:
         bins = np.geomspace(lost.min() * 0.95, max(lost.max() * 1.05, lost.min() * 2), 36).tolist()
         axes.hist(lost, bins=bins, color=colour("accent"), linewidth=0)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:g}"))
+        label_log_axis(axes.xaxis, to_shown=lambda lost: 1 - lost)
         axes.invert_xaxis()
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel("Dice")
-        axes.set_ylabel("images")
+        axes.set(xlabel="Dice", ylabel="images")
         return to_svg(figure, "spread", f"Images by Dice, from {dice.min():.4f} to {dice.max():.4f}")
 
 
@@ -93,11 +84,9 @@ def histogram(name: str, values: NDArray[np.float64], label: str) -> str:
     with drawing(name, WIDTH, HEIGHT) as figure:
         axes = figure.subplots(gridspec_kw=MARGINS)
         axes.hist(values, bins=np.linspace(0, 1, 41).tolist(), color=colour("accent"), linewidth=0)
-        axes.set_xlim(0, 1)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel(label)
-        axes.set_ylabel("images")
+        axes.set(xlim=(0, 1), xlabel=label, ylabel="images")
         return to_svg(figure, name, f"Images by {label}, from {values.min():.4f} to {values.max():.4f}")
 
 
@@ -133,21 +122,14 @@ def groups(name: str, label: str, scores_of_group: Mapping[str, NDArray[np.float
     means = [float(values.mean()) for values in scores_of_group.values()]
     all_scores = np.concatenate(list(scores_of_group.values()))
     low, high = float(np.quantile(all_scores, 0.01)), float(all_scores.max())
-    units = ROW_UNITS * len(means) + 52
-    with drawing(name, WIDTH, units) as figure:
-        axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
+    with drawing_rows(name, list(scores_of_group), label) as (figure, axes):
         for row, values in enumerate(scores_of_group.values()):
             shown = np.maximum(values, low)
             axes.plot(shown, np.full(len(values), row), "|", color=colour("faint"), markersize=7, alpha=0.8)
         axes.plot(means, range(len(means)), "o", color=colour("accent"), markersize=6.5)
-        axes.set_yticks(range(len(means)), list(scores_of_group), color=colour("ink"))
-        axes.set_ylim(len(means) - 0.5, -0.5)
         margin = (high - low) * 0.03 or 0.005  # if all are equal
         axes.set_xlim(low - margin, high + margin)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(label)
         listing = ", ".join(f"{group} {mean:.4f}" for group, mean in zip(scores_of_group, means))
         return to_svg(figure, name, f"{label} by group: {listing}")
 
@@ -162,9 +144,7 @@ def fractions(name: str, fraction_of: Mapping[str, float], colours: Sequence[str
         for row, value in enumerate(values):
             axes.text(value + 0.015, row, f"{value:.0%}", va="center", fontsize=12)
         axes.set_yticks(range(len(values)), list(fraction_of), color=colour("ink"))
-        axes.set_xlim(0, max(values) or 1)
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.set_xticks([])
+        axes.set(xlim=(0, max(values) or 1), ylim=(len(values) - 0.5, -0.5), xticks=[])
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
         listing = ", ".join(f"{part} {value:.0%}" for part, value in fraction_of.items())
@@ -184,8 +164,7 @@ def area_by_angle(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, N
         axes.vlines(in_both, [m[0] for m in middle], [m[2] for m in middle], color=colour("accent"), linewidth=1.5)
         axes.plot(in_both, [m[1] for m in middle], "o", color=colour("accent"), markersize=5)
         axes.set_xticks(angles[::3] if len(angles) > 8 else angles)
-        axes.set_xlabel("angle")
-        axes.set_ylabel("% of the image")
+        axes.set(xlabel="angle", ylabel="% of the image")
         axes.set_ylim(bottom=0)
         medians = {angle: (np.median(train[angle]), np.median(test[angle])) for angle in in_both}
         listing = ", ".join(f"{angle}: {one:.1%} and {other:.1%}" for angle, (one, other) in medians.items())
@@ -193,26 +172,16 @@ def area_by_angle(train: Mapping[int, NDArray[np.float64]], test: Mapping[int, N
 
 
 def differences(name: str, label: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """Draw a row a group around a line at 0: (mean difference, low end, high end of its interval).
-
-    An interval that contains 0, or is NaN, is grey.
-    """
+    """Draw a row a group around 0: (mean, low end, high end of its interval), grey if that contains 0 or is NaN."""
     values = np.array(list(rows.values())) * 1000
-    units = ROW_UNITS * len(rows) + 52
-    with drawing(name, WIDTH, units) as figure:
-        axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
+    with drawing_rows(name, list(rows), label) as (figure, axes):
         places = range(len(rows))
         axes.axvline(0, color=colour("soft"), linewidth=1)
         tints = [colour("accent") if low > 0 else colour("missed") if high < 0 else colour("faint")
                  for _, low, high in values]  # fmt: skip
         axes.hlines(places, values[:, 1], values[:, 2], color=tints, linewidth=2)
         axes.scatter(values[:, 0], places, color=tints, s=34, zorder=3)
-        axes.set_yticks(places, list(rows), color=colour("ink"))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(label)
         return to_svg(figure, name, f"{label}: " + ", ".join(f"{k} {v[0] * 1000:+.2f}" for k, v in rows.items()))
 
 
@@ -227,13 +196,9 @@ def scatter(
         axes.plot(ends, ends, color=colour("soft"), linewidth=1)
         axes.plot(*lost, ".", color=colour("accent"), markersize=4, alpha=0.45, rasterized=len(one) > 2000)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-        steps = (1, 2, 5) if ends[1] < 500 * ends[0] else (1,)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=steps))
-            axis.set_minor_formatter(NullFormatter())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel(f"lost {metric} of {labels[0]}")
-        axes.set_ylabel(f"of {labels[1]}")
+            label_log_axis(axis, (1, 2, 5) if ends[1] < 500 * ends[0] else (1,))
+        axes.set(xlabel=f"lost {metric} of {labels[0]}", ylabel=f"of {labels[1]}")
         return to_svg(figure, name, f"Lost {metric} of {len(one)} images in {labels[0]} and in {labels[1]}")
 
 
@@ -275,13 +240,12 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> tuple
         axes.set_yticks(middle, names, color=colour("ink"))
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
+        axes.set(xlabel="predicted as", ylabel="truth")
         axes.grid(visible=False)
         for line in range(count + 1):
             axes.axhline(line, color=colour("grid"), linewidth=0.7, zorder=0)
             axes.axvline(line, color=colour("grid"), linewidth=0.7, zorder=0)
         axes.spines[["left", "bottom"]].set_visible(False)
-        axes.set_xlabel("predicted as")
-        axes.set_ylabel("truth")
         recalls = zip(names, np.diagonal(fractions))
         listing = ", ".join(f"{name} {recall:.0%}" for name, recall in recalls if not np.isnan(recall))
         description = f"What the pixels of each class in truth were predicted as; correctly: {listing}"
@@ -301,10 +265,9 @@ def percent(fraction: float) -> str:
 
 # --- SVG -------------------------------------------------------------------------------------------------------------
 
-# A matplotlib figure becomes SVG inside the page: its text stays text, its colours become CSS variables of the page.
-#
-# A chart is drawn in placeholder colours, one for each variable, which are then replaced in the SVG by `var(--ink)` and
-# so on. So one drawing serves the light and the dark page, in the page's own font.
+# A matplotlib figure becomes SVG inside the page: its text stays text, in the page's own font. It is drawn in
+# placeholder colours, one for each CSS variable of the page, which are then replaced in the SVG by `var(--ink)` and so
+# on. So one drawing serves the light and the dark page.
 
 VARIABLES = (*palette.LIGHT, *(f"series{number}" for number in range(len(palette.SERIES_LIGHT))))
 PLACEHOLDER = {name: f"#0102{number:02x}" for number, name in enumerate(VARIABLES, start=16)}
@@ -329,36 +292,40 @@ def drawing(name: str, width: int, height: int) -> Iterator[Figure]:
         yield Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), dpi=UNITS_PER_INCH)
 
 
+@contextlib.contextmanager
+def drawing_rows(name: str, labels: Sequence[str], x_label: str) -> Iterator[tuple[Figure, Axes]]:
+    """Yield a figure and its axes with a labelled row for each of `labels`, at y = 0, 1, ... from the top."""
+    units = ROW_UNITS * len(labels) + 52
+    with drawing(name, WIDTH, units) as figure:
+        axes = figure.add_axes((0.31, 34 / units, 0.66, 1 - 44 / units))
+        axes.set_yticks(range(len(labels)), labels, color=colour("ink"))
+        axes.set(ylim=(len(labels) - 0.5, -0.5), xlabel=x_label)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        yield figure, axes
+
+
+def label_log_axis(
+    axis: Axis, subs: Sequence[int] = (1, 2, 5), to_shown: Callable[[float], float] = lambda value: value
+) -> None:
+    """Put ticks at `subs` times powers of ten. to_shown: converts a value to the number that its tick shows."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{to_shown(value):g}"))
+
+
 def style(name: str) -> dict:
+    """Return matplotlib's settings for a chart. name: makes the ids of its SVG the same at each run."""
     return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": FONT_UNITS,
-        "axes.edgecolor": colour("line"),
-        "axes.labelcolor": colour("soft"),
-        "axes.labelsize": FONT_UNITS,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "grid.color": colour("grid"),
-        "grid.linewidth": 1,
-        "text.color": colour("ink"),
-        "xtick.color": colour("soft"),
-        "ytick.color": colour("soft"),
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-        "xtick.major.pad": 7,
-        "ytick.major.pad": 6,
-        "lines.linewidth": 1.75,
-        "lines.solid_capstyle": "round",
-        "legend.frameon": False,
-        "axes.formatter.useoffset": False,
-    }
+        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_UNITS, "text.color": colour("ink"),
+        "figure.facecolor": "none", "axes.facecolor": "none", "axes.edgecolor": colour("line"),
+        "axes.labelcolor": colour("soft"), "axes.labelsize": FONT_UNITS, "axes.formatter.useoffset": False,
+        "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": colour("grid"), "grid.linewidth": 1,
+        "xtick.color": colour("soft"), "xtick.major.size": 0, "xtick.minor.size": 0, "xtick.major.pad": 7,
+        "ytick.color": colour("soft"), "ytick.major.size": 0, "ytick.minor.size": 0, "ytick.major.pad": 6,
+        "lines.linewidth": 1.75, "lines.solid_capstyle": "round", "legend.frameon": False,
+    }  # fmt: skip
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:

@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 
 from pipeline.masks import confusion
 from pipeline.masks.colours import palette
-from pipeline.report import charts, gallery, overview, page
+from pipeline.report import charts, errors, gallery, overview, page
 from pipeline.report.oof_predictions import OofPredictions
 from pipeline.report.overview import Panel
 from pipeline.report.palette import css_colour
-from pipeline.runtime.progress import in_order, progress
 
 MAX_PAIRS = 20
 MAX_CLASS_ROWS = 60  # of the table of classes on the page; all are in classes.csv
@@ -25,16 +24,18 @@ def page_context(
 
     logs: fold -> rows of its log.jsonl.
     """
-    context: dict[str, Any] = training_headline(logs) | {"class_rows": [], "cards": [], "images": 0}
-    context |= {"curves": overview.curve_panels(logs), "fold_rows": fold_rows(predictions, logs)}
     if not predictions.oof:
-        return context, {}
+        ious = [row["val_mean_iou"] for log in logs.values() for row in log if row.get("val_mean_iou") is not None]
+        best, label = score(max(ious, default=np.nan)), "mean IoU at the end of training"
+        return {"headline": best, "headline_label": label, "facts": [], "class_rows": [], "cards": [], "images": 0}, {}
     images = predictions.score_table(group_of_key)
     total, matrices = predictions.matrix, {fold: oof.matrix for fold, oof in predictions.confusions.items()}
     truth_px = np.concatenate([oof.per_image.in_truth for oof in predictions.confusions.values()])
     table = class_table(total, truth_px, predictions.classes)
-    context |= headline(total, matrices, images) | class_sections(table, total, images)
-    context |= gallery_section(predictions, images) | {"palette": legend(table), "images": len(images)}
+    context = headline(total, matrices, images) | class_sections(table, total, images)
+    showable = images[images["img"].isin(set(predictions.showable))].dropna(subset=["score"])
+    context |= gallery.section(showable, lambda row: make_card(predictions, row))
+    context |= {"palette": legend(table), "images": len(images)}
     return context, {"images.csv": images.rename(columns={"score": predictions.metric_column}), "classes.csv": table}
 
 
@@ -140,13 +141,6 @@ def headline(
     }  # fmt: skip
 
 
-def training_headline(logs: Mapping[int, Sequence[dict]]) -> dict[str, Any]:
-    """Return the first screen before any validation."""
-    best = max((row["val_mean_iou"] for log in logs.values() for row in log if row.get("val_mean_iou") is not None),
-               default=float("nan"))  # fmt: skip
-    return {"headline": score(best), "headline_label": "mean IoU at the end of training", "facts": []}
-
-
 def mean_iou(total: NDArray[np.int64]) -> float:
     return float(confusion.mean_of_classes(confusion.iou(confusion.counts(total))))
 
@@ -182,41 +176,22 @@ def image_scores(images: pd.DataFrame) -> Panel | None:
     return Panel("Mean IoU of each image", text, charts.histogram("spread", scores, "mean IoU"))
 
 
-def fold_rows(predictions: OofPredictions, logs: Mapping[int, Sequence[dict]]) -> list[dict[str, Any]]:
-    """Return a row for each fold whose training began, with dashes if it was not evaluated."""
-    rows = []
-    for fold, log in sorted(logs.items()):
-        row = {"fold": fold, "epochs": len(log), "images": "–", "mean_iou": "–"}
-        if oof := predictions.confusions.get(fold):
-            row |= {"images": len(oof.names), "mean_iou": score(mean_iou(oof.matrix))}
-        rows.append(row)
-    return rows
+def fold_scores(predictions: OofPredictions, fold: int) -> dict[str, Any]:
+    """Return what the table of folds says of a fold's images; dashes if it was not evaluated."""
+    if oof := predictions.confusions.get(fold):
+        return {"images": len(oof.names), "mean_iou": score(mean_iou(oof.matrix))}
+    return {"images": "–", "mean_iou": "–"}
 
 
-def gallery_section(predictions: OofPredictions, images: pd.DataFrame) -> dict[str, Any]:
-    """Return cards of the worst, median and random images by mean IoU, and the filters."""
-    there = images[images["img"].isin(set(predictions.showable))].dropna(subset=["score"])
-    if not len(there):
-        return {"cards": [], "counts": {}, "filters": []}
-    rows = gallery.choose(there)
-    cards = in_order(
-        lambda row: predictions.card(row.img, predictions.worst_class_spot(row.img), card_facts(row), tuple(row.tags)),
-        rows.itertuples(),
-    )
-    return {
-        "cards": list(progress(cards, "gallery", total=len(rows))),
-        "counts": gallery.count_tags(rows), "filters": gallery.filters(rows),
+def make_card(predictions: OofPredictions, row: Any) -> gallery.Card:
+    """Make the card of a row of the table of images, cropped where wrong pixels are dense."""
+    wrong = gallery.wrong_pixels(predictions.truth(row.img), predictions.prediction(row.img))
+    right = f"{percentage(row.pixel_accuracy)} of {page.thousands(row.valid_px)} px right"
+    facts = {
+        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}", "title": score(row.score),
+        "right": row.group, "below": f"{right}, {row.classes} classes, {row.img}",
     }  # fmt: skip
-
-
-def card_facts(row: Any) -> dict[str, Any]:
-    """Return what the card of a row of the table of images shows and is filtered by."""
-    return {
-        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}",
-        "title": score(row.score), "right": row.group,
-        "below": f"{percentage(row.pixel_accuracy)} of {page.thousands(row.valid_px)} px right, {row.classes} classes, "
-        f"{row.img}",
-    }  # fmt: skip
+    return predictions.card(row.img, errors.find_worst_spot(wrong, errors.WORST_WINDOW_PX)[:2], facts, row.tags)
 
 
 def score(value: float) -> str:

@@ -2,6 +2,7 @@
 
 The score is Dice; of several classes it is the mean IoU of each image.
 """
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
         )  # fmt: skip
         write_text(joint.compare_page, text)
     interval = f"95 % interval {difference.low:+.5f} to {difference.high:+.5f}"
-    if difference.clusters < paired.MIN_CLUSTERS:
+    if not difference.has_interval:
         interval = f"without an interval, which needs {paired.MIN_CLUSTERS} {cluster}s"
     print(
         f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, over {len(pairs)} images; "
@@ -89,10 +90,12 @@ def verdict(difference: paired.Difference, a: str, b: str) -> str:
 def headline_facts(
     difference: paired.Difference, pairs: pd.DataFrame, names: tuple[str, str], both: list[OofPredictions], cluster: str
 ) -> list[tuple[str, str, str]]:
+    """Return label, value and note of each fact of the first screen."""
     (a, b), metric = names, both[0].metric
-    has_interval = difference.clusters >= paired.MIN_CLUSTERS
-    interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}" if has_interval else "–"
-    note = f"of the mean, over {cluster}s" if has_interval else f"needs {paired.MIN_CLUSTERS} {cluster}s"
+    interval, note = "–", f"needs {paired.MIN_CLUSTERS} {cluster}s"
+    if difference.has_interval:
+        interval = f"{page.signed(difference.low)} to {page.signed(difference.high)}"
+        note = f"of the mean, over {cluster}s"
     return [
         ("95 % interval", interval, note),
         (f"{metric} of {a}", page.score(pairs["score_a"].mean()), both[0].evaluated_with),
@@ -102,41 +105,35 @@ def headline_facts(
 
 
 def panels(pairs: pd.DataFrame, a: str, b: str, metric: str) -> list[overview.Panel]:
-    """Return the difference by make and angle, or by group, and of each image."""
+    """Return the difference by make and angle, or by group if there are any, and of each image."""
     label = f"{metric} of {b} minus {a}, × 1000"
     scatter = charts.scatter("scatter", pairs["score_a"].to_numpy(), pairs["score_b"].to_numpy(), (a, b), metric)
     each_image = overview.Panel("Each image", f"Below the line {b} is better.", scatter)
-    if "angle" not in pairs:
-        return [*group_panels(pairs, label), each_image]
-    by_angle = paired.difference_by(pairs, "angle").sort_values("angle")
-    by_make = paired.difference_by(pairs, "group")
-    angles = {f"angle {row.angle}": (row.mean, row.low, row.high) for row in by_angle.itertuples()}
-    makes = {overview.display_make(row.group): (row.mean, row.low, row.high) for row in by_make.itertuples()}
-    return [
-        overview.Panel("By make", "", charts.differences("by-make", label, makes)),
-        overview.Panel("By angle", "", charts.differences("by-angle", label, angles)),
-        each_image,
-    ]
 
+    def panel(title: str, table: pd.DataFrame, names: Iterable[str]) -> overview.Panel:
+        rows = dict(zip(names, table[["mean", "low", "high"]].itertuples(index=False, name=None)))
+        return overview.Panel(title, "", charts.differences(title.lower().replace(" ", "-"), label, rows))
 
-def group_panels(pairs: pd.DataFrame, label: str) -> list[overview.Panel]:
-    """Return a chart with a row a group, of many those that differ most either way; [] if there are no groups."""
+    if "angle" in pairs:
+        by_make = paired.difference_by(pairs, "group")
+        by_angle = paired.difference_by(pairs, "angle").sort_values("angle")
+        makes, angles = map(overview.display_make, by_make["group"]), (f"angle {angle}" for angle in by_angle["angle"])
+        return [panel("By make", by_make, makes), panel("By angle", by_angle, angles), each_image]
     if not pairs["group"].any():
-        return []
-    table = paired.difference_by(pairs[pairs["group"] != ""], "group")
-    if len(table) > overview.MAX_GROUPS:
-        half = overview.MAX_GROUPS // 2
-        table = pd.concat((table.head(half), table.tail(half)))
-    rows = {row.group: (row.mean, row.low, row.high) for row in table.itertuples()}
-    return [overview.Panel("By group", "", charts.differences("by-group", label, rows))]
+        return [each_image]
+    by_group = first_and_last(paired.difference_by(pairs[pairs["group"] != ""], "group"), overview.MAX_GROUPS)
+    return [panel("By group", by_group, by_group["group"]), each_image]
+
+
+def first_and_last(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return the rows of a sorted table; of more than `most`, the first half and the last half of that many."""
+    return table if len(table) <= most else pd.concat((table.head(most // 2), table.tail(most // 2)))
 
 
 def gallery_section(pairs: pd.DataFrame, both: list[OofPredictions]) -> dict[str, Any]:
     """Return pairs of cards, a's and b's, around the place where the two predictions differ most."""
     showable = set(both[0].showable) & set(both[1].showable)
-    rows = pairs[pairs["img"].isin(showable)]
-    if len(rows) > MAX_ROWS:
-        rows = pd.concat((rows.head(MAX_ROWS // 2), rows.tail(MAX_ROWS // 2)))
+    rows = first_and_last(pairs[pairs["img"].isin(showable)], MAX_ROWS)
 
     def cards(row: Any) -> list[gallery.Card]:
         differs = both[0].prediction(row.img) != both[1].prediction(row.img)

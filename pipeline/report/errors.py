@@ -3,7 +3,7 @@
 Dice and the pixel counts come from the stored histograms and are exact. Where the errors lie comes from the
 probabilities that are stored in 8 bits on the network's grid; it is NaN for folds without them.
 """
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import cv2
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.carvana import angle_of, car_of
 from pipeline.data.images import upsample_u8
 from pipeline.masks.dice import dice_at_thresholds
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.progress import in_order, progress
 
 DISTANCES_PX = (1, 2, 4, 8)  # from the true edge; an error beyond the last one is far
 WORST_WINDOW_PX = 96  # side of the square in which errors are counted to find where they are densest
@@ -38,7 +38,7 @@ class Errors:
     worst_row: int  # centre of the errors in the square with most of them; without errors, centre of the object
     worst_column: int
     worst_px: int  # wrong pixels in that square
-    components: int  # connected components of the prediction
+    components: int  # connected components of the prediction; pixels that touch at a corner are connected
 
 
 COUNT_COLUMNS = ("dice", "truth_px", "predicted_px", "false_object_px", "false_background_px")
@@ -50,11 +50,9 @@ PLACE_COLUMNS = tuple(field.name for field in fields(Errors) if field.name not i
 
 def measure_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Errors:
     """Compare two masks, bool (height, width). Takes some 15 ms of one core for a real image of 1918x1280."""
-    height, width = truth.shape
-    top, left, bottom, right = bounding_box(truth | predicted)
-    # One pixel more on each side: all of it is background there, so cropping changes no distance.
-    first_row, first_column = max(0, top - 1), max(0, left - 1)
-    window = np.s_[first_row : min(height, bottom + 1), first_column : min(width, right + 1)]
+    top, left, bottom, right = box = bounding_box(truth | predicted)
+    window = pad_box(box, 1, truth.shape)  # all of it is background there, so cropping changes no distance
+    first_row, first_column = window[0].start, window[1].start
     crop_truth, crop_predicted = truth[window], predicted[window]
     wrong = crop_truth ^ crop_predicted
     false_object = wrong & crop_predicted
@@ -66,28 +64,26 @@ def measure_errors(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Er
         row, column = (top + bottom) // 2 - first_row, (left + right) // 2 - first_column
     within_1, within_2, within_4, within_8, far = count_by_distance(crop_truth, false_object, wrong & crop_truth)
     return Errors(
-        dice=1.0 if total == 0 else (total - wrong_px) / total,
-        truth_px=truth_px,
-        predicted_px=predicted_px,
-        false_object_px=false_object_px,
-        false_background_px=wrong_px - false_object_px,
-        errors_1_px=within_1,
-        errors_2_px=within_2,
-        errors_4_px=within_4,
-        errors_8_px=within_8,
-        errors_far_px=far,
+        dice=1.0 if total == 0 else (total - wrong_px) / total, truth_px=truth_px, predicted_px=predicted_px,
+        false_object_px=false_object_px, false_background_px=wrong_px - false_object_px,
+        errors_1_px=within_1, errors_2_px=within_2, errors_4_px=within_4, errors_8_px=within_8, errors_far_px=far,
         largest_error_px=largest_component_px(wrong),
-        worst_row=row + first_row,
-        worst_column=column + first_column,
-        worst_px=worst_px,
-        components=count_components(crop_predicted),
-    )
+        worst_row=row + first_row, worst_column=column + first_column, worst_px=worst_px,
+        components=cv2.connectedComponents(crop_predicted.view(np.uint8), connectivity=8)[0] - 1,
+    )  # fmt: skip
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Return top, left, bottom, right of the set pixels, the last two exclusive; the whole image for an empty mask."""
     left, top, columns, rows = cv2.boundingRect(mask.view(np.uint8))
     return (top, left, top + rows, left + columns) if rows else (0, 0, *mask.shape)
+
+
+def pad_box(box: tuple[int, int, int, int], by_px: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return rows and columns of a box with `by_px` more on each side, within an image of that shape."""
+    top, left, bottom, right = box
+    rows = slice(max(0, top - by_px), min(shape[0], bottom + by_px))
+    return rows, slice(max(0, left - by_px), min(shape[1], right + by_px))
 
 
 def count_by_distance(
@@ -108,9 +104,8 @@ def count_by_distance(
 
 def find_worst_spot(wrong: NDArray[np.bool_], side_px: int) -> tuple[int, int, int]:
     """Return row and column of the centre of the errors in the square with most of them, and how many it holds."""
-    counts = cv2.boxFilter(
-        wrong.view(np.uint8), cv2.CV_32F, (side_px, side_px), normalize=False, borderType=cv2.BORDER_CONSTANT
-    )
+    size, border = (side_px, side_px), cv2.BORDER_CONSTANT
+    counts = cv2.boxFilter(wrong.view(np.uint8), cv2.CV_32F, size, normalize=False, borderType=border)
     row, column = np.unravel_index(int(counts.argmax()), counts.shape)
     top, left = max(0, row - side_px // 2), max(0, column - side_px // 2)
     rows, columns = np.nonzero(wrong[top : row + side_px // 2, left : column + side_px // 2])
@@ -122,11 +117,6 @@ def find_worst_spot(wrong: NDArray[np.bool_], side_px: int) -> tuple[int, int, i
 def largest_component_px(mask: NDArray[np.bool_]) -> int:
     sizes = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)[2][1:, cv2.CC_STAT_AREA]
     return int(sizes.max(initial=0))
-
-
-def count_components(mask: NDArray[np.bool_]) -> int:
-    """Count the connected components of a mask; pixels that touch at a corner are connected."""
-    return cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] - 1
 
 
 # --- all images ------------------------------------------------------------------------------------------------------
@@ -150,37 +140,31 @@ def add_places(
     counts: pd.DataFrame,
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_prediction: Callable[[str], NDArray[np.bool_]] | None,
-    with_progress: Callable[[Iterator[Errors]], Iterator[Errors]] = lambda results: results,
 ) -> pd.DataFrame:
     """Add PLACE_COLUMNS to the table of `count_errors`; NaN without a read_prediction.
 
-    read_truth, read_prediction: image name -> bool (height, width); called by several threads at once.
-    with_progress: wraps the iterator of results in a progress bar. Takes some 25 ms an image on two cores with reading.
+    read_truth, read_prediction: image name -> bool (height, width); called by several threads at once. Takes some 25 ms
+    an image on two cores with reading.
     """
     if read_prediction is None:
         return counts.assign(**{column: np.nan for column in PLACE_COLUMNS})
     results = in_order(lambda name: measure_errors(read_truth(name), read_prediction(name)), counts["img"])
-    rows = [asdict(errors) for errors in with_progress(results)]
+    rows = [asdict(errors) for errors in progress(results, "errors", total=len(counts))]
     places = pd.DataFrame(rows, columns=[field.name for field in fields(Errors)])
     return pd.concat((counts, places[list(PLACE_COLUMNS)]), axis=1)
 
 
 def add_car_groups(table: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:
     """Put `img, car, group, angle, fold` first: a car's group is its make, "" if unknown; angles are 1 to 16."""
-    car = [car_of(name) for name in table["img"]]
-    angle = [angle_of(name) for name in table["img"]]
-    group = [make_of_car.get(one, "") for one in car]
-    return put_first(table.assign(car=car, group=group, angle=angle, fold=fold), "img", "car", "group", "angle", "fold")
+    car, angle = table["img"].map(car_of), table["img"].map(angle_of)
+    first = {"img": table["img"], "car": car, "group": car.map(lambda one: make_of_car.get(one, "")), "angle": angle}
+    return pd.DataFrame(first).assign(fold=fold).join(table.drop(columns="img"))
 
 
 def add_image_groups(table: pd.DataFrame, fold: int, group_of_image: Mapping[str, str]) -> pd.DataFrame:
     """Put `img, group, fold` first, for images that do not show the competition's cars; group "" if there is none."""
-    group = [group_of_image.get(name, "") for name in table["img"]]
-    return put_first(table.assign(group=group, fold=fold), "img", "group", "fold")
-
-
-def put_first(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    return table[[*columns, *(column for column in table.columns if column not in columns)]]
+    first = {"img": table["img"], "group": table["img"].map(lambda name: group_of_image.get(name, ""))}
+    return pd.DataFrame(first).assign(fold=fold).join(table.drop(columns="img"))
 
 
 def upsample_stored(stored_u8: NDArray[np.uint8], scale: int, height: int, width: int) -> NDArray[np.uint8]:

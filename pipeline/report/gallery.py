@@ -6,7 +6,7 @@ worst place, pixel for pixel. All are data URLs: the page is one file. Some 45 k
 """
 import base64
 import io
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,6 +22,7 @@ from pipeline.data.images import upsample_u8
 from pipeline.masks.colours import ADDED, OBJECT, IGNORED_COLOUR, MISSED, palette
 from pipeline.masks.confusion import Indices, ignored
 from pipeline.report.overview import display_make
+from pipeline.runtime.progress import in_order, progress
 
 WORST, MEDIAN, RANDOM = 120, 60, 120  # images of a gallery: 300 make a page of some 20 MB
 SMALL_WIDTH_PX = 480
@@ -44,30 +45,24 @@ class Layers(NamedTuple):
     crop: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """One image on the page. All images are data URLs."""
 
     name: str
     image: str
-    layers: dict[str, str]
     crop: str
-    crop_layers: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)  # score, group, angle, fold ...: filters and captions
-    tags: tuple[str, ...] = ()  # why it is shown: worst, median, random, suspect ...
+    layers: Layers
+    facts: dict[str, Any]  # score, group, angle, fold ...: filters and captions
+    tags: tuple[str, ...]  # why it is shown: worst, median, random, suspect ...
 
 
 def make_card(
-    name: str,
-    small: NDArray[np.uint8],
-    crop: NDArray[np.uint8],
-    layers: Layers,
-    facts: dict[str, Any],
-    tags: tuple[str, ...] = (),
-) -> Card:
+    name: str, small: NDArray[np.uint8], crop: NDArray[np.uint8], layers: Layers, facts: dict[str, Any],
+    tags: tuple[str, ...],
+) -> Card:  # fmt: skip
     """small: the whole image at any size; crop: its part at full size. Both RGB uint8 (rows, columns, 3)."""
     image = jpeg(cv2.resize(small, small_size(small.shape), interpolation=cv2.INTER_AREA))
-    return Card(name, image, layers.small, jpeg(crop, CROP_JPEG_QUALITY), layers.crop, facts, tags)
+    return Card(name, image, jpeg(crop, CROP_JPEG_QUALITY), layers, facts, tags)
 
 
 def window_around(spot: tuple[int, int], size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -90,13 +85,24 @@ def read_car(images: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray
     return small, np.dstack(channels)
 
 
-def thumbnail(image: NDArray[np.uint8], width_px: int = 160) -> str:
+def thumbnail(image: NDArray[np.uint8]) -> str:
     """Return a data URL of an image, as small as the ring of angles shows it."""
-    small = cv2.resize(image, small_size(image.shape, width_px), interpolation=cv2.INTER_AREA)
-    return jpeg(small, 70)
+    return jpeg(cv2.resize(image, small_size(image.shape, width_px=160), interpolation=cv2.INTER_AREA), quality=70)
 
 
 # --- which images ----------------------------------------------------------------------------------------------------
+
+
+def section(images: pd.DataFrame, make: Callable[[Any], Card]) -> dict[str, Any]:
+    """Return the template's variables: cards of the worst, median and random images, their counts and the filters.
+
+    images: a table of those that can be shown; make: a row of it, with its tags -> its card, called by several threads.
+    """
+    if not len(images):
+        return {"cards": [], "counts": {}, "filters": []}
+    rows = choose(images)
+    cards = progress(in_order(make, rows.itertuples()), "gallery", total=len(rows))
+    return {"cards": list(cards), "counts": count_tags(rows), "filters": filters(rows)}
 
 
 def choose(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, random: int = RANDOM) -> pd.DataFrame:
@@ -108,22 +114,14 @@ def choose(images: pd.DataFrame, worst: int = WORST, median: int = MEDIAN, rando
     count = len(by_score)
     middle = max(0, (count - median) // 2)
     drawn = np.random.default_rng(0).permutation(count)[:random]
-    places_of_tag = {
-        "worst": range(min(worst, count)),
-        "median": range(middle, min(count, middle + median)),
-        "random": drawn,
-    }
-    tags: list[list[str]] = [[] for _ in range(count)]
-    for tag, places in places_of_tag.items():
-        for place in places:
-            tags[place].append(tag)
+    places_of_tag = {"worst": range(worst), "median": range(middle, middle + median), "random": set(drawn.tolist())}
+    tags = [tuple(tag for tag, places in places_of_tag.items() if place in places) for place in range(count)]
     return by_score.assign(tags=tags)[[bool(each) for each in tags]].reset_index(drop=True)
 
 
 def count_tags(rows: pd.DataFrame) -> dict[str, int]:
     """Count the chosen images with each tag; return {} if all have all tags, since a filter would be useless."""
-    all_tags = ("worst", "median", "random")
-    counts = {tag: sum(tag in tags for tags in rows["tags"]) for tag in all_tags}
+    counts = {tag: sum(tag in tags for tags in rows["tags"]) for tag in ("worst", "median", "random")}
     return {} if all(count == len(rows) for count in counts.values()) else counts
 
 
@@ -131,10 +129,8 @@ def filters(rows: pd.DataFrame) -> list[tuple[str, str, list[tuple[Any, str]]]]:
     """Return the gallery's filters: column, label, and (value, text) of each option. Cars have a column `angle`."""
     are_cars = "angle" in rows
     groups = [group for group in sorted(set(rows["group"])) if group or are_cars]
-    options: list[tuple[str, str, list[tuple[Any, str]]]] = [
-        ("group", "Make", [(group, display_make(group)) for group in groups]) if are_cars
-        else ("group", "Group", [(group, group) for group in groups])
-    ]  # fmt: skip
+    texts = [(group, display_make(group) if are_cars else group) for group in groups]
+    options: list[tuple[str, str, list[tuple[Any, str]]]] = [("group", "Make" if are_cars else "Group", texts)]
     for column in ("angle", "fold"):
         if column in rows:
             values = [(value, str(value)) for value in sorted(set(rows[column]))]
@@ -179,7 +175,11 @@ def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def class_layers(truth: Indices, predicted: Indices, classes: int, window: tuple[slice, slice]) -> Layers:
     """Draw class maps (height, width) in the palette of `masks.colours`. window: of the crop."""
     maps = {"truth": truth, "prediction": predicted}
-    small = {layer: class_png(small_map(indices), classes) for layer, indices in maps.items()}
+    small_maps = {  # each cell has the class of one of its pixels, so that none is invented
+        layer: cv2.resize(indices, small_size(indices.shape), interpolation=cv2.INTER_NEAREST)
+        for layer, indices in maps.items()
+    }
+    small = {layer: class_png(indices, classes) for layer, indices in small_maps.items()}
     crop = {layer: class_png(indices[window], classes) for layer, indices in maps.items()}
     small["errors"] = png(small_class_errors(truth, predicted), CLASS_ERROR_PALETTE)
     crop["errors"] = png(class_errors(truth[window], predicted[window]), CLASS_ERROR_PALETTE)
@@ -202,11 +202,6 @@ def small_class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:
     is_ignored = cell_fraction(truth == ignored(truth.dtype)) >= 0.5
     is_wrong = cell_fraction(wrong_pixels(truth, predicted)) >= WRONG_CELL_FRACTION
     return np.where(is_wrong, WRONG, np.where(is_ignored, IGNORED, RIGHT)).astype(np.uint8)
-
-
-def small_map(indices: Indices) -> Indices:
-    """Return a class map on the small grid: each cell has the class of one of its pixels, so that none is invented."""
-    return cv2.resize(indices, small_size(indices.shape), interpolation=cv2.INTER_NEAREST)
 
 
 def class_png(indices: Indices, classes: int) -> str:

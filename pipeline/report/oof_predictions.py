@@ -4,8 +4,8 @@ Whatever is missing or damaged becomes a sentence in `missing_notes`, and the re
 better than none.
 """
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.data import grouping
-from pipeline.data.dataset import SegmentationDataset, open_dataset
+from pipeline.data.dataset import COMPETITIONS, SegmentationDataset, competition_of, open_dataset
 from pipeline.inference.oof import (
     OofConfusion, OofHistograms, OofStore, open_oof_store, read_oof_confusion, read_oof_histograms
 )  # fmt: skip
@@ -55,10 +55,6 @@ class OofPredictions:
     def metric_column(self) -> str:
         """Name in `images.csv` of the column that is `score` in the tables here."""
         return "mean_iou" if self.is_multiclass else "dice"
-
-    @property
-    def histograms(self) -> dict[int, OofHistograms]:
-        return {fold: oof for fold, oof in self.oof.items() if isinstance(oof, OofHistograms)}
 
     @property
     def confusions(self) -> dict[int, OofConfusion]:
@@ -108,11 +104,6 @@ class OofPredictions:
             return self.stores[self.fold_of[name]].read(name)
         return self.probability(name) >= self.threshold_u8
 
-    def worst_class_spot(self, name: str) -> tuple[int, int]:
-        """Return row and column where wrong pixels of a class map are dense."""
-        wrong = gallery.wrong_pixels(self.truth(name), self.prediction(name))
-        return errors.find_worst_spot(wrong, errors.WORST_WINDOW_PX)[:2]
-
     def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
         """Make a card of a `showable` image. spot: row and column of the crop's centre."""
         assert self.dataset is not None, "only `showable` images have pixels"
@@ -135,15 +126,13 @@ class OofPredictions:
         """
         return self.concatenate({fold: self.count_fold(fold) for fold in self.oof}, group_of_key)
 
-    def error_table(
-        self, group_of_key: Mapping[str, str], with_progress: Callable[[Iterator], Iterator]
-    ) -> pd.DataFrame:
+    def error_table(self, group_of_key: Mapping[str, str]) -> pd.DataFrame:
         """Return `score_table` of a binary run with `errors.PLACE_COLUMNS`, for which all images are read."""
         showable, tables = set(self.showable), {}
         for fold in self.oof:
             counts = self.count_fold(fold)
             read_prediction = self.prediction if counts["img"].isin(showable).all() else None
-            tables[fold] = errors.add_places(counts, self.truth, read_prediction, with_progress)
+            tables[fold] = errors.add_places(counts, self.truth, read_prediction)
         return self.concatenate(tables, group_of_key)
 
     def count_fold(self, fold: int) -> pd.DataFrame:
@@ -186,12 +175,19 @@ def open_predictions(run: Run, overrides: list[str]) -> OofPredictions:
         notes.append(note)
     folder = pathlib.Path(settings.data.folder)
     try:
-        predictions.dataset = open_dataset(settings.data, settings.task, folder)
+        predictions.dataset = open_images(settings, folder)
     except Problem as problem:
         notes.append(f"There is no gallery of images: {problem}")
     if predictions.stores and not predictions.showable and predictions.dataset is not None:
         notes.append(f"{folder} has none of the images that this run was evaluated on; name their folder with DATA=.")
     return predictions
+
+
+def open_images(settings: Settings, folder: pathlib.Path) -> SegmentationDataset:
+    """Open the data set; of a competition without the table of its groups, since those of `folds.csv` are shown."""
+    if settings.data.kind not in COMPETITIONS:
+        return open_dataset(settings.data, settings.task, folder)
+    return replace(competition_of(settings.data.kind), read_groups=None).open_dataset(folder, settings.data.hq)
 
 
 def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> None:

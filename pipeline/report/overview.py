@@ -8,13 +8,10 @@ import pandas as pd
 
 from pipeline.report import charts
 
-BANDS = {
-    "errors_1_px": "1 px",
-    "errors_2_px": "1 to 2 px",
-    "errors_4_px": "2 to 4 px",
-    "errors_8_px": "4 to 8 px",
+BANDS = {  # column of wrong pixels -> their distance from the edge
+    "errors_1_px": "1 px", "errors_2_px": "1 to 2 px", "errors_4_px": "2 to 4 px", "errors_8_px": "4 to 8 px",
     "errors_far_px": "further",
-}
+}  # fmt: skip
 MAX_GROUPS, MAX_LABEL_LETTERS = 30, 18  # of a chart with one row a group
 
 
@@ -25,7 +22,6 @@ class Panel:
     title: str
     text: str
     svg: str
-    width: str = ""  # a CSS class: "two" or "wide"
 
 
 def display_make(make: str) -> str:
@@ -42,28 +38,19 @@ def car_facts(row: Any) -> dict[str, Any]:
 
 def lost_dice_panels(images: pd.DataFrame) -> list[Panel]:
     """Return panels over all images: distribution, distance from the edge, missed or added."""
-    panels = [Panel(
-        "Dice of each image",
-        f"The worst twentieth of the images has {lost_by_worst(images['score']):.0%} of all lost Dice.",
-        charts.lost_histogram(images["score"].to_numpy()),
-    )]  # fmt: skip
+    text = f"The worst twentieth of the images has {lost_by_worst(images['score']):.0%} of all lost Dice."
+    panels = [Panel("Dice of each image", text, charts.lost_histogram(images["score"].to_numpy()))]
     with_places = images.dropna(subset=["errors_1_px"])
     if len(with_places) and (by_band := lost_fraction(with_places, list(BANDS))).sum():
-        near = float(by_band[:2].sum())
+        text = f"{by_band[:2].sum():.0%} of the lost Dice lies within 2 pixels of the true edge."
         fraction_of = dict(zip(BANDS.values(), by_band))
-        panels.append(Panel(
-            "Distance from the edge",
-            f"{near:.0%} of the lost Dice lies within 2 pixels of the true edge.",
-            charts.fractions("edge", fraction_of, ["accent"] * len(BANDS), "Lost Dice by distance"),
-        ))  # fmt: skip
+        chart = charts.fractions("edge", fraction_of, ["accent"] * len(BANDS), "Lost Dice by distance")
+        panels.append(Panel("Distance from the edge", text, chart))
     kinds = lost_fraction(images, ["false_background_px", "false_object_px"])
     if kinds.sum():
-        missed, added = kinds
-        panels.append(Panel(
-            "Missed or added",
-            "Missed: in the mask, but not predicted. Added: predicted, but not in the mask.",
-            charts.fractions("kinds", {"missed": missed, "added": added}, ["missed", "added"], "Lost Dice"),
-        ))  # fmt: skip
+        text = "Missed: in the mask, but not predicted. Added: predicted, but not in the mask."
+        chart = charts.fractions("kinds", dict(zip(("missed", "added"), kinds)), ("missed", "added"), "Lost Dice")
+        panels.append(Panel("Missed or added", text, chart))
     return panels
 
 
@@ -72,11 +59,8 @@ def by_make(images: pd.DataFrame) -> Panel:
     means = images.groupby("group")["score"].mean().sort_values()
     by_car = images.groupby(["group", "car"])["score"].mean()
     rows = {display_make(make): by_car[make].to_numpy() for make in means.index}
-    return Panel(
-        "By make",
-        "Each tick is a car, the mean of its angles; each dot the mean of a make that the network never saw.",
-        charts.groups("makes", "Dice", rows),
-    )
+    text = "Each tick is a car, the mean of its angles; each dot the mean of a make that the network never saw."
+    return Panel("By make", text, charts.groups("makes", "Dice", rows))
 
 
 def by_group(images: pd.DataFrame, metric: str) -> Panel | None:

@@ -14,12 +14,9 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"  # *.html.j2, style.css,
 
 def render(template: str, **context: Any) -> str:
     """Render `templates/TEMPLATE`; raise for a variable without a value. Texts are escaped, our own charts are not."""
+    loader = FileSystemLoader(TEMPLATES)
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"score": score, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
     return environment.get_template(template).render(
@@ -27,10 +24,8 @@ def render(template: str, **context: Any) -> str:
         script=Markup((TEMPLATES / "page.js").read_text()),
         light=Markup(palette.css_variables(palette.LIGHT, palette.SERIES_LIGHT)),
         dark=Markup(palette.css_variables(palette.DARK, palette.SERIES_DARK)),
-        missed=MISSED,
-        added=ADDED,
-        **context,
-    )
+        missed=MISSED, added=ADDED, **context,
+    )  # fmt: skip
 
 
 def code(sentence: str) -> Markup:

@@ -26,7 +26,10 @@ class Difference:
     images: int
     clusters: int
     wins: int  # images on which b is better
-    losses: int
+
+    @property
+    def has_interval(self) -> bool:
+        return self.clusters >= MIN_CLUSTERS
 
     @property
     def is_significant(self) -> bool:
@@ -52,15 +55,8 @@ def mean_difference(pairs: pd.DataFrame, resamples: int = RESAMPLES) -> Differen
     by_cluster = pairs.groupby("cluster")["difference"].agg(["sum", "count"])
     low, high = bootstrap_interval(by_cluster["sum"].to_numpy(float), by_cluster["count"].to_numpy(float), resamples)
     difference = pairs["difference"]
-    return Difference(
-        mean=float(difference.mean()),
-        low=low,
-        high=high,
-        images=len(pairs),
-        clusters=len(by_cluster),
-        wins=int((difference > 0).sum()),
-        losses=int((difference < 0).sum()),
-    )
+    wins = int((difference > 0).sum())
+    return Difference(float(difference.mean()), low, high, images=len(pairs), clusters=len(by_cluster), wins=wins)
 
 
 def bootstrap_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int) -> tuple[float, float]:
@@ -74,23 +70,14 @@ def bootstrap_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], r
     if np.ptp(means) == 0:  # the correction would divide by 0
         return float(means[0]), float(means[0])
     interval = stats.bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=500,
-        confidence_level=CONFIDENCE,
-        method="BCa",
+        (sums, counts), lambda sums, counts, axis: sums.sum(axis=axis) / counts.sum(axis=axis),
+        paired=True, vectorized=True, n_resamples=resamples, batch=500, confidence_level=CONFIDENCE, method="BCa",
         rng=np.random.default_rng(0),
-    ).confidence_interval
+    ).confidence_interval  # fmt: skip
     return float(interval.low), float(interval.high)
 
 
 def difference_by(pairs: pd.DataFrame, column: str, resamples: int = 999) -> pd.DataFrame:
-    """Return `mean_difference` for each value of `group` or `angle`: `column` and the fields of Difference.
-
-    Sorted by `mean`, largest gain of b first.
-    """
+    """Return `column` (`group` or `angle`) and the fields of Difference for each value, largest gain of b first."""
     rows = [{column: value, **vars(mean_difference(part, resamples))} for value, part in pairs.groupby(column)]
     return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)

@@ -49,20 +49,3 @@ def css_variables(colours: dict[str, str], series: tuple[str, ...]) -> str:
     """Return `--ink: #1b1e23; ...`, with the series as `--series0` and so on."""
     named = colours | {f"series{number}": colour for number, colour in enumerate(series)}
     return " ".join(f"--{name}: {colour};" for name, colour in named.items())
-
-
-def contrast(one: str, other: str) -> float:
-    """Return WCAG's contrast ratio of two colours such as `#1b1e23`, 1 to 21."""
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def luminance(colour: str) -> float:
-    """Return WCAG's relative luminance, 0 to 1."""
-    red, green, blue = (linear(int(colour[at : at + 2], 16) / 255) for at in (1, 3, 5))
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def linear(fraction: float) -> float:
-    """Return a channel of sRGB, 0 to 1, without its gamma."""
-    return fraction / 12.92 if fraction <= 0.04045 else ((fraction + 0.055) / 1.055) ** 2.4

@@ -6,6 +6,7 @@ of several classes, `classes.csv`. The page leaves out what the run does not hav
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.config import Settings
+from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -20,7 +22,7 @@ from pipeline.report import charts, classes, gallery, overview, page, submitted,
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
-from pipeline.runtime.progress import in_order, progress
+from pipeline.runtime.progress import in_order
 
 MAX_SUSPECT_CARDS = 24
 LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be null
@@ -55,16 +57,18 @@ def report_binary(
 
     images = pd.DataFrame()
     if predictions.oof:
-        total = len(predictions.fold_of)
-        images = predictions.error_table(read_groups(run), lambda results: progress(results, "errors", total=total))
+        images = predictions.error_table(read_groups(run))
         write_table(images.rename(columns={"score": predictions.metric_column}), run.report / "images.csv")
     print(f"{len(images)} out-of-fold images analysed after {time.monotonic() - started:.0f} s.")
+    in_gallery = images
+    if len(images):
+        in_gallery = images[images["img"].isin(set(predictions.showable))].dropna(subset=["worst_row"])
     context = (
         headline(run, settings, predictions, images, logs)
         | lost_dice_section(images, predictions)
-        | gallery_section(images, predictions)
+        | gallery.section(in_gallery, lambda row: make_card(predictions, row))
         | {"suspects": suspects_section(run, predictions, images, others)}
-        | {"curves": overview.curve_panels(logs), "threshold_chart": threshold_chart(predictions)}
+        | {"threshold_chart": threshold_chart(predictions)}
         | {"submission": submitted.section(run, folder, settings.data.hq, notes) if predictions.is_carvana else None}
     )
     titles = {
@@ -83,12 +87,8 @@ def report_classes(run: Run, settings: Settings, predictions: OofPredictions, lo
     context, tables = classes.page_context(predictions, read_groups(run) if predictions.oof else {}, logs)
     for name, table in tables.items():
         write_table(table, run.report / name)
-    seconds = training_seconds(logs)
-    for row in context["fold_rows"]:
-        row |= {"time": duration(seconds[row["fold"]]), "epochs": f"{row['epochs']} of {settings.train.epochs}"}
-    folds_text = f"{len(logs)} of {settings.data.folds} folds"
-    context["facts"].append(("Training", duration(sum(seconds.values())), folds_text))
-    context |= run_context(run, settings, logs, "images.csv and classes.csv")
+    fold_scores = {fold: classes.fold_scores(predictions, fold) for fold in logs}
+    context |= run_context(run, settings, logs, "images.csv and classes.csv", context["facts"], fold_scores)
     write_page(run, "classes.html.j2", classes.section_titles(context), notes, started, context)
 
 
@@ -128,15 +128,18 @@ def is_log_row(row: Any) -> bool:
     return all(isinstance(row.get(name), (int, float)) for name in LOG_NUMBERS)
 
 
-def training_seconds(logs: Logs) -> dict[int, float]:
-    return {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
-
-
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def run_context(run: Run, settings: Settings, logs: Logs, tables: str) -> dict[str, Any]:
-    """Return the template's variables that any run has. The kicker is the line above the headline."""
+def run_context(
+    run: Run, settings: Settings, logs: Logs, tables: str,
+    facts: list[tuple[str, str, str]], fold_scores: Mapping[int, dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the template's variables that any run has. The kicker is the line above the headline.
+
+    facts: of the first screen, to which the time of training is added; fold_scores: the scores of each row of folds.
+    """
+    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
     last = logs[max(logs)][-1]
     commit = last.get("commit", "")[:10]  # of the code that trained it; "" outside a git checkout
     kicker = [
@@ -146,7 +149,12 @@ def run_context(run: Run, settings: Settings, logs: Logs, tables: str) -> dict[s
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": list(filter(None, kicker)),
-        "settings": config.changes(Settings(), settings),
+        "settings": config.changes(Settings(), settings), "curves": overview.curve_panels(logs),
+        "facts": [*facts, ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds")],
+        "fold_rows": [
+            {"fold": fold, "epochs": f"{len(log)} of {settings.train.epochs}", "time": duration(seconds[fold])}
+            | fold_scores[fold] for fold, log in sorted(logs.items())
+        ],
         "footer": f"Made by make report RUN={run.name}. Tables: {tables} beside this page.",
     }  # fmt: skip
 
@@ -155,33 +163,27 @@ def headline(
     run: Run, settings: Settings, predictions: OofPredictions, images: pd.DataFrame, logs: Logs
 ) -> dict[str, Any]:
     """Return the first screen, the folds and the settings."""
-    seconds = training_seconds(logs)
-    rows: list[dict[str, Any]] = []
-    for fold, log in sorted(logs.items()):
-        scores = images[images["fold"] == fold]["score"] if len(images) else pd.Series(dtype=float)
-        rows.append({
-            "fold": fold, "images": len(scores) or "–", "dice": scores.mean() if len(scores) else None,
-            "worst": scores.min() if len(scores) else None, "epochs": f"{len(log)} of {settings.train.epochs}",
-            "time": duration(seconds[fold]),
-        })  # fmt: skip
-    fold_scores = [row["dice"] for row in rows if row["dice"] is not None]
+    fold_scores: dict[int, dict[str, Any]] = {fold: {"images": "–", "dice": None, "worst": None} for fold in logs}
+    for fold, scores in images.groupby("fold")["score"] if len(images) else ():
+        fold_scores[fold] = {"images": len(scores), "dice": scores.mean(), "worst": scores.min()}
+    by_fold = [row["dice"] for _, row in sorted(fold_scores.items()) if row["dice"] is not None]
     best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
     has_groups = len(images) and images["group"].any()
     groups = "makes" if predictions.is_carvana else "groups" if has_groups else "images"
     label = f"out-of-fold (OOF) Dice, on {groups} that no network saw" if len(images) else "Dice at the end of training"
     threshold = read_threshold_json(run.threshold) if run.threshold.is_file() else {}
     threshold_text = f"{threshold['threshold']:.3f}" if threshold else "0.5"
-    spread = f"standard deviation {np.std(fold_scores, ddof=1):.5f}" if len(fold_scores) > 1 else "one fold"
+    spread = f"standard deviation {np.std(by_fold, ddof=1):.5f}" if len(by_fold) > 1 else "one fold"
     facts = [
         ("Cross-fitted", page.score(threshold.get("oof_dice_cross_fitted")), f"threshold chosen on other {groups}"),
         ("Threshold", threshold_text, predictions.predicted_with or "of the probability"),
-        ("Folds", " ".join(f"{value:.4f}" for value in fold_scores) or "–", spread if fold_scores else ""),
+        ("Folds", " ".join(f"{value:.4f}" for value in by_fold) or "–", spread),
         ("Worst image", page.score(images["score"].min() if len(images) else None), ""),
-        ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds"),
     ]
-    return run_context(run, settings, logs, "images.csv and suspects.csv") | {
-        "headline": float(images["score"].mean()) if len(images) else best, "headline_label": label,
-        "facts": [fact for fact in facts if fact[1] != "–"], "fold_rows": rows, "images": len(images),
+    facts = [fact for fact in facts if fact[1] != "–"]
+    headline = float(images["score"].mean()) if len(images) else best
+    return run_context(run, settings, logs, "images.csv and suspects.csv", facts, fold_scores) | {
+        "headline": headline, "headline_label": label, "images": len(images)
     }  # fmt: skip
 
 
@@ -205,28 +207,14 @@ def lost_dice_section(images: pd.DataFrame, predictions: OofPredictions) -> dict
     return {"panels": panels, "makes": overview.by_make(images), "ring": {"svg": charts.ring(lost), "angles": angles}}
 
 
-def gallery_section(images: pd.DataFrame, predictions: OofPredictions) -> dict[str, Any]:
-    """Return cards of the worst, median and random images, and the filters."""
-    showable = set(predictions.showable)
-    if not showable:
-        return {"cards": [], "counts": {}, "filters": []}
-    rows = gallery.choose(images[images["img"].isin(showable)].dropna(subset=["worst_row"]))
-
-    def card(row: Any) -> gallery.Card:
-        return predictions.card(row.img, (int(row.worst_row), int(row.worst_column)), card_facts(row), tuple(row.tags))
-
-    cards = progress(in_order(card, rows.itertuples()), "gallery", total=len(rows))
-    return {"cards": list(cards), "counts": gallery.count_tags(rows), "filters": gallery.filters(rows)}
-
-
-def card_facts(row: Any) -> dict[str, Any]:
-    """Return what the card of a row of the table of images shows and is filtered by."""
-    return {
-        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}",
-        "title": f"{row.score:.5f}", "right": row.group,
-        "below": f"missed {page.thousands(row.false_background_px)}, added {page.thousands(row.false_object_px)} px, "
-        f"{row.img}",
+def make_card(predictions: OofPredictions, row: Any) -> gallery.Card:
+    """Make the card of a row of the table of images, cropped where most pixels are wrong."""
+    missed, added = page.thousands(row.false_background_px), page.thousands(row.false_object_px)
+    facts = {
+        "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}", "title": f"{row.score:.5f}",
+        "right": row.group, "below": f"missed {missed}, added {added} px, {row.img}",
     } | overview.car_facts(row)  # fmt: skip
+    return predictions.card(row.img, (int(row.worst_row), int(row.worst_column)), facts, row.tags)
 
 
 def suspects_section(
@@ -239,9 +227,8 @@ def suspects_section(
     in_all_runs = set.intersection(*(set(each.showable) for each in runs))
     names = [name for name in predictions.showable if name in in_all_runs]
     table = suspects.suspects_table(
-        names, predictions.truth, lambda name: [each.probability(name) for each in runs],
-        lambda results: progress(results, "suspects", total=len(names)), have_angles=predictions.is_carvana,
-    )  # fmt: skip
+        names, predictions.truth, lambda name: [each.probability(name) for each in runs], predictions.is_carvana
+    )
     path = run.report / "suspects.csv"
     write_table(table, path)
     row_of = {row.img: row for row in images.itertuples()}
@@ -266,7 +253,7 @@ def suspects_section(
 def threshold_chart(predictions: OofPredictions) -> overview.Panel | None:
     if not predictions.oof:
         return None
-    histograms = np.concatenate([oof.histograms for oof in predictions.histograms.values()])
+    histograms = np.concatenate([oof.histograms for oof in predictions.oof.values() if isinstance(oof, OofHistograms)])
     thresholds = np.array([dice.threshold_from_u8(threshold_u8) for threshold_u8 in range(dice.THRESHOLDS)])
     chosen = dice.threshold_from_u8(predictions.threshold_u8)
     chart = charts.threshold_curve(thresholds, dice.dice_at_thresholds(histograms).mean(axis=0), chosen)

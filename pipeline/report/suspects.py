@@ -6,7 +6,7 @@ of the annotator's hand is in one image: what counts is how much worse an image 
 mask that was drawn wrong at three angles in a row is not found. With several runs, a mask is suspect only where all of
 them disagree with it.
 """
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.carvana import ANGLE_CODES, ANGLES, angle_of, car_of, image_name
 from pipeline.masks import rle
-from pipeline.report.errors import bounding_box
-from pipeline.runtime.progress import in_order
+from pipeline.report.errors import bounding_box, pad_box
+from pipeline.runtime.progress import in_order, progress
 
 CONFIDENT = 0.9  # probability from which a network is confident of the object; up to 1 - CONFIDENT of the background
 THICK_PX = 9  # diameter of the disk of the morphological opening; thinner regions vanish
@@ -59,37 +59,25 @@ def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np
     corrected[window] = crop_truth ^ (near & (crop_wrong_u8 >= 128))
     top, left, bottom, right = bounding_box(label == worst)
     down, across = window[0].start, window[1].start
-    return Suspect(
-        expected_px[worst] / truth_px,
-        int(stats[worst, cv2.CC_STAT_AREA]),
-        (top + down, left + across, bottom + down, right + across),
-        rle.encode(corrected),
-    )
-
-
-def pad_box(box: tuple[int, int, int, int], by_px: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Return rows and columns of a box with `by_px` more on each side, within an image of that shape."""
-    top, left, bottom, right = box
-    rows = slice(max(0, top - by_px), min(shape[0], bottom + by_px))
-    return rows, slice(max(0, left - by_px), min(shape[1], right + by_px))
+    box = (top + down, left + across, bottom + down, right + across)
+    return Suspect(expected_px[worst] / truth_px, int(stats[worst, cv2.CC_STAT_AREA]), box, rle.encode(corrected))
 
 
 def suspects_table(
     names: Iterable[str],
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
-    with_progress: Callable[[Iterator[Suspect | None]], Iterator[Suspect | None]] = lambda results: results,
     have_angles: bool = True,
 ) -> pd.DataFrame:
     """Return one row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can read.
 
     read_truth: name -> bool (height, width); read_probabilities: name -> what `find_suspect` takes, of each run that
-    held that image out. Both are called by several threads at once. with_progress: wraps the results in a progress bar.
-    have_angles: the names are those of cars; other images have no neighbours, and their score is the fraction itself.
+    held that image out. Both are called by several threads at once. have_angles: the names are those of cars; other
+    images have no neighbours, and their score is the fraction itself.
     """
     names = list(names)
     results = in_order(lambda name: find_suspect(read_truth(name), read_probabilities(name)), names)
-    suspect_of_name = dict(zip(names, with_progress(results), strict=True))
+    suspect_of_name = dict(zip(names, progress(results, "suspects", total=len(names)), strict=True))
     fraction_of_name = {name: suspect.fraction if suspect else 0.0 for name, suspect in suspect_of_name.items()}
     score_of_name = score_by_neighbours(fraction_of_name) if have_angles else fraction_of_name
     rows = [

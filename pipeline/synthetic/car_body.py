@@ -14,17 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.synthetic.car_makes import Car, Make
 from pipeline.synthetic.solids import (
-    BLACK,
-    CHROME,
-    Material,
-    Part,
-    Piece,
-    Points,
-    Quads,
-    flip_faces,
-    grid_quads,
-    make_part,
-)
+    BLACK, CHROME, Material, Part, Piece, Points, Quads, flip_faces, grid_quads, make_part
+)  # fmt: skip
 
 STATION_STEP_M = 0.05
 ARCH_FRACTION = 1.13  # radius of an arch relative to its wheel's

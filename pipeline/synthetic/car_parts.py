@@ -6,18 +6,8 @@ import numpy as np
 from pipeline.synthetic.car_body import ARCH_FRACTION, Loft, body_part, make_loft, outline_m, patches_part, x_at
 from pipeline.synthetic.car_makes import Car, Make
 from pipeline.synthetic.solids import (
-    BLACK,
-    CHROME,
-    Material,
-    Part,
-    Piece,
-    Points,
-    Quads,
-    bar,
-    flip_faces,
-    make_part,
-    ring,
-)
+    BLACK, CHROME, Material, Part, Piece, Points, Quads, bar, flip_faces, make_part, ring
+)  # fmt: skip
 
 RUBBER = Material((30, 30, 32), gloss=0.08)
 BRAKE = Material((64, 62, 60), gloss=0.2)
@@ -50,13 +40,8 @@ def build_parts(car: Car) -> Parts:
     if shape.antenna_m:
         extras.append(antenna_part(shape))
     axles_m = (-shape.wheelbase_m / 2, shape.wheelbase_m / 2)
-    return Parts(
-        wheels=[wheel_part(car, axle_m, side) for axle_m in axles_m for side in (-1, 1)],
-        underbody=underbody_part(shape),
-        body=body_part(car, loft),
-        patches=patches_part(shape, loft),
-        extras=extras,
-    )
+    wheels = [wheel_part(car, axle_m, side) for axle_m in axles_m for side in (-1, 1)]
+    return Parts(wheels, underbody_part(shape), body_part(car, loft), patches_part(shape, loft), extras)
 
 
 def underbody_part(shape: Make) -> Part:
@@ -110,14 +95,11 @@ def spokes(centre: Points, shape: Make, from_m: float, to_m: float, y_m: float) 
     angles = np.arange(shape.spokes) * 2 * np.pi / shape.spokes + 0.3
     half_width = 2.2 / shape.spokes  # in radians, at the hub
     if shape.twin_spokes:
-        half_width = 1.2 / shape.spokes
-        spread = 0.28 * np.pi / shape.spokes
+        half_width, spread = 1.2 / shape.spokes, 0.28 * np.pi / shape.spokes
         angles = np.concatenate((angles - spread, angles + spread))
     outer = half_width / 2.5
     corners = []
-    for radius_m, turn in (
-        (from_m, -half_width), (from_m, half_width), (to_m, outer), (to_m, -outer),
-    ):
+    for radius_m, turn in ((from_m, -half_width), (from_m, half_width), (to_m, outer), (to_m, -outer)):
         x_m, z_m = radius_m * np.cos(angles + turn), radius_m * np.sin(angles + turn)
         corners.append(centre + np.stack((x_m, np.full_like(x_m, y_m), z_m), axis=1))
     return np.stack(corners, axis=1)

@@ -7,6 +7,7 @@ to the car; daylight between spokes or under a roof rail does not, nor do the sh
 
 The same car and angle give the same pixels. Nothing is read or written here.
 """
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -14,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.synthetic.car_makes import MAKES, Car, Make, make_car
+from pipeline.synthetic.car_makes import Car
 from pipeline.synthetic.car_parts import Parts, build_parts
 from pipeline.synthetic.solids import Part, Points
-
-__all__ = ["MAKES", "Car", "Make", "draw_car", "draw_image", "make_car"]
 
 SUPERSAMPLING = 2
 SUBPIXEL_BITS = 4  # OpenCV takes the corners of polygons in 1/16 pixel
@@ -75,15 +74,12 @@ class Camera:
         return np.stack((column, row), axis=-1)
 
 
-def draw_image(car: Car, angle: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return image, RGB uint8 (1280, 1918, 3), and mask, bool (1280, 1918), of angle 1 to 16."""
-    return draw(car, build_parts(car), make_studio(car), angle)
-
-
-def draw_car(car: Car) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Return all 16 angles as `draw_image` does; the car is built once."""
+def draw_car(
+    car: Car, angles: Iterable[int] = range(1, carvana.ANGLES + 1)
+) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Return image, RGB uint8 (1280, 1918, 3), and mask, bool (1280, 1918), of each angle, 1 to 16."""
     parts, studio = build_parts(car), make_studio(car)
-    return [draw(car, parts, studio, angle) for angle in range(1, carvana.ANGLES + 1)]
+    return [draw(car, parts, studio, angle) for angle in angles]
 
 
 def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -96,9 +92,8 @@ def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np
     colours = np.concatenate([colours for _, colours in layers])
     rows, columns = bounding_box(polygons_px)
     mask = np.zeros(image.shape[:2], dtype=bool)
-    image[rows, columns], mask[rows, columns] = paint(
-        image[rows, columns], polygons_px - (columns.start, rows.start), colours
-    )
+    corner_px = (columns.start, rows.start)
+    image[rows, columns], mask[rows, columns] = paint(image[rows, columns], polygons_px - corner_px, colours)
     cv2.GaussianBlur(image, (3, 3), 0.55, dst=image)  # no lens is as sharp as a polygon
     add_noise(image, np.random.default_rng([car.studio_seed, angle]))
     return image, mask
@@ -118,17 +113,13 @@ def make_studio(car: Car) -> Studio:
     focal_px = side_width_px / shape.length_m * (camera_m - shape.width_m / 2)
     car_middle_px = 0.54 * carvana.HEIGHT_PX + rng.uniform(-25, 25)  # row of half the car's height
     return Studio(
-        rgb=grey * (1 + rng.uniform(-0.02, 0.02, size=3)),
-        floor_fraction=rng.uniform(0.82, 1.04),
-        wall_m=rng.uniform(3.5, 6.0),
-        turntable_m=shape.length_m / 2 + rng.uniform(0.15, 0.5),
+        rgb=grey * (1 + rng.uniform(-0.02, 0.02, size=3)), floor_fraction=rng.uniform(0.82, 1.04),
+        wall_m=rng.uniform(3.5, 6.0), turntable_m=shape.length_m / 2 + rng.uniform(0.15, 0.5),
         stripes=rng.uniform((0, 0.01, -0.05), (1, 0.08, 0.05), size=(rng.integers(2, 7), 3)),
-        camera_m=camera_m,
-        camera_height_m=camera_height_m,
-        focal_px=focal_px,
+        camera_m=camera_m, camera_height_m=camera_height_m, focal_px=focal_px,
         middle_px=carvana.WIDTH_PX / 2 + rng.uniform(-30, 30),
         horizon_px=car_middle_px - focal_px / camera_m * (camera_height_m - shape.height_m / 2),
-    )
+    )  # fmt: skip
 
 
 def upsample(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -201,15 +192,13 @@ def sort_back_to_front(parts: Parts, camera: Camera) -> list[Part]:
         to_camera = camera.eye - camera.to_studio(part.centre)
         return bool(camera.to_studio(part.outward) @ to_camera > 0)
 
-    wheels = sorted(parts.wheels, key=distance_m, reverse=True)
-    extras = sorted(parts.extras, key=distance_m, reverse=True)
+    wheels, extras = (sorted(each, key=distance_m, reverse=True) for each in (parts.wheels, parts.extras))
     return [
         *(wheel for wheel in wheels if not is_near(wheel)),
         *(extra for extra in extras if not is_near(extra)),
         parts.underbody,
         *(wheel for wheel in wheels if is_near(wheel)),  # they stand in the body's arches
-        parts.body,
-        parts.patches,
+        parts.body, parts.patches,
         *(extra for extra in extras if is_near(extra)),
     ]
 

@@ -8,7 +8,6 @@ import filecmp
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
 
 from pipeline.paths import Run
 from pipeline.runtime.launch import run_stage
@@ -37,8 +36,11 @@ def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments:
         ("Submit it and wait for the score", "submit", [*arguments, "--force", "--ledger", str(run.demo_ledger)]),
     ]
     steps = [step for step in steps if not (offline and step[1] in KAGGLE_STAGES)]
-    nothing: contextlib.AbstractContextManager[dict[str, str]] = contextlib.nullcontext({})
-    with nothing if offline else running_fake_kaggle(drawn) as environment:
+    with contextlib.ExitStack() as stack:
+        environment: dict[str, str] = {}  # the variables that direct the client to the fake Kaggle
+        if not offline:
+            inbox = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            environment = stack.enter_context(FakeKaggle(drawn, inbox)).environment()
         for number, (title, stage, stage_arguments) in enumerate(steps, start=1):
             print_header(f"{number}/{len(steps)}  {title}")
             if stage == "download":
@@ -53,13 +55,6 @@ def remove_outdated(drawn: pathlib.Path, folder: pathlib.Path) -> None:
         copy = folder / path.name
         if copy.is_file() and not filecmp.cmp(path, copy, shallow=False):
             copy.unlink()
-
-
-@contextlib.contextmanager
-def running_fake_kaggle(folder: pathlib.Path) -> Iterator[dict[str, str]]:
-    """Serve this competition for a block; yield the environment variables that direct the client to the server."""
-    with tempfile.TemporaryDirectory() as inbox, FakeKaggle(folder, pathlib.Path(inbox)) as server:
-        yield server.environment()
 
 
 def print_header(text: str) -> None:

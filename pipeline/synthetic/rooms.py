@@ -1,10 +1,10 @@
 """Synthetic rooms of coloured boxes, with the name and the depth of each pixel.
 
-A scene is one room: walls and boxes, some of them flat on a wall, some on top of others. A view is what a camera in it
-sees: each pixel's ray meets the nearest box. Images have the traits of NYU Depth v2: a white frame, and outlines and
+A scene is one room: walls and boxes, some of them flat on a wall, some on top of others. An image is what a camera in
+it sees: each pixel's ray meets the nearest box. Images have the traits of NYU Depth v2: a white frame, and outlines and
 things without a label. The colours of different things overlap, so that place and shape count too.
 
-The same scene and view give the same pixels. Nothing is read or written here.
+The same scene and angle give the same pixels. Nothing is read or written here.
 """
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ class Box:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class RoomImage:
     """One image with its annotation, all arrays (rows, columns)."""
 
     image: NDArray[np.uint8]  # RGB, (rows, columns, 3)
@@ -92,10 +92,7 @@ class View:
 
 
 def make_room(scene_type: str, seed: int) -> tuple[NDArray[np.float64], list[Box]]:
-    """Return a room's width, height and length in m, and its boxes; the first six are its sides.
-
-    scene_type: a key of KINDS.
-    """
+    """Return width, height and length in m of a room of a type in KINDS, and its boxes; the first six are its sides."""
     rng = np.random.default_rng([seed, 0])
     size_m = rng.uniform((3.6, 2.4, 3.8), (5.5, 2.8, 5.5))
     colour = {word: mean + rng.uniform(-spread, spread, 3) for word, (mean, spread) in COLOURS.items()}
@@ -153,8 +150,10 @@ def overlap(low_m: NDArray[np.float64], high_m: NDArray[np.float64], box: Box) -
     return bool(np.all(low_m < box.high_m - 1e-6) and np.all(box.low_m < high_m - 1e-6))
 
 
-def draw_view(room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, angle: int) -> View:
-    """Draw view `angle` of a room from `make_room`."""
+def draw_image(
+    room_m: NDArray[np.float64], boxes: list[Box], height: int, width: int, seed: int, angle: int
+) -> RoomImage:
+    """Draw a room from `make_room` as seen by the camera at a random place; `angle` chooses it."""
     rng = np.random.default_rng([seed, 1, angle])
     eye = room_m * rng.uniform((0.3, 0.5, 0.04), (0.7, 0.62, 0.2))
     rays = rays_of(height, width, yaw_rad=rng.uniform(-0.5, 0.5), pitch_rad=rng.uniform(-0.35, -0.05))
@@ -178,12 +177,8 @@ def draw_view(room_m: NDArray[np.float64], boxes: list[Box], height: int, width:
     word = np.array([WORDS.index(box.word) for box in boxes])
     instance = np.array([sum(other.word == box.word for other in boxes[: i + 1]) for i, box in enumerate(boxes)])
     labelled = inside & ~unlabelled
-    return View(
-        image,
-        np.where(labelled, word[box_index], -1),
-        np.where(labelled, instance[box_index], 0).astype(np.uint8),
-        depth,
-    )
+    words, instances = np.where(labelled, word[box_index], -1), np.where(labelled, instance[box_index], 0)
+    return RoomImage(image, words, instances.astype(np.uint8), depth)
 
 
 def rays_of(height: int, width: int, yaw_rad: float, pitch_rad: float) -> NDArray[np.float32]:

@@ -50,13 +50,11 @@ def make_part(pieces: list[Piece], centre: Points = np.zeros(3), outward: Points
     counts = [len(quads) for quads, _ in pieces]
     colours = np.array([material.colour for _, material in pieces], dtype=np.float64)
     return Part(
-        quads=np.concatenate([quads for quads, _ in pieces]),
-        colours=np.repeat(colours, counts, axis=0),
+        quads=np.concatenate([quads for quads, _ in pieces]), colours=np.repeat(colours, counts, axis=0),
         gloss=np.repeat([material.gloss for _, material in pieces], counts),
         clear=np.repeat([material.clear for _, material in pieces], counts),
-        centre=centre,
-        outward=np.asarray(outward, np.float64),
-    )
+        centre=centre, outward=np.asarray(outward, np.float64),
+    )  # fmt: skip
 
 
 def grid_quads(points: Points) -> Quads:

@@ -27,12 +27,14 @@ from PIL import Image
 
 from pipeline import carvana
 from pipeline.masks import rle
-from pipeline.runtime.files import locked, read_json, replacing, write_json
+from pipeline.runtime.files import replacing
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 from pipeline.synthetic import cars
+from pipeline.synthetic.car_makes import MAKES, make_car
+from pipeline.synthetic.drawn import drawing, is_drawn
 
-TRAIN_MAKES, UNSEEN_MAKES = tuple(cars.MAKES)[:8], tuple(cars.MAKES)[8:]
+TRAIN_MAKES, UNSEEN_MAKES = tuple(MAKES)[:8], tuple(MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
 JPEG_QUALITY = 88  # 104 kB an image on average (24 cars); Kaggle's are 102 kB
 PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private images
@@ -49,7 +51,7 @@ class DemoCar:
     """A car of the demo: its id, what determines its drawing, and its row in `metadata.csv`."""
 
     car_id: str
-    make: str  # a key of `cars.MAKES`
+    make: str  # a key of `MAKES`
     car_seed: int
     year: int
     make_in_metadata: str
@@ -75,44 +77,24 @@ def main(folder: pathlib.Path, cars: int = 32, test_cars: int = 8, seed: int = 0
         raise Problem(f"A demo needs a training and a test car, but has CARS={cars} and TEST_CARS={test_cars}.")
     settings = {"cars": cars, "test_cars": test_cars, "seed": seed}
     summary = f"{cars} training cars, {test_cars} test cars, seed {seed}"
-    if is_complete_demo(folder, settings):
+    files = [folder / name for name in FILES]
+    if is_drawn(folder / ABOUT, settings, files, [folder / name for name in carvana.SETS]):
         print(f"{folder} is there already ({summary})")
         return
 
     train, test = invent_cars(cars, test_cars, seed)
     count = (cars + test_cars) * carvana.ANGLES
     with (
-        locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."),
+        drawing(folder / ABOUT, settings),
         contextlib.closing(draw_images([*train, *test], workers or os.cpu_count() or 1)) as drawn,
     ):
-        write_json(folder / ABOUT, {**settings, "complete": False})
         images = iter(progress(drawn, "demo-data", total=count))
         write_train(folder, images, cars * carvana.ANGLES)
         write_test(folder, images, public_images(test, seed))
         write_metadata(folder, [*train, *test])
-        write_json(folder / ABOUT, {**settings, "complete": True})
 
-    size_mb = sum((folder / name).stat().st_size for name in FILES) / 1e6
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
     print(f"wrote {folder} ({summary}): {count} images, {size_mb:.0f} MB")
-
-
-def is_complete_demo(folder: pathlib.Path, settings: dict[str, int]) -> bool:
-    """Return whether the folder holds this demo, complete. Raise Problem if it holds anything but a demo."""
-    settings_path = folder / ABOUT
-    if not settings_path.is_file():
-        for name in (*FILES, *carvana.SETS):
-            if (folder / name).exists():
-                raise Problem(
-                    f"{folder} holds {name} but no {ABOUT}, so it is not a demo and must not be overwritten; choose "
-                    "another folder with DATA=."
-                )
-        return False
-    try:
-        saved = read_json(settings_path)
-    except ValueError:
-        return False  # damaged: draw again
-    complete = all((folder / name).is_file() for name in FILES)
-    return complete and saved == {**settings, "complete": True}
 
 
 # --- the cars -------------------------------------------------------------------------------------
@@ -179,12 +161,11 @@ def exit_after(parent: BaseProcess) -> None:
 
 def draw_car(car: DemoCar) -> list[CarImage]:
     """Return the 16 images of a car."""
-    images = []
-    drawn = cars.draw_car(cars.make_car(car.make, car.car_seed))
-    for angle, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True):
-        name = carvana.image_name(car.car_id, angle)
-        images.append(CarImage(name, encode_jpeg(image), encode_gif(mask), rle.encode(mask)))
-    return images
+    drawn = cars.draw_car(make_car(car.make, car.car_seed))
+    return [
+        CarImage(carvana.image_name(car.car_id, angle), encode_jpeg(image), encode_gif(mask), rle.encode(mask))
+        for angle, (image, mask) in zip(carvana.ANGLE_CODES, drawn, strict=True)
+    ]
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from pipeline.data.nyuv2 import FILE, SPLITS
-from pipeline.runtime.files import locked, read_json, replacing, write_json
+from pipeline.runtime.files import replacing
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 from pipeline.synthetic import rooms
+from pipeline.synthetic.drawn import drawing, is_drawn
 
 ANGLES = 4  # images of a scene
-NAME_COUNT = 894  # as in the real file; most names never occur
+WORD_COUNT = 894  # names of things, as in the real file; most never occur
 ID_STRIDE = 311  # shares no factor with 894, so its multiples spread over all ids
 USER_BLOCK_BYTES = 512
 ABOUT = "rooms.json"  # marks a folder as drawn, and holds the settings that it was drawn with
@@ -39,36 +40,20 @@ def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, 
             "higher than wide."
         )
     settings = {"scenes": scenes, "height": height, "width": width, "seed": seed, "splits": splits}
-    path = folder / FILE
-    if is_complete(folder, settings):
+    path, splits_path = folder / FILE, folder / SPLITS
+    is_complete = is_drawn(folder / ABOUT, settings, [path], [splits_path]) and splits_path.is_file() == splits
+    if is_complete:
         print(f"{folder} is there already ({scenes} scenes, seed {seed})")
         return
 
-    with locked(folder / ".lock", f"{folder} is being drawn by another process; wait until it is done."):
-        write_json(folder / ABOUT, {**settings, "complete": False})
+    with drawing(folder / ABOUT, settings):
         with replacing(path) as draft:
             write_rooms(draft, scenes, height, width, seed)
         if splits:
-            write_splits(folder / SPLITS, scenes)
+            write_splits(splits_path, scenes)
         else:
-            (folder / SPLITS).unlink(missing_ok=True)
-        write_json(folder / ABOUT, {**settings, "complete": True})
+            splits_path.unlink(missing_ok=True)
     print(f"wrote {path} ({scenes} scenes, seed {seed}): {scenes * ANGLES} images, {path.stat().st_size / 1e6:.0f} MB")
-
-
-def is_complete(folder: pathlib.Path, settings: dict[str, int | bool]) -> bool:
-    """Return whether the folder holds these rooms, complete. Raise Problem if it holds a file that was not drawn."""
-    if not (folder / ABOUT).is_file():
-        for path in (folder / FILE, folder / SPLITS):
-            if path.exists():
-                raise Problem(f"{path} was not drawn and must not be overwritten; choose another folder with DATA=.")
-        return False
-    try:
-        saved = read_json(folder / ABOUT)
-    except ValueError:
-        return False  # damaged: draw again
-    complete = (folder / FILE).is_file() and (folder / SPLITS).is_file() == settings["splits"]
-    return complete and saved == {**settings, "complete": True}
 
 
 def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:
@@ -83,12 +68,12 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
         for index in progress(range(image_count), "demo-rooms"):
             scene, number = divmod(index, ANGLES)
             room_m, boxes = rooms.make_room(kinds[scene], seed * scenes + scene)
-            view = rooms.draw_view(room_m, boxes, height, width, seed * scenes + scene, number)
-            images[index] = view.image.T
-            labels[index] = np.where(view.words >= 0, ids[view.words], 0).T
-            instances[index] = view.instances.T
-            depths[index] = view.depth_m.T
-        words = [f"thing {number}" for number in range(1, NAME_COUNT + 1)]
+            drawn = rooms.draw_image(room_m, boxes, height, width, seed * scenes + scene, number)
+            images[index] = drawn.image.T
+            labels[index] = np.where(drawn.words >= 0, ids[drawn.words], 0).T
+            instances[index] = drawn.instances.T
+            depths[index] = drawn.depth_m.T
+        words = [f"thing {number}" for number in range(1, WORD_COUNT + 1)]
         for word, number in zip(rooms.WORDS, ids):
             words[number - 1] = word
         add_texts(file, "names", words)
@@ -99,8 +84,8 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
 
 
 def label_ids() -> NDArray[np.int64]:
-    """Return the label of each of rooms.WORDS, 1 to NAME_COUNT."""
-    return np.arange(len(rooms.WORDS)) * ID_STRIDE % NAME_COUNT + 1
+    """Return the label of each of rooms.WORDS, 1 to WORD_COUNT."""
+    return np.arange(len(rooms.WORDS)) * ID_STRIDE % WORD_COUNT + 1
 
 
 def add_array(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline import carvana, config
 from pipeline.synthetic import cars
+from pipeline.synthetic.car_makes import MAKES, make_car
 from pipeline.runtime.files import write_json
 from pipeline.submission.reader import read_rows
 from pipeline.model import checkpoint
@@ -62,7 +63,7 @@ def main(count: int) -> int:
 def make_competition(folder: pathlib.Path, count: int) -> None:
     """`test.zip` and `sample_submission.csv` of so many names."""
     folder.mkdir()
-    car = cars.make_car(next(iter(cars.MAKES)), 0)
+    car = make_car(next(iter(MAKES)), 0)
     jpegs = [small_jpeg(mask) for _, mask in cars.draw_car(car)]
     car_ids = [f"{number:012x}" for number in range(-(-count // 16))]
     names = [carvana.image_name(car_id, angle) for car_id in car_ids for angle in carvana.ANGLE_CODES]
