@@ -12,6 +12,7 @@ import pathlib
 import tempfile
 import time
 import zipfile
+from typing import Any
 
 import cv2
 import numpy as np
@@ -102,7 +103,7 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
             for name in held_out:
                 store(name, predicted[source_of[name]][0])
         histograms = np.stack([predicted[source_of[name]][1] for name in held_out])
-        about = {"checkpoint_sha256": sha256(fold.best), "predicted_with": ""}
+        about: dict[str, Any] = {"checkpoint_sha256": sha256(fold.best), "predicted_with": ""}
         about["predictions_sha256"] = sha256(run.oof_predictions(number))
         with replacing(run.oof(number)) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, names=np.array(held_out), histograms=histograms, **about)

@@ -308,7 +308,7 @@ def draw_once(cars: int, test_cars: int) -> None:
 
 def draw_from_memory() -> None:
     """`before` of a child."""
-    def views(cars: list[write_competition.DemoCar], workers: int) -> Iterator[write_competition.CarImage]:
-        return (view for car in cars for view in drawn[car.car_id])
+    def stored_images(cars: list[write_competition.DemoCar], workers: int) -> Iterator[write_competition.CarImage]:
+        return (image for car in cars for image in drawn[car.car_id])
 
-    write_competition.draw_images = views  # type: ignore[assignment]
+    write_competition.draw_images = stored_images  # type: ignore[assignment]
