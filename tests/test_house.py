@@ -147,11 +147,19 @@ LEFT_HAND = {
 EXCEPTIONS = [
     (r"view", "Attribute", "", "numpy's and torch's method"),
     (r"parts", "Attribute", "", "pathlib's attribute"),
-    (r"car_parts|parts", "", "synthetic/car", "parts of a car"),
+    (r"car_parts|parts|build_parts|Parts", "", "synthetic/car", "parts of a car"),
+    (r"cut_out|cut_corners", "", "", "plain English: to cut out"),
+    (r"\w*words\w*|\w*WORDS", "", "nyuv2", "a label of NYU Depth v2 is one of 894 words"),
+    (r"words|WORDS", "", "rooms", "the same words"),
+    (r"picture|PICTURE", "", "synthetic/rooms", "a class of NYU Depth v2: a picture on a wall"),
+    (r"picture", "", "nyuv2_classes", "the same class"),
+    (r"unit|unit_scale", "keyword", "", "tqdm's parameters"),
+    (r"\w*units?\w*", "", "benchmarks", "units of measurement"),
+    (r"tell", "", "kaggle/client", "a method of Python's files"),
     (r"(File|Package|Module)NotFoundError", "", "", "Python's exceptions"),
     (r"found_inf|share_memory_|gradient_as_bucket_view", "", "", "torch's names"),
     (r"\w*cut_(off|short)\w*", "", "", "plain English: truncated"),
-    (r"view_box|\w*UNITS\w*", "", "pipeline/report", "SVG's view box and the units of its drawings"),
+    (r"view_box|\w*UNITS\w*|units", "", "pipeline/report", "SVG's view box and the units of its drawings"),
 ]
 
 
