@@ -58,7 +58,8 @@ def demo_rooms(args: argparse.Namespace) -> None:
 def shrink(args: argparse.Namespace) -> None:
     from pipeline.data import shrink as stage
 
-    stage.main(pathlib.Path(args.data or DEFAULT_DATA), pathlib.Path(args.out), args.scale, args.quality)
+    folder, kind = pathlib.Path(args.data or DEFAULT_DATA), settings_of(args).data.kind
+    stage.main(folder, pathlib.Path(args.out), args.scale, args.quality, kind)
 
 
 def folds(args: argparse.Namespace) -> None:
@@ -126,14 +127,14 @@ def predict(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     from pipeline import check as stage
 
-    stage.main(submission_of(args), folder_of(args))
+    stage.main(submission_of(args), folder_of(args), data_of(args).kind)
 
 
 def score(args: argparse.Namespace) -> None:
     from pipeline import score as stage
 
     solution = pathlib.Path(args.solution) if args.solution else folder_of(args) / "solution.csv"
-    stage.main(submission_of(args), solution)
+    stage.main(submission_of(args), solution, data_of(args).kind)
 
 
 def submit(args: argparse.Namespace) -> None:
@@ -142,14 +143,14 @@ def submit(args: argparse.Namespace) -> None:
     file = pathlib.Path(args.file) if args.file else None
     stage.main(
         run_of(args), file, trained_folds(args), folder_of(args), pathlib.Path(args.ledger),
-        args.message, args.dry_run, args.force, args.set, predict_arguments=shared_words(args),
+        args.message, args.dry_run, args.force, args.set, shared_words(args), data_of(args).kind,
     )  # fmt: skip
 
 
 def leaderboard(args: argparse.Namespace) -> None:
     from pipeline.kaggle import leaderboard as stage
 
-    stage.main(pathlib.Path(args.ledger))
+    stage.main(pathlib.Path(args.ledger), settings_of(args).data.kind)
 
 
 def reproduce(args: argparse.Namespace) -> None:
@@ -189,11 +190,15 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 
 def folder_of(args: argparse.Namespace) -> pathlib.Path:
-    """The competition folder: --data, else what the run, or the first of several, was trained on, else the config's."""
+    return pathlib.Path(data_of(args).folder)
+
+
+def data_of(args: argparse.Namespace) -> config.Data:
+    """The competition: what the run, or the first of several, was trained on, else the config's; in --data if given."""
     runs = [run_of(args), *(Run(name) for name in getattr(args, "runs", []))]
     of_runs = (run.fold(run.trained_folds()[0]).config for run in runs if run.trained_folds())
     path = next(of_runs, pathlib.Path(args.config))
-    return pathlib.Path(config.load(path, overrides_of(args)).data.folder)
+    return config.load(path, overrides_of(args)).data
 
 
 def run_of(args: argparse.Namespace) -> Run:

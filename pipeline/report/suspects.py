@@ -35,10 +35,14 @@ class Suspect:
     rle_mask: str  # run lengths of the mask, corrected in every such region
 
 
-def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np.uint8]]) -> Suspect | None:
+def find_suspect(
+    truth: NDArray[np.bool_],
+    probabilities_u8: Sequence[NDArray[np.uint8]],
+    encode: Callable[[NDArray[np.bool_]], str] = rle.encode,
+) -> Suspect | None:
     """Return the worst region of a mask, or None if no thick region is surely wrong.
 
-    truth: bool (height, width); probabilities_u8: one a run, 0 to 255, of the same size.
+    truth: bool (height, width); probabilities_u8: one a run, 0 to 255, of the same size; encode: mask -> run lengths.
     """
     # Probability that a pixel's truth is wrong, by the run that doubts it least: 255 is surely wrong.
     wrong_u8 = np.where(truth, 255 - np.maximum.reduce(probabilities_u8), np.minimum.reduce(probabilities_u8))
@@ -63,7 +67,7 @@ def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np
         expected_px[worst] / truth_px,
         int(stats[worst, cv2.CC_STAT_AREA]),
         (top + down, left + across, bottom + down, right + across),
-        rle.encode(corrected),
+        encode(corrected),
     )
 
 
@@ -79,19 +83,20 @@ def suspects_table(
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
     with_progress: Callable[[Iterator[Suspect | None]], Iterator[Suspect | None]] = lambda results: results,
-    have_angles: bool = True,
+    has_angles: bool = True,
+    encode: Callable[[NDArray[np.bool_]], str] = rle.encode,
 ) -> pd.DataFrame:
     """Return one row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can read.
 
     read_truth: name -> bool (height, width); read_probabilities: name -> what `find_suspect` takes, of each run that
     held that image out. Both are called by several threads at once. with_progress: wraps the results in a progress bar.
-    have_angles: the names are those of cars; other images have no neighbours, and their score is the fraction itself.
+    has_angles: the names are those of cars; other images have no neighbours, and their score is the fraction itself.
     """
     names = list(names)
-    results = in_order(lambda name: find_suspect(read_truth(name), read_probabilities(name)), names)
+    results = in_order(lambda name: find_suspect(read_truth(name), read_probabilities(name), encode), names)
     suspect_of_name = dict(zip(names, with_progress(results), strict=True))
     fraction_of_name = {name: suspect.fraction if suspect else 0.0 for name, suspect in suspect_of_name.items()}
-    score_of_name = score_by_neighbours(fraction_of_name) if have_angles else fraction_of_name
+    score_of_name = score_by_neighbours(fraction_of_name) if has_angles else fraction_of_name
     rows = [
         (name, round(score_of_name[name], 6), round(suspect.fraction, 6), suspect.px, *suspect.box, suspect.rle_mask)
         for name, suspect in suspect_of_name.items()

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import carvana
+from pipeline.data.zip_reader import ARCHIVE_DATE
 from pipeline.masks import rle
 from pipeline.runtime.files import locked, read_json, replacing, write_json
 from pipeline.runtime.problem import Problem
@@ -100,7 +101,7 @@ def is_complete_demo(folder: pathlib.Path, settings: dict[str, int]) -> bool:
     """Return whether the folder holds this demo, complete. Raise Problem if it holds anything but a demo."""
     settings_path = folder / ABOUT
     if not settings_path.is_file():
-        for name in (*FILES, *carvana.SETS):
+        for name in (*FILES, "train", "train_hq", "train_masks", "test", "test_hq"):
             if (folder / name).exists():
                 raise Problem(
                     f"{folder} holds {name} but no {ABOUT}, so it is not a demo and must not be overwritten; choose "
@@ -207,19 +208,19 @@ def encode_gif(mask: NDArray[np.bool_]) -> bytes:
 
 def write_train(folder: pathlib.Path, images: Iterator[CarImage], count: int) -> None:
     """Write the first `count` images to `train.zip`, `train_masks.zip` and `train_masks.csv.zip`."""
-    rows: list[Row] = [carvana.SUBMISSION_HEADER]
+    rows: list[Row] = [carvana.CARVANA.submission_header]
     with archive(folder / "train.zip") as jpegs, archive(folder / "train_masks.zip") as gifs:
         for image in itertools.islice(images, count):
             add_member(jpegs, f"train/{image.image_name}", image.jpeg)
-            add_member(gifs, f"train_masks/{carvana.mask_name(image.image_name)}", image.gif)
+            add_member(gifs, f"train_masks/{carvana.CARVANA.mask_file(image.image_name)}", image.gif)
             rows.append((image.image_name, image.rle_mask))
     write_table(folder / "train_masks.csv.zip", rows)
 
 
 def write_test(folder: pathlib.Path, images: Iterable[CarImage], public: set[str]) -> None:
     """Write all further images to `test.zip`, `sample_submission.csv.zip` and `solution.csv`."""
-    sample: list[Row] = [carvana.SUBMISSION_HEADER]
-    solution: list[Row] = [carvana.SOLUTION_HEADER]
+    sample: list[Row] = [carvana.CARVANA.submission_header]
+    solution: list[Row] = [carvana.CARVANA.solution_header]
     with archive(folder / "test.zip") as jpegs:
         for image in images:
             add_member(jpegs, f"test/{image.image_name}", image.jpeg)
@@ -251,7 +252,7 @@ def archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
 
 def add_member(file: zipfile.ZipFile, member: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
     """Add a member with a fixed date, so that equal contents give equal bytes."""
-    info = zipfile.ZipInfo(member, carvana.ARCHIVE_DATE)
+    info = zipfile.ZipInfo(member, ARCHIVE_DATE)
     info.compress_type = method
     file.writestr(info, data)
 

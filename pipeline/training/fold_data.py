@@ -33,8 +33,9 @@ class FoldData:
 
     def missing_groups(self) -> list[str]:
         """The rows of `folds.csv` of which the dataset has no image: cars, or images."""
-        names = self.dataset.names
-        return [group for fold in grouping.fold_numbers(self.folds) for group in grouping.find_missing_keys(self.folds, fold, names)]
+        names, key_of = self.dataset.names, self.dataset.group_key
+        folds = grouping.fold_numbers(self.folds)
+        return [key for fold in folds for key in grouping.find_missing_keys(self.folds, fold, names, key_of)]
 
 
 def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:
@@ -42,10 +43,10 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
     hyper, scale = settings.train, settings.data.scale
     table = grouping.read_folds(run.folds)
     dataset = open_dataset(settings.data, settings.task, folder)
-    training, validation = grouping.split(table, fold_number, dataset.names)
+    training, validation = grouping.split(table, fold_number, dataset.names, dataset.group_key)
     if len(training) + len(validation) != len(dataset.names):
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
-    training = relabel.without(training, settings.data.exclude)
+    training = relabel.without(training, settings.data.exclude, settings.data.kind)
     if len(training) < hyper.batch_size or not validation:
         raise Problem(
             f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out, "
@@ -56,7 +57,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({world_size})."
         )
-    relabelled = relabel.read_relabelled(training, settings.data.relabel)
+    relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
         run=run,
