@@ -81,7 +81,8 @@ class FakeKaggle(ThreadingHTTPServer):
 
     def files(self) -> list[pathlib.Path]:
         """Return the files that the competition serves."""
-        return sorted([*self.folder.glob("*.zip"), *self.folder.glob(f"*{self.competition.image_suffix}")])
+        patterns = ("*.zip", "*.csv", f"*{self.competition.image_suffix}")
+        return sorted(path for each in patterns for path in self.folder.glob(each) if path.name != SOLUTION)
 
     def inject_fault(self, handler: "Handler", call: str) -> bool:
         """Return whether a fault has answered instead of the call; tests override this."""
