@@ -46,7 +46,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     if not folds:
         raise Problem(f"No fold is trained in all of {', '.join(str(run.folder) for run in runs)}; train one in each.")
     for path in (run.fold(fold).config for run in runs for fold in folds):
-        config.check_binary(path, "A blend", only_competitions=True)
+        config.check_binary(path, "A blend")
     check_same_folds(runs)
     weightings = list_weightings(len(runs))
     tally = Tally(len(weightings))

@@ -293,16 +293,14 @@ def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool
     return trained.model_copy(update={"data": overridden.data, "predict": overridden.predict})
 
 
-def check_binary(path: pathlib.Path, what: str, only_competitions: bool = False) -> str:
+def check_binary(path: pathlib.Path, what: str) -> str:
     """Return `data.kind` of the run with this `config.yaml`, or its default; raise Problem if it has several classes.
 
-    what: the subject of the sentence, such as "A threshold". only_competitions: refuse other data too.
+    what: the subject of the sentence, such as "A threshold".
     """
     settings = load(path, check_choices=False) if path.is_file() else Settings()
     if settings.task.kind != "binary":
         raise Problem(f"{what} is for one object and its background, but {path.parent} was trained on several classes.")
-    if only_competitions and settings.data.kind not in COMPETITIONS:
-        raise Problem(f"{what} is for competitions, but {path.parent} was trained on data.kind {settings.data.kind}.")
     return settings.data.kind
 
 

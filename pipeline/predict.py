@@ -91,9 +91,8 @@ def predict_shards(
 ) -> int:
     """Predict and write the shards of these numbers; return how many rows they have."""
     name_batches = [batch for number in numbers for batch in batches(shards.names_of(number), batch_size)]
-    competition = plan.images.competition
-    shape = (competition.height_px, competition.width_px)
-    dataset = ImagesAtScales(plan.images, plan.ensemble.scales, shape, on_bad_image)
+    ensemble = plan.ensemble
+    dataset = ImagesAtScales(plan.images, ensemble.scales, (ensemble.height, ensemble.width), on_bad_image)
     on_gpu = dist.device.type == "cuda"
     loader = stream(dataset, name_batches, batch_size, plan.settings.data.workers, pin_memory=on_gpu)
     total = sum(len(shards.names_of(number)) for number in numbers)

@@ -206,6 +206,10 @@ class FileMasks:
         """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
         return coverage(self.read(name), scale)
 
+    def runs(self, name: str) -> NDArray[np.int64]:
+        """Bounds of the row-major runs, as those of `CsvMasks`."""
+        return rle.bounds(self.read(name))
+
 
 Masks = CsvMasks | FileMasks
 
@@ -229,7 +233,9 @@ class CompetitionDataset:
             self.group_of_key = dict.fromkeys(map(self.group_key, self.names), "")
         else:
             self.group_of_key = competition.read_groups(folder, self.images)
-        check_masks(self.images, self.masks)
+        if missing := sorted(set(self.names) - set(self.masks.names)):
+            where = self.masks.where
+            raise Problem(f"{where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.images.read(name, scale)
@@ -241,7 +247,7 @@ class CompetitionDataset:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
-        from pipeline.data import grouping  # which imports scikit-learn and, by way of pipeline.carvana, this module
+        from pipeline.data import grouping  # which imports scikit-learn
 
         if self.competition.group_key is None:
             return grouping.assign_images(self.group_of_key, count)
@@ -249,12 +255,6 @@ class CompetitionDataset:
 
     def group_key(self, name: str) -> str:
         return name if self.competition.group_key is None else self.competition.group_key(name)
-
-
-def check_masks(images: ImageSet, masks: Masks) -> None:
-    """Raise Problem if an image has no mask."""
-    if missing := sorted(set(images.names) - set(masks.names)):
-        raise Problem(f"{masks.where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
 
 
 def read_stored_scale(folder: pathlib.Path) -> int:

@@ -15,10 +15,7 @@ from pipeline.runtime.problem import Problem
 
 
 def without(names: list[str], exclude: str | None, kind: str) -> list[str]:
-    """Return the names that the table at `exclude` does not list, in the same order; all if there is no table.
-
-    kind: `data.kind`, here and below; only competitions have such tables.
-    """
+    """Return the names that the table at `exclude` does not list, in the same order; all if there is no table."""
     if exclude is None:
         return names
     image_column = competition_of(kind).submission_header[0]

@@ -19,15 +19,8 @@ import requests
 
 from pipeline.data.competition import Competition
 from pipeline.kaggle.retry import (
-    LOGIN_ADVICE,
-    NETWORK_ERRORS,
-    Answer,
-    KaggleAdapter,
-    RetryPolicy,
-    UnusableAnswer,
-    may_have_succeeded,
-    with_retries,
-)
+    LOGIN_ADVICE, NETWORK_ERRORS, Answer, KaggleAdapter, RetryPolicy, UnusableAnswer, may_have_succeeded, with_retries
+)  # fmt: skip
 from pipeline.runtime.files import length_bytes, write_text
 from pipeline.runtime.problem import Problem
 

@@ -68,8 +68,7 @@ class RetryPolicy:
         pause_s = self.pause_s(error)
         out_of_time = time.monotonic() + pause_s > self.deadline
         if not is_transient(error) or self.failures == TRIES or out_of_time:
-            message = explain(error, self.what, self.secrets, self.failures, self.competition)
-            raise Problem(message) from None
+            raise Problem(explain(error, self.what, self.secrets, self.failures, self.competition)) from None
         time.sleep(pause_s)
 
     def pause_s(self, error: Exception) -> float:
@@ -150,9 +149,7 @@ def explain(error: Exception, what: str, secrets: list[str], tries: int, competi
     return f"{what} failed{after}: {why}; check the network and run the same command again."
 
 
-def explain_response(
-    response: requests.Response, message: str, what: str, after: str, competition: Competition
-) -> str:
+def explain_response(response: requests.Response, message: str, what: str, after: str, facts: Competition) -> str:
     status = response.status_code
     if status == 429:
         asked_s = parse_retry_after(response.headers.get("Retry-After", ""))
@@ -163,9 +160,9 @@ def explain_response(
     if status == 401:
         return f"{what} failed: Kaggle does not accept the credentials (401{message}); {LOGIN_ADVICE}."
     if status == 403:
-        return f"{what} failed: Kaggle forbids it (403{message}); accept the rules on {competition.rules_page}."
+        return f"{what} failed: Kaggle forbids it (403{message}); accept the rules on {facts.rules_page}."
     if status == 404:
-        return f"{what} failed: Kaggle does not know the competition {competition.slug} or the file (404{message})."
+        return f"{what} failed: Kaggle does not know the competition {facts.slug} or the file (404{message})."
     advice = "; days begin at 0:00 UTC" if re.search("daily|today|day's", message) else ""
     return f"{what} failed: Kaggle rejects it ({status}{message}){advice}."
 

@@ -70,14 +70,9 @@ def main(
 
 
 def submit_file(
-    path: pathlib.Path,
-    origin: Provenance,
-    ledger_path: pathlib.Path,
-    message: str | None,
-    dry_run: bool,
-    force: bool,
+    path: pathlib.Path, origin: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool,
     competition: Competition,
-) -> None:
+) -> None:  # fmt: skip
     number, row = row_for(path, origin, ledger.read(ledger_path), message, force)
     if row.status == "complete":
         print(f"{path} was submitted before; FORCE=1 submits it again.")

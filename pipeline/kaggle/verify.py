@@ -39,13 +39,9 @@ Checked = dict[int, Member]  # offset of the member in the archive -> the member
 
 
 def verify(
-    path: pathlib.Path,
-    name: str,
-    size_bytes: int,
-    folder: pathlib.Path,
-    competition: Competition,
+    path: pathlib.Path, name: str, size_bytes: int, folder: pathlib.Path, competition: Competition,
     checked: Checked = {},
-) -> str:
+) -> str:  # fmt: skip
     """Describe what a file holds, such as "64 images". Raises Damaged when it is not whole.
 
     path: where the file lies, perhaps as a draft; name: what Kaggle calls it; folder: the competition's, whose tables

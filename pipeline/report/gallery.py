@@ -79,9 +79,9 @@ def window_around(spot: tuple[int, int], size: tuple[int, int], shape: tuple[int
 def read_small_and_full(
     images: ImageSet | SegmentationDataset, name: str, height: int, width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image twice, RGB: at 1/4 if it is large, and at full size, upsampled from a shrunk copy."""
-    small = images.read(name, max(4 if width > 3 * SMALL_WIDTH_PX else 1, images.stored_scale))
-    stored = images.read(name, images.stored_scale)
+    """Read an image twice, RGB without depth: at 1/4 if it is large; at full size, upsampled from a shrunk copy."""
+    small_scale = max(4 if width > 3 * SMALL_WIDTH_PX else 1, images.stored_scale)
+    small, stored = (np.ascontiguousarray(images.read(name, s)[..., :3]) for s in (small_scale, images.stored_scale))
     if images.stored_scale == 1:
         return small, stored
     channels = [

@@ -128,10 +128,7 @@ class OofPredictions:
             layers = gallery.class_layers(truth, predicted, len(self.classes), window)
         else:
             layers = gallery.mask_layers(truth, predicted, window)
-        if self.competition is not None:
-            small, full = gallery.read_small_and_full(self.dataset, name, self.dataset.height, self.dataset.width)
-        else:  # may be small, and may have depth as a fourth channel
-            small = full = np.ascontiguousarray(self.dataset.read(name, 1)[..., :3])
+        small, full = gallery.read_small_and_full(self.dataset, name, self.dataset.height, self.dataset.width)
         return gallery.make_card(name, small, full[window], layers, facts, tags)
 
     def score_table(self, group_of_key: Mapping[str, str]) -> pd.DataFrame:

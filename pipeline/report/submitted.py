@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.carvana import angle_of
-from pipeline.data.competition import Competition, CsvMasks, ImageSet, Masks
+from pipeline.data.competition import Competition, ImageSet
 from pipeline.masks import rle
 from pipeline.paths import Run
 from pipeline.report import charts, drift, errors, gallery, overview, page
@@ -29,10 +28,10 @@ def section(
         return None
     try:
         masks = competition.open_masks(folder)
-        training_masks = ((name, runs_of(masks, name)) for name in masks.names)
+        training_masks = ((name, masks.runs(name)) for name in masks.names)
         training = drift.shapes_table(progress(training_masks, "masks", total=len(masks.names)), competition)
-        rows = progress(drift.submission_masks(run.submission, competition), "submission")
-        test = drift.shapes_table(rows, competition)
+        masks_of_rows = drift.submission_masks(run.submission, competition)
+        test = drift.shapes_table(progress(masks_of_rows, "submission"), competition)
         images = competition.open_images(folder, competition.test_set, hq)
         odd = drift.odd_masks(test, training)
         names = sample(test["img"], odd["img"], set(images.names))
@@ -82,8 +81,3 @@ def test_cards(
         }  # fmt: skip
         small, full = gallery.read_small_and_full(images, name, *size)
         yield gallery.make_card(name, small, full[window], gallery.mask_layers(None, mask, window), facts, ("test",))
-
-
-def runs_of(masks: Masks, name: str) -> NDArray[np.int64]:
-    """Return the bounds of a training mask's runs, int64 (runs, 2), as `rle.parse` does."""
-    return masks.runs(name) if isinstance(masks, CsvMasks) else rle.bounds(masks.read(name))

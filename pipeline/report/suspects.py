@@ -24,6 +24,8 @@ THICK_PX = 9  # diameter of the disk of the morphological opening; thinner regio
 MIN_FRACTION = 0.002  # of the object's pixels, for the region and for the score
 COLUMNS = ("img", "score", "fraction", "px", "top", "left", "bottom", "right", "rle_mask")
 
+Encode = Callable[[NDArray[np.bool_]], str]
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -36,9 +38,7 @@ class Suspect:
 
 
 def find_suspect(
-    truth: NDArray[np.bool_],
-    probabilities_u8: Sequence[NDArray[np.uint8]],
-    encode: Callable[[NDArray[np.bool_]], str] = rle.encode,
+    truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np.uint8]], encode: Encode = rle.encode
 ) -> Suspect | None:
     """Return the worst region of a mask, or None if no thick region is surely wrong.
 
@@ -84,7 +84,7 @@ def suspects_table(
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
     with_progress: Callable[[Iterator[Suspect | None]], Iterator[Suspect | None]] = lambda results: results,
     has_angles: bool = True,
-    encode: Callable[[NDArray[np.bool_]], str] = rle.encode,
+    encode: Encode = rle.encode,
 ) -> pd.DataFrame:
     """Return one row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can read.
 

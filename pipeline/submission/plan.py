@@ -87,7 +87,7 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
     Raises Problem for whatever is missing, damaged or does not belong together.
     """
     for path in (member.fold(fold).config for member in runs for fold in folds or member.trained_folds()):
-        config.check_binary(path, "A submission", only_competitions=True)
+        config.check_binary(path, "A submission")
     weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs, folds)
     with checkpoint.unchanged(weight_of_path) as sha256_of_path:
         members, trained = load_members(weight_of_path, overrides, device)

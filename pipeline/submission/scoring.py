@@ -22,7 +22,7 @@ class Score:
 
 def score(submission: pathlib.Path, solution: pathlib.Path, competition: Competition) -> Score:
     """Score a submission against a `solution.csv`. Problem if one is missing or damaged, or an image is missing."""
-    dice: dict[str, list[float]] = {"Public": [], "Private": []}
+    pixels, dice = competition.pixels, dict[str, list[float]](Public=[], Private=[])
     truth = {}  # name -> (run lengths, usage)
     for line, (name, text, usage) in read_rows(solution, competition.solution_header):
         if usage not in (*dice, "Ignored"):
@@ -37,9 +37,8 @@ def score(submission: pathlib.Path, solution: pathlib.Path, competition: Competi
         seen.add(name)
         true_text, usage = truth.get(name, ("", "Ignored"))
         if usage in dice:
-            prediction = parse_bounds(text, competition.pixels, f"{submission}, line {line}")
-            truth_bounds = parse_bounds(true_text, competition.pixels, f"{solution}, image {name}")
-            dice[usage].append(rle.dice_score(prediction, truth_bounds))
+            prediction = parse_bounds(text, pixels, f"{submission}, line {line}")
+            dice[usage].append(rle.dice_score(prediction, parse_bounds(true_text, pixels, f"{solution}, image {name}")))
     if missing := [name for name, (_, usage) in truth.items() if usage in dice and name not in seen]:
         raise Problem(f"{submission} lacks {len(missing)} images of {solution}; the first is {missing[0][:40]}.")
     if not any(dice.values()):
