@@ -120,7 +120,7 @@ def test_a_submission_joined_from_shards_has_the_bytes_of_one_written_at_once(
     shards = []
     for begin in range(0, len(masks), rows_per_shard):
         shards.append(tmp_path / f"shard{begin}.gz")
-        rows = writer.verified_rows(masks[begin : begin + rows_per_shard])
+        rows = ((name, writer.verified_rle(mask)) for name, mask in masks[begin : begin + rows_per_shard])
         assert writer.write_shard(shards[-1], rows) == min(rows_per_shard, len(masks) - begin)
     writer.join_shards(shards, tmp_path / "joined.csv.gz", HEADER)
     assert (tmp_path / "joined.csv.gz").read_bytes() == (tmp_path / "at_once.csv.gz").read_bytes()
