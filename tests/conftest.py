@@ -1,9 +1,12 @@
-"""What several tests share: a tiny demo competition, drawn once, and how random tests are run."""
+"""What several tests share: a tiny competition and a tiny run, each made once, and how tests run side by side."""
+import contextlib
+import fcntl
+import os
 import pathlib
 import shutil
 import signal
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -15,13 +18,59 @@ from pipeline.synthetic import write_competition
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
 
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+# Processes of pytest-xdist share the cores out: threads that wait for a core spin, and slow down all others.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    thread_count = max(1, len(os.sched_getaffinity(0)) // workers)
+    torch.set_num_threads(thread_count)
+    os.environ["OMP_NUM_THREADS"] = str(thread_count)  # for the processes that tests start
+
+# Files by their time, longest first: with one file at a time for each process, no long one is left for the end.
+# `make test-quick` leaves these out: they train, predict, start processes or a browser, or try very many cases.
+SLOW_FILES = (
+    "test_torture", "test_torture_inputs", "test_predict", "test_whole_run", "test_reproduce", "test_classes_run",
+    "test_lost", "test_resume", "test_parallel", "test_security", "test_browser", "test_submit", "test_nyuv2",
+    "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
+    "test_bench_report", "test_suspects", "test_inference", "test_comparisons", "test_optim",
+    "test_memory", "test_rooms",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, and put them first."""
+    def rank(item: pytest.Item) -> int:
+        return SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES)
+
+    for item in items:
+        if item.path.stem in SLOW_FILES:
+            item.add_marker("slow")
+    items.sort(key=rank)
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Return a folder that `make` filled, once for all processes of pytest-xdist."""
+    root = factory.getbasetemp().parent if workers else factory.getbasetemp()
+    folder, done = root / name, root / f"{name}.done"
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+# --- the tiny competition ---------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Four training cars of four makes and one test car; tests only read it."""
-    folder = tmp_path_factory.mktemp("competition") / "demo"
-    write_competition.main(folder, cars=4, test_cars=1)
-    return folder
+    def draw(folder: pathlib.Path) -> None:
+        write_competition.main(folder / "demo", cars=4, test_cars=1)
+
+    return make_once(tmp_path_factory, "competition", draw) / "demo"
 
 
 @pytest.fixture
@@ -32,31 +81,50 @@ def demo_copy(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path
 
 @pytest.fixture(scope="session")
 def jpeg(demo_folder: pathlib.Path) -> bytes:
-    """One training picture, as it is packed."""
+    """One training image, as it is packed."""
     with zipfile.ZipFile(demo_folder / "train.zip") as archive:
         return archive.read(archive.namelist()[1])
 
 
 @pytest.fixture(scope="session")
 def gif(demo_folder: pathlib.Path) -> bytes:
-    """The mask of that picture."""
+    """The mask of that image."""
     with zipfile.ZipFile(demo_folder / "train_masks.zip") as archive:
         return archive.read(archive.namelist()[1])
 
 
-# --- the tiny run ---------------------------------------------------------------------------------
+# --- the tiny run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """`runs/` with fold 0 of the tiny run; tests work on copies."""
+    def train(folder: pathlib.Path) -> None:
+        with pytest.MonkeyPatch.context() as patch, one_thread():
+            patch.chdir(folder)
+            pathlib.Path("tiny.yaml").write_text(CONFIG)
+            pipeline = Pipeline(demo_folder)
+            assert pipeline("folds") == 0 and pipeline("train") == 0
+
+    return make_once(tmp_path_factory, "tiny_run", train) / "runs"
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A network this small is no work for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The folder in which all tests of a module work. One thread: a network this small is no work for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    """The folder in which all tests of a module work."""
+    with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.chdir(tmp_path_factory.mktemp("workplace"))
         pathlib.Path("tiny.yaml").write_text(CONFIG)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +133,9 @@ def pipeline(tiny_place: None, demo_folder: pathlib.Path) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def trained(pipeline: Pipeline) -> None:
+def trained(pipeline: Pipeline, tiny_runs: pathlib.Path) -> None:
     """Fold 0 of the tiny run."""
-    assert pipeline("folds") == 0 and pipeline("train") == 0
+    shutil.copytree(tiny_runs, RUN.parent, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -90,7 +158,7 @@ def new_run(trained: None) -> Iterator[pathlib.Path]:
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """A test that cuts a run off leaves no handler behind."""
+    """A test that interrupts a run leaves no handler behind."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

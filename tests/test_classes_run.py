@@ -248,7 +248,7 @@ def test_one_object_has_a_dice_a_threshold_and_a_transparent_background(
     assert content["images"] == 6 and content["oof_dice_cross_fitted"] <= content["oof_dice"]
     assert main(["report", "--config", "one.yaml"]) == 0
     assert f"{content['oof_dice']:.5f}" in (one / "report" / "index.html").read_text()
-    assert main(["cutout", "--config", "one.yaml", "--out", "out", "discs/images/p00.jpg"]) == 0
+    assert main(["cutout", "--config", "one.yaml", "--out", "out", "--image", "discs/images/p00.jpg"]) == 0
     with Image.open("out/p00.png") as result, Image.open("discs/images/p00.jpg") as image:
         assert result.mode == "RGBA" and result.size == image.size
     capsys.readouterr()
@@ -256,21 +256,21 @@ def test_one_object_has_a_dice_a_threshold_and_a_transparent_background(
     assert "A submission is for one competition's images" in only_line(capsys)
 
 
-# --- README ---------------------------------------------------------------------------------------
+# --- docs/your-data.md ------------------------------------------------------------------------------
 
 
-def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
+def test_the_steps_of_the_guide_work_on_a_folder_of_ones_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     """Each make line as make would run it; of the config only classes, size and cost are changed, as the text says."""
-    section = (REPOSITORY / "README.md").read_text().split("\n## Your own data in five minutes\n")[1].split("\n## ")[0]
-    lines = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0].splitlines()
+    guide = (REPOSITORY / "docs/your-data.md").read_text()
+    lines = re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL)[0].splitlines()
     copy, *makes = [shlex.split(line, comments=True) for line in lines]
     assert copy[0] == "cp" and len(makes) == 4 and all(args[0] == "make" for args in makes)
 
     monkeypatch.chdir(tmp_path)
     folder = draw(tmp_path / "data" / "mine", images=15)
-    (tmp_path / "photo.jpg").write_bytes((folder / "images" / "p00.jpg").read_bytes())
+    (tmp_path / "image.jpg").write_bytes((folder / "images" / "p00.jpg").read_bytes())
     tree = yaml.safe_load((REPOSITORY / copy[1]).read_text())
     tree["data"] |= {"height": 64, "width": 96, "workers": 0}
     tree["task"]["classes"] = list(CLASSES)
@@ -290,6 +290,6 @@ def test_the_steps_of_the_readme_work_on_a_folder_of_ones_own(
     assert read_log(tmp_path / "runs/mine")[-1]["val_mean_iou"] > 0.4
     page = (tmp_path / "runs/mine/report/index.html").read_text()
     assert 'class="matrix"' in page and all(f"</i>{name}</td>" in page for name in CLASSES)
-    with Image.open("out/photo.png") as classes:
+    with Image.open("out/image.png") as classes:
         assert classes.mode == "P" and set(np.unique(np.asarray(classes))) <= {0, 1, 2}
         assert classes.getpalette()[:9] == palette(3).ravel().tolist()

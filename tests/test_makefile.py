@@ -1,64 +1,110 @@
-"""The Makefile is the table of contents: it lists what is there, and its targets are the command line's."""
+"""The Makefile's targets and variables are the commands and options of pipeline/__main__.py."""
 import os
 import pathlib
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 
-from pipeline.__main__ import DEFAULT_CONFIG, build_parser
+from pipeline.__main__ import COMMANDS, DEFAULT_CONFIG, repeat_list_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
-STAGES = list(build_parser()._subparsers._group_actions[0].choices)  # argparse has no public way to list them
+# Words that an option gets, and the value that the command then gets.
+VALUES: dict[str, tuple[str, object]] = {
+    "config": ("c.yaml", "c.yaml"), "fold": ("1", [1]), "data": ("my data", "my data"), "run": ("it's", "it's"),
+    "set": ("a.b=1 c.d=$x", ["a.b=1", "c.d=$x"]), "file": ("a b.csv", "a b.csv"), "message": ("it's; so", "it's; so"),
+    "ledger": ("my ledger", "my ledger"), "runs": ("a b", ["a", "b"]), "image": ("x.jpg y.png", ["x.jpg", "y.png"]),
+    "only": ("a.zip b.zip", ["a.zip", "b.zip"]), "on_bad_image": ("empty", "empty"), "scale": ("4", 4),
+}  # fmt: skip
 
 
-def run_make(*words: str) -> subprocess.CompletedProcess:
-    """Told nothing by the make that may run these tests, nor by variables of the shell."""
-    done = subprocess.run(
-        ["make", *words], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make without the variables of the shell or of the make that may run these tests."""
+    ended = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    return done
+    assert ended.returncode == 0, ended.stderr
+    return ended
 
 
-def make(*words: str) -> str:
-    return run_make(*words).stdout
+def make(*arguments: str) -> str:
+    return run_make(*arguments).stdout
 
 
-def commands(*words: str) -> list[list[str]]:
-    """The commands that make would run, split as the shell splits them; "py" stands for the interpreter."""
-    return [shlex.split(line) for line in make("-n", "PY=py", *words).splitlines()]
+def commands(*arguments: str) -> list[list[str]]:
+    """Return the commands that make would run, split as the shell splits them; "py" stands for the interpreter."""
+    return [shlex.split(line) for line in make("-n", "PY=py", *arguments).splitlines()]
+
+
+def options_of(name: str) -> dict[str, object]:
+    """Return the options of a command by their parameter names."""
+    return {option.name: option for option in COMMANDS[name].params}
+
+
+def parsed(name: str, arguments: list[str]) -> dict[str, object]:
+    return COMMANDS[name].make_context(name, arguments).params
 
 
 @pytest.fixture(scope="module")
-def page() -> str:
-    return make()
+def everything() -> str:
+    return make("help-all")
 
 
-def test_make_alone_prints_every_target(page: str) -> None:
-    targets = re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, flags=re.MULTILINE)
-    assert {"demo", "test", "train"} < set(targets)
-    assert set(re.findall(r"^  ([a-z-]+)  +\S", page, flags=re.MULTILINE)) == set(targets)
+def test_make_alone_shows_where_to_start() -> None:
+    text = make()
+    assert len(text.splitlines()) <= 40
+    targets = ("demo", "test", "download", "train", "validate", "threshold", "predict", "check", "submit", "submission",
+               "report", "leaderboard", "help-all")  # fmt: skip
+    assert set(targets) <= set(re.findall(r"^  ([a-z-]+)  +\S", text, flags=re.MULTILINE))
+    variables = {"CONFIG", "DATA", "RUN", "FOLD", "SET", "GPUS", "FILE"}
+    assert variables <= set(re.findall(r"^  ([A-Z_]+)=\S", text, flags=re.MULTILINE))
 
 
-def test_make_alone_prints_every_variable(page: str) -> None:
-    recipes = MAKEFILE.replace("MAKEFILE_LIST", "").replace("MAKE_TERMOUT", "")
-    read = set(re.findall(r"\$\(([A-Z_]+)\)|(?:given|switch),[a-z-]*,([A-Z_]+)\)", recipes))
-    assert set(re.findall(r"^  ([A-Z_]+)=\S+.*  \S", page, flags=re.MULTILINE)) == {a or b for a, b in read}
-    assert f"without it {DEFAULT_CONFIG}\n" in page
+def test_help_all_prints_every_target(everything: str) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, flags=re.MULTILINE)) | COMMANDS.keys()
+    assert {"demo", "test", "train", "find-batch", "bench-train"} < targets
+    assert set(re.findall(r"^  ([a-z-]+)  +\S", everything, flags=re.MULTILINE)) == targets
 
 
-def test_the_page_fits_a_terminal_and_has_no_colour_in_a_pipe(page: str) -> None:
-    assert max(map(len, page.splitlines())) <= 110
-    assert "\033" not in page
+def test_help_all_prints_every_variable_with_a_help_text(everything: str) -> None:
+    own = set(re.findall(r"(?:\$\(|call pass_\w+,)([A-Z_]+)\b", MAKEFILE)) - {"VARIABLES"}
+    options = {name.upper() for command in COMMANDS for name in options_of(command)}
+    assert set(re.findall(r"^  ([A-Z_]+)=\S+.*  \S", everything, flags=re.MULTILINE)) == own | options
 
 
-def test_a_variable_that_does_not_exist_is_told() -> None:
+def test_the_pages_fit_a_terminal_and_have_no_colour(everything: str) -> None:
+    for text in (everything, make()):
+        assert max(map(len, text.splitlines())) <= 110
+        assert "\033" not in text
+
+
+def test_help_of_a_command_names_each_option_and_its_default() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0 and f"[default: {DEFAULT_CONFIG}]" in ended.stdout
+    assert set(re.findall(r"^  (--[a-z-]+)", ended.stdout, flags=re.MULTILINE)) == {
+        "--config", "--fold", "--data", "--run", "--set", "--debug", "--gpus", "--deterministic", "--help"
+    }  # fmt: skip
+
+
+def test_a_command_that_needs_no_network_starts_without_torch() -> None:
+    code = (
+        "import sys\nfrom pipeline.__main__ import main\n"
+        "for arguments in (['--help'], ['train', '--help'], ['check', '--run', 'none'], ['leaderboard']):\n"
+        "    main(arguments)\nsys.exit('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_variable_that_nothing_uses_is_warned_of() -> None:
     assert run_make("-n", "PY=py", "train", "FOLD=0", "SET=train.epochs=3").stderr == ""
-    said = run_make("-n", "PY=py", "train", "EPOCHS=3").stderr
-    assert "EPOCHS: not among the variables that `make` lists" in said and 'SET="train.epochs=3"' in said
+    warning = run_make("-n", "PY=py", "train", "EPOCHS=3").stderr
+    assert "EPOCHS: no target uses it" in warning and 'SET="train.epochs=3"' in warning
 
 
 def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:
@@ -68,24 +114,18 @@ def test_train_forwards_the_variables_that_were_given_and_no_others() -> None:
     assert commands("validate", "RUN=y") == [["py", "-m", "pipeline", "validate", "--run", "y"]]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_a_target_whose_flags_it_takes(stage: str) -> None:
-    given = dict(
-        CONFIG="c.yaml", FOLD="1", DATA="my data", RUN="it's", SET="a.b=1 c.d=x", FILE="a b.csv", SOLUTION="s.csv",
-        CARS="3", TEST_CARS="2", SEED="7", OUT="o", SCALE="4", QUALITY="80", MESSAGE="it's; so", DRY_RUN="1",
-        FORCE="1", LEDGER="my ledger", ROW="3", GO="1", OFFLINE="1", HQ="1", ONLY="a.zip",
-        RUNS="a b", PHOTO="x.jpg y.png", GPUS="2", ON_BAD_IMAGE="empty", SCENES="6", SPLITS="1",
-    )  # fmt: skip
-    switches = ("DRY_RUN", "FORCE", "GO", "OFFLINE", "HQ", "SPLITS")
-    *_, command = commands(stage, *(f"{name}={value}" for name, value in given.items()))
-    args = build_parser().parse_args(command[3:])
-    assert (args.stage, args.config, args.data, args.run) == (stage, "c.yaml", "my data", "it's")
-    assert args.set == ["a.b=1", "c.d=x"]
-    assert args.fold == [1]
-    wanted = given | {name: "True" for name in switches}
-    own = {name: value for name, value in vars(args).items() if name.upper() in wanted.keys() - {"SET", "FOLD"}}
-    words = {name: " ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in own.items()}
-    assert words == {name: wanted[name.upper()] for name in own}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_target_that_forwards_all_its_options(name: str) -> None:
+    options = options_of(name)
+    switches = {option for option in options if options[option].is_flag}  # type: ignore[attr-defined]
+    arguments = {option: "1" if option in switches else VALUES.get(option, ("7", 7))[0] for option in options}
+    wanted = {option: True if option in switches else VALUES.get(option, ("7", 7))[1] for option in options}
+    for option in ("out", "solution"):  # texts
+        wanted |= {option: "7"} if option in wanted else {}
+    variables = [f"{option.upper()}={text.replace('$', '$$')}" for option, text in arguments.items()]
+    *_, command = commands(name, *variables)
+    assert command[:4] == ["py", "-m", "pipeline", name]
+    assert parsed(name, command[4:]) == wanted
 
 
 @pytest.mark.parametrize("value, given", [("1", True), ("yes", True), ("0", False), ("", False)])
@@ -94,8 +134,25 @@ def test_a_switch_is_off_when_it_is_0_or_nothing(value: str, given: bool) -> Non
     assert ("--force" in command) == given
 
 
+def test_a_list_option_may_be_repeated_or_take_several_values() -> None:
+    both = [["--set", "a=1", "--set", "b=2", "--gpus", "3"], ["--set", "a=1", "b=2", "--gpus", "3"]]
+    assert repeat_list_flags(both[0]) == repeat_list_flags(both[1]) == both[0]
+    assert repeat_list_flags(["--run", "a", "b"]) == ["--run", "a", "b"]
+
+
+def test_the_last_value_of_an_option_wins() -> None:
+    """Training a fold on each GPU appends `--fold 1 --gpus 1` to the command line that it was given."""
+    options = parsed("train", "--fold all --gpus 2 --fold 1 --gpus 1".split())
+    assert (options["fold"], options["gpus"]) == ([1], 1)
+
+
+def test_submission_is_four_stages_in_order() -> None:
+    stages = ("validate", "threshold", "predict", "check")
+    assert commands("submission", "RUN=y") == [["py", "-m", "pipeline", stage, "--run", "y"] for stage in stages]
+
+
 def test_demo_forwards_what_it_is_given() -> None:
     given = "CONFIG=c.yaml FOLD=1 DATA=d RUN=r CARS=3 OFFLINE=1".split()
-    words = "--offline --cars 3 --config c.yaml --fold 1 --data d --run r".split()
-    assert commands("demo", *given) == [["py", "-m", "pipeline", "demo", *words]]
+    flags = "--config c.yaml --fold 1 --data d --run r --offline --cars 3".split()
+    assert commands("demo", *given) == [["py", "-m", "pipeline", "demo", *flags]]
     assert commands("demo") == [["py", "-m", "pipeline", "demo"]]

@@ -426,10 +426,10 @@ def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.C
         (["blend", "--runs", "one"], "RUNS="),
         (["blend", "--runs", "one", "none"], "No fold is trained in all of runs/one, runs/none"),
         (["predict", "--runs", "one", "none"], "runs/none has no trained fold"),
-        (["cutout", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
-        (["cutout", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
-        (["cutout", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
-        (["cutout", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
+        (["cutout", "--image", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
+        (["cutout", "--image", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
+        (["cutout", "--image", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
+        (["cutout", "--image", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
     ],
 )
 def test_a_problem_is_one_line(arguments: list[str], named: str, capsys: pytest.CaptureFixture) -> None:
@@ -467,7 +467,7 @@ def test_runs_with_other_folds_cannot_be_blended(capsys: pytest.CaptureFixture) 
 def test_cutout_writes_an_image_of_the_same_size_with_transparency(tmp_path: pathlib.Path) -> None:
     Image.new("RGB", (300, 200), (250, 250, 250)).save(tmp_path / "car.jpg")
     arguments = ["--config", "one.yaml", "--out", str(tmp_path / "cutouts")]
-    assert main(["cutout", str(tmp_path / "car.jpg"), *arguments]) == 0
+    assert main(["cutout", "--image", str(tmp_path / "car.jpg"), *arguments]) == 0
     with Image.open(tmp_path / "cutouts" / "car.png") as image:
         assert image.size == (300, 200) and image.mode == "RGBA"
 

@@ -45,6 +45,7 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr(git, "__file__", str(folder / "pipeline/runtime/git.py"))
         shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Makefile", "Makefile")
+        shutil.copytree(ROOT / ".ci", ".ci")
         pathlib.Path("configs").mkdir()
         pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
         ignored = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/.*", "__pycache__/")
@@ -105,7 +106,7 @@ def sha256_of(text: str, folder: pathlib.Path) -> str:
 def test_the_printed_commands_make_the_same_bytes(checkout: pathlib.Path) -> None:
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")
-    script = checkout_output("reproduce", "1")
+    script = checkout_output("reproduce", "--row", "1")
     assert "#   make train CONFIG=configs/tiny.yaml RUN=tiny FOLD=1 SET=train.epochs=2\n" in script
     SUBMISSION.unlink()
     environment = {"PATH": os.environ["PATH"], "PY": sys.executable}  # nothing of a make that may run these tests
@@ -122,7 +123,7 @@ def checkout_output(*arguments: str) -> str:
 
 def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     before = SUBMISSION.read_bytes()
-    assert main(["reproduce", "1", "--go"]) == 0
+    assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert f"has the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
     assert SUBMISSION.read_bytes() == before
     assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
@@ -145,7 +146,7 @@ def test_go_keeps_another_file_that_stood_there(
     SUBMISSION.write_bytes(b"newer")
     newer = Provenance(sha256=sha256(SUBMISSION), runs=("newer",))
     provenance.write(Run("tiny").provenance, newer)
-    assert main(["reproduce", "1", "--go"]) == 0
+    assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert "submissions/before.tiny.csv.gz" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
     assert provenance.find_by_hash(SUBMISSION.parent, newer.sha256) == newer
@@ -172,7 +173,7 @@ def test_a_submission_of_several_runs_is_made_again(
     row = Row(**about.model_dump(), time=submit.now(), file=str(joint.submission), message="#two")
     assert ledger.put(LEDGER, row) == 2
     in_git("commit", "-qam", "the ledger, and nothing else")
-    head, script = git.commit(), checkout_output("reproduce", "2")
+    head, script = git.commit(), checkout_output("reproduce", "--row", "2")
     for name in ("tiny", "other"):
         assert f"#   make train CONFIG=configs/tiny.yaml RUN={name} FOLD=1 SET=train.epochs=2\n" in script
     assert ("#   make blend RUN=tiny+other RUNS='tiny other' FOLD=1 " in script) == blended
@@ -183,10 +184,10 @@ def test_a_submission_of_several_runs_is_made_again(
     assert joint.submission.read_bytes() == before
     in_git("checkout", "-q", head)  # whose ledger has the row
     capsys.readouterr()
-    assert main(["reproduce", "2", "--go"]) == 0
+    assert main(["reproduce", "--row", "2", "--go"]) == 0
     assert f"{joint.submission} has the sha256 of row 2" in capsys.readouterr().out
     write_json(joint.blend, {"threshold": 0.4})
-    assert main(["reproduce", "2", "--go"]) == 1
+    assert main(["reproduce", "--row", "2", "--go"]) == 1
     assert ("has the threshold 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
 
 
@@ -211,7 +212,7 @@ def test_bytes_that_differ_are_a_problem_and_both_are_kept(
 ) -> None:
     before = SUBMISSION.read_bytes()
     monkeypatch.setattr(reproduce, "run_stage", predicting(b"other"))
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert "has sha256 d9298a10d1b0" in capsys.readouterr().err
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == before
 
@@ -224,7 +225,7 @@ def test_a_prediction_that_breaks_off_leaves_the_file_as_it_was(
 
     before = SUBMISSION.read_bytes()
     monkeypatch.setattr(reproduce, "run_stage", interrupted)
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert SUBMISSION.read_bytes() == before
 
 
@@ -282,14 +283,14 @@ def test_a_lost_run_is_trained_again_to_the_same_bytes(
     shutil.rmtree("runs/lost")
     submission.unlink()
 
-    script = checkout_output("reproduce", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
+    script = checkout_output("reproduce", "--row", "2", "--data", str(demo_folder)).replace("#   make ", "make ")
     assert "make train CONFIG=configs/tiny.yaml RUN=lost FOLD=1" in script
     environment = {"PATH": os.environ["PATH"], "PY": sys.executable}
     process = subprocess.run(["bash", "-e"], input=script, text=True, capture_output=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert (sha256(best), submission.read_bytes()) == (weights, rows)
     in_git("checkout", "-q", head)  # whose ledger has the row
-    assert main(["reproduce", "2", "--go", "--data", str(demo_folder)]) == 0
+    assert main(["reproduce", "--row", "2", "--go", "--data", str(demo_folder)]) == 0
     assert f"has the sha256 of row 2, {sha256(submission)}" in capsys.readouterr().out
 
 
@@ -329,7 +330,7 @@ def test_go_refuses_code_and_files_that_changed(
 ) -> None:
     harm()
     before = SUBMISSION.read_bytes()
-    assert main(["reproduce", "1", "--go"]) == 1
+    assert main(["reproduce", "--row", "1", "--go"]) == 1
     assert named in capsys.readouterr().err
     assert SUBMISSION.read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""What the pipeline must never do with strange data: run it, write elsewhere, or tell a key."""
+"""What the pipeline must never do with strange data: run it, write elsewhere, or leak a key."""
 import ast
 import gzip
 import json
@@ -32,7 +32,7 @@ FORBIDDEN = {
     "subprocess.getstatusoutput", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pandas.read_pickle",
     "pandas.eval", "tempfile.mktemp", "torch.hub.load", "torch.jit.load", "asyncio.create_subprocess_shell",
 }  # fmt: skip
-NEEDED = {  # name -> what its calls must be told
+NEEDED = {  # name -> the keyword that its calls must have
     "torch.load": ("weights_only", "True"), "numpy.load": ("allow_pickle", "False"), "yaml.load": ("Loader", "Yaml")
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ NEEDED = {  # name -> what its calls must be told
 def dangers(source: str) -> list[str]:
     """What of it could run data, `line 3: eval`: a use of a name, under whatever other name it was imported."""
     tree = ast.parse(source)
-    found, real_names, calls = list[str](), dict[str, str](), dict[int, ast.Call]()
+    problems, real_names, calls = list[str](), dict[str, str](), dict[int, ast.Call]()
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}  # as the flag `compile`
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     for node in ast.walk(tree):
@@ -50,25 +50,25 @@ def dangers(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
             real_names |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
-            found += [f"line {node.lineno}: {name.name} of {node.module}" for name in node.names if name.name == "*"]
+            problems += [f"line {node.lineno}: {name.name} of {node.module}" for name in node.names if name.name == "*"]
         else:
             continue
-        found += [f"line {node.lineno}: {name}" for name in modules if name.partition(".")[0] in FORBIDDEN_MODULES]
+        problems += [f"line {node.lineno}: {name}" for name in modules if name.partition(".")[0] in FORBIDDEN_MODULES]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             calls[id(node.func)] = node
-            if any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in node.keywords):
-                found.append(f"line {node.lineno}: {ast.unparse(node.func)} with shell")
+            if any(keyword.arg == "shell" and ast.unparse(keyword.value) != "False" for keyword in node.keywords):
+                problems.append(f"line {node.lineno}: {ast.unparse(node.func)} with shell")
     for node in ast.walk(tree):
         name = real_name(node, real_names)
         call = calls.get(id(node))
         if name in FORBIDDEN and (call or name not in own):
-            found.append(f"line {getattr(node, 'lineno', 0)}: {name}")
+            problems.append(f"line {getattr(node, 'lineno', 0)}: {name}")
         if name in NEEDED:  # handed on, it could be called with anything
-            told = {word.arg: ast.unparse(word.value) for word in call.keywords} if call else {}
-            if told.get(NEEDED[name][0]) != NEEDED[name][1]:
-                found.append(f"line {getattr(node, 'lineno', 0)}: {name} without {'='.join(NEEDED[name])}")
-    return found
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords} if call else {}
+            if given.get(NEEDED[name][0]) != NEEDED[name][1]:
+                problems.append(f"line {getattr(node, 'lineno', 0)}: {name} without {'='.join(NEEDED[name])}")
+    return problems
 
 
 def real_name(node: ast.AST, real_names: dict[str, str]) -> str:
@@ -117,44 +117,46 @@ def test_the_config_s_loader_is_a_safe_one() -> None:
 
 # --- nothing written elsewhere --------------------------------------------------------------------
 
-# Becomes sitecustomize.py, so that each Python that is started tells what it does, a line an event, in one file; and
+# Becomes sitecustomize.py, so that each Python that is started logs what it does, a line an event, in one file; and
 # so does each that is forked.
 WATCH = """
 import json, os, sys
 log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-# Event -> where among its arguments a path is, and the folder that it is told from.
+# Event -> where among its arguments a path is, and the folder that it is relative to.
 CHANGES = {"os.remove": [(0, 1)], "os.rename": [(0, 2), (1, 3)], "os.link": [(1, 3)], "os.symlink": [(1, 2)],
            "os.mkdir": [(0, 2)], "os.rmdir": [(0, 1)], "os.truncate": [(0, None)], "os.chmod": [(0, 2)]}
 
-def tell(what, about):
+def log_event(what, about):
     os.write(log, (json.dumps([os.getpid(), what, about]) + chr(10)).encode())
 
 def watch(event, args):
     if event == "open" and not isinstance(args[0], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        tell("touched", os.path.abspath(os.fsdecode(args[0])))
+        log_event("touched", os.path.abspath(os.fsdecode(args[0])))
     for place, folder in CHANGES.get(event, []):
         if not isinstance(args[place], int):
             fd = -1 if folder is None else args[folder]
             start = os.getcwd() if fd == -1 else os.readlink(f"/proc/self/fd/{fd}")
-            tell("touched", os.path.abspath(os.path.join(start, os.fsdecode(args[place]))))
+            log_event("touched", os.path.abspath(os.path.join(start, os.fsdecode(args[place]))))
     if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
-        tell("started", [str(word) for word in args[1]] if event == "subprocess.Popen" else [event])
+        log_event("started", [str(word) for word in args[1]] if event == "subprocess.Popen" else [event])
     if event == "socket.connect" and isinstance(args[1], tuple):  # and not a socket of its own workers
-        tell("called", list(args[1][:2]))
+        log_event("called", list(args[1][:2]))
 
-tell("began", sys.argv)
+log_event("began", sys.argv)
 sys.addaudithook(watch)
 """
 RUN = """
 import json, sys
-from pipeline import git
+from pipeline import blend, cutout, folds, predict, score, train
 from pipeline.__main__ import main
-from pipeline.stages import blend, compare, cutout, download, folds, predict, report, reproduce, score, submit, train
+from pipeline.kaggle import download, reproduce, submit
+from pipeline.report import compare, report
+from pipeline.runtime import git
 git.commit, git.is_clean, git.same_code = lambda: "0" * 40, lambda: True, lambda one, other: True
-from sitecustomize import tell
-for words in json.loads(sys.argv[1]):
-    tell("stage", words)
-    assert main(words) == 0, words
+from sitecustomize import log_event
+for arguments in json.loads(sys.argv[1]):
+    log_event("stage", arguments)
+    assert main(arguments) == 0, arguments
 """
 Event = tuple[int, str, Any]  # which process, what it did, with what
 
@@ -167,7 +169,7 @@ def temporary() -> Iterator[pathlib.Path]:
 
 
 def watched(
-    code: str, *words: str, folder: pathlib.Path, log: pathlib.Path, more: dict[str, str] = {}
+    code: str, *arguments: str, folder: pathlib.Path, log: pathlib.Path, more: dict[str, str] = {}
 ) -> list[Event]:
     """What a Python and all that it starts do to files, processes and lines, in the order of time."""
     watch = log.with_suffix("")
@@ -180,8 +182,9 @@ def watched(
     environment |= {"PYTHONPATH": f"{watch}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"WATCH_LOG": str(log)} | more
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in log.read_text().splitlines()]
 
@@ -191,8 +194,8 @@ def test_the_watch_sees_processes_of_all_kinds(tmp_path: pathlib.Path) -> None:
         "import multiprocessing, os, pathlib, subprocess, sys\n"
         "if os.fork() == 0:\n    pathlib.Path('forked').touch()\n    os._exit(0)\n"
         "os.wait()\nsubprocess.run([sys.executable, '-c', 'open(\"started\", \"w\")'])\n"
-        "anew = multiprocessing.get_context('spawn')\n"
-        "child = anew.Process(target=pathlib.Path.touch, args=(pathlib.Path('spawned'),))\n"
+        "spawn = multiprocessing.get_context('spawn')\n"
+        "child = spawn.Process(target=pathlib.Path.touch, args=(pathlib.Path('spawned'),))\n"
         "child.start()\nchild.join()\nos.rename('spawned', 'renamed')\n"
     )
     events = watched(code, folder=tmp_path, log=tmp_path / "watch.log")
@@ -204,29 +207,31 @@ def test_the_watch_sees_processes_of_all_kinds(tmp_path: pathlib.Path) -> None:
 def test_stages_write_to_their_own_folders_and_call_nobody(
     kaggle: Kaggle, demo_folder: pathlib.Path, tmp_path: pathlib.Path, temporary: pathlib.Path
 ) -> None:
-    """The interpreter itself tells of each file that Python code opens to write, removes or renames."""
+    """The interpreter itself reports each file that Python code opens to write, removes or renames."""
     place = inputs.make_place(tmp_path / "place", demo_folder)
-    _, photo = place.first_picture()
-    place.put("photo.jpg", photo)
+    _, image = place.first_image()
+    place.put("any.jpg", image)
     shutil.copy(place.submission, place.folder / "mine.csv.gz")
     it, runs = ["--run", "better"], ["--runs", "tiny", "better"]  # better: good enough for `check`
     better = ["model.width=8", "model.depth=2", "train.epochs=2", "train.learning_rate=1e-2", "train.ema_decay=0.9"]
     stages = [
         ["folds", *it], ["train", *it, "--set", *better], ["validate", *it], ["threshold", *it], ["folds"],
         ["train", "--set", "data.workers=1"], ["validate"], ["threshold"], ["predict"], ["report"],
-        ["score", "submissions/tiny.csv.gz", "--data", "demo"], ["cutout", "photo.jpg", "--out", "threshold"],
+        ["score", "--file", "submissions/tiny.csv.gz", "--data", "demo"],
+        ["cutout", "--image", "any.jpg", "--out", "cutouts"],
         ["demo-rooms", "--data", "rooms", "--scenes", "2", "--height", "32", "--width", "32"],
         ["demo-data", "--data", "drawn", "--cars", "1", "--test-cars", "1"],
         ["shrink", "--data", "demo", "--out", "half", "--scale", "8"], ["download", "--data", "fetched"],
-        ["check", "mine.csv.gz"], ["submit", "mine.csv.gz"], ["predict", *it], ["submit", *it], ["leaderboard"],
-        ["reproduce", "2"], ["reproduce", "2", "--go"], ["blend", *runs], ["compare", *runs],
+        ["check", "--file", "mine.csv.gz"], ["submit", "--file", "mine.csv.gz"], ["predict", *it], ["submit", *it],
+        ["leaderboard"],
+        ["reproduce", "--row", "2"], ["reproduce", "--row", "2", "--go"], ["blend", *runs], ["compare", *runs],
     ]  # fmt: skip
-    words = json.dumps([[stage[0], *stage[1:], "--config", "tiny.yaml"] for stage in stages])
+    arguments = json.dumps([[stage[0], *stage[1:], "--config", "tiny.yaml"] for stage in stages])
     more = {"TMPDIR": str(temporary), "HOME": str(place.folder / "home")} | kaggle.environment()
-    events = watched(RUN, words, folder=place.folder, log=tmp_path / "watch.log", more=more)
+    events = watched(RUN, arguments, folder=place.folder, log=tmp_path / "watch.log", more=more)
 
     touched = [pathlib.Path(about) for _, what, about in events if what == "touched"]
-    own = ("runs", "submissions", "threshold", "rooms", "drawn", "half", "fetched")
+    own = ("runs", "submissions", "cutouts", "rooms", "drawn", "half", "fetched")
     allowed = [temporary, *(place.folder / name for name in own)]
     elsewhere = [path for path in touched if not any(path == root or root in path.parents for root in allowed)]
     assert [path for path in elsewhere if not str(path).startswith(("/dev/", "/proc/"))] == []
@@ -247,13 +252,13 @@ def test_stages_write_to_their_own_folders_and_call_nobody(
 
 def called_by_stage(events: list[Event]) -> dict[str, set[int]]:
     """Ports of this machine that a stage called, and where it called another one, 0."""
-    found, stage = dict[str, set[int]](), ""
+    problems, stage = dict[str, set[int]](), ""
     for _, what, about in events:
         if what == "stage":
             stage = about[0]
         if what == "called":
-            found.setdefault(stage, set()).add(about[1] if about[0] in ("127.0.0.1", "::1", "localhost") else 0)
-    return found
+            problems.setdefault(stage, set()).add(about[1] if about[0] in ("127.0.0.1", "::1", "localhost") else 0)
+    return problems
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -282,7 +287,8 @@ def test_a_key_is_nowhere_to_be_found(
     environment |= kaggle.environment() | {"HOME": str(home), "PYTHONPATH": str(ROOT), "VERBOSE": "1"}
     if way == "a score":
         environment["KAGGLE_API_TOKEN"] = fake_kaggle.TOKEN  # it is taken before the file
-    submit = [sys.executable, "-m", "pipeline", "submit", "submissions/tiny.csv.gz", "--config", "tiny.yaml", "--debug"]
+    file = ["--file", "submissions/tiny.csv.gz"]
+    submit = [sys.executable, "-m", "pipeline", "submit", *file, "--config", "tiny.yaml", "--debug"]
     seen = []
     with open(place.folder / "said.log", "w") as said:
         process = subprocess.Popen(submit, cwd=place.folder, env=environment, stdout=said, stderr=said)
@@ -298,13 +304,13 @@ def test_a_key_is_nowhere_to_be_found(
 
 
 def command_lines() -> str:
-    found = []
+    problems = []
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.append(path.read_text())
+            problems.append(path.read_text())
         except OSError:  # it has ended
             continue
-    return "\n".join(found)
+    return "\n".join(problems)
 
 
 def text_of(path: pathlib.Path) -> str:

@@ -61,7 +61,7 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
 @pytest.fixture
 def submit_mine(kaggle: Kaggle, demo_folder: pathlib.Path) -> Submit:
     """`submit_mine("--force")` -> exit code."""
-    return lambda *arguments: main(["submit", str(MINE), "--data", str(demo_folder), *arguments])
+    return lambda *arguments: main(["submit", "--file", str(MINE), "--data", str(demo_folder), *arguments])
 
 
 def rows() -> list[Row]:
@@ -393,7 +393,7 @@ def test_a_message_that_is_too_long_is_a_problem(kaggle: Kaggle, submit_mine: Su
 
 
 def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "pipeline", "submit", str(MINE), "--data", str(demo_folder)]
+    arguments = [sys.executable, "-m", "pipeline", "submit", "--file", str(MINE), "--data", str(demo_folder)]
     return subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
 
 

@@ -65,7 +65,7 @@ def test_training_that_is_killed_between_two_checkpoints_ends_with_the_same_byte
 @pytest.mark.parametrize("name", QUICK)
 def test_a_second_start_says_so_and_leaves(places: Places, name: str) -> None:
     row = faults.second_start(places, faults.STAGE[name])
-    assert row.ok and "another process" in row.said, row.problem
+    assert row.ok and "another process" in row.message, row.problem
 
 
 @pytest.mark.parametrize("quarters", [0, 2])
@@ -73,7 +73,7 @@ def test_a_second_start_says_so_and_leaves(places: Places, name: str) -> None:
 def test_a_real_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str, quarters: int) -> None:
     """Also where all that the stage writes is one page."""
     row = faults.on_a_small_disk(places, faults.STAGE[name], quarters)
-    assert row.ok and (row.kind == "not_here" or "No space left on device" in row.said), row.problem
+    assert row.ok and (row.kind == "not_here" or "No space left on device" in row.message), row.problem
 
 
 @pytest.mark.parametrize("fault", list(clocks.of_submit), ids=lambda fault: fault.__name__)
@@ -85,12 +85,12 @@ def test_a_clock_that_jumps_back_changes_no_submission(places: Places, fault: Ca
 @pytest.mark.parametrize("name", QUICK)
 def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) -> None:
     row = faults.full_within_a_write(places, faults.STAGE[name])
-    assert row.ok and "File too large" in row.said, row.problem
+    assert row.ok and "File too large" in row.message, row.problem
 
 
 def test_parts_of_another_cut_never_get_into_a_submission(places: Places) -> None:
-    row = faults.parts_that_stay(places)
-    assert row.ok and "could not be renamed" in row.said, row.problem
+    row = faults.shards_that_stay(places)
+    assert row.ok and "could not be renamed" in row.message, row.problem
 
 
 def test_training_twice_gives_the_same_bytes_from_the_checkpoint_to_the_csv(places: Places) -> None:
@@ -136,7 +136,7 @@ def test_a_plan_kills_before_its_step(places: Places) -> None:
 def test_a_stage_without_a_lock_is_found_out(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "stop_at_first_lock", lambda: None)
     row = faults.second_start(places, faults.STAGE["folds"])
-    assert row.problem == "it took no lock, and ended with 0: no word"
+    assert row.problem == "it took no lock, and ended with 0: no message"
 
 
 def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monke
     row = faults.attempted(faults.second_start, places, faults.STAGE["folds"])
     assert row.what == "folds: mistaken" and "ProcessLookupError: nobody" in row.problem
 
-    def room() -> Iterator[Row]:
+    def suite() -> Iterator[Row]:
         yield Row("kills", "one that went well")
         raise ProcessLookupError("nobody")
 
@@ -155,7 +155,7 @@ def test_a_mistake_of_the_harness_is_a_row_and_not_its_end(places: Places, monke
         yield Row("inputs", "one that went well")
         os.kill(os.getpid(), 9)
 
-    rows = harness.shown({"kills": room, "inputs": killed, "faults": lambda: iter([Row("faults", "all")])})
+    rows = harness.collect_rows({"kills": suite, "inputs": killed, "faults": lambda: iter([Row("faults", "all")])})
     assert [row.ok for row in rows] == [True, False, True, False, True]
     assert rows[1].kind == "kills" and "ProcessLookupError: nobody" in rows[1].problem
     assert rows[3].kind == "inputs" and "its process died" in rows[3].problem
@@ -200,7 +200,7 @@ def test_too_few_kills_and_inputs_are_told_and_what_cannot_be_tried_is_not_well(
     rows = [Row("kills", "x")] * 100 + [Row("bad_inputs", "x")] * 59 + [Row("not_here", "x")]
     figures = figures_of(rows)
     assert figures == {"kills": 100, "kills_survived": 100, "bad_inputs": 59, "bad_inputs_ok": 59, "not_here": 1}
-    assert [row.ok for row in harness.enough(("kills", "faults", "inputs"), figures)] == [True, False]
+    assert [row.ok for row in harness.check_counts(("kills", "faults", "inputs"), figures)] == [True, False]
 
 
 def test_a_step_that_says_nothing_new_is_left_out() -> None:
@@ -242,21 +242,21 @@ def test_a_worker_holds_no_lock_of_its_killed_owner(tmp_path: pathlib.Path) -> N
 
 
 def test_a_line_that_a_kill_has_cut_is_no_trouble(tmp_path: pathlib.Path) -> None:
-    parts = Shards(tmp_path, ["a", "b"], 1)
-    parts.note_bad_images({"a": "damaged"})
-    with open(parts.bad_images_path, "a") as file:
+    shards = Shards(tmp_path, ["a", "b"], 1)
+    shards.note_bad_images({"a": "damaged"})
+    with open(shards.bad_images_path, "a") as file:
         file.write('\n["b", "dama')
-    assert parts.read_bad_images() == {"a": "damaged"}
-    parts.note_bad_images({"b": "damaged too"})
-    assert parts.read_bad_images() == {"a": "damaged", "b": "damaged too"}
+    assert shards.read_bad_images() == {"a": "damaged"}
+    shards.note_bad_images({"b": "damaged too"})
+    assert shards.read_bad_images() == {"a": "damaged", "b": "damaged too"}
 
 
 def test_parts_that_cannot_be_removed_are_a_problem(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = Shards(tmp_path, ["a", "b"], 1)
-    parts.path(0).touch()
+    shards = Shards(tmp_path, ["a", "b"], 1)
+    shards.path(0).touch()
     monkeypatch.setattr("shutil.rmtree", lambda *given, **more: None)
     with pytest.raises(Problem, match="cannot be removed"):
-        parts.resume_or_start({"threshold": 0.5})
+        shards.resume_or_start({"threshold": 0.5})
 
 
 def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path: pathlib.Path) -> None:
@@ -274,7 +274,7 @@ def test_reproducing_again_after_a_kill_keeps_the_file_that_stood_there(tmp_path
 @pytest.mark.parametrize("trouble", [faults.worker_dies, faults.worker_without_memory, faults.little_shared_memory])
 def test_trouble_of_a_worker_is_a_sentence_and_no_wait(places: Places, trouble: Callable[..., Row]) -> None:
     row = trouble(places, faults.STAGE["predict"])
-    assert row.ok and (row.kind == "not_here" or "A process that reads images died" in row.said), row.problem
+    assert row.ok and (row.kind == "not_here" or "A process that reads " in row.message), row.problem
 
 
 def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path) -> None:
@@ -292,17 +292,17 @@ def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path)
 
 def test_drawing_leaves_no_process_behind_when_it_is_killed(tmp_path: pathlib.Path) -> None:
     script = (
-        "import os, pathlib, threading, time\nfrom pipeline.stages import demo_data\n\n"
+        "import os, pathlib, threading, time\nfrom pipeline.synthetic import write_competition\n\n"
         "def wait_for_workers():\n    pid = os.getpid()\n"
         "    while len(open(f'/proc/{pid}/task/{pid}/children').read().split()) < 2:\n        time.sleep(0.05)\n"
         "    time.sleep(2)\n    print(open(f'/proc/{pid}/task/{pid}/children').read(), flush=True)\n"
         "    os.kill(pid, 9)\n\n"
         "if __name__ == '__main__':\n    threading.Thread(target=wait_for_workers, daemon=True).start()\n"
-        f"    demo_data.run(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
+        f"    write_competition.main(pathlib.Path({str(tmp_path / 'demo')!r}), cars=32, test_cars=8, workers=2)\n"
     )
     (tmp_path / "draw.py").write_text(script)
-    words, surroundings = [sys.executable, str(tmp_path / "draw.py")], os.environ | {"PYTHONPATH": str(ROOT)}
-    owner = subprocess.run(words, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    arguments, surroundings = [sys.executable, str(tmp_path / "draw.py")], os.environ | {"PYTHONPATH": str(ROOT)}
+    owner = subprocess.run(arguments, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     workers = owner.stdout.split()
     assert owner.returncode == -9 and len(workers) >= 2
     for _ in range(100):

@@ -48,7 +48,7 @@ def test_the_harness_sees_what_is_wrong(
             pathlib.Path("executed").touch()
             raise Problem("Something is wrong.")
 
-    monkeypatch.setattr(threshold, "run", stage)
+    monkeypatch.setattr(threshold, "main", stage)
     (row,) = inputs.try_inputs(demo_folder, tmp_path / "tried", [inputs.bad("x", ("threshold",), lambda place: None)])
     assert not row.ok and says in row.problem
 
@@ -86,7 +86,7 @@ def test_the_limits_are_seen(
         do()
         raise Problem("Something is wrong.")
 
-    monkeypatch.setattr(threshold, "run", stage)
+    monkeypatch.setattr(threshold, "main", stage)
     monkeypatch.setattr(inputs, limit, value)
     twice = [inputs.bad(what, ("threshold",), lambda place: None) for what in ("first", "second")]
     for row in inputs.try_inputs(demo_folder, tmp_path / "tried", twice):
@@ -106,8 +106,8 @@ def test_workers_of_who_tries_are_left_alone(demo_folder: pathlib.Path, tmp_path
     sleeper = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     sleeper.start()
     try:
-        said = inputs.call(tmp_path, ["threshold", "--run", "nobody"])
-        assert said.code == 1 and sleeper.is_alive()
+        outcome = inputs.call(tmp_path, ["threshold", "--run", "nobody"])
+        assert outcome.code == 1 and sleeper.is_alive()
     finally:
         sleeper.kill()
         sleeper.join()

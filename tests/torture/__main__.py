@@ -2,7 +2,7 @@
 
     python -m tests.torture                  all of it: some 10 minutes on two cores
     python -m tests.torture --short          a few of each
-    python -m tests.torture --seed 7         other moments for the kills; without it 0
+    python -m tests.torture --seed 7         other moments for the kills; default: 0
     python -m tests.torture kills faults     only these
 """
 import argparse
@@ -25,91 +25,91 @@ from tests.torture.table import Row, figures_of, print_table
 from tests.torture.warm import end_with_parent
 
 Rows = Callable[[], Iterator[Row]]
-ROOMS = ("kills", "faults", "inputs")
+SUITES = ("kills", "faults", "inputs")
 # Steps to die at, other deaths a stage, and steps to refuse of a long stage (of the others each, if not short).
 FULL, SHORT = (10, 6, 12), (2, 1, 1)
-ASKED = {"kills": ("kills", 100), "inputs": ("bad_inputs", 60)}  # room -> what is counted, and at least how many
+REQUIRED = {"kills": ("kills", 100), "inputs": ("bad_inputs", 60)}  # suite -> what is counted, and the least number
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture")
-    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; without it all")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {', '.join(SUITES)}; default: all")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rooms, (steps, others, refusals) = args.rooms or ROOMS, SHORT if args.short else FULL
-    if unknown := set(rooms) - set(ROOMS):
-        parser.error(f"{sorted(unknown)[0]} is none of {', '.join(ROOMS)}")
+    suites, (steps, others, refusals) = args.suites or SUITES, SHORT if args.short else FULL
+    if unknown := set(suites) - set(SUITES):
+        parser.error(f"{sorted(unknown)[0]} is none of {', '.join(SUITES)}")
     print(f"Seed {args.seed}.", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="torture.") as name:
         folder = pathlib.Path(name)
-        if {"kills", "faults"} & set(rooms):  # before the rooms part, so that both have it
+        if {"kills", "faults"} & set(suites):  # before the suites fork, so that both have it
             places = Places(folder / "places")
-        all_rooms: dict[str, Rows] = {
+        all_suites: dict[str, Rows] = {
             "kills": lambda: kills.rows(places, random.Random(args.seed), steps, others),
             "faults": lambda: faults.rows(places, refusals, each=not args.short),
             "inputs": lambda: inputs_of(folder, args.seed, args.short),
         }
-        rows = shown({room: all_rooms[room] for room in ROOMS if room in rooms})
+        rows = collect_rows({suite: all_suites[suite] for suite in SUITES if suite in suites})
     if not args.short:
-        rows += enough(rooms, figures_of(rows))
+        rows += check_counts(suites, figures_of(rows))
     print(f"\n{time.monotonic() - began:.0f} s, seed {args.seed}.\n")
     print_table(rows)
     return 0 if all(row.ok for row in rows) else 1
 
 
-def shown(rooms: dict[str, Rows]) -> list[Row]:
-    """The rows of all rooms, one room after another; each is told as it comes: a dot, or what is wrong.
+def collect_rows(suites: dict[str, Rows]) -> list[Row]:
+    """Return the rows of all suites, one suite after another; print each as it comes: a dot, or what is wrong.
 
-    The rooms work at once, each in a process of its own that does one thing at a time.
+    The suites work at once, each in a process of its own that does one thing at a time.
     """
     context = multiprocessing.get_context("fork")
-    found: dict[str, list[Row]] = {room: [] for room in rooms}
-    room_of: dict[Any, str] = {}  # by its pipe
-    for room, rows_of in rooms.items():
+    rows: dict[str, list[Row]] = {suite: [] for suite in suites}
+    suite_of: dict[Any, str] = {}  # by its pipe
+    for suite, rows_of in suites.items():
         ours, theirs = context.Pipe(duplex=False)
-        context.Process(target=send_rows, args=(room, rows_of, theirs)).start()
+        context.Process(target=send_rows, args=(suite, rows_of, theirs)).start()
         theirs.close()
-        room_of[ours] = room
-    while room_of:
-        for pipe in multiprocessing.connection.wait(list(room_of)):
+        suite_of[ours] = suite
+    while suite_of:
+        for pipe in multiprocessing.connection.wait(list(suite_of)):
             try:
                 row = pipe.recv()
             except EOFError:
-                row = failed(room_of[pipe], "its process died")
+                row = failed(suite_of[pipe], "its process died")
             if row is not None:
-                found[room_of[pipe]].append(row)
+                rows[suite_of[pipe]].append(row)
                 print("." if row.ok else f"\nBAD {row.what}: {row.problem}\n", end="", flush=True)
-            if row is None or row.what == whole(room_of[pipe]):
-                del room_of[pipe]
-    return list(itertools.chain.from_iterable(found.values()))
+            if row is None or row.what == whole_suite(suite_of[pipe]):
+                del suite_of[pipe]
+    return list(itertools.chain.from_iterable(rows.values()))
 
 
-def send_rows(room: str, rows_of: Rows, pipe: Any) -> None:
-    """And None when the room is done. An exception ends a room, as a row that is not well, but no other room."""
+def send_rows(suite: str, rows_of: Rows, pipe: Any) -> None:
+    """Send the rows, and None at the end. An exception ends this suite, as a row that is not ok, but no other suite."""
     end_with_parent()
     try:
         for row in rows_of():
             pipe.send(row)
         pipe.send(None)
     except Exception:
-        pipe.send(failed(room, traceback.format_exc()[-1500:]))
+        pipe.send(failed(suite, traceback.format_exc()[-1500:]))
 
 
-def failed(room: str, why: str) -> Row:
-    return Row(room, whole(room), f"the harness failed: {why}")
+def failed(suite: str, why: str) -> Row:
+    return Row(suite, whole_suite(suite), f"the harness failed: {why}")
 
 
-def whole(room: str) -> str:
-    return f"the whole room of {room}"
+def whole_suite(suite: str) -> str:
+    return f"the whole suite of {suite}"
 
 
-def enough(rooms: Sequence[str], figures: dict[str, int]) -> Iterator[Row]:
-    """Whether each room tried as much as it must: what was left out shows in no other row."""
-    for room in rooms:
-        if room in ASKED:
-            kind, least = ASKED[room]
+def check_counts(suites: Sequence[str], figures: dict[str, int]) -> Iterator[Row]:
+    """Check that each suite tried enough cases; what was left out shows in no other row."""
+    for suite in suites:
+        if suite in REQUIRED:
+            kind, least = REQUIRED[suite]
             made = figures.get(kind, 0)
             yield Row("asked", f"at least {least} {kind}: {made}", "" if made >= least else f"only {made} were made")
 

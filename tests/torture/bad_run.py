@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.kaggle.ledger import COLUMNS
-from tests.torture.bad_data import Spoil, cut, put, zip_of
+from tests.torture.bad_data import Damage, truncated, put, zip_of
 from tests.torture.inputs import (
     CHECK, FOLDS, PREDICT, SETTINGS, THRESHOLD, TRAIN, VALIDATE, Case, Place, bad, good, write_oof,
 )  # fmt: skip
@@ -38,7 +38,7 @@ def settings() -> Iterator[Case]:
         ("UTF-16", SETTINGS.encode("utf-16"), "cannot be read"),
         ("of 10 MB", "a: " + "x" * 10**7, "10,000,003 bytes"),
         ("a list", "- 1\n", "holds list"),
-        ("a word", "hello\n", "holds str"),
+        ("a string", "hello\n", "holds str"),
         ("indented by a tab", "train:\n\tepochs: 3\n", "not YAML.*line 2"),
         ("open at its end", "train: {epochs: 3", "not YAML.*line 1"),
         ("2,000 brackets deep", "train: " + "[" * 2000, "not YAML"),
@@ -54,8 +54,8 @@ def settings() -> Iterator[Case]:
         ("an unknown section", "trian: {epochs: 1}\n", "trian is no setting; the nearest is train"),
         ("an unknown key", "train: {epoch: 1}\n", "train.epoch is no setting; the nearest is train.epochs"),
         ("a number for a key", "1: 2\n", "1"),
-        ("a word for a number", "train: {epochs: three}\n", "train.epochs is 'three'"),
-        ("a number for a word", "model: {arch: 7}\n", "model.arch is 7"),
+        ("a string for a number", "train: {epochs: three}\n", "train.epochs is 'three'"),
+        ("a number for a string", "model: {arch: 7}\n", "model.arch is 7"),
         ("not a number", "train: {learning_rate: .nan}\n", "train.learning_rate is nan"),
         ("0 epochs", "train: {epochs: 0}\n", "train.epochs is 0"),
         ("half an epoch", "train: {epochs: 0.5}\n", "train.epochs is 0.5"),
@@ -70,12 +70,12 @@ def settings() -> Iterator[Case]:
         about_data = "folder " in what or "folds" in what  # and not about the config that names it
         yield bad(f"the config is or has {what}", FOLDS, put("tiny.yaml", text), "" if about_data else here, says)
     for arch in ("unet2", "smp.os", "smp.create_model", "smp.Unet.__class__"):
-        words = (*TRAIN, "--set", f"model.arch={arch}")
-        yield bad(f"the network is {arch}", words, nothing, rf"model\.arch is '?{arch}")
-    for word in ("train.epochs", "train=3", "train.epochs=[", "train.epochs=" + "[" * 10**4, "a.b=1", "train.x.y=1"):
-        yield bad(f"the word {word[:20]}", (*FOLDS, "--set", word), nothing, word[:5].split(".")[0])
+        arguments = (*TRAIN, "--set", f"model.arch={arch}")
+        yield bad(f"the network is {arch}", arguments, nothing, rf"model\.arch is '?{arch}")
+    for text in ("train.epochs", "train=3", "train.epochs=[", "train.epochs=" + "[" * 10**4, "a.b=1", "train.x.y=1"):
+        yield bad(f"the override {text[:20]}", (*FOLDS, "--set", text), nothing, text[:5].split(".")[0])
     yield bad(
-        "a word into a section that is a number", (*FOLDS, "--set", "train.epochs=1"), put("tiny.yaml", "train: 3"),
+        "an override in a section that is a number", (*FOLDS, "--set", "train.epochs=1"), put("tiny.yaml", "train: 3"),
         "train is 3",
     )
     yield bad(
@@ -110,7 +110,8 @@ class Code:
 def checkpoints() -> Iterator[Case]:
     here = r"runs/tiny/fold0/best\.pt"
     for tenth in range(10):
-        yield bad(f"best.pt, {tenth}/10 of it", VALIDATE, cut("runs/tiny/fold0/best.pt", tenth), here + " is damaged")
+        damage = truncated("runs/tiny/fold0/best.pt", tenth)
+        yield bad(f"best.pt, {tenth}/10 of it", VALIDATE, damage, here + " is damaged")
     for what, data in (
         ("text", b"hello"),
         ("pickled code", pickle.dumps(Code())),
@@ -130,13 +131,13 @@ def checkpoints() -> Iterator[Case]:
         ("with settings that are a number", {"settings": 3, "network": {}}, "the whole is 3"),
         ("with weights of nothing", {"settings": {}, "network": {}}, "does not fit its own settings"),
         ("with weights that are a number", {"settings": {}, "network": 5}, "does not fit its own settings"),
-        ("with weights that are words", {"settings": {}, "network": {"mean": "x"}}, "does not fit its own settings"),
+        ("with weights that are strings", {"settings": {}, "network": {"mean": "x"}}, "does not fit its own settings"),
         ("with weights by numbers", {"settings": {}, "network": {1: 2}}, "does not fit its own settings"),
         ("with weights of no end", {"settings": small(), "network": endless()}, "does not fit its own settings"),
     ):
         yield bad(f"best.pt is {what}", PREDICT, put("runs/tiny/fold0/best.pt", torch_bytes(state, True)), here, says)
     last = "runs/tiny/fold0/last.pt"
-    yield bad("last.pt is cut", TRAIN, lambda p: p.put(last, p.best.read_bytes()[:999]), r"last\.pt is damaged")
+    yield bad("last.pt is truncated", TRAIN, lambda p: p.put(last, p.best.read_bytes()[:999]), r"last\.pt is damaged")
     yield bad("last.pt is pickled code", TRAIN, put(last, torch_bytes({"step": Code()}, True)), r"last\.pt is damaged")
     yield bad("last.pt is a best.pt", TRAIN, lambda p: p.put(last, p.best.read_bytes()), r"last\.pt has no fingerprint")
     yield bad(
@@ -180,8 +181,10 @@ def stray_folder(place: Place) -> None:
 def results() -> Iterator[Case]:
     here = r"runs/tiny/threshold\.json"
     for what, text in {
-        "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a cut": "{}", "a word": '{"threshold": "half"}',
-        "beyond 1": '{"threshold": 1.5}', "below 0": '{"threshold": -0.1}', "not a number": '{"threshold": NaN}', "true": '{"threshold": true}',
+        "empty": "", "threshold": '{"threshold": 0.', "a list": "[1]", "without a threshold": "{}",
+        "a string": '{"threshold": "half"}',
+        "beyond 1": '{"threshold": 1.5}', "below 0": '{"threshold": -0.1}',
+        "not a number": '{"threshold": NaN}', "true": '{"threshold": true}',
         "10^5 brackets deep": "[" * 10**5, "a zip": zip_of({"a": b"b"}), "endless": '{"threshold": 1e999}',
         "of 5,000 digits": '{"threshold": ' + "9" * 5000 + "}",
     }.items():  # fmt: skip
@@ -191,19 +194,19 @@ def results() -> Iterator[Case]:
         ("empty", "", "damaged"),
         ("a header alone", "car_id,make,fold\n", "folds from 0 up"),
         ("of other columns", "car,make,fold\nx,y,0\n", "columns car_id,make,fold"),
-        ("of words for folds", "car_id,make,fold\nx,y,first\n", "damaged"),
+        ("of strings for folds", "car_id,make,fold\nx,y,first\n", "damaged"),
         ("of folds beyond 64 bits", f"car_id,make,fold\nx,y,{10**30}\n", "damaged"),
         ("of folds below 0", "car_id,make,fold\nx,y,-1\n", "folds from 0 up"),
         ("without a fold", "car_id,make,fold\nx,y,0\nz,y,2\n", "folds from 0 up"),
         ("of one car twice", "car_id,make,fold\nx,y,0\nx,y,1\n", "car_id x twice"),
         ("of long rows", "car_id,make,fold\nx,y,0,1\n", "more or fewer fields"),
         ("of short rows", "car_id,make,fold\nx,y\n", "damaged"),
-        ("of other cars", "car_id,make,fold\nx,y,0\nz,y,1\n", "pictures that"),
+        ("of other cars", "car_id,make,fold\nx,y,0\nz,y,1\n", r"(pictures|images) that"),
     ):
         yield bad(f"folds.csv is {what}", TRAIN, put("runs/tiny/folds.csv", text), r"runs/tiny/folds\.csv", says)
     here = r"runs/tiny/oof/fold0\.npz"
     for tenth in range(0, 10, 3):
-        yield bad(f"the oof, {tenth}/10 of it", THRESHOLD, cut("runs/tiny/oof/fold0.npz", tenth), here)
+        yield bad(f"the oof, {tenth}/10 of it", THRESHOLD, truncated("runs/tiny/oof/fold0.npz", tenth), here)
     pickled = io.BytesIO()
     np.save(pickled, np.array([Code()], object), allow_pickle=True)
     for what, data in {
@@ -214,7 +217,7 @@ def results() -> Iterator[Case]:
     for what, other in {
         "has objects": {"names": np.array([Code()], object)}, "lacks its names": {"names": None},
         "has too few names": {"names": np.array(["a"])}, "has flat histograms": {"histograms": np.zeros(256, np.int32)},
-        "has histograms of words": {"histograms": np.array(["x"])}, "has no picture": {
+        "has histograms of text": {"histograms": np.array(["x"])}, "has no image": {
             "names": np.array([], str), "histograms": np.zeros((0, 2, 256), np.int32)},
         "is of another checkpoint": {"checkpoint_sha256": "0"},
     }.items():  # fmt: skip
@@ -232,24 +235,24 @@ def npy(array: np.ndarray) -> bytes:
 def submissions() -> Iterator[Case]:
     here = r"submissions/tiny\.csv\.gz"
     for tenth in range(10):
-        yield bad(f"the submission, {tenth}/10 of it", CHECK, cut("submissions/tiny.csv.gz", tenth), here)
-    yield bad("no submission", ("check", "none.csv"), nothing, r"There is no none\.csv")
-    yield bad("the submission is a folder", ("check", "demo"), nothing, "demo is not")
+        yield bad(f"the submission, {tenth}/10 of it", CHECK, truncated("submissions/tiny.csv.gz", tenth), here)
+    yield bad("no submission", ("check", "--file", "none.csv"), nothing, r"There is no none\.csv")
+    yield bad("the submission is a folder", ("check", "--file", "demo"), nothing, "demo is not")
     yield bad("the submission is text that is named .gz", CHECK, put("submissions/tiny.csv.gz", "img,rle_mask\n"), here)
     first = r", line 2, image \w+_01\.jpg: "
-    for what, change, says in (
+    for what, transform, says in (
         ("has another header", lambda rows: [b"image,mask", *rows[1:]], "line 1: the header must be"),
         ("has semicolons", lambda rows: [row.replace(b",", b";") for row in rows], "line 1: the header must be"),
         ("has a byte-order mark", lambda rows: [b"\xef\xbb\xbf" + rows[0], *rows[1:]], "line 1: the byte 0xef"),
         ("has a column more", lambda rows: [rows[0], *(row + b",1" for row in rows[1:])], "line 2: 3 fields"),
-        ("has a picture that nobody asked for", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
-        ("has a picture twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* is in line 17"),
+        ("has an unknown image", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
+        ("has an image twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* is in line 17"),
         ("has another order", lambda rows: [rows[0], *rows[:0:-1]], "line 2: .* the order differs"),
-        ("lacks a picture", lambda rows: rows[:-1], "ends after 15 of 16"),
+        ("lacks an image", lambda rows: rows[:-1], "ends after 15 of 16"),
         ("has an odd count", masked(b"1 2 3"), first + "3 numbers"),
         ("counts from 0", masked(b"0 5"), first + "the number 0"),
         ("has fractions", masked(b"1.5 5"), first + "'1.5' is not"),
-        ("goes beyond the picture", masked(b"2455040 2"), first + "a run that ends"),
+        ("goes beyond the image", masked(b"2455040 2"), first + "a run that ends"),
         ("has runs over one another", masked(b"1 5 3 1"), first + "the run '3 1'"),
         ("has an empty mask", masked(b""), first + "the mask is empty"),
         ("has a number of 10^7 digits", masked(b"9" * 10**7 + b" 1"), first + "the number 99999"),
@@ -261,10 +264,10 @@ def submissions() -> Iterator[Case]:
         ("has a letter of Latin-1", masked(b"1 \xe9"), "near line .: the byte 0xe9"),
         ("has a quote that is not closed", masked(b'"1 1'), here),
     ):
-        yield bad(f"the submission {what}", CHECK, submission(change), here, says)
+        yield bad(f"the submission {what}", CHECK, submission(transform), here, says)
     zeros = gzip.compress(bytes(3 * 10**8), 1)
     yield bad("the submission is 300 MB of zeros, packed", CHECK, put("submissions/tiny.csv.gz", zeros), here)
-    zipped = ("check", "s.csv.zip")
+    zipped = ("check", "--file", "s.csv.zip")
     yield bad(
         "the submission's zip holds two files", zipped, put("s.csv.zip", zip_of({"a": b"", "b": b""})), "holds 2 files"
     )
@@ -272,31 +275,32 @@ def submissions() -> Iterator[Case]:
         "the submission's zip is packed by LZMA", zipped, put("s.csv.zip", zip_of({"a": b"x"}, zipfile.ZIP_LZMA)),
         "method 14",
     )
-    scored = ("score", "submissions/tiny.csv.gz", "--solution", "s.csv")
+    scored = ("score", "--file", "submissions/tiny.csv.gz", "--solution", "s.csv")
     name = "331659860e11_01.jpg"
     for what, text, says in (
         ("is a submission", "img,rle_mask\n", "line 1: the header"),
         ("has another usage", f"img,rle_mask,Usage\n{name},1 1,Test\n", "line 2: the Usage 'Test'"),
-        ("has a picture twice", "img,rle_mask,Usage\n" + f"{name},1 1,Public\n" * 2, "line 3: .* twice"),
-        ("has a picture that was not predicted", "img,rle_mask,Usage\na.jpg,1 1,Public\n", "lacks 1 images.*a.jpg"),
+        ("has an image twice", "img,rle_mask,Usage\n" + f"{name},1 1,Public\n" * 2, "line 3: .* twice"),
+        ("has an image that was not predicted", "img,rle_mask,Usage\na.jpg,1 1,Public\n", "lacks 1 images.*a.jpg"),
         ("has nothing", "img,rle_mask,Usage\n", "nothing to score"),
     ):
         yield bad(f"the solution {what}", scored, put("s.csv", text), r"s\.csv", says)
 
     yield good("the submission has CRLF", CHECK, submission(lambda rows: [row + b"\r" for row in rows]), lambda p: True)
     yield good("the submission is quoted", CHECK, submission(quoted), lambda place: True)
-    yield good("the submission is plain", ("check", "s.csv"), plain(lambda data: data, "s.csv"), lambda place: True)
+    check_plain = ("check", "--file", "s.csv")
+    yield good("the submission is plain", check_plain, plain(lambda data: data, "s.csv"), lambda place: True)
     yield good(
         "the submission is a zip", zipped, plain(lambda data: zip_of({"s.csv": data}, 8), "s.csv.zip"), lambda p: True
     )
 
 
-def submission(change: Callable[[list[bytes]], list[bytes]]) -> Spoil:
-    def spoil(place: Place) -> None:
+def submission(transform: Callable[[list[bytes]], list[bytes]]) -> Damage:
+    def damage(place: Place) -> None:
         rows = gzip.decompress(place.submission.read_bytes()).splitlines()
-        place.put("submissions/tiny.csv.gz", gzip.compress(b"\n".join(change(rows)) + b"\n", 1))
+        place.put("submissions/tiny.csv.gz", gzip.compress(b"\n".join(transform(rows)) + b"\n", 1))
 
-    return spoil
+    return damage
 
 
 def masked(runs: bytes) -> Callable[[list[bytes]], list[bytes]]:
@@ -308,15 +312,15 @@ def quoted(rows: list[bytes]) -> list[bytes]:
     return [b",".join(b'"' + cell + b'"' for cell in row.split(b",")) for row in rows]
 
 
-def plain(change: Callable[[bytes], bytes], name: str) -> Spoil:
-    return lambda place: place.put(name, change(gzip.decompress(place.submission.read_bytes())))
+def plain(transform: Callable[[bytes], bytes], name: str) -> Damage:
+    return lambda place: place.put(name, transform(gzip.decompress(place.submission.read_bytes())))
 
 
 # --- the ledger -----------------------------------------------------------------------------------
 
 
 def ledgers() -> Iterator[Case]:
-    words = ("leaderboard", "--ledger", "ledger.csv")
+    show = ("leaderboard", "--ledger", "ledger.csv")
     cells = {"time": "2017-09-27T23:59:58Z", "file": "a.csv.gz", "sha256": HASH, "message": "two #1"}
     for what, other, says in (
         ("a time that is none", {"time": "yesterday"}, "time is 'yesterday'"),
@@ -327,21 +331,22 @@ def ledgers() -> Iterator[Case]:
         ("another status", {"status": "lost"}, "status is 'lost'"),
         ("a score beyond 1", {"public": "1.5"}, "public is '1.5'"),
         ("a score that is no number", {"public": "nan"}, "public is 'nan'"),
-        ("folds that are words", {"folds": "first"}, "folds"),
+        ("folds that are strings", {"folds": "first"}, "folds"),
         ("a quote that is not closed", {"runs": "'a"}, "runs is"),
         ("checkpoints without hashes", {"checkpoints": "a=b"}, "checkpoints"),
     ):
         row = ",".join((cells | other).get(column, "") for column in COLUMNS)
         text = ",".join(COLUMNS) + "\n" + row + "\n"
-        yield bad(f"the ledger has {what}", words, put("ledger.csv", text), r"ledger\.csv, line 2: ", says)
-    yield bad("the ledger has another header", words, put("ledger.csv", "a,b\n"), r"ledger\.csv, line 1: the header")
+        yield bad(f"the ledger has {what}", show, put("ledger.csv", text), r"ledger\.csv, line 2: ", says)
+    yield bad("the ledger has another header", show, put("ledger.csv", "a,b\n"), r"ledger\.csv, line 1: the header")
     short = ",".join(COLUMNS) + "\na,b\n"
-    yield bad("the ledger has a short row", words, put("ledger.csv", short), r"ledger\.csv, line 2: 2 cells")
-    yield bad("the ledger is UTF-16", words, put("ledger.csv", short.encode("utf-16")), r"ledger\.csv cannot be read")
-    yield bad("the ledger has a field of 10^7 letters", words, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
+    yield bad("the ledger has a short row", show, put("ledger.csv", short), r"ledger\.csv, line 2: 2 cells")
+    yield bad("the ledger is UTF-16", show, put("ledger.csv", short.encode("utf-16")), r"ledger\.csv cannot be read")
+    yield bad("the ledger has a field of 10^7 letters", show, put("ledger.csv", short + "x" * 10**7), r"ledger\.csv")
     yield bad(
-        "a row that is not there", ("reproduce", "7", "--ledger", "ledger.csv"), nothing, r"ledger\.csv has no row 7"
-    )
+        "a row that is not there", ("reproduce", "--row", "7", "--ledger", "ledger.csv"), nothing,
+        r"ledger\.csv has no row 7",
+    )  # fmt: skip
     broken = json.dumps({"sha256": "x"})
-    yield bad("the origin of a submission is damaged", ("submit", "submissions/tiny.csv.gz", "--dry-run"),
+    yield bad("the origin of a submission is damaged", ("submit", "--file", "submissions/tiny.csv.gz", "--dry-run"),
               put("submissions/tiny.json", broken), r"submissions/tiny\.json is damaged")  # fmt: skip

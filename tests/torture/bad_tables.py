@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import carvana
-from tests.torture.bad_data import Spoil, put, zip_of
+from tests.torture.bad_data import Damage, put, zip_of
 from tests.torture.inputs import FOLDS, PREDICT, TRAIN, Case, Place, bad, good
 
 
@@ -20,7 +20,7 @@ def cases() -> list[Case]:
 
 def masks() -> Iterator[Case]:
     here = r"train_masks\.zip, member train_masks/\w+_mask\.gif: the mask "
-    yield bad("masks are cut", TRAIN, gifs(lambda data: data[: len(data) // 2]), here + "is not a whole GIF")
+    yield bad("masks are truncated", TRAIN, gifs(lambda data: data[: len(data) // 2]), here + "is not a whole GIF")
     yield bad("masks are text", TRAIN, gifs(lambda data: b"no mask"), here + "is not a whole GIF")
     yield bad("masks are PNGs", TRAIN, gifs(lambda data: as_gif(data, 1, format="PNG")), here + "is not a whole GIF")
     yield bad(
@@ -29,8 +29,8 @@ def masks() -> Iterator[Case]:
     yield bad(
         "masks are small", TRAIN, gifs(lambda data: as_gif(data, 1, (959, 640), format="GIF")), here + "is 959x640"
     )
-    words = {"a letter": "1 x", "an odd count": "1 2 3", "too far": "2455040 2", "over one another": "1 5 3 1"}
-    for what, runs in words.items():
+    arguments = {"a letter": "1 x", "an odd count": "1 2 3", "too far": "2455040 2", "over one another": "1 5 3 1"}
+    for what, runs in arguments.items():
         yield bad(f"run lengths: {what}", TRAIN, run_lengths(runs), r"train_masks\.csv, row \w+_\d\d\.jpg: ")
     yield bad(
         "run lengths of 10^7 letters", TRAIN, run_lengths("1 " + "9" * 10**7, rows=1),
@@ -38,29 +38,29 @@ def masks() -> Iterator[Case]:
     )
 
 
-def gifs(change: Callable[[bytes], bytes]) -> Spoil:
-    def spoil(place: Place) -> None:
+def gifs(transform: Callable[[bytes], bytes]) -> Damage:
+    def damage(place: Place) -> None:
         members = place.members("train_masks.zip")
-        changed = change(min(members.items())[1])
+        changed = transform(min(members.items())[1])
         place.put("demo/train_masks.zip", zip_of(dict.fromkeys(members, changed)))
         place.demo("train_masks.csv.zip").unlink()
 
-    return spoil
+    return damage
 
 
 def as_gif(data: bytes, value: int, size: tuple[int, int] | None = None, **options: object) -> bytes:
     mask = (np.asarray(Image.open(io.BytesIO(data))) > 0).astype(np.uint8) * value
-    picture = Image.fromarray(mask)
-    (picture.resize(size) if size else picture).save(file := io.BytesIO(), optimize=False, **options)
+    image = Image.fromarray(mask)
+    (image.resize(size) if size else image).save(file := io.BytesIO(), optimize=False, **options)
     return file.getvalue()
 
 
-def run_lengths(text: str, rows: int | None = None) -> Spoil:
-    def spoil(place: Place) -> None:
+def run_lengths(text: str, rows: int | None = None) -> Damage:
+    def damage(place: Place) -> None:
         names = [name.rpartition("/")[2] for name in place.members("train.zip")][:rows]
         place.put("demo/train_masks.csv", "img,rle_mask\n" + "".join(f"{name},{text}\n" for name in names))
 
-    return spoil
+    return damage
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -123,9 +123,9 @@ def tables() -> Iterator[Case]:
     yield good("metadata has columns more, one of 10^7 letters", FOLDS, metadata(wider), same_makes)
 
 
-def metadata(change: Callable[[bytes], bytes]) -> Spoil:
+def metadata(transform: Callable[[bytes], bytes]) -> Damage:
     """The table, changed and loose: it wins over the archive."""
-    return lambda place: place.put("demo/metadata.csv", change(place.members("metadata.csv.zip")["metadata.csv"]))
+    return lambda place: place.put("demo/metadata.csv", transform(place.members("metadata.csv.zip")["metadata.csv"]))
 
 
 def longer(table: bytes) -> bytes:

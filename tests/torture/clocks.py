@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from pipeline.kaggle import ledger
 from tests.torture import warm
-from tests.torture.place import MINE, STAGE, Kaggle, Places, prepare, words_of
+from tests.torture.place import MINE, STAGE, Kaggle, Places, prepare, arguments_of
 from tests.torture.table import Row
 from tests.torture.warm import Ended, Plan
 
@@ -59,7 +59,7 @@ def set_back() -> None:
 
 
 def is_late(moment: datetime.datetime) -> bool:
-    """Whether it was told by the clock that was set back."""
+    """Return whether it took the time from the clock that was set back."""
     behind = datetime.datetime.now(datetime.UTC) - moment
     return abs(behind.total_seconds() - DAY_S) < DAY_S / 4
 
@@ -84,7 +84,7 @@ def back_in_download(places: Places) -> Row:
     """And a second download, by the right clock, has nothing to fetch."""
     stage = STAGE["folds"]
     with places.copy(stage) as place, places.kaggle() as kaggle:
-        words = ["download", "--config", "tiny.yaml", "--data", "fetched"]
+        arguments = ["download", "--config", "tiny.yaml", "--data", "fetched"]
         manifest = place / "fetched/download.json"
 
         def at_second_file() -> None:
@@ -100,8 +100,8 @@ def back_in_download(places: Places) -> Row:
 
             download.remember = remember_and_jump
 
-        ended = warm.run(place, words, before=at_second_file)
-        again = warm.run(place, words, before=lambda: prepare(stage, kaggle))
+        ended = warm.run(place, arguments, before=at_second_file)
+        again = warm.run(place, arguments, before=lambda: prepare(stage, kaggle))
         problem = failed(ended) or failed(again)
         if not problem:
             known = json.loads(manifest.read_text())
@@ -137,13 +137,13 @@ def back_after_a_kill(places: Places) -> Row:
 
 
 def back_with_force(places: Places) -> Row:
-    """Three of the same content, told apart by the time in their message; the third is killed on the way."""
+    """Submit the same content three times, distinguished by the time in the message; kill the third one midway."""
     stage = STAGE["submit"]
-    words = [*words_of(stage), "--force"]
+    arguments = [*arguments_of(stage), "--force"]
     with places.copy(stage) as place, places.kaggle() as kaggle:
 
         def forced(plan: Plan) -> Ended:
-            return warm.run(place, words, plan, lambda: prepare(stage, kaggle))
+            return warm.run(place, arguments, plan, lambda: prepare(stage, kaggle))
 
         first = places.run(place, stage, kaggle=kaggle)
         second = forced(Plan(do_at=0, do=set_back))
@@ -173,7 +173,7 @@ def handed_in(place: pathlib.Path, kaggle: Kaggle, late: list[bool]) -> str:
 
 
 def failed(ended: Ended) -> str:
-    return f"{ended.told()}: {ended.err[-600:] or 'no word'}" if ended.code else ""
+    return f"{ended.summary()}: {ended.err[-600:] or 'no message'}" if ended.code else ""
 
 
 of_submit = (back_in_submit, back_after_a_kill, back_with_force)

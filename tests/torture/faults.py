@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.data import loader, image_stream
 from pipeline.model.ema import Ema
 from tests.torture import clocks, warm
-from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, words_of
+from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, arguments_of
 from tests.torture.table import NOT_HERE, Row
 from tests.torture.warm import Ended, Plan
 
@@ -39,8 +39,8 @@ def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
         yield from refused(places, stage, None if each and not stage.is_long else most)
         for fault in (full_within_a_write, second_start, on_a_read_only_disk):
             yield attempted(fault, places, stage)
-        for share in (0, 2):
-            yield attempted(on_a_small_disk, places, stage, share)
+        for quarters in (0, 2):
+            yield attempted(on_a_small_disk, places, stage, quarters)
     for stage in places.stages:
         if stage.name in ("train", "validate", "predict"):
             for trouble in (worker_dies, worker_without_memory, little_shared_memory):
@@ -49,7 +49,7 @@ def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
         for surprise in (config_is_edited, killed_with_a_worker):
             yield attempted(surprise, places)
     if STAGE["predict"] in places.stages:
-        yield attempted(parts_that_stay, places)
+        yield attempted(shards_that_stay, places)
     for surprise in clocks.of(places):
         yield attempted(surprise, places)
 
@@ -106,7 +106,7 @@ def tried(places: Places, stage: Stage, what: str, plan: Plan) -> Row:
         ended = places.run(place, stage, plan, kaggle)
         at = max((at for at in (plan.fail_at, plan.limit_at) if at is not None), default=-1)
         met = f"{what}, {ended.steps[at]}" if 0 <= at < len(ended.steps) else what
-        row = judged(places, stage, met, ended, place, kaggle if stage.at_kaggle else None)
+        row = row_of(places, stage, met, ended, place, kaggle if stage.at_kaggle else None)
         if at >= len(ended.steps):
             return but(row, f"it did not come to pass: the stage ended after {len(ended.steps)} steps")
         if plan.file_bytes is not None and ended.code != 1:
@@ -119,13 +119,13 @@ def but(row: Row, problem: str) -> Row:
     return dataclasses.replace(row, problem="; ".join(filter(None, (row.problem, problem))))
 
 
-def judged(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib.Path, kaggle=None) -> Row:
+def row_of(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib.Path, kaggle=None) -> Row:
     """The row of a disturbed start; the place is then left alone and compared."""
     problem = ended.complaint(stage.name) if ended.code else ""
     if not ended.code and "could not be removed; it is no longer needed" not in ended.out:  # then it must have ended well
         problem = places.difference(place, stage)
     last = places.run(place, stage, kaggle=kaggle)
-    problem = problem or (f"then {last.told()}: {last.err[-600:]}" if last.code else "")
+    problem = problem or (f"then {last.summary()}: {last.err[-600:]}" if last.code else "")
     problem = problem or places.difference(place, stage)
     if kaggle and kaggle.submissions() != 1:
         problem += f" Kaggle has it {kaggle.submissions()} times."
@@ -162,19 +162,19 @@ def may_mount(folder: pathlib.Path) -> bool:
 
 
 def on_a_small_disk(places: Places, stage: Stage, quarters: int) -> Row:
-    """A real one, with room for so many quarters of what the stage writes; it grows, and the stage goes on."""
-    what = f"a real disk with room for {quarters}/4" if quarters else "a real disk without room"
+    """Run on a real disk with space for so many quarters of what the stage writes; then enlarge it and run again."""
+    what = f"a real disk with space for {quarters}/4" if quarters else "a real disk without space"
     if not may_mount(places.folder):
         return not_here(stage, what)
     with places.copy(stage) as place, places.kaggle() as kaggle:
         before, after = pages_bytes(place), pages_bytes(places.after(stage))
-        room = before + (after - before) * quarters // 4 // PAGE_BYTES * PAGE_BYTES
+        limit_bytes = before + (after - before) * quarters // 4 // PAGE_BYTES * PAGE_BYTES
 
         def mounted() -> None:
             original = place.with_name(f"{place.name}.original")
             os.rename(place, original)
             place.mkdir()
-            in_a_mount(place, f"size={room}")
+            in_a_mount(place, f"size={limit_bytes}")
             shutil.copytree(original, place, dirs_exist_ok=True)
             os.chdir(place)
             prepare(stage, kaggle if stage.at_kaggle else None)
@@ -183,15 +183,16 @@ def on_a_small_disk(places: Places, stage: Stage, quarters: int) -> Row:
             """What was left there, for the start after it."""
             shutil.copytree(place, place.with_name(f"{place.name}.left"))
 
-        ended = warm.run(place, words_of(stage), Plan(), mounted, saved)
+        ended = warm.run(place, arguments_of(stage), Plan(), mounted, saved)
         shutil.rmtree(place.with_name(f"{place.name}.original"))
         left = place.with_name(f"{place.name}.left")
         if not left.exists():
-            return Row("faults", f"{stage.name}: {what}", f"{ended.told()}: {ended.err[-600:]}")
+            return Row("faults", f"{stage.name}: {what}", f"{ended.summary()}: {ended.err[-600:]}")
         shutil.rmtree(place)
         left.rename(place)
-        row = judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
-        return row if ended.code == 1 else but(row, f"it wrote {after - before} bytes into a room of {room - before}")
+        row = row_of(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        sizes = f"it wrote {after - before} bytes into a disk of {limit_bytes - before}"
+        return row if ended.code == 1 else but(row, sizes)
 
 
 def pages_bytes(folder: pathlib.Path) -> int:
@@ -211,14 +212,14 @@ def on_a_read_only_disk(places: Places, stage: Stage) -> Row:
             os.chdir(place)
             prepare(stage, kaggle if stage.at_kaggle else None)
 
-        ended = warm.run(place, words_of(stage), Plan(), mounted)
-        row = judged(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
+        ended = warm.run(place, arguments_of(stage), Plan(), mounted)
+        row = row_of(places, stage, what, ended, place, kaggle if stage.at_kaggle else None)
         return row if ended.code == 1 else but(row, "it wrote where nothing can be written")
 
 
 def not_here(stage: Stage, what: str) -> Row:
-    said = "this user may not mount; the faults at each step stand for it"
-    return Row(NOT_HERE, f"{stage.name}: {what}", said=said)
+    message = "this user may not mount; the faults at each step stand for it"
+    return Row(NOT_HERE, f"{stage.name}: {what}", message=message)
 
 
 # --- two at once ----------------------------------------------------------------------------------
@@ -228,12 +229,12 @@ def second_start(places: Places, stage: Stage) -> Row:
     """The first one is stopped (SIGSTOP) while it holds the lock; the second must say so and leave the files alone."""
     what = f"{stage.name}: started twice at once"
     with places.copy(stage) as place, places.kaggle() as kaggle:
-        first = warm.start(place, words_of(stage), Plan(stop_at_lock=True), lambda: prepare(stage, kaggle))
+        first = warm.start(place, arguments_of(stage), Plan(stop_at_lock=True), lambda: prepare(stage, kaggle))
         _, status = os.waitpid(first.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
             _, err, _ = map(warm.drained, first.pipes)
             code = os.waitstatus_to_exitcode(status)
-            return Row("faults", what, f"it took no lock, and ended with {code}: {err[-300:] or 'no word'}")
+            return Row("faults", what, f"it took no lock, and ended with {code}: {err[-300:] or 'no message'}")
         before = contents(place)
         second = places.run(place, stage, kaggle=kaggle)
         problem = second.complaint(stage.name) or ("" if contents(place) == before else "it changed files of the first")
@@ -251,21 +252,21 @@ def second_start(places: Places, stage: Stage) -> Row:
 # --- workers --------------------------------------------------------------------------------------
 
 
-def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], None], *words: str) -> Row:
-    """A stage with a process that reads pictures, to which something happens; then without."""
+def with_workers(places: Places, stage: Stage, what: str, worker: Callable[[], None], *arguments: str) -> Row:
+    """A stage with a process that reads images, to which something happens; then without."""
     with places.copy(stage) as place:
 
         def prepared() -> None:
             prepare(stage, None)
             worker()
 
-        ended = warm.run(place, [*words_of(stage), *ONE_WORKER, *words], Plan(), prepared)
-        row = judged(places, stage, what, ended, place)
+        ended = warm.run(place, [*arguments_of(stage), *ONE_WORKER, *arguments], Plan(), prepared)
+        row = row_of(places, stage, what, ended, place)
         return row if ended.code else but(row, "it went on as if nothing were missing")
 
 
 def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
-    """To happen in a worker when it is asked for its third batch of pictures or so."""
+    """To happen in a worker when it is asked for its third batch of images or so."""
 
     def patch() -> None:
         for kind in (loader.TrainingDataset, loader.ValidationDataset, image_stream.ImagesAtScales):
@@ -291,7 +292,7 @@ def worker_dies(places: Places, stage: Stage) -> Row:
 
 
 def worker_without_memory(places: Places, stage: Stage) -> Row:
-    """As Python tells it; what the system does about it, a kill, is the row above."""
+    """Raise MemoryError as Python does; the row above has what the system does, a kill."""
 
     def fail() -> None:
         raise MemoryError
@@ -312,8 +313,8 @@ def little_shared_memory(places: Places, stage: Stage) -> Row:
             in_a_mount(pathlib.Path("/dev/shm"), "size=16m")
             pathlib.Path("/dev/shm/others").write_bytes(bytes(15_700_000))  # what other programs have there
 
-        ended = warm.run(place, [*words_of(stage), *ONE_WORKER], Plan(), prepared)
-        row = judged(places, stage, what + ", nearly full", ended, place)
+        ended = warm.run(place, [*arguments_of(stage), *ONE_WORKER], Plan(), prepared)
+        row = row_of(places, stage, what + ", nearly full", ended, place)
         return row if ended.code else but(row, "it went on as if nothing were missing")
 
 
@@ -322,9 +323,9 @@ def killed_with_a_worker(places: Places) -> Row:
     stage = STAGE["train"]
     with places.copy(stage) as place:
         after_the_third_step = kill_at_step(3)
-        words = [*words_of(stage), *ONE_WORKER]
-        first = warm.run(place, words, Plan(), lambda: (prepare(stage, None), after_the_third_step()))
-        at_once = warm.run(place, words, Plan(), lambda: prepare(stage, None))
+        arguments = [*arguments_of(stage), *ONE_WORKER]
+        first = warm.run(place, arguments, Plan(), lambda: (prepare(stage, None), after_the_third_step()))
+        at_once = warm.run(place, arguments, Plan(), lambda: prepare(stage, None))
         problem = "" if first.died else "it was not killed"
         problem = problem or (f"then exit code {at_once.code}: {at_once.err[-300:]}" if at_once.code else "")
         problem = problem or places.difference(place, stage, workers=False)
@@ -370,7 +371,7 @@ def config_is_edited(places: Places) -> Row:
 
             Ema.update = update_and_edit  # type: ignore[method-assign]
 
-        first = warm.run(place, words_of(stage), Plan(), edited)
+        first = warm.run(place, arguments_of(stage), Plan(), edited)
         refused_start = places.run(place, stage)
         problem = "" if first.died else "it was not killed"
         problem = problem or refused_start.complaint("train")
@@ -383,33 +384,33 @@ def config_is_edited(places: Places) -> Row:
     return Row("faults", "train: its config is edited in the middle", problem, refused_start.err.strip())
 
 
-def parts_that_stay(places: Places) -> Row:
-    """Parts of another cut that can be neither moved nor removed must never get into a submission; later they are
+def shards_that_stay(places: Places) -> Row:
+    """Shards of another threshold that can be neither moved nor removed must not get into a submission; later they are
     set aside, and not lost."""
     stage = STAGE["predict"]
     with places.copy(stage) as place:
         threshold = place / "runs/tiny/threshold.json"
-        cut = threshold.read_text()
+        saved = threshold.read_text()
         threshold.write_text('{"threshold": 0.9}')
         dying = Plan(die_at=places.steps["predict"].index("open submissions/.tiny.shards/.00002.csv.gz.draft"))
         first = places.run(place, stage, dying)
-        threshold.write_text(cut)
+        threshold.write_text(saved)
 
         def nothing_goes() -> None:
             prepare(stage, None)
             os.unlink = os.remove = os.rename = refuse  # type: ignore[assignment]
 
-        second = warm.run(place, words_of(stage), Plan(), nothing_goes)
+        second = warm.run(place, arguments_of(stage), Plan(), nothing_goes)
         last = places.run(place, stage)
         aside = list((place / "submissions").glob(".tiny.shards.*"))
         problem = "" if first.died else "it was not killed"
         problem = problem or second.complaint("predict")
-        problem = problem or (f"then {last.told()}: {last.err[-600:]}" if last.code else "")
+        problem = problem or (f"then {last.summary()}: {last.err[-600:]}" if last.code else "")
         problem = problem or ("" if len(aside) == 1 and len(list(aside[0].glob("0*.gz"))) == 2 else "parts are lost")
         for folder in aside:
             shutil.rmtree(folder)
         problem = problem or places.difference(place, stage)
-    return Row("faults", "predict: parts of another cut stay where they are", problem, second.err.strip())
+    return Row("faults", "predict: shards of another threshold stay where they are", problem, second.err.strip())
 
 
 def refuse(path: object, target: object = None, *, dir_fd: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Bytes that nobody thought of, grown by atheris (libFuzzer) towards code that no earlier ones reached.
+"""Random bytes, grown by atheris (libFuzzer) towards code that no earlier ones reached.
 
     python -m tests.torture.fuzz 600               each target below for so many seconds, one after another
     python -m tests.torture.fuzz 600 archive       one of them
@@ -39,10 +39,10 @@ LONGEST_INPUT_BYTES = 4096
 # atheris itself keeps some 50 bytes of each run that compares texts: 18 million runs of `decoder`, five minutes, fill
 # the 1 GB, though the same inputs without atheris take none. So each process fuzzes for a while only.
 SECONDS_OF_PROCESS = 100
-NAMES = [carvana.image_name(car, view) for car in ("0123456789ab", "331659860e11") for view in ("01", "02")]
+NAMES = [carvana.image_name(car, angle) for car in ("0123456789ab", "331659860e11") for angle in ("01", "02")]
 RUNS = ("1 500000", "9 400000 600000 3", "1918 600000", "5 700000")
 ROWS = "".join(f"{name},{runs}\n" for name, runs in zip(NAMES, RUNS))
-HEIGHT, WIDTH = 24, 40  # of the pictures here
+HEIGHT, WIDTH = 24, 40  # of the images here
 
 
 # --- targets --------------------------------------------------------------------------------------
@@ -55,23 +55,23 @@ def decoder(data: bytes, folder: pathlib.Path) -> None:
         text = "".join("0123456789      -\n\xb2"[byte % 19] for byte in data[1:])
     expected = runs_by_hand(text, pixels)
     try:
-        found = rle.parse(text, pixels).tolist()
+        actual = rle.parse(text, pixels).tolist()
     except ValueError:
-        found = None
-    assert found == expected, (text, pixels, found, expected)
-    if found:
+        actual = None
+    assert actual == expected, (text, pixels, actual, expected)
+    if actual:
         mask = rle.decode(text, 1, pixels)
-        assert mask.sum() == sum(end - begin for begin, end in found)
+        assert mask.sum() == sum(end - begin for begin, end in actual)
         assert (rle.decode(rle.encode(mask), 1, pixels) == mask).all()
 
 
 def runs_by_hand(text: str, pixels: int) -> list[list[int]] | None:
     """Bounds of the runs, number by number; None where the text is no mask."""
-    words = [word for word in text.split(" ") if word]
-    if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
+    tokens = [part for part in text.split(" ") if part]
+    if len(tokens) % 2 or not all(part.isascii() and part.isdigit() for part in tokens):
         return None
     runs, last_end = [], 0
-    for start, length in zip(map(int, words[::2]), map(int, words[1::2])):
+    for start, length in zip(map(int, tokens[::2]), map(int, tokens[1::2])):
         begin, end = start - 1, start - 1 + length
         if start < 1 or length < 1 or begin < last_end or end > pixels:
             return None
@@ -81,7 +81,7 @@ def runs_by_hand(text: str, pixels: int) -> list[list[int]] | None:
 
 
 def checker(data: bytes, folder: pathlib.Path) -> None:
-    """A submission in any of its three forms: accepted with the share that a plain reader finds, or a Problem."""
+    """A submission in any of its three forms: accepted with the coverage that a plain reader computes, or a Problem."""
     form, content = data[:1], data[1:]
     if form in (b"g", b"z"):  # packed here, so that what changes lies behind the packing
         path = folder / ("s.csv.gz" if form == b"g" else "s.csv.zip")
@@ -90,18 +90,18 @@ def checker(data: bytes, folder: pathlib.Path) -> None:
         path = folder / {b"G": "s.csv.gz", b"Z": "s.csv.zip"}.get(form, "s.csv")
         path.write_bytes(content)
     try:
-        share = check(path, NAMES, carvana.CARVANA)
+        mean_coverage = check(path, NAMES, carvana.CARVANA)
     except Problem:
         return
     if form not in (b"G", b"Z"):
         rows = list(csv.reader(io.StringIO(content.decode("ascii"), newline="")))
         assert [row[0] for row in rows[1:]] == NAMES
         lengths = [int(number) for row in rows[1:] for number in row[1].split()[1::2]]
-        assert share == sum(lengths) / (carvana.CARVANA.pixels * len(NAMES))
+        assert mean_coverage == sum(lengths) / (carvana.CARVANA.pixels * len(NAMES))
 
 
 def archive(data: bytes, folder: pathlib.Path) -> None:
-    """An archive of pictures: each member whole by its checksum, or a Problem."""
+    """An archive of images: each member whole by its checksum, or a Problem."""
     (folder / "test.zip").write_bytes(data)
     try:
         files = FileSet(folder, "test", carvana.CARVANA.image_pattern)
@@ -116,7 +116,7 @@ def archive(data: bytes, folder: pathlib.Path) -> None:
     files.open_archive().close()
 
 
-def pictures(data: bytes, folder: pathlib.Path) -> None:
+def image_files(data: bytes, folder: pathlib.Path) -> None:
     """A JPEG or a mask: an array of the size that was asked for, or a Problem."""
     scale = (1, 2, 4, 8)[data[0] % 4] if data else 1
     try:
@@ -168,12 +168,12 @@ def jpeg_and_gif() -> list[bytes]:
     from PIL import Image
 
     columns = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
-    picture, mask = Image.fromarray(np.stack([columns] * 3, axis=2)), Image.fromarray((columns > 128).astype(np.uint8))
+    image, mask = Image.fromarray(np.stack([columns] * 3, axis=2)), Image.fromarray((columns > 128).astype(np.uint8))
     made = []
     for image, options in (
-        (picture, {"format": "JPEG"}),
-        (picture, {"format": "JPEG", "progressive": True, "subsampling": 2}),
-        (picture.convert("L"), {"format": "JPEG"}),
+        (image, {"format": "JPEG"}),
+        (image, {"format": "JPEG", "progressive": True, "subsampling": 2}),
+        (image.convert("L"), {"format": "JPEG"}),
         (mask.convert("P"), {"format": "GIF"}),
     ):
         image.save(file := io.BytesIO(), **options)
@@ -195,7 +195,7 @@ def seeds_of(target: str) -> list[bytes]:
     if target == "archive":
         methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
         return [zip_of(files, method) for method in methods]
-    if target == "pictures":
+    if target == "image_files":
         return [bytes([scale]) + made for made in jpeg_and_gif() for scale in range(4)]
     makes = b"id,year,make\n331659860e11,2010,Infiniti\n011330127438,,\n"
     settings = b"data: {scale: 8}\ntrain: {epochs: 3, learning_rate: 1e-3}\n"
@@ -208,7 +208,7 @@ def seeds_of(target: str) -> list[bytes]:
     return [bytes([number]) + content for number, content in enumerate(of_readers)]
 
 
-TARGETS = {target.__name__: target for target in (decoder, checker, archive, pictures, tables)}
+TARGETS = {target.__name__: target for target in (decoder, checker, archive, image_files, tables)}
 
 
 # --- running them ---------------------------------------------------------------------------------
@@ -232,9 +232,9 @@ def fuzz(target: str, seconds: int, folder: pathlib.Path) -> None:
     atheris.Fuzz()
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Each target in a folder of its own, process after process."""
-    seconds, *chosen = words
+    seconds, *chosen = arguments
     for target in chosen or TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             for begun in range(0, int(seconds), SECONDS_OF_PROCESS):

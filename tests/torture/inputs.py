@@ -1,10 +1,10 @@
-"""Bad inputs, and good ones that look strange: each handed to a stage, in a place of its own.
+"""Bad inputs, and good ones that look strange: each is given to a stage, in a folder of its own.
 
 A bad one must end with exit code 1 and one sentence on stderr that names the file and the place in it, within
 `LONGEST_S` and `MOST_MEMORY_MB`, with nothing executed and nothing changed on the disk. A good one must be read right.
 Each is a process of its own, forked from one that has imported all stages, so that its time and memory are its own.
 
-The cases are in `bad_data` (archives, pictures), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
+The cases are in `bad_data` (archives, images), `bad_tables` (masks, tables), `bad_run` (settings, checkpoints,
 results, submissions) and `bad_folders` (plain folders, NYU Depth v2, what a report reads).
 """
 import contextlib
@@ -49,14 +49,14 @@ train: {epochs: 1, batch_size: 4}
 predict: {tta: none, batch_size: 2}
 """
 PREDICT, TRAIN, FOLDS = ("predict",), ("train",), ("folds",)
-VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "submissions/tiny.csv.gz")
+VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "--file", "submissions/tiny.csv.gz")
 # What a stage may leave that stops in the middle of its work: where it goes on, not what it makes.
 LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/fold0/(config\.yaml|tb.*)")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to spoil: `demo/`, a competition; `runs/tiny/`, a run that is trained; a submission of all its cars."""
+    """A folder to damage: `demo/`, a competition; `runs/tiny/`, a run that is trained; a submission of all its cars."""
 
     folder: pathlib.Path
 
@@ -82,15 +82,15 @@ class Place:
         path.unlink(missing_ok=True)
         path.write_bytes(data.encode() if isinstance(data, str) else data)
 
-    def change(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        self.put(name, change((self.folder / name).read_bytes()))
+    def transform(self, name: str, transform: Callable[[bytes], bytes]) -> None:
+        self.put(name, transform((self.folder / name).read_bytes()))
 
     def members(self, name: str) -> dict[str, bytes]:
         with zipfile.ZipFile(self.demo(name)) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist()}
 
-    def first_picture(self, set_name: str = "test") -> tuple[str, bytes]:
-        """Name and bytes of the picture that is read first."""
+    def first_image(self, set_name: str = "test") -> tuple[str, bytes]:
+        """Name and bytes of the image that is read first."""
         name, data = min(self.members(f"{set_name}.zip").items())
         return name.rpartition("/")[2], data
 
@@ -101,18 +101,20 @@ class Case:
 
     kind: str
     what: str
-    words: tuple[str, ...]
-    spoil: Callable[[Place], None]
+    arguments: tuple[str, ...]
+    damage: Callable[[Place], None]
     says: tuple[str, ...] = ()
     right: Callable[[Place], bool] | None = None
 
 
-def bad(what: str, words: tuple[str, ...], spoil: Callable[[Place], None], *says: str) -> Case:
-    return Case("bad_inputs", what, words, spoil, says)
+def bad(what: str, arguments: tuple[str, ...], damage: Callable[[Place], None], *says: str) -> Case:
+    return Case("bad_inputs", what, arguments, damage, says)
 
 
-def good(what: str, words: tuple[str, ...], spoil: Callable[[Place], None], right: Callable[[Place], bool]) -> Case:
-    return Case("good_inputs", what, words, spoil, (), right)
+def good(
+    what: str, arguments: tuple[str, ...], damage: Callable[[Place], None], right: Callable[[Place], bool]
+) -> Case:
+    return Case("good_inputs", what, arguments, damage, (), right)
 
 
 # --- the place ------------------------------------------------------------------------------------
@@ -172,15 +174,16 @@ def copy_place(place: Place, folder: pathlib.Path) -> Place:
 
 def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | None = None) -> Iterator[Row]:
     """A row for each case. demo: a drawn competition, which is only read; folder: an empty one to work in."""
-    for stage in ("cutout", "train", "validate", "predict", "threshold", "submit", "reproduce", "report"):
-        importlib.import_module(f"pipeline.stages.{stage}")  # beforehand: a start is not what is timed
+    ground_floor = ("cutout", "train", "validate", "predict", "threshold")
+    for stage in (*ground_floor, "kaggle.submit", "kaggle.reproduce", "report.report"):
+        importlib.import_module(f"pipeline.{stage}")  # beforehand: a start is not what is timed
     import albumentations  # noqa: F401
 
     be_ready()
     first = make_place(folder / "place", demo)
     for number, case in enumerate(all_cases() if cases is None else cases):
         place = copy_place(first, folder / f"case{number}")
-        case.spoil(place)
+        case.damage(place)
         yield try_case(place, case)
         shutil.rmtree(place.folder)
 
@@ -188,11 +191,11 @@ def try_inputs(demo: pathlib.Path, folder: pathlib.Path, cases: list[Case] | Non
 def all_cases() -> list[Case]:
     from tests.torture import bad_data, bad_folders, bad_run, bad_tables
 
-    return [case for room in (bad_data, bad_tables, bad_run, bad_folders) for case in room.cases()]
+    return [case for module in (bad_data, bad_tables, bad_run, bad_folders) for case in module.cases()]
 
 
 @dataclass(frozen=True)
-class Said:
+class Outcome:
     """How a stage took its input."""
 
     code: int  # exit code, or minus the signal
@@ -204,34 +207,35 @@ class Said:
 
 def try_case(place: Place, case: Case) -> Row:
     before = listing(place.folder)
-    said = call(place.folder, [case.words[0], "--config", "tiny.yaml", *case.words[1:]])
+    outcome = call(place.folder, [case.arguments[0], "--config", "tiny.yaml", *case.arguments[1:]])
     wrong = []
     if case.kind == "good_inputs":
-        if said.code != 0:
-            wrong.append(f"exit code {said.code}: {said.err[-900:]}")
+        if outcome.code != 0:
+            wrong.append(f"exit code {outcome.code}: {outcome.err[-900:]}")
         elif case.right is not None and not case.right(place):
             wrong.append("it was not read right")
-        return Row(case.kind, case.what, "; ".join(wrong), "", said.seconds)
-    if said.code != 1:
-        wrong.append(f"exit code {said.code}")
-    if len(said.err.splitlines()) != 1 or not said.err.startswith(f"{case.words[0]}: ") or "Traceback" in said.err:
-        wrong.append(f"no single sentence: {said.err[-900:]}")
-    if len(said.err) > LONGEST_SENTENCE + 100:
-        wrong.append(f"a sentence of {len(said.err)} letters")
-    wrong += [f"does not say {pattern}" for pattern in case.says if not re.search(pattern, said.err)]
-    if said.processor_s > LONGEST_S:
-        wrong.append(f"took {said.processor_s:.1f} s of a processor")
-    if said.seconds > min(HANGS_S, LONGEST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))):
-        wrong.append(f"took {said.seconds:.1f} s")
-    if said.grown_mb > MOST_MEMORY_MB:
-        wrong.append(f"took {said.grown_mb:.0f} MB")
+        return Row(case.kind, case.what, "; ".join(wrong), "", outcome.seconds)
+    if outcome.code != 1:
+        wrong.append(f"exit code {outcome.code}")
+    one_line = len(outcome.err.splitlines()) == 1 and outcome.err.startswith(f"{case.arguments[0]}: ")
+    if not one_line or "Traceback" in outcome.err:
+        wrong.append(f"no single sentence: {outcome.err[-900:]}")
+    if len(outcome.err) > LONGEST_SENTENCE + 100:
+        wrong.append(f"a sentence of {len(outcome.err)} letters")
+    wrong += [f"does not say {pattern}" for pattern in case.says if not re.search(pattern, outcome.err)]
+    if outcome.processor_s > LONGEST_S:
+        wrong.append(f"took {outcome.processor_s:.1f} s of a processor")
+    if outcome.seconds > min(HANGS_S, LONGEST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))):
+        wrong.append(f"took {outcome.seconds:.1f} s")
+    if outcome.grown_mb > MOST_MEMORY_MB:
+        wrong.append(f"took {outcome.grown_mb:.0f} MB")
     changed = {name for name, _ in before ^ listing(place.folder)}
     if changed := sorted(name for name in changed if not LEFT_BEHIND.fullmatch(name)):
         wrong.append(f"changed {', '.join(changed)[:200]}")
-    return Row(case.kind, case.what, "; ".join(wrong), " ".join(said.err.split())[:400], said.seconds)
+    return Row(case.kind, case.what, "; ".join(wrong), " ".join(outcome.err.split())[:400], outcome.seconds)
 
 
-def call(folder: pathlib.Path, words: list[str]) -> Said:
+def call(folder: pathlib.Path, arguments: list[str]) -> Outcome:
     """A stage in a child, and all that was said on stderr, by Python or by a library below it; killed when it hangs."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as first:
         began = time.monotonic()
@@ -245,28 +249,28 @@ def call(folder: pathlib.Path, words: list[str]) -> Said:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            child(folder, words)
-        found, status, used = os.wait4(pid, os.WNOHANG)
-        while not found:
+            child(folder, arguments)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
+        while not ended:
             if time.monotonic() - began > HANGS_S:
                 os.killpg(pid, signal.SIGKILL)
             time.sleep(0.002)
-            found, status, used = os.wait4(pid, os.WNOHANG)
+            ended, status, used = os.wait4(pid, os.WNOHANG)
         seconds = time.monotonic() - began
         with contextlib.suppress(ProcessLookupError):  # workers that it left
             os.killpg(pid, signal.SIGKILL)
         text = os.pread(err.fileno(), 2**20, 0).decode("utf-8", "replace")
         grown_mb = used.ru_maxrss / 1024 - float(first.read())
-    return Said(os.waitstatus_to_exitcode(status), text, seconds, used.ru_utime + used.ru_stime, grown_mb)
+    return Outcome(os.waitstatus_to_exitcode(status), text, seconds, used.ru_utime + used.ru_stime, grown_mb)
 
 
-def child(folder: pathlib.Path, words: list[str]) -> None:
+def child(folder: pathlib.Path, arguments: list[str]) -> None:
     """As the interpreter would do it with `python -m pipeline WORDS`; to the end of the process."""
     code, inherited = 70, set(multiprocessing.active_children())  # those are the parent's: neither to kill nor to join
     try:
         os.chdir(folder)
         stay_on_the_cpu()
-        code = main(words)
+        code = main(arguments)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
     except BaseException:  # a bug
@@ -283,12 +287,12 @@ def child(folder: pathlib.Path, words: list[str]) -> None:
 
 def listing(folder: pathlib.Path) -> set[tuple[str, tuple[int, ...]]]:
     """Name, kind, size, time and number of all below a folder; times of folders aside."""
-    found = set()
+    entries = set()
     for path in folder.rglob("*"):
         about = path.lstat()
         same = (about.st_mode,) if path.is_dir() else (about.st_mode, about.st_size, about.st_mtime_ns, about.st_ino)
-        found.add((str(path.relative_to(folder)), same))
-    return found
+        entries.add((str(path.relative_to(folder)), same))
+    return entries
 
 
 def memory_mb() -> float:

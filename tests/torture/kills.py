@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from tests.torture import warm
-from tests.torture.place import STAGE, Places, Stage, evenly, longest_write, prepare, words_of
+from tests.torture.place import STAGE, Places, Stage, evenly, longest_write, prepare, arguments_of
 from tests.torture.table import Row
 from tests.torture.warm import Ended, Plan
 
@@ -63,7 +63,7 @@ def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Itera
                 came_to_pass.append(f"{what}, {ended.steps[-1]}" if ended.steps else what)
             problem = problem or not_as_planned(what, plan, ended)
         last = places.run(place, stage, kaggle=kaggle)
-        problem = problem or (f"{last.told()}: {last.err[-600:]}" if last.code else places.difference(place, stage))
+        problem = problem or (f"{last.summary()}: {last.err[-600:]}" if last.code else places.difference(place, stage))
         if stage.at_kaggle and kaggle.submissions() != 1:
             problem += f" Kaggle has it {kaggle.submissions()} times."
     seconds = (time.monotonic() - began) / max(1, len(came_to_pass))
@@ -83,19 +83,19 @@ def killed_alone(places: Places) -> Row:
             # As warm.py has it of all others: no commit, one thread, and the CPU.
             os.environ.update(PYTHONPATH=str(ROOT), GIT_DIR="/nowhere", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 
-        first = warm.start(place, words_of(PREDICTING), Plan(), prepared)
+        first = warm.start(place, arguments_of(PREDICTING), Plan(), prepared)
         began = time.monotonic()
         while not (place / "submissions/.tiny.shards/00000.csv.gz").exists() and waits(began):
             time.sleep(0.01)
         os.kill(first.pid, signal.SIGKILL)
         problem = "" if os.waitpid(first.pid, 0)[1] == signal.SIGKILL else "it was not killed"
-        last = warm.run(place, words_of(PREDICTING), before=prepared)
+        last = warm.run(place, arguments_of(PREDICTING), before=prepared)
         while "is being predicted by another process" in last.err and waits(began):
             time.sleep(0.1)
-            last = warm.run(place, words_of(PREDICTING), before=prepared)
+            last = warm.run(place, arguments_of(PREDICTING), before=prepared)
         for pipe in first.pipes:
             os.close(pipe)
-        problem = problem or (f"{last.told()}: {last.err[-600:]}" if last.code else "")
+        problem = problem or (f"{last.summary()}: {last.err[-600:]}" if last.code else "")
         problem = problem or places.difference(place, PREDICTING)
         if kaggle.submissions() != 1:
             problem += f" Kaggle has it {kaggle.submissions()} times."
@@ -111,5 +111,5 @@ def not_as_planned(what: str, plan: Plan, ended: Ended) -> str:
     if ended.died:
         return ""
     if ended.code:
-        return f"{what}: not killed, but {ended.told()}: {ended.err[-600:] or 'no word'}"
+        return f"{what}: not killed, but {ended.summary()}: {ended.err[-600:] or 'no message'}"
     return "" if plan.die_after_s is not None else f"{what}: it was not killed, and ended well"

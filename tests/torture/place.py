@@ -27,7 +27,6 @@ import torch
 import yaml
 
 from pipeline import carvana
-from pipeline.__main__ import build_parser
 from pipeline.synthetic.fake_kaggle import FakeKaggle
 from pipeline.submission.reader import read_rows
 from tests.torture import warm
@@ -43,7 +42,6 @@ predict: {tta: none, batch_size: 2, rows_per_shard: 4}
 """
 CARS, TEST_CARS = 2, 1
 MINE = "mine.csv.gz"
-COMMANDS = build_parser()._subparsers._group_actions[0].choices  # argparse has no public way to list them
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,11 @@ class Stage:
     """A start that is tried. aside: the stages after it do not build on it, and it is killed alone, and seldom."""
 
     name: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     before: Callable[[], Any] | None = None
     at_kaggle: bool = False
     is_long: bool = False  # seconds a start: then some of its steps are tried, and of the others each
-    aside: str = ""  # the stage's own name, where `name` tells of something special
+    aside: str = ""  # the stage's own name, where `name` describes a special case
 
 
 STAGES = (
@@ -68,10 +66,9 @@ STAGES = (
     Stage("threshold"),
     Stage("submit, predicting first", (), warm.run_stages_within, at_kaggle=True, aside="submit"),
     Stage("predict"),
-    Stage("submit", (MINE,), at_kaggle=True),
+    Stage("submit", ("--file", MINE), at_kaggle=True),
     Stage("report", is_long=True),
 )
-STAGES = tuple(stage for stage in STAGES if (stage.aside or stage.name) in COMMANDS)  # those that this checkout has
 STAGE = {stage.name: stage for stage in STAGES}
 
 
@@ -127,7 +124,7 @@ class Places:
         shutil.rmtree(place)
 
     def run(self, place: pathlib.Path, stage: Stage, plan: Plan = Plan(), kaggle: "Kaggle | None" = None) -> Ended:
-        return warm.run(place, words_of(stage), plan, lambda: prepare(stage, kaggle))
+        return warm.run(place, arguments_of(stage), plan, lambda: prepare(stage, kaggle))
 
     @contextlib.contextmanager
     def kaggle(self) -> Iterator["Kaggle"]:
@@ -144,8 +141,8 @@ class Places:
         return difference(contents(place, workers), contents(self.after(stage), workers))
 
 
-def words_of(stage: Stage) -> list[str]:
-    return [stage.aside or stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.words]
+def arguments_of(stage: Stage) -> list[str]:
+    return [stage.aside or stage.name, "--config", "tiny.yaml", "--data", "demo", *stage.arguments]
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -180,12 +177,12 @@ def hand_in_the_solution(place: pathlib.Path) -> None:
 
 def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
     """Each file of a place -> a digest of what it says, times aside, and without `workers` the setting data.workers."""
-    found = {}
+    digests = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         if path.is_file() and not path.name.endswith("lock") and "tb" not in path.parts and not name.startswith("home"):
-            found[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
-    return found
+            digests[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
+    return digests
 
 
 def timeless(path: pathlib.Path, workers: bool = True) -> bytes:
@@ -228,18 +225,18 @@ def plain(value: Any) -> bytes:
     return repr(value).encode()
 
 
-def difference(found: dict[str, str], expected: dict[str, str]) -> str:
-    missing, more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    other = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
-    said = {"missing": missing, "too many": more, "other bytes": other}
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names)
+def difference(actual: dict[str, str], expected: dict[str, str]) -> str:
+    missing, more = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+    other = sorted(name for name in actual.keys() & expected.keys() if actual[name] != expected[name])
+    kinds = {"missing": missing, "too many": more, "other bytes": other}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in kinds.items() if names)
 
 
 # --- Kaggle ---------------------------------------------------------------------------------------
 
 
 class Kaggle:
-    """The stand-in in a process of its own: threads of a server and forks do not go together."""
+    """The fake Kaggle in a process of its own: threads of a server and forks do not mix."""
 
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
         self.pipe, theirs = multiprocessing.Pipe()

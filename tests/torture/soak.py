@@ -1,4 +1,4 @@
-"""A long prediction: 100,064 pictures, few of them distinct, through the whole stage with a tiny network.
+"""A long prediction: 100,064 images, few of them distinct, through the whole stage with a tiny network.
 
     python -m tests.torture.soak             all of them: 20 minutes on two cores
     python -m tests.torture.soak 10000       so many
@@ -44,19 +44,19 @@ def main(count: int) -> int:
         folder = pathlib.Path(name)
         make_competition(folder / "data", count)
         make_run(folder, rows_per_shard=max(8, count // 100 // 8 * 8))
-        print(f"{count} pictures in {(folder / 'data/test.zip').stat().st_size / 1e6:.0f} MB.", flush=True)
+        print(f"{count} images in {(folder / 'data/test.zip').stat().st_size / 1e6:.0f} MB.", flush=True)
         began = time.monotonic()
-        words = [sys.executable, "-m", "pipeline", "predict", "--run", "tiny"]
-        with open(folder / "said", "w") as said:
+        arguments = [sys.executable, "-m", "pipeline", "predict", "--run", "tiny"]
+        with open(folder / "output.txt", "w") as output:
             surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
-            stage = subprocess.Popen(words, cwd=folder, env=surroundings, stdout=said, stderr=said)
+            stage = subprocess.Popen(arguments, cwd=folder, env=surroundings, stdout=output, stderr=output)
             readings = watch(stage, folder, -(-count // max(8, count // 100 // 8 * 8)))
         seconds = time.monotonic() - began
         whole = stage.returncode == 0 and count == sum(1 for _ in read_rows(
             folder / "submissions/tiny.csv.gz", carvana.CARVANA.submission_header
         ))  # fmt: skip
-        print((folder / "said").read_text())
-    return tell(readings, count, seconds, whole)
+        print((folder / "output.txt").read_text())
+    return print_result(readings, count, seconds, whole)
 
 
 def make_competition(folder: pathlib.Path, count: int) -> None:
@@ -64,7 +64,8 @@ def make_competition(folder: pathlib.Path, count: int) -> None:
     folder.mkdir()
     car = cars.make_car(next(iter(cars.MAKES)), 0)
     jpegs = [small_jpeg(mask) for _, mask in cars.draw_car(car)]
-    names = [carvana.image_name(f"{car:012x}", view) for car in range(-(-count // 16)) for view in carvana.ANGLE_CODES]
+    car_ids = [f"{number:012x}" for number in range(-(-count // 16))]
+    names = [carvana.image_name(car_id, angle) for car_id in car_ids for angle in carvana.ANGLE_CODES]
     with zipfile.ZipFile(folder / "test.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for number, name in enumerate(names[:count]):
             archive.writestr(f"test/{name}", jpegs[number % len(jpegs)])
@@ -91,14 +92,14 @@ def make_run(folder: pathlib.Path, rows_per_shard: int) -> None:
     write_json(folder / run.threshold, {"threshold": 0.5})
 
 
-def watch(stage: subprocess.Popen, folder: pathlib.Path, parts: int) -> list[dict[str, float]]:
-    """Readings while it predicts: `share` of the parts that are there, and what the stage has in use."""
+def watch(stage: subprocess.Popen, folder: pathlib.Path, shards: int) -> list[dict[str, float]]:
+    """Readings while it predicts: `done_fraction` of the shards that are there, and what the stage has in use."""
     readings = []
-    parts_folder = folder / Run("tiny").shards
+    shards_folder = folder / Run("tiny").shards
     while stage.poll() is None:
-        done = len(list(parts_folder.glob("[0-9]*.csv.gz")))
-        if 0 < done < parts:
-            readings.append({"share": done / parts} | in_use(stage.pid))
+        done = len(list(shards_folder.glob("[0-9]*.csv.gz")))
+        if 0 < done < shards:
+            readings.append({"done_fraction": done / shards} | in_use(stage.pid))
         time.sleep(0.5)
     return readings
 
@@ -121,9 +122,9 @@ def resident_mb(pid: str) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def tell(readings: list[dict[str, float]], count: int, seconds: float, whole: bool) -> int:
+def print_result(readings: list[dict[str, float]], count: int, seconds: float, whole: bool) -> int:
     """The table of the tenths, what is wrong, and the figures as one JSON object."""
-    tenths = [[reading for reading in readings if int(10 * reading["share"]) == tenth] for tenth in range(10)]
+    tenths = [[reading for reading in readings if int(10 * reading["done_fraction"]) == tenth] for tenth in range(10)]
     keys = list(readings[0])[1:]
     means = [{key: statistics.fmean(one[key] for one in tenth) for key in keys} for tenth in tenths if tenth]
     print("tenth  " + "".join(f"{key:>12}" for key in keys))
@@ -133,10 +134,10 @@ def tell(readings: list[dict[str, float]], count: int, seconds: float, whole: bo
     growth = {key: last[key] / second[key] - 1 if second[key] else last[key] for key in keys}
     # A thread that comes and goes is none that is not given back: counts grow by one at least.
     grown = [key for key in keys if growth[key] > LARGEST_GROWTH and last[key] - second[key] >= 1]
-    print(f"{count} pictures in {seconds:.0f} s; the file is {'whole' if whole else 'NOT WHOLE'}; "
+    print(f"{count} images in {seconds:.0f} s; the file is {'whole' if whole else 'NOT WHOLE'}; "
           f"grown by more than {LARGEST_GROWTH:.0%}: {', '.join(grown) or 'nothing'}.")  # fmt: skip
     figures = {f"{key}_growth": round(growth[key], 4) for key in keys}
-    print(json.dumps({"pictures": count, "images_per_s": round(count / seconds, 1), "whole": whole} | figures))
+    print(json.dumps({"images": count, "images_per_s": round(count / seconds, 1), "whole": whole} | figures))
     return 0 if whole and not grown else 1
 
 

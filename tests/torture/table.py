@@ -1,4 +1,4 @@
-"""One row a thing that was tried, the table of them for people, and the figures of it all as one JSON object."""
+"""A row for each case, a table of them for people, and the counts as one JSON object."""
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """What was done to the pipeline, and whether it bore it."""
+    """What was done to the pipeline, and whether it reacted well."""
 
-    kind: str  # it is counted under: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
-    what: str  # was tried, as in "train: killed at step 3" or "test.zip: cut after 3/10"
-    problem: str = ""  # what was wrong with how the pipeline took it; "" when nothing was
-    said: str = ""  # by the pipeline, its one sentence
+    kind: str  # counted as: "kills", "faults", "bad_inputs", "good_inputs", "asked", or "not_here", not tried
+    what: str  # the case, as in "train: killed at step 3" or "test.zip: truncated after 3/10"
+    problem: str = ""  # what was wrong with the reaction; "" if nothing
+    message: str = ""  # the one sentence of the pipeline
     seconds: float = 0.0
 
     @property
@@ -19,8 +19,8 @@ class Row:
         return not self.problem
 
 
-GOOD_WORD = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
-NOT_HERE = "not_here"  # what this machine does not allow to be tried: neither well nor bad
+GOOD_NAME = {"kills": "survived"}  # kills_survived; of any other kind bad_inputs_ok
+NOT_HERE = "not_here"  # not possible on this machine: neither ok nor bad
 
 
 def text_of(rows: Iterable[Row]) -> str:
@@ -29,8 +29,8 @@ def text_of(rows: Iterable[Row]) -> str:
     for row in rows:
         mark = "BAD" if not row.ok else "-- " if row.kind == NOT_HERE else "ok "
         lines.append(f"{mark} {row.kind:<12} {row.seconds:6.2f} s  {row.what}")
-        if row.said:
-            lines.append(f"{'':28}{row.said}")
+        if row.message:
+            lines.append(f"{'':28}{row.message}")
         if row.problem:
             lines.append(f"{'':28}WRONG: {row.problem}")
     return "\n".join(lines)
@@ -42,7 +42,7 @@ def figures_of(rows: Iterable[Row]) -> dict[str, int]:
     for row in rows:
         figures[row.kind] = figures.get(row.kind, 0) + 1
         if row.kind != NOT_HERE:
-            good = f"{row.kind}_{GOOD_WORD.get(row.kind, 'ok')}"
+            good = f"{row.kind}_{GOOD_NAME.get(row.kind, 'ok')}"
             figures[good] = figures.get(good, 0) + row.ok
     return figures
 

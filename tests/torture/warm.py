@@ -1,9 +1,9 @@
-"""Stages as children of a process that has imported all they need: a start costs a fork, not two seconds.
+"""Stages as children of a process that has imported everything: a start costs a fork, not two seconds.
 
 A child may carry a `Plan`: to die, or to be refused, at its n-th step towards the disk, or in the middle of a write.
 Steps are what changes the file system: opening a file to write, forcing it onto the disk, renaming, linking, removing,
-making a folder; the interpreter's own audit events tell of them, whoever asks. To die before each of them, and never
-after, misses nothing: after one is before the next.
+making a folder; the interpreter's own audit events report them. Dying before each of them, and never after, misses
+nothing: after one is before the next.
 """
 import contextlib
 import ctypes
@@ -43,7 +43,7 @@ Todo = Callable[[], Any] | None  # to be called in a child
 
 @dataclass(frozen=True)
 class Plan:
-    """What befalls a child; nothing without arguments."""
+    """What happens to a child; nothing without arguments."""
 
     die_at: int | None = None  # killed before this step, counted from 0
     fail_at: int | None = None  # this step is refused with `errno` ...
@@ -75,13 +75,13 @@ class Ended:
         return self.code in (-signal.SIGKILL, -signal.SIGXFSZ) and not self.hung
 
     def complaint(self, stage: str) -> str:
-        """What is wrong with how a refusal was told: it must be exit code 1 and one sentence; "" when it was."""
+        """Return what is wrong with a refusal: it must be exit code 1 and one sentence; "" if it was."""
         lines = self.err.splitlines()
         if self.code != 1 or len(lines) != 1 or not lines[0].startswith(f"{stage}: "):
-            return f"{self.told()}, and said: {self.err[-1500:] or 'nothing'}"
+            return f"{self.summary()}, and said: {self.err[-1500:] or 'nothing'}"
         return ""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"no end after {LONGEST_S:.0f} s" if self.hung else f"exit code {self.code}"
 
 
@@ -103,14 +103,14 @@ def stay_on_the_cpu() -> None:
 
 
 def run(
-    folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
+    folder: pathlib.Path, arguments: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
 ) -> Ended:
     """`python -m pipeline WORDS` in a folder. before, after: called in the child."""
-    return start(folder, words, plan, before, after).wait(plan.die_after_s)
+    return start(folder, arguments, plan, before, after).wait(plan.die_after_s)
 
 
 def start(
-    folder: pathlib.Path, words: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
+    folder: pathlib.Path, arguments: list[str], plan: Plan = Plan(), before: Todo = None, after: Todo = None
 ) -> "Child":
     ours, theirs = zip(os.pipe(), os.pipe(), os.pipe())  # what it says, what it complains of, its steps
     sys.stdout.flush()
@@ -121,7 +121,7 @@ def start(
         try:
             os.setpgid(0, 0)
             end_with_parent()
-            code = child(folder, words, plan, before, theirs)
+            code = child(folder, arguments, plan, before, theirs)
             if after:
                 after()
         except SystemExit as left:
@@ -150,9 +150,9 @@ class Child:
         """Its end; it is killed after that time, or when it hangs."""
         limit_s, hung = LONGEST_S if die_after_s is None else die_after_s, False
         while True:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
+            pid_ended, status = os.waitpid(self.pid, os.WNOHANG)
             seconds = time.monotonic() - self.began
-            if found:
+            if pid_ended:
                 break
             if seconds >= limit_s:
                 hung = die_after_s is None
@@ -167,15 +167,15 @@ class Child:
 def drained(pipe: int) -> str:
     """What is in a pipe now; its workers may hold the other end for seconds yet."""
     os.set_blocking(pipe, False)
-    found = b""
+    data = b""
     with contextlib.suppress(BlockingIOError):
         while piece := os.read(pipe, 2**20):
-            found += piece
+            data += piece
     os.close(pipe)
-    return found.decode(errors="replace")
+    return data.decode(errors="replace")
 
 
-def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipes: tuple[int, ...]) -> int:
+def child(folder: pathlib.Path, arguments: list[str], plan: Plan, before: Todo, pipes: tuple[int, ...]) -> int:
     for number, pipe in enumerate(pipes[:2], start=1):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2**20)
         os.dup2(pipe, number)
@@ -183,8 +183,8 @@ def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipe
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     os.chdir(folder)
     stay_on_the_cpu()
-    git.commit, git.is_clean = lambda: "", lambda: False  # a checkout in which somebody works tells now this, now that
-    have_little_patience()
+    git.commit, git.is_clean = lambda: "", lambda: False  # they would change while somebody works in the checkout
+    shorten_pauses()
     if before:
         before()
     if plan.limit_at is None:
@@ -193,9 +193,9 @@ def child(folder: pathlib.Path, words: list[str], plan: Plan, before: Todo, pipe
         stop_at_first_lock()
     steps: list[str] = []
     fcntl.fcntl(pipes[2], fcntl.F_SETPIPE_SZ, 2**20)
-    watch(folder, plan, steps, lambda: os.write(pipes[2], json.dumps(steps).encode()))
+    record_steps(folder, plan, steps, lambda: os.write(pipes[2], json.dumps(steps).encode()))
     try:
-        return main(words)
+        return main(arguments)
     finally:
         watching.clear()
         os.write(pipes[2], json.dumps(steps).encode())
@@ -219,8 +219,8 @@ def stop_at_first_lock() -> None:
     fcntl.flock = lock_and_stop
 
 
-def have_little_patience() -> None:
-    """With the stand-in for Kaggle, as in tests/test_submit.py."""
+def shorten_pauses() -> None:
+    """Wait less for the fake Kaggle, as in tests/test_submit.py."""
     retry.FIRST_PAUSE_S, retry.ANSWER_S, client.SEARCH_PAUSE_S = 0.01, 5.0, 0.01
     submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.SEARCH_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
 
@@ -230,10 +230,10 @@ def have_little_patience() -> None:
 watching: list[bool] = []  # while it holds something, in a child
 
 
-def watch(folder: pathlib.Path, plan: Plan, steps: list[str], tell: Callable[[], Any]) -> None:
+def record_steps(folder: pathlib.Path, plan: Plan, steps: list[str], notify: Callable[[], Any]) -> None:
     """Note each step within the folder, and let the plan have its way; for good, as audit hooks cannot be removed.
 
-    tell: called before a death at a step, of which nobody could tell afterwards.
+    notify: called before a death at a step, since nothing can report it afterwards.
     """
     inside, fsync = f"{folder}{os.sep}", os.fsync
 
@@ -243,7 +243,7 @@ def watch(folder: pathlib.Path, plan: Plan, steps: list[str], tell: Callable[[],
         number = len(steps)
         steps.append(f"{what} {os.fspath(path)}".replace(inside, ""))
         if number == plan.die_at:
-            tell()
+            notify()
             os.kill(os.getpid(), signal.SIGKILL)
         if number == plan.limit_at:
             limit_files(plan)
@@ -288,8 +288,8 @@ def as_no_module() -> None:
 def run_stages_within() -> None:
     """`before` of a child whose stage runs others: in this very process, so that their steps are steps of it."""
 
-    def run_stage(stage: str, *words: str) -> None:
-        if code := main([stage, *words]):
+    def run_stage(stage: str, *arguments: str) -> None:
+        if code := main([stage, *arguments]):
             raise SystemExit(code)
 
     submit.run_stage = run_stage  # type: ignore[assignment]
