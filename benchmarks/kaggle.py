@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 
 from pipeline import carvana
+from pipeline.data import zip_reader
 
 IMAGE_BYTES = 102_000  # mean of the training images
 NAME = "train.zip"
@@ -78,7 +79,7 @@ def draw_archive(path: pathlib.Path, gigabytes: float) -> None:
         for car in range(cars):
             for angle in carvana.ANGLE_CODES:
                 name = carvana.image_name(f"{car:012x}", angle)
-                info = zipfile.ZipInfo(f"train/{name}", carvana.ARCHIVE_DATE)
+                info = zipfile.ZipInfo(f"train/{name}", zip_reader.ARCHIVE_DATE)
                 archive.writestr(info, rng.randbytes(IMAGE_BYTES))
 
 

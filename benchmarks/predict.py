@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from benchmarks import straightforward
 from benchmarks.submission import seconds_of, test_names
 from pipeline import carvana
-from pipeline.data import competition
 from pipeline.inference.loading import load_network
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
@@ -80,7 +79,7 @@ def draw(folder: pathlib.Path, with_test_set: bool) -> pathlib.Path:
 
 def masks_of(source: pathlib.Path, count: int) -> Iterator[NDArray[np.bool_]]:
     """Yield `count` masks of a competition folder, repeating them if there are fewer."""
-    masks = competition.open_masks(source)
+    masks = carvana.CARVANA.open_masks(source)
     return (masks.read(name) for name in itertools.islice(itertools.cycle(masks.names), count))
 
 
@@ -166,7 +165,7 @@ def prediction_figures(
 
 def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pathlib.Path]:
     """Write a competition folder of `images` test images, those of `source` repeated; return some as loose files."""
-    source_images = competition.ImageSet(source, "test")
+    source_images = carvana.CARVANA.open_images(source, "test")
     names = test_names(images)
     target = folder / "competition"
     target.mkdir()
@@ -175,7 +174,7 @@ def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pa
         for name, source_name in zip(names, itertools.cycle(source_images.names)):
             archive.writestr(f"test/{name}", source_images.files.read(source_name))
     with open(target / "sample_submission.csv", "w", newline="") as file:
-        csv.writer(file).writerows([carvana.SUBMISSION_HEADER, *((name, "1 1") for name in names)])
+        csv.writer(file).writerows([carvana.CARVANA.submission_header, *((name, "1 1") for name in names)])
     jpegs = [folder / "loose" / name for name in names[:STRAIGHTFORWARD_IMAGES]]
     for path, source_name in zip(jpegs, itertools.cycle(source_images.names)):
         path.write_bytes(source_images.files.read(source_name))

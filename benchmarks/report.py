@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.submission import peak_mb, seconds_of
 from pipeline import carvana, config
 from pipeline.config import Settings
-from pipeline.data import competition, grouping
+from pipeline.data import grouping
 from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
@@ -72,7 +72,7 @@ def main() -> None:
 
 def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> None:
     """Write a competition folder with this many cars at `data`, and a run as if trained and validated on it."""
-    masks = competition.open_masks(source)
+    masks = carvana.CARVANA.open_masks(source)
     distinct = masks.names[: DISTINCT_CARS * carvana.ANGLES]
     names = [carvana.image_name(f"{car:012x}", code) for car in range(cars) for code in carvana.ANGLE_CODES]
     source_of = dict(zip(names, itertools.cycle(distinct)))
@@ -83,7 +83,7 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
 
     predicted = dict(zip(distinct, in_order(lambda name: prediction(masks.read(name), distinct.index(name)), distinct)))
     wrong = set(np.random.default_rng(0).permutation(names)[: round(WRONG_FRACTION * len(names))].tolist())
-    rows: list[write_competition.Row] = [carvana.SUBMISSION_HEADER]
+    rows: list[write_competition.Row] = [carvana.CARVANA.submission_header]
     for name, source_name in source_of.items():
         mask = masks.read(source_name)
         rows.append((name, rle.encode(with_hole(mask) if name in wrong else mask)))
@@ -92,7 +92,7 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
     table = grouping.assign_cars(make_of_car, FOLDS)
     write_text(run.folds, table.to_csv(index=False))
     for number in range(FOLDS):
-        _, held_out = grouping.split(table, number, names)
+        _, held_out = grouping.split(table, number, names, carvana.car_of)
         fold = run.fold(number)
         write_text(fold.config, config.dump(Settings()))
         write_text(fold.best, f"stands for the network of fold {number}\n")
@@ -113,7 +113,7 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
 def write_images(data: pathlib.Path, source: pathlib.Path, source_of: dict[str, str]) -> None:
     """Write `train.zip` with the images of the source under other names."""
     data.mkdir()
-    files = competition.ImageSet(source, "train").files
+    files = carvana.CARVANA.open_images(source, "train").files
     with zipfile.ZipFile(data / "train.zip", "w") as archive:
         for name, source_name in source_of.items():
             archive.writestr(f"train/{name}", files.read(source_name))

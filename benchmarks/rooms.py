@@ -47,7 +47,7 @@ def main() -> None:
         last = json.loads((run / f"fold{FOLD}/log.jsonl").read_text().splitlines()[-1])
         figures |= {key: last[key] for key in ("val_mean_iou", "val_pixel_accuracy", "images_per_s")}
         dataset = open_dataset(settings.data, settings.task, data)
-        _, held_out = split(read_folds(run / "folds.csv"), FOLD, dataset.names)
+        _, held_out = split(read_folds(run / "folds.csv"), FOLD, dataset.names, dataset.group_key)
         figures["constant_mean_iou"], best = best_constant(dataset, held_out)
         figures["read_ms"] = read_ms(dataset, settings.data.scale)
 

@@ -26,9 +26,9 @@ def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
     names = test_names(ROWS)
     path = folder / "submission.csv.gz"
     masks = cycle_masks(np.load(masks_path, allow_pickle=False))
-    write_s = seconds_of(lambda: writer.write(path, carvana.SUBMISSION_HEADER, zip(names, masks)))
+    write_s = seconds_of(lambda: writer.write(path, carvana.CARVANA.submission_header, zip(names, masks)))
     write_peak_mb = peak_mb()
-    check_s = seconds_of(lambda: check(path, names))
+    check_s = seconds_of(lambda: check(path, names, carvana.CARVANA))
     write_solution(path, folder / "solution.csv")
     score_s = seconds_of(lambda: score.main(path, folder / "solution.csv"))
     figures = {
@@ -58,7 +58,7 @@ def write_solution(submission: pathlib.Path, path: pathlib.Path) -> None:
     """Write the solution that the submission matches exactly; each row is scored."""
     with gzip.open(submission, "rt") as rows, open(path, "w") as solution:
         next(rows)
-        solution.write(",".join(carvana.SOLUTION_HEADER) + "\n")
+        solution.write(",".join(carvana.CARVANA.solution_header) + "\n")
         solution.writelines(row.rstrip() + ",Private\n" for row in rows)
 
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import carvana
-from pipeline.data import competition
 from pipeline.inference.loading import load_network
 from pipeline.inference.oof import OofStore, open_oof_store, read_oof_histograms
 from pipeline.masks import rle
@@ -52,12 +51,12 @@ def plant(folder: pathlib.Path, out: pathlib.Path, fraction: float, seed: int) -
     for path in folder.iterdir():
         if not path.name.startswith("train_masks"):
             (out / path.name).symlink_to(path.resolve())
-    masks = competition.open_masks(folder)
+    masks = carvana.CARVANA.open_masks(folder)
     names = masks.names
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(len(names))[: round(fraction * len(names))].tolist())
     kind_of = {names[index]: KINDS[place % len(KINDS)] for place, index in enumerate(chosen)}
-    rows: list[Row] = [carvana.SUBMISSION_HEADER]
+    rows: list[Row] = [carvana.CARVANA.submission_header]
     planted: dict[str, dict[str, str | int]] = {}
     px = []
     for name in names:
@@ -76,7 +75,7 @@ def plant(folder: pathlib.Path, out: pathlib.Path, fraction: float, seed: int) -
 def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
     """Print the rank of each suspect, and its Dice to the correct mask before and after correction."""
     kind_of = {name: mask["kind"] for name, mask in json.loads((copy / PLANTED).read_text()).items()}
-    correct, wrong = competition.open_masks(folder), competition.open_masks(copy)
+    correct, wrong = carvana.CARVANA.open_masks(folder), carvana.CARVANA.open_masks(copy)
     store_of: dict[str, OofStore] = {}
     scale = 0
     for fold in run.trained_folds():

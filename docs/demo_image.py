@@ -13,7 +13,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import carvana  # noqa: E402
-from pipeline.data.competition import ImageSet  # noqa: E402
 from pipeline.masks import rle  # noqa: E402
 from pipeline.submission.reader import read_rows  # noqa: E402
 
@@ -24,11 +23,12 @@ WIDTH_PX = 480
 
 def main() -> None:
     size = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
-    truth = {name: text for _, (name, text, _) in read_rows(ROOT / "data/demo/solution.csv", carvana.SOLUTION_HEADER)}
+    rows = read_rows(ROOT / "data/demo/solution.csv", carvana.CARVANA.solution_header)
+    truth = {name: text for _, (name, text, _) in rows}
     predicted = {
-        name: text for _, (name, text) in read_rows(ROOT / "submissions/demo.csv.gz", carvana.SUBMISSION_HEADER)
+        name: text for _, (name, text) in read_rows(ROOT / "submissions/demo.csv.gz", carvana.CARVANA.submission_header)
     }
-    images = ImageSet(ROOT / "data/demo", "test")
+    images = carvana.CARVANA.open_images(ROOT / "data/demo", "test")
     cars = sorted({carvana.car_of(name) for name in images.names})
     rows = []
     for car, code in zip(cars, ANGLE_CODES):

@@ -26,18 +26,21 @@ The ground floor is the mission, in this order:
     score.py        a submission and a solution.csv -> public and private Dice
     cutout.py       any images -> the object on a transparent background, or class maps
 
-Packages hold what the stages share. Each knows only its arguments, and imports only packages above it in this list:
+Packages hold what the stages share. Each knows only its arguments, and imports only from packages above it in this list
+(tests/test_house.py):
 
     runtime/        the machine: device, processes (distributed, launch, signals), memory, files, git, progress bars,
                     and Problem, the one exception that a user is meant to see
-    masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion), colours
+    masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), losses, optim, ema, checkpoint
-    data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol and
-                    its table of readers: competition, image_folder, nyuv2); grouping (who is held out with whom);
+    data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol
+                    and its table of readers: competition, image_folder, nyuv2); grouping (who is held out with whom);
                     loader (training and validation batches), image_stream (test images), relabel, shrink
-    inference/      logits -> probabilities at full size: tta, ensemble, class_maps, loading, evaluate, oof, stored_threshold
-    training/       what surrounds the loop: state, resume, monitor (TensorBoard), previews, find_batch
-    submission/     rows verified as they are written (writer), shards that survive a kill, checks, scoring, provenance
+    inference/      logits -> probabilities at full size: tta, ensemble, class_maps, loading, evaluate, oof (what is
+                    stored of held-out predictions), stored_threshold
+    training/       what surrounds the loop: fold_data, state, resume, monitor (TensorBoard), previews, find_batch
+    submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
+                    checks, scoring, provenance
     report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
     kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce
     synthetic/      what pretends: drawn cars and rooms, a local fake Kaggle, the demo

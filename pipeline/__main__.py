@@ -70,7 +70,7 @@ class Common(NamedTuple):
     """The options that every command takes."""
 
     config: Annotated[str, Option(metavar="YAML", help="settings of a run")] = DEFAULT_CONFIG
-    fold: Annotated[Sequence[int] | None, Option(parser=fold_numbers, metavar="K", help="one, several as 0,1, or all")] = None
+    fold: Annotated[Sequence[int] | None, Option(parser=fold_numbers, metavar="K", help="0, or 0,1, or all")] = None
     data: Annotated[str | None, Option(metavar="DIR", help="competition folder; only read")] = None
     run: Annotated[str | None, Option(parser=run_name, metavar="NAME", help="default: config's file name")] = None
     set: Annotated[list[str], Option(metavar="a.b=1", help="override settings of the config")] = []
@@ -89,12 +89,12 @@ class Common(NamedTuple):
         """Return --run, else all of --runs as `a+b`, else the config's file name."""
         return Run(self.run or "+".join(dict.fromkeys(runs)) or pathlib.Path(self.config).stem)
 
-    def folder(self, runs: Sequence[str] = ()) -> pathlib.Path:
-        """Return the competition folder: --data, else the folder that the (first) run was trained on, else config's."""
+    def folder_and_kind(self, runs: Sequence[str] = ()) -> tuple[pathlib.Path, str]:
+        """Return the competition of the (first) run's training, else of the config, in --data if that is given."""
         candidates = [self.named_run(runs), *(Run(name) for name in runs)]
         configs = (run.fold(run.trained_folds()[0]).config for run in candidates if run.trained_folds())
-        path = next(configs, pathlib.Path(self.config))
-        return pathlib.Path(load(path, self.overrides, check_choices=False).data.folder)
+        data = load(next(configs, pathlib.Path(self.config)), self.overrides, check_choices=False).data
+        return pathlib.Path(data.folder), data.kind
 
     def trained_folds(self, runs: Sequence[str] = ()) -> list[int]:
         return list(self.fold or self.named_run(runs).trained_folds())
@@ -211,7 +211,8 @@ def shrink(
 ) -> None:
     """Make a small copy of a competition folder, for a slow link."""
     from pipeline.data import shrink as stage
-    stage.main(pathlib.Path(common.data or DEFAULT_DATA), pathlib.Path(out), scale, quality)
+    folder, kind = pathlib.Path(common.data or DEFAULT_DATA), common.settings.data.kind
+    stage.main(folder, pathlib.Path(out), scale, quality, kind)
 
 
 @command()
@@ -297,7 +298,7 @@ def check(
 ) -> None:
     """Check a submission for errors."""
     from pipeline import check as stage
-    stage.main(path_or_none(file) or common.named_run(runs).submission, common.folder(runs))
+    stage.main(path_or_none(file) or common.named_run(runs).submission, *common.folder_and_kind(runs))
 
 
 @command()
@@ -312,9 +313,10 @@ def submit(
 ) -> None:
     """Predict if missing, check, upload to Kaggle and wait for the score."""
     from pipeline.kaggle import submit as stage
+    folder, kind = common.folder_and_kind(runs)
     stage.main(
-        common.named_run(runs), path_or_none(file), common.trained_folds(runs), common.folder(runs),
-        pathlib.Path(ledger), message, dry_run, force, common.set, predict_arguments=common.arguments(runs),
+        common.named_run(runs), path_or_none(file), common.trained_folds(runs), folder,
+        pathlib.Path(ledger), message, dry_run, force, common.set, common.arguments(runs), kind,
     )  # fmt: skip
 
 
@@ -362,8 +364,9 @@ def score(
 ) -> None:
     """Score a submission against a solution.csv."""
     from pipeline import score as stage
-    truth = path_or_none(solution) or common.folder(runs) / "solution.csv"
-    stage.main(path_or_none(file) or common.named_run(runs).submission, truth)
+    folder, kind = common.folder_and_kind(runs)
+    truth = path_or_none(solution) or folder / "solution.csv"
+    stage.main(path_or_none(file) or common.named_run(runs).submission, truth, kind)
 
 
 @command()
@@ -373,7 +376,7 @@ def leaderboard(
 ) -> None:
     """Show the ledger of submissions, and where their scores would rank."""
     from pipeline.kaggle import leaderboard as stage
-    stage.main(pathlib.Path(ledger))
+    stage.main(pathlib.Path(ledger), common.settings.data.kind)
 
 
 @command()

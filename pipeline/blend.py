@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import carvana, config
-from pipeline.data import competition
+from pipeline import config
 from pipeline.data.grouping import check_trained_on, map_keys_to_groups, read_folds, split
 from pipeline.data.image_stream import ImagesAtScales, stream
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import check_cars, load_members, read_folds_digest
+from pipeline.inference.loading import common_competition, load_members, read_folds_digest
 from pipeline.masks import dice
 from pipeline.model import checkpoint
 from pipeline.paths import Run
@@ -31,7 +30,6 @@ from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import batches, in_order, progress
 
-SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 MAX_WEIGHTINGS = 36
 MAX_STEPS = 10  # tenths are the finest grid
 SURELY_0 = 0.4 / 255  # rounds to 0, with some margin for the rounding of float32
@@ -48,7 +46,7 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     if not folds:
         raise Problem(f"No fold is trained in all of {', '.join(str(run.folder) for run in runs)}; train one in each.")
     for path in (run.fold(fold).config for run in runs for fold in folds):
-        config.check_binary(path, "A blend", only_cars=True)
+        config.check_binary(path, "A blend")
     check_same_folds(runs)
     weightings = list_weightings(len(runs))
     tally = Tally(len(weightings))
@@ -175,35 +173,32 @@ def tally_fold(
     table = read_folds(runs[0].folds)
     with checkpoint.unchanged(paths) as digest_of:
         members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
-        check_cars(paths, trained, "A blend")
+        competition = common_competition(paths, trained, "A blend")
         for path in paths:
             check_trained_on(table, read_folds_digest(path), runs[0].folds, path)
     settings = config.for_later_stage(trained[0], overrides)
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
-    images = competition.ImageSet(folder, "train_hq" if settings.data.hq else "train")
-    masks = competition.open_masks(folder)
-    competition.check_masks(images, masks)
-    carvana.read_training_makes(folder, images)
-    _, names = split(table, fold, images.names)
+    dataset = competition.open_dataset(folder, settings.data.hq)
+    _, names = split(table, fold, dataset.names, dataset.group_key)
     if not names:
         raise Problem(f"{folder} holds no image of fold {fold} in {runs[0].folds}; is it another folder?")
-    group_of_car = map_keys_to_groups(table)
+    group_of_key, shape = map_keys_to_groups(table), (dataset.height, dataset.width)
 
-    ensembles = [Ensemble([member], *SHAPE) for member in members]
+    ensembles = [Ensemble([member], *shape) for member in members]
     scales = tuple(sorted({member.scale for member in members}))
-    dataset = ImagesAtScales(images, scales, SHAPE, on_bad_image="error")
+    images = ImagesAtScales(dataset.images, scales, shape, on_bad_image="error")
     name_batches = list(batches(names, batch_size))
-    loader = stream(dataset, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
+    loader = stream(images, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
         for batch in progress(loader, f"fold {fold} on {describe(device)}"):
             prob_of_run = [ensemble.predict_unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles]
             prob_RNHW = np.stack(prob_of_run)
 
             def histograms_of(place: int) -> NDArray[np.int32]:
-                return blend_histograms(prob_RNHW[:, place], masks.read(batch.names[place]), weightings)
+                return blend_histograms(prob_RNHW[:, place], dataset.truth(batch.names[place]), weightings)
 
             for name, histograms in zip(batch.names, in_order(histograms_of, range(len(batch.names)))):
-                tally.add(group_of_car[carvana.car_of(name)], histograms)
+                tally.add(group_of_key[dataset.group_key(name)], histograms)
     return digest_of
 
 

@@ -10,6 +10,7 @@ from pipeline.data.competition import Competition, ImageSet
 from pipeline.data.csv_table import read_table
 from pipeline.runtime.problem import Problem
 
+WIDTH_PX, HEIGHT_PX = 1918, 1280
 ANGLES = 16  # a car stands on a turntable and is seen from angle 1 to 16, in steps of 22.5 degrees
 ANGLE_CODES = tuple(f"{angle:02d}" for angle in range(1, ANGLES + 1))
 TRAIN_CARS, TEST_CARS = 318, 6_254
@@ -60,8 +61,8 @@ def read_training_makes(folder: pathlib.Path, images: ImageSet) -> dict[str, str
 
 CARVANA = Competition(
     slug="carvana-image-masking-challenge",
-    width_px=1918,
-    height_px=1280,
+    width_px=WIDTH_PX,
+    height_px=HEIGHT_PX,
     stem=r"(?P<car>[0-9a-f]{12})_(?P<angle>0[1-9]|1[0-6])",
     image_suffix=".jpg",
     mask_suffix="_mask.gif",
@@ -80,13 +81,4 @@ CARVANA = Competition(
     group_key=car_of,
     read_groups=read_training_makes,
 )
-
-# The same facts by the names that other modules use.
-SLUG, RULES_PAGE = CARVANA.slug, CARVANA.rules_page
-WIDTH_PX, HEIGHT_PX = CARVANA.width_px, CARVANA.height_px
-SETS = ("train", "train_hq", "train_masks", "test", "test_hq")
-REPAIRED = CARVANA.repaired
-SUBMISSION_HEADER, SOLUTION_HEADER = CARVANA.submission_header, CARVANA.solution_header
-IMAGE_NAME, MASK_NAME, mask_name = CARVANA.image_pattern, CARVANA.mask_pattern, CARVANA.mask_file
-ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
-assert all(IMAGE_NAME.fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)
+assert all(CARVANA.image_pattern.fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.data.augment import AUGMENTATIONS, Fraction, parameters
+from pipeline.data.dataset import COMPETITIONS
 from pipeline.runtime.problem import Problem
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +61,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    kind: Literal["carvana", "nyuv2", "folder"] = "carvana"  # the reader: data/dataset.py
+    kind: Annotated[str, in_table("pipeline.data.dataset", "COMPETITIONS", "DATASETS")] = "carvana"  # what folder holds
     folder: str = "data/carvana"  # what Kaggle serves, or the data of another kind; --data wins over it
     hq: bool = False  # read train_hq and test_hq
     scale: Literal[1, 2, 4, 8] = 2  # images are read at 1/scale
@@ -223,7 +224,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def are_consistent(self) -> "Settings":
         kind, task = self.data.kind, self.task.kind
-        is_competition = kind not in ("folder", "nyuv2")
+        is_competition = kind in COMPETITIONS
         if is_competition and task != "binary":
             raise ValueError(f"task.kind is multiclass, but data.kind {kind} is binary; set data.kind")
         if kind == "nyuv2" and task != "multiclass":
@@ -291,18 +292,15 @@ def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool
     return trained.model_copy(update={"data": overridden.data, "predict": overridden.predict})
 
 
-def check_binary(path: pathlib.Path, what: str, only_cars: bool = False) -> None:
-    """Raise Problem if the run with this `config.yaml` has several classes. Without that file, check nothing.
+def check_binary(path: pathlib.Path, what: str) -> str:
+    """Return `data.kind` of the run with this `config.yaml`, or its default; raise Problem if it has several classes.
 
-    what: the subject of the sentence, such as "A threshold". only_cars: refuse data other than the competition's too.
+    what: the subject of the sentence, such as "A threshold".
     """
-    if not path.is_file():
-        return
-    settings = load(path, check_choices=False)
+    settings = load(path, check_choices=False) if path.is_file() else Settings()
     if settings.task.kind != "binary":
         raise Problem(f"{what} is for one object and its background, but {path.parent} was trained on several classes.")
-    if only_cars and (kind := settings.data.kind) != "carvana":
-        raise Problem(f"{what} is for the competition's cars, but {path.parent} was trained on data.kind {kind}.")
+    return settings.data.kind
 
 
 def dump(settings: Settings) -> str:

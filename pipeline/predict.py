@@ -13,9 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import carvana
 from pipeline.data.image_stream import Batch, ImagesAtScales, OnBadImage, stream
-from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.evaluate import predict_ahead
 from pipeline.inference.loading import batch_that_fits
 from pipeline.masks import on_device, rle
@@ -26,7 +24,7 @@ from pipeline.runtime.files import locked, sha256
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.progress import batches, progress
 from pipeline.submission import provenance
-from pipeline.submission.plan import SHAPE, Plan, make_plan
+from pipeline.submission.plan import Plan, make_plan
 from pipeline.submission.shards import Shards
 from pipeline.submission.writer import Row, verified_rle
 
@@ -93,35 +91,36 @@ def predict_shards(
 ) -> int:
     """Predict and write the shards of these numbers; return how many rows they have."""
     name_batches = [batch for number in numbers for batch in batches(shards.names_of(number), batch_size)]
-    dataset = ImagesAtScales(plan.images, plan.ensemble.scales, SHAPE, on_bad_image)
+    ensemble = plan.ensemble
+    dataset = ImagesAtScales(plan.images, ensemble.scales, (ensemble.height, ensemble.width), on_bad_image)
     on_gpu = dist.device.type == "cuda"
     loader = stream(dataset, name_batches, batch_size, plan.settings.data.workers, pin_memory=on_gpu)
     total = sum(len(shards.names_of(number)) for number in numbers)
     with explain_out_of_memory(lambda: too_large_message(batch_size, plan.settings.data.scale)):
-        rows = predict_rows(plan.ensemble, loader, plan.threshold_u8, plan.settings.predict.verify_every_rows, shards)
+        rows = predict_rows(plan, loader, shards)
         rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
         for number in numbers:
             shards.write_shard(number, itertools.islice(rows, len(shards.names_of(number))))
     return total
 
 
-def predict_rows(
-    ensemble: Ensemble, image_batches: Iterable[Batch], threshold_u8: int, verify_every_rows: int, shards: Shards
-) -> Iterator[Row]:
+def predict_rows(plan: Plan, image_batches: Iterable[Batch], shards: Shards) -> Iterator[Row]:
     """Yield the row of each image, in order. An image that cannot be read has an empty row and is noted in `shards`.
 
-    One row of `verify_every_rows` is decoded again and compared with its mask.
+    One row of `predict.verify_every_rows` is decoded again and compared with its mask.
     """
-    row_numbers = itertools.count()
+    row_numbers, verify_every_rows = itertools.count(), plan.settings.predict.verify_every_rows
+    column_major = plan.images.competition.column_major
 
     def predict(batch: Batch) -> Tensor:
-        return ensemble(batch.image_of_scale)
+        prob_u8_NHW = plan.ensemble(batch.image_of_scale)
+        return prob_u8_NHW.mT.contiguous() if column_major else prob_u8_NHW
 
     def encode(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
         """Encode at once: masks that outlive their batch fragment memory, 1 MB an image with glibc 2.36."""
         shards.note_bad_images(batch.problems)
         rows = []
-        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, threshold_u8)):
+        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, plan.threshold_u8)):
             verify = next(row_numbers) % verify_every_rows == 0
             text = verified_rle(mask, bounds) if verify else rle.text(bounds)
             rows.append((name, "" if name in batch.problems else text))
@@ -148,7 +147,7 @@ def finish(plan: Plan, shards: Shards, origin: dict[str, Any]) -> None:
     bad_images = shards.read_bad_images()
     print_lines(f"{name} has an empty row: {problem}" for name, problem in sorted(bad_images.items()))
     submission = plan.run.submission
-    shards.join(submission, carvana.SUBMISSION_HEADER)
+    shards.join(submission, plan.images.competition.submission_header)
     origin = origin | {"sha256": sha256(submission), "bad_images": sorted(bad_images)}
     provenance.write(plan.run.provenance, provenance.Provenance(**origin))
     print_lines([shards.remove()])

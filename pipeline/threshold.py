@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import config
-from pipeline.data.grouping import group_key, map_keys_to_groups, read_folds
+from pipeline.data.dataset import group_key_of
+from pipeline.data.grouping import KeyOf, map_keys_to_groups, read_folds
 from pipeline.inference.oof import OofHistograms, read_oof_histograms
 from pipeline.inference.stored_threshold import oof_digests, other_network_message, prediction_settings
 from pipeline.masks import dice
@@ -21,13 +22,12 @@ from pipeline.runtime.problem import Problem
 
 def main(run: Run) -> None:
     """Find the best threshold over the validated folds, write it and print its Dice."""
-    for fold in run.trained_folds():
-        config.check_binary(run.fold(fold).config, "A threshold")
+    kinds = [config.check_binary(run.fold(fold).config, "A threshold") for fold in run.trained_folds()]
     folds = [fold for fold in run.trained_folds() if run.oof(fold).is_file()]
     if not folds:
         raise Problem(f"{run.folder} has no out-of-fold predictions; run `make validate RUN={run.name}` first.")
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
-        content = find_threshold(run, folds)
+        content = find_threshold(run, folds, group_key_of(kinds[0]))
         write_json(run.threshold, content)
     print(
         f"{run.threshold}: threshold {content['threshold']:.3f}, Dice {content['oof_dice']:.5f}, "
@@ -35,15 +35,15 @@ def main(run: Run) -> None:
     )
 
 
-def find_threshold(run: Run, folds: list[int]) -> dict[str, Any]:
-    """Return the content of `threshold.json`."""
+def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
+    """Return the content of `threshold.json`. key_of: the name of an image -> its key in folds.csv."""
     # Before the files are read: a fold that is validated again in between must make the threshold stale.
     digests = oof_digests(run)
     oofs = read_oofs(run, folds)
     names = [name for oof in oofs for name in oof.names]
     table = read_folds(run.folds)
     group_of_key = map_keys_to_groups(table)
-    groups = np.array([group_of_key.get(group_key(name, table), "") for name in names])
+    groups = np.array([group_of_key.get(key_of(name), "") for name in names])
 
     scores = dice.dice_at_thresholds(np.concatenate([oof.histograms for oof in oofs]))
     threshold_u8 = dice.best_threshold_u8(scores)

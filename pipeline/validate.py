@@ -71,10 +71,10 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
 
 def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, run: Run) -> list[str]:
     """Return the names of the images held out in `fold`, and print which the dataset lacks. Problem if it lacks all."""
-    _, names = split(table, fold, dataset.names)
+    _, names = split(table, fold, dataset.names, dataset.group_key)
     if not names:
         raise Problem(f"{dataset.where} holds no image of fold {fold} in {run.folds}; is it another folder?")
-    if missing := find_missing_keys(table, fold, names):
+    if missing := find_missing_keys(table, fold, names, dataset.group_key):
         what = "cars" if table.columns[0] == "car_id" else "images"
         print(
             f"fold {fold}: {dataset.where} lacks {len(missing)} held-out {what}, the first is {missing[0]}; they are "

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import carvana, config
 from pipeline.report.errors import upsample_stored
-from pipeline.data import competition, grouping
+from pipeline.data import grouping
 from pipeline.runtime.files import sha256, write_json, write_text
 from pipeline.inference.oof import oof_writer, png
 from pipeline.masks import dice, rle
@@ -20,13 +20,13 @@ SCALE = 8
 def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     """Write `runs/NAME/` as if two folds were trained and validated; each prediction is its mask moved a little."""
     run = Run(name)
-    cars = sorted({carvana.car_of(name) for name in competition.ImageSet(folder, "train").names})
+    cars = sorted({carvana.car_of(name) for name in carvana.CARVANA.open_images(folder, "train").names})
     makes = carvana.read_makes(folder)
     table = grouping.assign_cars({car: makes[car] for car in cars}, folds=2)
     write_text(run.folds, table.to_csv(index=False))
     overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)
-    masks = competition.open_masks(folder)
+    masks = carvana.CARVANA.open_masks(folder)
     for fold in (0, 1):
         held_out = table[table["fold"] == fold]["car_id"]
         names = [carvana.image_name(car, angle) for car in held_out for angle in carvana.ANGLE_CODES]
@@ -63,10 +63,10 @@ def predicted(coverage_u8: np.ndarray, shift_cells: float) -> np.ndarray:
 
 def submit(run: Run, folder: pathlib.Path) -> None:
     """Write a submission with the same mask for every test image, but an empty one for the first."""
-    names = competition.ImageSet(folder, "test").names
+    names = carvana.CARVANA.open_images(folder, "test").names
     mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), bool)
     mask[400:1000, 500:1400] = True
     lines = [f"{name},{rle.encode(mask) if number else ''}\n" for number, name in enumerate(names)]
     run.submission.parent.mkdir(exist_ok=True)
     with gzip.open(run.submission, "wt") as file:
-        file.write(",".join(carvana.SUBMISSION_HEADER) + "\n" + "".join(lines))
+        file.write(",".join(carvana.CARVANA.submission_header) + "\n" + "".join(lines))

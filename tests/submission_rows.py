@@ -1,12 +1,15 @@
 """Rows of a small submission, for tests that write, check and score one."""
+import functools
 import gzip
 import pathlib
 import zipfile
 
 from pipeline import carvana
+from pipeline.submission import checks
 
-HEADER = carvana.SUBMISSION_HEADER
+HEADER = carvana.CARVANA.submission_header
 NAMES = [carvana.image_name("0004d4463b50", angle) for angle in carvana.ANGLE_CODES[:6]]
+check = functools.partial(checks.check, competition=carvana.CARVANA)
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 CAR = f"{PIXELS // 3} {PIXELS // 5}"  # a run over a fifth of the image
 Rows = list[list[str]]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks import suspects
-from pipeline.data import competition
+from pipeline import carvana
 
 
 def test_the_figures_are_those_of_a_whole_report(
@@ -30,9 +30,9 @@ def test_planted_masks_are_wrong_and_the_others_are_not(demo_folder: pathlib.Pat
     copy = tmp_path / "planted"
     suspects.plant(demo_folder, copy, fraction=0.1, seed=0)
     planted = json.loads((copy / "planted.json").read_text())
-    right, wrong = competition.open_masks(demo_folder), competition.open_masks(copy)
+    right, wrong = carvana.CARVANA.open_masks(demo_folder), carvana.CARVANA.open_masks(copy)
     assert sorted(one["kind"] for one in planted.values()) == sorted(suspects.KINDS * 2)
     for name in right.names:
         differ = np.count_nonzero(right.read(name) ^ wrong.read(name))
         assert differ == planted.get(name, {"px": 0})["px"] and (differ > 500) == (name in planted)
-    assert competition.ImageSet(copy, "train").names == right.names
+    assert carvana.CARVANA.open_images(copy, "train").names == right.names

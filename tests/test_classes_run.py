@@ -253,7 +253,7 @@ def test_one_object_has_a_dice_a_threshold_and_a_transparent_background(
         assert result.mode == "RGBA" and result.size == image.size
     capsys.readouterr()
     assert main(["predict", "--config", "one.yaml"]) == 1
-    assert "A submission is for the competition's cars" in only_line(capsys)
+    assert "A submission is for one competition's images" in only_line(capsys)
 
 
 # --- docs/your-data.md ------------------------------------------------------------------------------

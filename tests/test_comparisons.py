@@ -119,7 +119,7 @@ def test_the_shape_of_a_mask_from_its_runs() -> None:
 
 
 def shapes(masks: dict[str, np.ndarray]) -> pd.DataFrame:
-    return shapes_table(((name, rle.bounds(mask)) for name, mask in masks.items()), HEIGHT, WIDTH)
+    return shapes_table(((name, rle.bounds(mask)) for name, mask in masks.items()), carvana.CARVANA)
 
 
 TRAINING = {f"00000000000{car}_{angle}.jpg": rectangle(100, 100, 200 + 10 * int(car), 300)
@@ -164,11 +164,11 @@ def test_a_submission_is_read_row_by_row_and_an_invalid_row_is_named(tmp_path: p
         path.write_bytes(gzip.compress("\n".join(["img,rle_mask", *rows, ""]).encode()))
 
     write("00000000000a_01.jpg,1 3 10 2", "00000000000a_02.jpg,")
-    masks = dict(submission_masks(path))
+    masks = dict(submission_masks(path, carvana.CARVANA))
     assert masks["00000000000a_01.jpg"].tolist() == [[0, 3], [9, 11]] and len(masks["00000000000a_02.jpg"]) == 0
     write("00000000000a_01.jpg,1 3", "00000000000a_02.jpg,1 x")
     with pytest.raises(Problem, match="line 3, image 00000000000a_02.jpg: 'x' is not a whole number"):
-        list(submission_masks(path))
+        list(submission_masks(path, carvana.CARVANA))
     write("somewhere.jpg,1 3")
     with pytest.raises(Problem, match="line 2: 'somewhere.jpg'"):
-        list(submission_masks(path))
+        list(submission_masks(path, carvana.CARVANA))

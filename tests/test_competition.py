@@ -34,7 +34,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """A competition of two cars whose images are never decoded."""
     images = [carvana.image_name(car, angle) for car in CARS for angle in carvana.ANGLE_CODES]
     pack(tmp_path, "train", images)
-    pack(tmp_path, "train_masks", [carvana.mask_name(name) for name in images])
+    pack(tmp_path, "train_masks", [carvana.CARVANA.mask_file(name) for name in images])
     (tmp_path / "metadata.csv").write_text(METADATA)
     return tmp_path
 
@@ -302,21 +302,24 @@ def test_run_lengths_down_the_columns_are_the_masks_of_the_files(salt) -> None:
     assert SALT.encode(column) == "22 21" and SALT.parse("22 21").shape == (21, 2)
 
 
-def test_another_competition_is_verified_shrunk_and_relabelled_by_its_own_facts(salt, tmp_path: pathlib.Path) -> None:
+def test_another_competition_is_verified_shrunk_and_relabelled_by_its_own_facts(
+    salt, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _, masks = salt
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert [verify(folder / name, name, sizes[name], folder, competition=SALT) for name in sorted(sizes)] == [
+    assert [verify(folder / name, name, sizes[name], folder, SALT) for name in sorted(sizes)] == [
         "3 images", "3 rows", "3 images", "3 rows", "3 images"
     ]  # fmt: skip
     (folder / "train.csv").write_text(f"id,rle_mask\n{NAMES[0]},1 1\n")
     with pytest.raises(Damaged, match=f"2 images are either in it or in train.csv, the first is {NAMES[1]}"):
-        verify(folder / "masks.zip", "masks.zip", sizes["masks.zip"], folder, competition=SALT)
+        verify(folder / "masks.zip", "masks.zip", sizes["masks.zip"], folder, SALT)
     path = str(folder / "train.csv")
-    assert relabel.without(NAMES, path, SALT) == NAMES[1:]
-    relabelled = relabel.read_relabelled(NAMES, path, SALT)
+    monkeypatch.setitem(dataset.COMPETITIONS, "salt", f"{__name__}:SALT")
+    assert relabel.without(NAMES, path, "salt") == NAMES[1:]
+    relabelled = relabel.read_relabelled(NAMES, path, "salt")
     assert relabelled is not None and relabelled.read(NAMES[0]).sum() == 1
     (folder / "train.csv").unlink()
-    shrink.main(folder, tmp_path / "half", scale=2, quality=95, competition=SALT)
+    shrink.main(folder, tmp_path / "half", scale=2, quality=95, kind="salt")
     half = SALT.open_dataset(tmp_path / "half")
     assert isinstance(half.masks, CsvMasks) and half.stored_scale == 2
     for name, mask in zip(NAMES, masks):

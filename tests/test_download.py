@@ -105,11 +105,11 @@ def test_some_files_by_name(kaggle: Kaggle, demo_folder: pathlib.Path, capsys: p
 def test_the_hq_sets_and_the_repaired_image(kaggle: Kaggle, demo_copy: pathlib.Path, jpeg: bytes) -> None:
     for name in ("train", "test"):
         shutil.copy(demo_copy / f"{name}.zip", demo_copy / f"{name}_hq.zip")
-    (demo_copy / carvana.REPAIRED).write_bytes(jpeg)
+    (demo_copy / carvana.CARVANA.repaired).write_bytes(jpeg)
     kaggle.folder = demo_copy
     assert fetch("--hq") == 0
     names = [name for name in FILES if name not in ("train.zip", "test.zip")]
-    assert is_all_there(demo_copy, [*names, "train_hq.zip", "test_hq.zip", carvana.REPAIRED])
+    assert is_all_there(demo_copy, [*names, "train_hq.zip", "test_hq.zip", carvana.CARVANA.repaired])
     assert fetch("--set", "data.hq=true") == 0
     assert len(kaggle.sent) == 7
 
@@ -231,9 +231,9 @@ def test_wrong_bytes_of_the_right_length_are_fetched_once_more(
     "call, fault, named",
     [
         ("ListDataFiles", answering(401, "Unauthenticated"), "does not accept the credentials (401: Unauthenticated)"),
-        ("ListDataFiles", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
-        ("DownloadDataFile", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
-        ("ListDataFiles", answering(404, "Not found"), f"does not know the competition {carvana.SLUG}"),
+        ("ListDataFiles", answering(403, "You must accept this competition's rules"), carvana.CARVANA.rules_page),
+        ("DownloadDataFile", answering(403, "You must accept this competition's rules"), carvana.CARVANA.rules_page),
+        ("ListDataFiles", answering(404, "Not found"), f"does not know the competition {carvana.CARVANA.slug}"),
         ("ListDataFiles", answering(400, "Competition closed"), "rejects it (400: Competition closed)"),
         ("ListDataFiles", answering(429, "Slow"), "fewer calls (429: Slow); wait some minutes"),
         ("ListDataFiles", answering(429, "Slow", Retry_After="9999"), "fewer calls (429: Slow); wait 9999 seconds"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
+from pipeline.carvana import car_of
 from pipeline.data.grouping import assign_cars, digest, find_missing_keys, normal_make, read_folds, split
 from pipeline.runtime.problem import Problem
 
@@ -110,7 +111,7 @@ def test_a_split_keeps_whole_cars_and_whole_makes_on_one_side() -> None:
     table = assign_cars(makes, folds=3)
     held_out_of_all = []
     for fold in range(3):
-        training, held_out = split(table, fold, names)
+        training, held_out = split(table, fold, names, car_of)
         assert sorted(training + held_out) == sorted(names)
         assert not {makes[carvana.car_of(name)] for name in training} & {
             makes[carvana.car_of(name)] for name in held_out
@@ -122,16 +123,16 @@ def test_a_split_keeps_whole_cars_and_whole_makes_on_one_side() -> None:
 
 def test_a_split_leaves_out_cars_that_the_table_does_not_name() -> None:
     table = assign_cars(cars(["Ford", "Kia"]), folds=2)
-    training, held_out = split(table, 0, ["000000000000_01.jpg", "000000000001_01.jpg", "ffffffffffff_01.jpg"])
+    training, held_out = split(table, 0, ["000000000000_01.jpg", "000000000001_01.jpg", "ffffffffffff_01.jpg"], car_of)
     assert len(training) == len(held_out) == 1
 
 
 def test_a_fold_that_is_not_there_is_a_problem() -> None:
     with pytest.raises(Problem, match="no fold 2; the folds are 0 to 1"):
-        split(assign_cars(cars(["Ford", "Kia"]), folds=2), 2, [])
+        split(assign_cars(cars(["Ford", "Kia"]), folds=2), 2, [], car_of)
 
 
 def test_held_out_cars_without_an_image_are_known() -> None:
     table = pd.DataFrame({"car_id": ["a" * 12, "b" * 12, "c" * 12], "make": "kia", "fold": [0, 0, 1]})
-    assert find_missing_keys(table, 0, [f"{'a' * 12}_01.jpg"]) == ["b" * 12]
-    assert find_missing_keys(table, 1, [f"{'c' * 12}_16.jpg"]) == []
+    assert find_missing_keys(table, 0, [f"{'a' * 12}_01.jpg"], car_of) == ["b" * 12]
+    assert find_missing_keys(table, 1, [f"{'c' * 12}_16.jpg"], car_of) == []

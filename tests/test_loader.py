@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pipeline.carvana import CARVANA
 from pipeline.data import augment
-from pipeline.data.competition import ImageSet
 from pipeline.data.loader import (
     BatchSchedule,
     TrainingDataset,
@@ -191,7 +190,7 @@ def test_augmentation_leaves_its_input_alone(coverage: U8) -> None:
 def test_every_held_out_image_is_yielded_once_in_order_with_the_last_batch(
     demo_folder: pathlib.Path, workers: int
 ) -> None:
-    images = ImageSet(demo_folder, "train")
+    images = CARVANA.open_images(demo_folder, "train")
     names = images.names[3:14]
     batches = list(validation_loader(ValidationDataset(images, names, 8), 4, workers, pin_memory=False))
     assert [len(batch) for batch in batches] == [4, 4, 3]
@@ -203,10 +202,10 @@ def test_every_held_out_image_is_yielded_once_in_order_with_the_last_batch(
 
 
 def test_a_problem_in_a_worker_is_raised_with_the_same_sentence(demo_copy: pathlib.Path) -> None:
-    images = ImageSet(demo_copy, "train")
+    images = CARVANA.open_images(demo_copy, "train")
     name = images.names[2]
     (demo_copy / name).write_bytes(b"")
-    dataset = ValidationDataset(ImageSet(demo_copy, "train"), images.names[:8], 8)
+    dataset = ValidationDataset(CARVANA.open_images(demo_copy, "train"), images.names[:8], 8)
 
     def sentence(workers: int) -> str:
         with pytest.raises(Problem) as caught:
@@ -226,7 +225,7 @@ class Dies(ValidationDataset):
 
 
 def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathlib.Path) -> None:
-    dataset = Dies(ImageSet(demo_folder, "train"), ["a.jpg"] * 8, 8)
+    dataset = Dies(CARVANA.open_images(demo_folder, "train"), ["a.jpg"] * 8, 8)
     with pytest.raises(Problem, match="died.*data.workers"):
         list(validation_loader(dataset, 4, workers=1, pin_memory=False))
 
@@ -235,6 +234,6 @@ def test_a_tmpdir_that_is_too_long_is_a_problem_and_not_an_endless_wait(
     demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
-    images = ImageSet(demo_folder, "train")
+    images = CARVANA.open_images(demo_folder, "train")
     with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
         validation_loader(ValidationDataset(images, images.names[:2], 8), 2, workers=1, pin_memory=False)

@@ -87,7 +87,7 @@ def whole(workplace: None) -> bytes:
 
 
 def rows_of(path: pathlib.Path) -> dict[str, str]:
-    return dict(fields for _, fields in read_rows(path, carvana.SUBMISSION_HEADER))
+    return dict(fields for _, fields in read_rows(path, carvana.CARVANA.submission_header))
 
 
 def decode(text: str) -> np.ndarray:

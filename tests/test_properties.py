@@ -11,14 +11,14 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from submission_rows import PIXELS, check
 
 from pipeline import carvana, config
-from pipeline.data.competition import read_table
+from pipeline.data.csv_table import read_table
 from pipeline.data.zip_reader import FileSet
 from pipeline.kaggle import ledger
 from pipeline.masks import rle
 from pipeline.runtime.problem import LONGEST_SENTENCE, Problem, sentence_of
-from pipeline.submission.checks import PIXELS, check
 from pipeline.submission.reader import read_rows
 
 NAMES = [carvana.image_name("0123456789ab", angle) for angle in carvana.ANGLE_CODES[:3]]
@@ -190,7 +190,7 @@ def test_a_submission_passes_if_a_simple_reader_accepts_it(
 ) -> None:
     path = tmp_path_factory.mktemp("submission") / f"s{ending}"
     rows = list(zip(order, masks))
-    data = "".join(f"{name},{mask}\n" for name, mask in [carvana.SUBMISSION_HEADER, *rows]).encode()
+    data = "".join(f"{name},{mask}\n" for name, mask in [carvana.CARVANA.submission_header, *rows]).encode()
     if ending == ".csv.zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("s.csv", data)
@@ -209,7 +209,7 @@ def test_any_bytes_are_rows_or_a_problem(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("submission") / f"s{ending}"
     path.write_bytes(b"img,rle_mask\n" + data if ending == ".csv" else data)
     try:
-        assert all(len(row) == 2 for _, row in read_rows(path, carvana.SUBMISSION_HEADER))
+        assert all(len(row) == 2 for _, row in read_rows(path, carvana.CARVANA.submission_header))
     except Problem as problem:
         assert str(path) in str(problem)
 

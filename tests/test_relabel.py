@@ -26,8 +26,8 @@ SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 def test_listed_images_are_left_out_in_order(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,score\n00000000000a_02.jpg,0.5\n00000000000c_09.jpg,0.1\n")
-    assert relabel.without(NAMES, str(path)) == [NAMES[0], NAMES[2]]
-    assert relabel.without(NAMES, None) == NAMES
+    assert relabel.without(NAMES, str(path), "carvana") == [NAMES[0], NAMES[2]]
+    assert relabel.without(NAMES, None, "carvana") == NAMES
 
 
 def test_the_summary_counts_left_out_and_relabelled_images() -> None:
@@ -40,17 +40,17 @@ def test_the_summary_counts_left_out_and_relabelled_images() -> None:
 def test_an_empty_table_leaves_nothing_out(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,rle_mask\n")
-    assert relabel.without(NAMES, str(path)) == NAMES
-    masks = relabel.read_relabelled(NAMES, str(path))
+    assert relabel.without(NAMES, str(path), "carvana") == NAMES
+    masks = relabel.read_relabelled(NAMES, str(path), "carvana")
     assert masks is not None and masks.names == []
 
 
 def test_masks_of_the_table_replace_those_of_training_images_only(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("img,rle_mask\n00000000000a_02.jpg,1 3\n00000000000c_09.jpg,5 5\n")
-    masks = relabel.read_relabelled(NAMES, str(path))
+    masks = relabel.read_relabelled(NAMES, str(path), "carvana")
     assert masks is not None and masks.names == [NAMES[1]] and masks.runs(NAMES[1]).tolist() == [[0, 3]]
-    assert relabel.read_relabelled(NAMES, None) is None
+    assert relabel.read_relabelled(NAMES, None, "carvana") is None
     assert relabel.fingerprint(masks) == "00000000000a_02.jpg 1 3" and relabel.fingerprint(None) == ""
 
 
@@ -65,7 +65,7 @@ def test_a_wrong_table_is_a_problem(tmp_path: pathlib.Path, text: str | None, se
     if text:
         path.write_text(text)
     with pytest.raises(Problem, match=sentence):
-        relabel.read_relabelled(NAMES, str(path))
+        relabel.read_relabelled(NAMES, str(path), "carvana")
 
 
 def test_a_training_image_is_read_with_its_replaced_mask(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -73,7 +73,7 @@ def test_a_training_image_is_read_with_its_replaced_mask(demo_folder: pathlib.Pa
     names = cars.names[:2]
     path = tmp_path / "suspects.csv"
     path.write_text(f"img,rle_mask\n{names[1]},1 {SHAPE[0] * SHAPE[1]}\n")
-    relabelled = relabel.read_relabelled(names, str(path))
+    relabelled = relabel.read_relabelled(names, str(path), "carvana")
     dataset = TrainingDataset(cars, names, 8, lambda *things: things[:2], 0, False, relabelled)
     np.testing.assert_array_equal(dataset.decode(0)[1], cars.target(names[0], 8))
     assert (dataset.decode(1)[1] == 255).all()

@@ -276,7 +276,8 @@ def test_a_lost_run_is_trained_again_to_the_same_bytes(
     for stage in ("folds", "train", "validate", "threshold", "predict"):
         assert main([stage, *arguments, *(f"--set={override}" for override in overrides)]) == 0
     best, submission = pathlib.Path("runs/lost/fold1/best.pt"), pathlib.Path("submissions/lost.csv.gz")
-    about, weights, rows = provenance.find_by_hash(submission.parent, sha256(submission)), sha256(best), submission.read_bytes()
+    about = provenance.find_by_hash(submission.parent, sha256(submission))
+    weights, rows = sha256(best), submission.read_bytes()
     ledger.put(LEDGER, Row(**about.model_dump(), time="2017-09-27T23:59:58Z", file=str(submission), message="#tag"))
     in_git("add", ".")
     in_git("commit", "-qm", "the ledger, and nothing else")

@@ -7,6 +7,7 @@ import pytest
 import requests
 
 from pipeline.kaggle import client, retry
+from pipeline.carvana import CARVANA
 from pipeline.kaggle.retry import RetryPolicy, UnusableAnswer, may_have_succeeded, is_transient, parse_retry_after
 from pipeline.runtime.problem import Problem
 
@@ -32,7 +33,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
     monkeypatch.setattr(retry.time, "sleep", pauses.append)
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
     monkeypatch.setattr(retry, "TRIES", 9)
-    policy = RetryPolicy("it", [])
+    policy = RetryPolicy("it", [], CARVANA)
     for error in [error_of(503)] * 7 + [error_of(429, Retry_After="7")]:
         policy.wait_or_give_up(error)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 7]
@@ -43,7 +44,7 @@ def test_pauses_double_up_to_a_limit_and_retry_after_comes_first(monkeypatch: py
 def test_no_try_begins_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("it waited"))
     with pytest.raises(Problem, match="wait 301 seconds"):
-        RetryPolicy("it", []).wait_or_give_up(error_of(429, Retry_After="301"))
+        RetryPolicy("it", [], CARVANA).wait_or_give_up(error_of(429, Retry_After="301"))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_rooms_that_were_never_seen_are_labelled_far_better_than_by_a_constant(
     dataset = open_dataset(settings.data, settings.task, pathlib.Path("rooms"))
     table = read_folds(pathlib.Path(f"runs/{inputs}/folds.csv"))
     assert (table.groupby("group")["fold"].nunique() == 1).all()
-    _, held_out = split(table, 0, dataset.names)
+    _, held_out = split(table, 0, dataset.names, dataset.group_key)
     constant, _ = best_constant(dataset, held_out)
     last = json.loads(pathlib.Path(f"runs/{inputs}/fold0/log.jsonl").read_text().splitlines()[-1])
     assert last["val_mean_iou"] > 3 * constant > 0

@@ -10,7 +10,7 @@ from pipeline.runtime.problem import Problem
 
 def last_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, truth: Rows, submission: Rows) -> str:
     """Score a submission; return the last line that the stage prints."""
-    solution = save(tmp_path / "solution.csv", [list(carvana.SOLUTION_HEADER), *truth])
+    solution = save(tmp_path / "solution.csv", [list(carvana.CARVANA.solution_header), *truth])
     score.main(save(tmp_path / "run.csv.gz", [list(HEADER), *submission]), solution)
     return capsys.readouterr().out.splitlines()[-1]
 

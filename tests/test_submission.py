@@ -10,17 +10,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from submission_rows import CAR, HEADER, NAMES, PIXELS, Rows, good_rows, save, text_of
+from submission_rows import CAR, HEADER, NAMES, PIXELS, Rows, check, good_rows, save, text_of
 
 from pipeline import carvana
 from pipeline.__main__ import main
-from pipeline.data.competition import read_table
+from pipeline.data.csv_table import read_table
 from pipeline.masks import rle
 from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import in_order
 from pipeline.submission import provenance, writer
-from pipeline.submission.checks import check
 from pipeline.submission.reader import read_rows
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs/demo.yaml"
@@ -121,7 +120,7 @@ def test_a_submission_joined_from_shards_has_the_bytes_of_one_written_at_once(
     shards = []
     for begin in range(0, len(masks), rows_per_shard):
         shards.append(tmp_path / f"shard{begin}.gz")
-        rows = writer.verified_rows(masks[begin : begin + rows_per_shard])
+        rows = ((name, writer.verified_rle(mask)) for name, mask in masks[begin : begin + rows_per_shard])
         assert writer.write_shard(shards[-1], rows) == min(rows_per_shard, len(masks) - begin)
     writer.join_shards(shards, tmp_path / "joined.csv.gz", HEADER)
     assert (tmp_path / "joined.csv.gz").read_bytes() == (tmp_path / "at_once.csv.gz").read_bytes()
@@ -281,7 +280,7 @@ def test_empty_rows_of_bad_images_pass_in_the_file_that_predict_wrote_and_in_no_
 def test_an_unlikely_mean_coverage_is_a_problem(tmp_path: pathlib.Path, mask: str) -> None:
     """A sample submission sent by accident, inverted masks, a threshold far off."""
     rows = [list(HEADER)] + [[name, mask] for name in NAMES]
-    with pytest.raises(Problem, match="of their images on average, but cars cover 21%"):
+    with pytest.raises(Problem, match="of their images on average, but 10.5% to 42.0%"):
         check(save(tmp_path / "run.csv", rows), NAMES)
 
 

@@ -42,8 +42,8 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     pathlib.Path(DEFAULT_CONFIG).touch()
-    rows = [row[:2] for _, row in read_rows(demo_folder / "solution.csv", carvana.SOLUTION_HEADER)]
-    lines = [",".join(row) for row in [list(carvana.SUBMISSION_HEADER), *rows]]
+    rows = [row[:2] for _, row in read_rows(demo_folder / "solution.csv", carvana.CARVANA.solution_header)]
+    lines = [",".join(row) for row in [list(carvana.CARVANA.submission_header), *rows]]
     MINE.write_bytes(gzip.compress("\n".join(lines).encode() + b"\n", mtime=0))
     for module, name, value in (
         (retry, "FIRST_PAUSE_S", 0.01), (retry, "ANSWER_S", 1.0), (retry, "TRIES", 3),
@@ -279,7 +279,7 @@ def test_rows_that_are_pulled_while_the_score_is_awaited_are_kept(
     [
         ("CreateSubmission", answering(400, "Submission not allowed: competition closed"), "competition closed"),
         ("CreateSubmission", answering(400, "Your team used its daily allowance (5)"), "daily allowance (5)"),
-        ("CreateSubmission", answering(403, "You must accept this competition's rules"), carvana.RULES_PAGE),
+        ("CreateSubmission", answering(403, "You must accept this competition's rules"), carvana.CARVANA.rules_page),
         ("StartSubmissionUpload", answering(404, "Competition not found"), "does not know the competition"),
         ("StartSubmissionUpload", answering(429, "Too many", Retry_After="0"), "fewer calls"),
         ("StartSubmissionUpload", answering(500), "internal error (500)"),
@@ -304,7 +304,9 @@ def test_a_refusal_is_one_sentence_and_a_failed_row_that_the_next_try_fills(
     assert row.status == "complete" and row.error == "" and uploads(kaggle) == 1
 
 
-@pytest.mark.parametrize("status, named", [(401, "credentials"), (403, carvana.RULES_PAGE), (500, "internal error")])
+@pytest.mark.parametrize(
+    "status, named", [(401, "credentials"), (403, carvana.CARVANA.rules_page), (500, "internal error")]
+)
 def test_a_submission_list_that_cannot_be_read_leaves_no_row(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, status: int, named: str
 ) -> None:

@@ -91,8 +91,8 @@ def test_demo_has_kaggles_files_and_members(demo: pathlib.Path) -> None:
             folders, names[set_name] = zip(*(name.split("/") for name in archive.namelist()))
             assert set(folders) == {set_name}
     assert len(names["train"]) == 32 and len(names["test"]) == 16
-    assert all(carvana.IMAGE_NAME.fullmatch(name) for name in names["train"] + names["test"])
-    assert list(names["train_masks"]) == [carvana.mask_name(name) for name in names["train"]]
+    assert all(carvana.CARVANA.image_pattern.fullmatch(name) for name in names["train"] + names["test"])
+    assert list(names["train_masks"]) == [carvana.CARVANA.mask_file(name) for name in names["train"]]
     assert not {name[:12] for name in names["train"]} & {name[:12] for name in names["test"]}
 
     sample = read_table(demo, "sample_submission.csv")
@@ -107,7 +107,7 @@ def test_demo_masks_are_the_same_in_gif_and_csv(demo: pathlib.Path) -> None:
     rows = {row["img"]: row["rle_mask"] for row in read_table(demo, "train_masks.csv")}
     with zipfile.ZipFile(demo / "train_masks.zip") as archive:
         for name in list(rows)[::5]:
-            gif = Image.open(io.BytesIO(archive.read(f"train_masks/{carvana.mask_name(name)}")))
+            gif = Image.open(io.BytesIO(archive.read(f"train_masks/{carvana.CARVANA.mask_file(name)}")))
             assert gif.mode == "P"
             mask = np.asarray(gif)
             assert mask.shape == IMAGE_SHAPE and set(np.unique(mask)) == {0, 1}

@@ -21,7 +21,7 @@ FILES = (*TABLES, "train_masks.zip", "train.zip", "test.zip")
 
 def verified(folder: pathlib.Path, name: str, competition: Competition = CARVANA) -> str:
     path = folder / name
-    return verify(path, name, path.stat().st_size, folder, competition=competition)
+    return verify(path, name, path.stat().st_size, folder, competition)
 
 
 def repack(path: pathlib.Path, keep) -> None:
@@ -40,17 +40,17 @@ def test_whole_files_say_what_they_hold(demo_folder: pathlib.Path) -> None:
 
 
 def test_the_loose_image_is_a_whole_jpeg_of_the_right_size(tmp_path: pathlib.Path, jpeg: bytes) -> None:
-    (tmp_path / carvana.REPAIRED).write_bytes(jpeg)
-    assert verified(tmp_path, carvana.REPAIRED) == "1 image"
-    (tmp_path / carvana.REPAIRED).write_bytes(jpeg[:-100])
+    (tmp_path / carvana.CARVANA.repaired).write_bytes(jpeg)
+    assert verified(tmp_path, carvana.CARVANA.repaired) == "1 image"
+    (tmp_path / carvana.CARVANA.repaired).write_bytes(jpeg[:-100])
     with pytest.raises(Damaged, match="cut short"):
-        verified(tmp_path, carvana.REPAIRED)
+        verified(tmp_path, carvana.CARVANA.repaired)
 
 
 def test_another_size_than_listed_is_damage(demo_folder: pathlib.Path) -> None:
     path = demo_folder / "train.zip"
     with pytest.raises(Damaged, match=rf"it has {path.stat().st_size} bytes, but Kaggle lists 7"):
-        verify(path, "train.zip", 7, demo_folder)
+        verify(path, "train.zip", 7, demo_folder, CARVANA)
 
 
 @pytest.mark.parametrize("name", FILES)

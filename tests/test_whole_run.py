@@ -14,7 +14,7 @@ from tiny_run import RUN, Pipeline, listing, only_line, read_log, with_set
 
 from pipeline import carvana
 from pipeline.__main__ import main
-from pipeline.data.competition import read_table
+from pipeline.data.csv_table import read_table
 from pipeline.kaggle import ledger
 from pipeline.masks import dice, rle
 from pipeline.runtime.files import sha256

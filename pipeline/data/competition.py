@@ -39,8 +39,8 @@ class Competition:
     suffix_in_tables: bool = True  # whether tables name an image with image_suffix
     train_set: str = "train"  # train.zip or the folder train/
     test_set: str = "test"
-    mask_set: str = "train_masks"
-    mask_table: str = "train_masks.csv"  # or .csv.zip; read instead of the mask files where it is there
+    mask_set: str = "train_masks"  # "": there are no mask files
+    mask_table: str = "train_masks.csv"  # or .csv.zip; read instead of mask files where it is there; "": none
     sample_table: str = "sample_submission.csv"
     extra_tables: tuple[str, ...] = ()  # what `read_groups` reads
     hq_suffix: str = ""  # of image sets that exist with less compression too; "": there are none
@@ -67,8 +67,13 @@ class Competition:
         return (*self.submission_header, "Usage")
 
     @property
+    def pixels(self) -> int:
+        return self.width_px * self.height_px
+
+    @property
     def tables(self) -> tuple[str, ...]:
-        return (*self.extra_tables, self.sample_table, self.mask_table)
+        """In the order in which they are downloaded."""
+        return tuple(filter(None, (*self.extra_tables, self.sample_table, self.mask_table)))
 
     @property
     def table_of_set(self) -> dict[str, str]:
@@ -104,7 +109,7 @@ class Competition:
 
         Raises ValueError as `rle.parse`.
         """
-        bounds = rle.parse(text, self.width_px * self.height_px)
+        bounds = rle.parse(text, self.pixels)
         if not self.column_major:
             return bounds
         return rle.bounds(rle.fill(bounds, self.width_px, self.height_px).T)
@@ -113,12 +118,16 @@ class Competition:
         """Run lengths, in the competition's order, of a mask bool (height, width)."""
         return rle.encode(mask.T if self.column_major else mask)
 
+    def read_sample(self, folder: pathlib.Path) -> list[str]:
+        """The names of the test images, in the order of the sample submission."""
+        return read_table(folder, self.sample_table, self.submission_header)[self.submission_header[0]].tolist()
+
     def open_images(self, folder: pathlib.Path, set_name: str, hq: bool = False) -> "ImageSet":
         return ImageSet(folder, set_name + (self.hq_suffix if hq else ""), self)
 
     def open_masks(self, folder: pathlib.Path) -> "Masks":
         """The run lengths if the table is there, else the files; in Kaggle's Carvana data they are the same masks."""
-        if path := find_table(folder, self.mask_table):
+        if self.mask_table and (path := find_table(folder, self.mask_table)):
             return CsvMasks(read_table(folder, self.mask_table, self.submission_header), str(path), self)
         return FileMasks(folder, self)
 
@@ -129,8 +138,8 @@ class Competition:
 class ImageSet:
     """The images of a set such as `train` or `test_hq`."""
 
-    def __init__(self, folder: pathlib.Path, set_name: str, competition: Competition | None = None):
-        self.competition = competition or default_competition()
+    def __init__(self, folder: pathlib.Path, set_name: str, competition: Competition):
+        self.competition = competition
         self.files = FileSet(folder, set_name, self.competition.image_pattern)
         suffix = self.competition.image_suffix
         self.names = [self.competition.name_of_file(file_name, suffix) for file_name in self.files.names]
@@ -197,6 +206,10 @@ class FileMasks:
         """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
         return coverage(self.read(name), scale)
 
+    def runs(self, name: str) -> NDArray[np.int64]:
+        """Bounds of the row-major runs, as those of `CsvMasks`."""
+        return rle.bounds(self.read(name))
+
 
 Masks = CsvMasks | FileMasks
 
@@ -220,7 +233,9 @@ class CompetitionDataset:
             self.group_of_key = dict.fromkeys(map(self.group_key, self.names), "")
         else:
             self.group_of_key = competition.read_groups(folder, self.images)
-        check_masks(self.images, self.masks)
+        if missing := sorted(set(self.names) - set(self.masks.names)):
+            where = self.masks.where
+            raise Problem(f"{where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.images.read(name, scale)
@@ -232,7 +247,7 @@ class CompetitionDataset:
         return self.masks.read(name)
 
     def folds(self, count: int) -> pd.DataFrame:
-        from pipeline.data import grouping  # which imports scikit-learn and, by way of pipeline.carvana, this module
+        from pipeline.data import grouping  # which imports scikit-learn
 
         if self.competition.group_key is None:
             return grouping.assign_images(self.group_of_key, count)
@@ -240,24 +255,6 @@ class CompetitionDataset:
 
     def group_key(self, name: str) -> str:
         return name if self.competition.group_key is None else self.competition.group_key(name)
-
-
-def check_masks(images: ImageSet, masks: Masks) -> None:
-    """Raise Problem if an image has no mask."""
-    if missing := sorted(set(images.names) - set(masks.names)):
-        raise Problem(f"{masks.where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
-
-
-def open_masks(folder: pathlib.Path) -> Masks:
-    """The masks of the default competition."""
-    return default_competition().open_masks(folder)
-
-
-def default_competition() -> Competition:
-    """Carvana, for callers that name no competition."""
-    from pipeline.carvana import CARVANA  # which imports this module
-
-    return CARVANA
 
 
 def read_stored_scale(folder: pathlib.Path) -> int:

@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.runtime.problem import Problem
 
 if TYPE_CHECKING:  # so that `pipeline.config` may import the tables
+    import pandas as pd
+
     from pipeline.config import Data, Task
     from pipeline.data.competition import Competition
 
@@ -50,7 +51,7 @@ class SegmentationDataset(Protocol):
     def group_key(self, name: str) -> str:
         """Return what the first column of folds.csv lists for an image: its car, or its own name."""
 
-    def folds(self, count: int) -> pd.DataFrame:
+    def folds(self, count: int) -> "pd.DataFrame":
         """Return which whole groups each fold holds out, a table with the columns of `data.grouping.HEADERS`.
 
         count: how many folds; a data set with an official split may have its own. Raises Problem if there are too
@@ -82,6 +83,11 @@ def open_dataset(data: "Data", task: "Task", folder: pathlib.Path) -> Segmentati
     if data.kind in DATASETS:
         return DATASETS[data.kind](data, task, folder)
     return competition_of(data.kind).open_dataset(folder, data.hq)
+
+
+def group_key_of(kind: str) -> Callable[[str], str]:
+    """Return `SegmentationDataset.group_key` of this `data.kind` without its images."""
+    return (competition_of(kind).group_key if kind in COMPETITIONS else None) or str
 
 
 def competition_of(kind: str) -> "Competition":

@@ -7,6 +7,7 @@ A table of folds (`folds.csv`) has three columns: the key, which is a car or an 
 of a car are held out together, as are all keys of a group.
 """
 import pathlib
+from collections.abc import Callable
 
 import pandas as pd
 from sklearn.model_selection import GroupKFold
@@ -14,6 +15,7 @@ from sklearn.model_selection import GroupKFold
 from pipeline.runtime import files
 from pipeline.runtime.problem import Problem
 
+KeyOf = Callable[[str], str]  # the name of an image -> its key
 HEADERS = (["car_id", "make", "fold"], ["image", "group", "fold"])  # key, group, fold
 
 
@@ -114,33 +116,26 @@ def check_fold(table: pd.DataFrame, fold: int) -> None:
         raise Problem(f"There is no fold {fold}; the folds are 0 to {table['fold'].max()}.")
 
 
-def group_key(name: str, table: pd.DataFrame) -> str:
-    """Return the key of an image in the table's first column: its car, or the image itself."""
-    from pipeline.carvana import car_of  # which imports this module by way of data.competition
-
-    return car_of(name) if table.columns[0] == "car_id" else name
-
-
 def map_keys_to_groups(table: pd.DataFrame) -> dict[str, str]:
     """Return key -> group; a key without a group, such as a car of unknown make, is its own group."""
     key, group, _ = table.columns
     return dict(zip(table[key], table[group].where(table[group] != "", table[key])))
 
 
-def split(table: pd.DataFrame, fold: int, image_names: list[str]) -> tuple[list[str], list[str]]:
+def split(table: pd.DataFrame, fold: int, image_names: list[str], key_of: KeyOf) -> tuple[list[str], list[str]]:
     """Return the names of the training images and of the images held out in `fold`, both in the given order.
 
-    Images whose key is not in the table are in neither.
+    Images whose key is not in the table are in neither. key_of: `SegmentationDataset.group_key`.
     """
     check_fold(table, fold)
     fold_of_key = dict(zip(table[table.columns[0]], table["fold"]))
-    folds = [fold_of_key.get(group_key(name, table)) for name in image_names]
+    folds = [fold_of_key.get(key_of(name)) for name in image_names]
     training = [name for name, its_fold in zip(image_names, folds) if its_fold not in (None, fold)]
     held_out = [name for name, its_fold in zip(image_names, folds) if its_fold == fold]
     return training, held_out
 
 
-def find_missing_keys(table: pd.DataFrame, fold: int, image_names: list[str]) -> list[str]:
+def find_missing_keys(table: pd.DataFrame, fold: int, image_names: list[str], key_of: KeyOf) -> list[str]:
     """Return the cars or images that the table holds out in `fold` and that no image belongs to."""
-    present = {group_key(name, table) for name in image_names}
+    present = set(map(key_of, image_names))
     return [key for key in table[table.columns[0]][table["fold"] == fold] if key not in present]

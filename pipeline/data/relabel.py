@@ -7,19 +7,19 @@ import pathlib
 
 import pandas as pd
 
-from pipeline.carvana import CARVANA
-from pipeline.data.competition import Competition, CsvMasks
+from pipeline.data.competition import CsvMasks
 from pipeline.data.csv_table import read_table
+from pipeline.data.dataset import competition_of
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 
 
-def without(names: list[str], exclude: str | None, competition: Competition = CARVANA) -> list[str]:
+def without(names: list[str], exclude: str | None, kind: str) -> list[str]:
     """Return the names that the table at `exclude` does not list, in the same order; all if there is no table."""
     if exclude is None:
         return names
-    image_column = competition.submission_header[0]
-    listed = set(read_suspects(exclude, (image_column,), "data.exclude", competition)[image_column])
+    image_column = competition_of(kind).submission_header[0]
+    listed = set(read_suspects(exclude, (image_column,), "data.exclude", kind)[image_column])
     return [name for name in names if name not in listed]
 
 
@@ -32,23 +32,24 @@ def relabel_summary(
     return summary + (f", {len(relabelled.names)} with masks of data.relabel" if relabelled is not None else "")
 
 
-def read_relabelled(names: list[str], relabel: str | None, competition: Competition = CARVANA) -> CsvMasks | None:
+def read_relabelled(names: list[str], relabel: str | None, kind: str) -> CsvMasks | None:
     """Read the masks that the table at `relabel` has for some of the names; None if there is no table.
 
     Raises Problem when a row holds no mask.
     """
     if relabel is None:
         return None
-    table = read_suspects(relabel, competition.submission_header, "data.relabel", competition)
+    competition = competition_of(kind)
+    table = read_suspects(relabel, competition.submission_header, "data.relabel", kind)
     masks = CsvMasks(table[table[competition.submission_header[0]].isin(names)], relabel, competition)
     for name in masks.names:
         masks.runs(name)
     return masks
 
 
-def read_suspects(path: str, columns: tuple[str, ...], setting: str, competition: Competition) -> pd.DataFrame:
+def read_suspects(path: str, columns: tuple[str, ...], setting: str, kind: str) -> pd.DataFrame:
     """Raise Problem if there is no such table, it lacks a column, or a name in it is not an image's name."""
-    file = pathlib.Path(path)
+    file, competition = pathlib.Path(path), competition_of(kind)
     if not file.is_file():
         raise Problem(f"{setting} is {path}, but there is no such file; `make report` writes one, or set it to null.")
     table = read_table(file.parent, file.name, columns, allow_empty=True)  # perhaps all masks are right

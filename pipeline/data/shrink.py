@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 
-from pipeline.carvana import ARCHIVE_DATE, CARVANA
-from pipeline.data.competition import Competition, FileMasks, ImageSet
+from pipeline.data.competition import FileMasks, ImageSet
 from pipeline.data.csv_table import find_table
+from pipeline.data.dataset import competition_of
+from pipeline.data.zip_reader import ARCHIVE_DATE
 from pipeline.runtime.files import locked, replacing, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
@@ -22,10 +23,9 @@ from pipeline.runtime.progress import progress
 LEFT_BY_A_KILL = (".lock", ".shrink.json.draft")  # before shrink.json is there
 
 
-def main(
-    folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int, competition: Competition = CARVANA
-) -> None:
-    """Copy `folder` to `out` at 1/scale; quality: of the new JPEGs, 1 to 100."""
+def main(folder: pathlib.Path, out: pathlib.Path, scale: int, quality: int, kind: str = "carvana") -> None:
+    """Copy `folder` to `out` at 1/scale; quality: of the new JPEGs, 1 to 100; kind: `data.kind`, a competition."""
+    competition = competition_of(kind)
     if out.resolve() == folder.resolve():
         raise Problem(f"The copy of {folder} needs a folder of its own; name another with OUT=.")
     if not 1 <= quality <= 100:

@@ -21,6 +21,7 @@ from pipeline.runtime.problem import Problem
 # an unknown compression or version, the others for bytes that make no sense.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 LARGEST_IMAGE_BYTES = 2**26  # unpacked; Kaggle's largest have 0.5 MB
+ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # a few bytes of another may unpack to gigabytes at once
 
 

@@ -6,6 +6,8 @@ import torch
 
 from pipeline import config
 from pipeline.config import Settings
+from pipeline.data.competition import Competition
+from pipeline.data.dataset import COMPETITIONS, competition_of
 from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import ClassEnsemble
 from pipeline.inference.ensemble import Ensemble, Member
@@ -50,17 +52,17 @@ def load_members(
     return members, trained
 
 
-def check_cars(paths: Iterable[pathlib.Path], trained: list[Settings], what: str) -> None:
-    """Raise Problem if a checkpoint was trained on several classes or on other images than the competition's cars.
+def common_competition(paths: Iterable[pathlib.Path], trained: list[Settings], what: str) -> Competition:
+    """Return the competition that all checkpoints were trained on; Problem if one has several classes or other images.
 
     The checkpoint itself decides: the `config.yaml` beside it, which is checked first, may belong to another one.
     """
     for path, settings in zip(paths, trained):
         if settings.task.kind != "binary":
             raise Problem(f"{what} is for one object and its background, but {path} was trained on several classes.")
-        if settings.data.kind != "carvana":
-            kind = settings.data.kind
-            raise Problem(f"{what} is for the competition's cars, but {path} was trained on data.kind {kind}.")
+        if (kind := settings.data.kind) not in COMPETITIONS or kind != trained[0].data.kind:
+            raise Problem(f"{what} is for one competition's images, but {path} was trained on data.kind {kind}.")
+    return competition_of(trained[0].data.kind)
 
 
 def build_member(network: Segmenter, settings: Settings, weight: float) -> Member:

@@ -17,17 +17,10 @@ from typing import Any
 
 import requests
 
-from pipeline import carvana
+from pipeline.data.competition import Competition
 from pipeline.kaggle.retry import (
-    LOGIN_ADVICE,
-    NETWORK_ERRORS,
-    Answer,
-    KaggleAdapter,
-    RetryPolicy,
-    UnusableAnswer,
-    may_have_succeeded,
-    with_retries,
-)
+    LOGIN_ADVICE, NETWORK_ERRORS, Answer, KaggleAdapter, RetryPolicy, UnusableAnswer, may_have_succeeded, with_retries
+)  # fmt: skip
 from pipeline.runtime.files import length_bytes, write_text
 from pipeline.runtime.problem import Problem
 
@@ -67,9 +60,9 @@ class Submission:
 class Client:
     """An authenticated connection to the competition. Every method raises Problem."""
 
-    def __init__(self, package_client: Any, adapter: KaggleAdapter, secrets: list[str]):
+    def __init__(self, package_client: Any, adapter: KaggleAdapter, secrets: list[str], competition: Competition):
         self.calls = package_client.competitions.competition_api_client
-        self.adapter, self.secrets = adapter, secrets
+        self.adapter, self.secrets, self.competition = adapter, secrets, competition
         self.upload_session = requests.Session()  # without credentials that could leak
         self.upload_session.mount("http://", adapter)
         self.upload_session.mount("https://", adapter)
@@ -80,7 +73,7 @@ class Client:
 
         sizes: dict[str, int] = {}
         request = ApiListDataFilesRequest()
-        request.competition_name = carvana.SLUG
+        request.competition_name = self.competition.slug
         while True:
             answer = self.call(self.calls.list_data_files, request, "asking Kaggle for its list of files")
             sizes |= {file.name: file.total_bytes for file in answer.files}
@@ -95,14 +88,14 @@ class Client:
         it holds the ETag of the version that the draft belongs to. size_bytes: from `files`. on_bytes: called with the
         number of bytes of each chunk, those of an earlier call included; negative when a draft is discarded.
         """
-        policy = RetryPolicy(f"the download of {name}", self.secrets)
+        policy = RetryPolicy(f"the download of {name}", self.secrets, self.competition)
         on_bytes(length_bytes(path))
         while (before_bytes := length_bytes(path)) != size_bytes:
             try:
                 self.download_rest(name, path, size_bytes, on_bytes)
             except NETWORK_ERRORS as error:
                 if length_bytes(path) - before_bytes >= PROGRESS_BYTES:
-                    policy = RetryPolicy(f"the download of {name}", self.secrets)
+                    policy = RetryPolicy(f"the download of {name}", self.secrets, self.competition)
                 policy.wait_or_give_up(error)
             except OSError as error:  # after NETWORK_ERRORS, many of which are OSErrors too
                 why = error.strerror or error
@@ -118,7 +111,7 @@ class Client:
         resumes = tag != "" and 0 < draft_bytes < size_bytes
         self.adapter.file_headers = {"Range": f"bytes={draft_bytes}-", "If-Range": tag} if resumes else {}
         request = ApiDownloadDataFileRequest()
-        request.competition_name, request.file_name = carvana.SLUG, name
+        request.competition_name, request.file_name = self.competition.slug, name
         response = self.calls.download_data_file(request)  # the body is still to be read
         new_tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         is_rest = response.status_code == 206
@@ -137,7 +130,7 @@ class Client:
         from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest
 
         request = ApiGetSubmissionLimitsRequest()
-        request.competition_name = carvana.SLUG
+        request.competition_name = self.competition.slug
         try:
             answer = self.call(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
         except Problem:
@@ -151,7 +144,7 @@ class Client:
 
         by_ref: dict[int, Submission] = {}
         request = ApiListSubmissionsRequest()
-        request.competition_name = carvana.SLUG
+        request.competition_name = self.competition.slug
         request.page, request.page_size = 1, SUBMISSIONS_PER_PAGE
         while True:
             answer = self.call(self.calls.list_submissions, request, "asking Kaggle for the submissions")
@@ -172,11 +165,11 @@ class Client:
 
         known = {submission.ref for submission in self.submissions()}
         request = ApiCreateSubmissionRequest()
-        request.competition_name, request.submission_description = carvana.SLUG, message
+        request.competition_name, request.submission_description = self.competition.slug, message
         request.blob_file_tokens = with_retries(
-            lambda: self.upload(path), f"the upload of {path}", self.secrets, UPLOAD_DEADLINE_S
+            lambda: self.upload(path), f"the upload of {path}", self.secrets, self.competition, UPLOAD_DEADLINE_S
         )
-        policy = RetryPolicy(f"the submission of {path}", self.secrets)
+        policy = RetryPolicy(f"the submission of {path}", self.secrets, self.competition)
         while True:
             try:
                 answer = call_api(self.calls.create_submission, request)
@@ -193,7 +186,7 @@ class Client:
         from kagglesdk.competitions.types.competition_api_service import ApiStartSubmissionUploadRequest
 
         request = ApiStartSubmissionUploadRequest()
-        request.competition_name, request.file_name = carvana.SLUG, path.name
+        request.competition_name, request.file_name = self.competition.slug, path.name
         request.content_length = path.stat().st_size
         request.last_modified_epoch_seconds = int(path.stat().st_mtime)
         target = call_api(self.calls.start_submission_upload, request)
@@ -219,7 +212,7 @@ class Client:
         return None
 
     def call(self, method: Callable[[Any], Any], request: Any, what: str) -> Any:
-        return with_retries(lambda: call_api(method, request), what, self.secrets)
+        return with_retries(lambda: call_api(method, request), what, self.secrets, self.competition)
 
 
 def call_api(call: Callable[..., Answer], *request: Any) -> Answer:
@@ -302,7 +295,7 @@ class PacedFile(io.FileIO):
         return data
 
 
-def connect() -> Client:
+def connect(competition: Competition) -> Client:
     """Log in with the credentials that the `kaggle` package finds; Problem if there are none or Kaggle rejects them."""
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings contain signed links
     api = import_package()()
@@ -314,7 +307,7 @@ def connect() -> Client:
     token, source = access_token()
     try:
         with environment({}):
-            with_retries(lambda: call_api(api.authenticate), "the log-in", [token] if token else [])
+            with_retries(lambda: call_api(api.authenticate), "the log-in", [token] if token else [], competition)
     except SystemExit:
         if not token:
             raise Problem(f"There are no credentials for Kaggle; {LOGIN_ADVICE}.") from None
@@ -322,7 +315,7 @@ def connect() -> Client:
         # The package would continue with user and key, but still send this token.
         raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {LOGIN_ADVICE}.")
     secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
-    return Client(api.build_kaggle_client(), adapter, secrets)
+    return Client(api.build_kaggle_client(), adapter, secrets, competition)
 
 
 def access_token() -> tuple[str | None, str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import carvana
+from pipeline.data.competition import Competition
+from pipeline.data.dataset import COMPETITIONS, competition_of
 from pipeline.kaggle.client import Client, connect
 from pipeline.kaggle.verify import Damaged, StreamVerifier, verify
 from pipeline.runtime.files import length_bytes, locked, write_json
@@ -25,34 +26,33 @@ from pipeline.runtime.progress import progress
 MANIFEST = "download.json"
 DRAFTS = ".download"
 GENERATED_MARKS = ("demo.json", "shrink.json")  # they mark folders made here, which Kaggle's files must not enter
-# The tables come first: they list the images that each archive must hold.
-TABLES = ("metadata.csv.zip", "sample_submission.csv.zip", "train_masks.csv.zip")
 Manifest = dict[str, dict[str, Any]]  # file name -> bytes, mtime_ns, verified (time)
 
 
 def main(folder: pathlib.Path, hq: bool, only: list[str], kind: str = "carvana") -> None:
     """Download what a run needs and does not have yet.
 
-    hq: the image sets with less JPEG compression. only: download these files and no others. kind: as `data.kind`; other
-    datasets than Carvana are not downloaded: describe what is there, or raise Problem that says where to get it.
+    hq: the image sets with less JPEG compression. only: download these files and no others. kind: as `data.kind`; data
+    that are no competition are not downloaded: describe what is there, or raise Problem that says where to get it.
     """
-    if kind != "carvana":
+    if kind not in COMPETITIONS:
         describe_local_data(folder, kind)
         return
     for mark in GENERATED_MARKS:
         if (folder / mark).exists():
             raise Problem(f"{folder} holds {mark}, so it was made here; name another folder with DATA=.")
-    wanted = only or names_to_fetch(hq)
+    competition = competition_of(kind)
+    wanted, optional = only or names_to_fetch(competition, hq), [] if only else [competition.repaired]
     manifest = read_manifest(folder)
-    missing = [name for name in wanted if not is_verified(folder, name, manifest)]
-    # Not every competition has the repaired image; where it exists, it is downloaded before the archives.
-    if not missing or (missing == [carvana.REPAIRED] and not only and carvana.REPAIRED not in manifest):
+    missing = [name for name in wanted if not any(is_verified(folder, one, manifest) for one in spellings(name))]
+    # A drawn competition has no repaired image; where it exists, it is downloaded before the archives.
+    if all(name in optional and name not in manifest for name in missing):
         print(f"{folder}: all files are there and verified; delete a file to download it again.")
         return
-    client = connect()
-    sizes = select_sizes(client.files(), missing, optional=[] if only else [carvana.REPAIRED])
+    client = connect(competition)
+    sizes = select_sizes(client.files(), missing, optional)
     with exclusive(folder):
-        to_fetch = [name for name in sizes if not verify_existing(folder, name, sizes[name], manifest)]
+        to_fetch = [name for name in sizes if not verify_existing(folder, name, sizes[name], manifest, competition)]
         if to_fetch:
             fetch_all(client, folder, {name: sizes[name] for name in to_fetch}, manifest)
     print(f"{folder}: all files are there and verified.")
@@ -71,28 +71,37 @@ def describe_local_data(folder: pathlib.Path, kind: str) -> None:
     print(f"{dataset.where}: {len(dataset.names)} images of {rooms} rooms, {split}.")
 
 
-def names_to_fetch(hq: bool) -> list[str]:
-    """Return the files that a run needs, in download order."""
-    suffix = "_hq" if hq else ""
-    return [*TABLES, carvana.REPAIRED, "train_masks.zip", f"train{suffix}.zip", f"test{suffix}.zip"]
+def names_to_fetch(competition: Competition, hq: bool) -> list[str]:
+    """Return the files that a run needs: first the tables, which list the images that each archive must hold."""
+    suffix = competition.hq_suffix if hq else ""
+    sets = (competition.mask_set, competition.train_set + suffix, competition.test_set + suffix)
+    tables, archives = ([f"{name}.zip" for name in names if name] for names in (competition.tables, sets))
+    return [*tables, *filter(None, [competition.repaired]), *archives]
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """`"a.csv.zip"` -> `("a.csv.zip", "a.csv")`: Kaggle serves a table packed or not."""
+    return (name, name.removesuffix(".zip")) if name.endswith(".csv.zip") else (name,)
 
 
 def select_sizes(served: dict[str, int], names: list[str], optional: list[str]) -> dict[str, int]:
     """Return the size in bytes of each name, tables first, without optional files that Kaggle does not have."""
-    for name in names:
-        if name not in served and name not in optional:
+    matches = {name: next((one for one in spellings(name) if one in served), None) for name in names}
+    for name, match in matches.items():
+        if match is None and name not in optional:
             raise Problem(f"Kaggle has no {name}; choose among {', '.join(sorted(served))} with ONLY=.")
-    in_order = sorted(dict.fromkeys(names), key=lambda name: name not in TABLES)
-    return {name: served[name] for name in in_order if name in served}
+    return {match: served[match] for match in sorted(filter(None, matches.values()), key=lambda one: ".csv" not in one)}
 
 
-def verify_existing(folder: pathlib.Path, name: str, size_bytes: int, manifest: Manifest) -> bool:
+def verify_existing(
+    folder: pathlib.Path, name: str, size_bytes: int, manifest: Manifest, competition: Competition
+) -> bool:
     """Return whether a file that is there but not in the manifest is complete; if so, record it."""
     path = folder / name
     if not path.is_file():
         return False
     try:
-        contents = verify(path, name, size_bytes, folder)
+        contents = verify(path, name, size_bytes, folder, competition)
     except Damaged as damage:
         print(f"{path} is damaged ({damage}); it will be replaced.")
         return False
@@ -149,7 +158,7 @@ def fetch_once(client: Client, folder: pathlib.Path, name: str, size_bytes: int,
             verifier.on_bytes(count)
 
         client.download(name, draft, size_bytes, on_bytes)
-        contents = verify(draft, name, size_bytes, folder, verifier.finish())
+        contents = verify(draft, name, size_bytes, folder, client.competition, verifier.finish())
     # No fsync, which would take longer than everything else on a fast line: what a power cut loses shows as a wrong
     # size, or when the file is read, since every reader verifies checksums.
     os.replace(draft, folder / name)

@@ -5,13 +5,14 @@ Pending rows are updated first when Kaggle can be reached.
 import pathlib
 from collections.abc import Iterable
 
+from pipeline.data.dataset import competition_of
 from pipeline.kaggle import client, ledger
 from pipeline.kaggle.ledger import Row
 from pipeline.paths import LEDGER
 from pipeline.runtime.problem import Problem
 
 HELD_OUT = "oof_dice_cross_fitted"
-PUBLISHED = (  # Dice, on which images, whose, and where it was published
+PUBLISHED = (  # of Carvana: Dice, on which images, whose, and where it was published
     (0.997332, "private", "1st place, 49 networks", "their README"),
     (0.9970, "public", "5th place, one network at 1918x1280", "their write-up"),
     (0.9969, "private", "5th place, one network at 1918x1280", "their write-up"),
@@ -27,7 +28,8 @@ PUBLISHED = (  # Dice, on which images, whose, and where it was published
 COLUMNS = ("row", "time (UTC)", "submission", "made by", "threshold", "OOF", "crossfit", "public", "private", "status")
 
 
-def main(ledger_path: pathlib.Path) -> None:
+def main(ledger_path: pathlib.Path, kind: str = "carvana") -> None:
+    """kind: `data.kind` of the competition whose pending scores are updated."""
     if ledger_path != LEDGER and not ledger_path.is_file():
         raise Problem(f"There is no ledger {ledger_path}; check LEDGER=, or leave it out for {LEDGER}.")
     rows = ledger.read(ledger_path)
@@ -36,22 +38,23 @@ def main(ledger_path: pathlib.Path) -> None:
         return
     if any(row.status == "pending" for row in rows):
         try:
-            rows = update_pending(ledger_path)
+            rows = update_pending(ledger_path, kind)
         except Problem as problem:
             print(f"Pending scores could not be updated: {problem}\n")
     print_table([COLUMNS, *(table_row(number, row) for number, row in enumerate(rows, start=1))])
     for row in rows:
         if row.error:
             print(f"{row.file}: {row.error}")
-    for kind, name in {"private": "private", "public": "public", HELD_OUT: "held-out"}.items():
+    which = {"private": "private", "public": "public", HELD_OUT: "held-out"} if kind == "carvana" else {}
+    for column, name in which.items():
         print(f"\nAmong published {name} scores:\n")
-        print_table(ranking(kind, rows))
+        print_table(ranking(column, rows))
 
 
-def update_pending(path: pathlib.Path) -> list[Row]:
+def update_pending(path: pathlib.Path, kind: str) -> list[Row]:
     """Update pending rows in the ledger from Kaggle; return all rows."""
     with ledger.exclusive(path, "`make submit` is running and will write them."):
-        submissions = client.connect().submissions()
+        submissions = client.connect(competition_of(kind)).submissions()
         rows = ledger.read(path)
         for row in rows:
             new_row = ledger.updated(row, submissions) if row.status == "pending" or row.ref is None else None

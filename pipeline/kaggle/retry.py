@@ -11,7 +11,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from pipeline import carvana
+from pipeline.data.competition import Competition
 from pipeline.runtime.problem import Problem
 
 CONNECT_S = 20.0  # to open a connection; also the longest pause while we send
@@ -57,8 +57,8 @@ class RetryPolicy:
     what: the operation, as it fits into "… failed". secrets: words that no message may repeat.
     """
 
-    def __init__(self, what: str, secrets: list[str], deadline_s: float | None = None):
-        self.what, self.secrets = what, secrets
+    def __init__(self, what: str, secrets: list[str], competition: Competition, deadline_s: float | None = None):
+        self.what, self.secrets, self.competition = what, secrets, competition
         self.failures = 0
         self.deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
 
@@ -68,7 +68,7 @@ class RetryPolicy:
         pause_s = self.pause_s(error)
         out_of_time = time.monotonic() + pause_s > self.deadline
         if not is_transient(error) or self.failures == TRIES or out_of_time:
-            raise Problem(explain(error, self.what, self.secrets, self.failures)) from None
+            raise Problem(explain(error, self.what, self.secrets, self.failures, self.competition)) from None
         time.sleep(pause_s)
 
     def pause_s(self, error: Exception) -> float:
@@ -79,9 +79,11 @@ class RetryPolicy:
         return doubled * random.uniform(0.75, 1.25) if asked is None else asked
 
 
-def with_retries(call: Callable[[], Answer], what: str, secrets: list[str], deadline_s: float | None = None) -> Answer:
+def with_retries(
+    call: Callable[[], Answer], what: str, secrets: list[str], competition: Competition, deadline_s: float | None = None
+) -> Answer:
     """Return the answer to a call that may safely be repeated; raise Problem when all tries failed."""
-    policy = RetryPolicy(what, secrets, deadline_s)
+    policy = RetryPolicy(what, secrets, competition, deadline_s)
     while True:
         try:
             return call()
@@ -132,12 +134,12 @@ def parse_retry_after(text: str) -> float | None:
     return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
-def explain(error: Exception, what: str, secrets: list[str], tries: int) -> str:
+def explain(error: Exception, what: str, secrets: list[str], tries: int, competition: Competition) -> str:
     """Return one sentence: what failed, why, and what to do."""
     response = response_of(error)
     after = f" after {tries} tries" if tries > 1 else ""
     if response is not None:
-        return explain_response(response, api_message(response, error, secrets), what, after)
+        return explain_response(response, api_message(response, error, secrets), what, after, competition)
     if isinstance(error, UnusableAnswer):
         return f"{what} failed{after}: {error}; run the same command later."
     if is_certificate_error(error):
@@ -147,7 +149,7 @@ def explain(error: Exception, what: str, secrets: list[str], tries: int) -> str:
     return f"{what} failed{after}: {why}; check the network and run the same command again."
 
 
-def explain_response(response: requests.Response, message: str, what: str, after: str) -> str:
+def explain_response(response: requests.Response, message: str, what: str, after: str, facts: Competition) -> str:
     status = response.status_code
     if status == 429:
         asked_s = parse_retry_after(response.headers.get("Retry-After", ""))
@@ -158,9 +160,9 @@ def explain_response(response: requests.Response, message: str, what: str, after
     if status == 401:
         return f"{what} failed: Kaggle does not accept the credentials (401{message}); {LOGIN_ADVICE}."
     if status == 403:
-        return f"{what} failed: Kaggle forbids it (403{message}); accept the rules on {carvana.RULES_PAGE}."
+        return f"{what} failed: Kaggle forbids it (403{message}); accept the rules on {facts.rules_page}."
     if status == 404:
-        return f"{what} failed: Kaggle does not know the competition {carvana.SLUG} or the file (404{message})."
+        return f"{what} failed: Kaggle does not know the competition {facts.slug} or the file (404{message})."
     advice = "; days begin at 0:00 UTC" if re.search("daily|today|day's", message) else ""
     return f"{what} failed: Kaggle rejects it ({status}{message}){advice}."
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pipeline import carvana, config
-from pipeline.data.competition import read_table
+from pipeline import config
+from pipeline.data.competition import Competition
+from pipeline.data.dataset import competition_of
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.kaggle import ledger
 from pipeline.kaggle.client import Client, connect
@@ -39,38 +40,40 @@ MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # the 
 def main(
     run: Run, file: pathlib.Path | None, folds: list[int], folder: pathlib.Path, ledger_path: pathlib.Path,
     message: str | None = None, dry_run: bool = False, force: bool = False,
-    overrides: list[str] = [], predict_arguments: list[str] = [],
+    overrides: list[str] = [], predict_arguments: list[str] = [], kind: str = "carvana",
 ) -> None:  # fmt: skip
     """Check a submission, upload it and wait for its score.
 
     file: None for the run's own submission, which is predicted by the networks of `folds` if it is missing or out of
     date. folder: the competition folder. overrides: of SET=, which the prediction must have been made with; an empty
-    list accepts any. predict_arguments: the command line of `predict`.
+    list accepts any. predict_arguments: the command line of `predict`. kind: `data.kind` of the competition.
     """
     path = file or run.submission
     if file is None and (reason := reason_to_predict(run, folds, overrides)):
         print(reason)
         run_stage("predict", *predict_arguments)
-    names = read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)["img"].tolist()
-    check(path, names, provenance.read_bad_images(SUBMISSIONS, path))
+    competition = competition_of(kind)
+    check(path, competition.read_sample(folder), competition, provenance.read_bad_images(SUBMISSIONS, path))
     origin = provenance.find_by_file(SUBMISSIONS, path)
     print(f"{path} is valid, {path.stat().st_size / 1e6:.1f} MB; {describe(origin)}.")
 
     with ledger.exclusive(ledger_path, f"Another `make submit` uses {ledger_path}; wait until it is done."):
-        submit_file(path, origin, ledger_path, message, dry_run, force)
+        submit_file(path, origin, ledger_path, message, dry_run, force, competition)
 
 
 def submit_file(
-    path: pathlib.Path, origin: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool
-) -> None:
+    path: pathlib.Path, origin: Provenance, ledger_path: pathlib.Path, message: str | None, dry_run: bool, force: bool,
+    competition: Competition,
+) -> None:  # fmt: skip
     number, row = row_for(path, origin, ledger.read(ledger_path), message, force)
     if row.status == "complete":
         print(f"{path} was submitted before; FORCE=1 submits it again.")
         print(result_line(row, number, ledger_path))
         return
     if dry_run:
-        print(f"This dry run uploads nothing. To submit by hand, run:\n{manual_command(path, row.message)}")
-    client = connect()
+        by_hand = manual_command(path, row.message, competition.slug)
+        print(f"This dry run uploads nothing. To submit by hand, run:\n{by_hand}")
+    client = connect(competition)
     was_interrupted = number is not None and row.status == "pending"
     row = find_at_kaggle(client, row, SEARCH_PAUSES_S if was_interrupted else ())
     if dry_run:
@@ -247,11 +250,11 @@ def result_line(row: Row, number: int | None, ledger_path: pathlib.Path) -> str:
     return f"public {public}  private {private}  row {number} of {ledger_path}"
 
 
-def manual_command(path: pathlib.Path, message: str) -> str:
+def manual_command(path: pathlib.Path, message: str, slug: str) -> str:
     """Return the shell command that submits a file; `kaggle` is looked up in the PATH, then beside this Python."""
     beside = os.path.relpath(pathlib.Path(sys.executable).parent / "kaggle")
     program = "kaggle" if shutil.which("kaggle") else beside
-    return shlex.join([program, "competitions", "submit", "-f", str(path), "-m", message, carvana.SLUG])
+    return shlex.join([program, "competitions", "submit", "-f", str(path), "-m", message, slug])
 
 
 def now() -> datetime:

@@ -2,7 +2,7 @@
 
 The competition's own tables say which images those are: one in `train_masks.csv` is one in `train.zip`, one in
 `sample_submission.csv` is one in `test.zip`. That holds for a drawn competition too. Kaggle's own data, which
-`Competition.rows_if_real` recognises (Carvana by its 6,572 cars), must also have the numbers of `carvana.py`.
+`Competition.rows_if_real` recognises (Carvana by its 6,572 cars), must also have Kaggle's numbers.
 """
 import io
 import pathlib
@@ -12,7 +12,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pipeline.carvana import CARVANA
 from pipeline.data.competition import Competition
 from pipeline.data.csv_table import find_table, stream_rows
 from pipeline.data.images import decode_image
@@ -40,13 +39,9 @@ Checked = dict[int, Member]  # offset of the member in the archive -> the member
 
 
 def verify(
-    path: pathlib.Path,
-    name: str,
-    size_bytes: int,
-    folder: pathlib.Path,
+    path: pathlib.Path, name: str, size_bytes: int, folder: pathlib.Path, competition: Competition,
     checked: Checked = {},
-    competition: Competition = CARVANA,
-) -> str:
+) -> str:  # fmt: skip
     """Describe what a file holds, such as "64 images". Raises Damaged when it is not whole.
 
     path: where the file lies, perhaps as a draft; name: what Kaggle calls it; folder: the competition's, whose tables

@@ -29,7 +29,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     if not len(pairs):
         raise Problem(f"No image was evaluated in both {runs[0].folder} and {runs[1].folder}; train a fold in both.")
     difference = paired.mean_difference(pairs)
-    (a, b), cluster = [run.name for run in runs], "car" if both[0].is_carvana else "group"
+    (a, b), cluster = [run.name for run in runs], "car" if both[0].has_angles else "group"
     busy = f"{joint.compare_page} is being written by another process; wait until it is done."
     with locked(joint.lock("compare"), busy):
         notes = [f"{run.name}: {note}" for run, predictions in zip(runs, both) for note in predictions.missing_notes]

@@ -14,9 +14,9 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline import carvana
+from pipeline.carvana import angle_of
+from pipeline.data.competition import Competition
 from pipeline.data.images import runs_by_row
-from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 from pipeline.submission.reader import read_rows
 
@@ -44,25 +44,26 @@ def measure_shape(bounds: NDArray[np.int64], height: int, width: int) -> Shape:
     return Shape(area_px, len(sizes), area_px - int(sizes[:1].sum()), bool(at_border.any()))
 
 
-def shapes_table(masks: Iterable[tuple[str, NDArray[np.int64]]], height: int, width: int) -> pd.DataFrame:
-    """Return one row a mask: `img`, `car`, `angle` (1 to 16) and the fields of Shape.
+def shapes_table(masks: Iterable[tuple[str, NDArray[np.int64]]], competition: Competition) -> pd.DataFrame:
+    """Return one row a mask: `img`, `angle` (1 to 16; 1 of images without) and the fields of Shape.
 
     masks: (image name, bounds of the runs), for example `submission_masks`.
     """
+    height, width, has_angles = competition.height_px, competition.width_px, competition.angles > 1
     rows = [
-        (name, carvana.car_of(name), carvana.angle_of(name), *vars(measure_shape(bounds, height, width)).values())
+        (name, angle_of(name) if has_angles else 1, *vars(measure_shape(bounds, height, width)).values())
         for name, bounds in masks
     ]
-    return pd.DataFrame(rows, columns=["img", "car", "angle", *(field.name for field in fields(Shape))])
+    return pd.DataFrame(rows, columns=["img", "angle", *(field.name for field in fields(Shape))])
 
 
-def submission_masks(path: pathlib.Path) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def submission_masks(path: pathlib.Path, competition: Competition) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Yield (img, bounds of its runs) of each row of a submission. Raise Problem for an invalid row."""
-    for line, (name, text) in read_rows(path, carvana.SUBMISSION_HEADER):
-        if not carvana.IMAGE_NAME.fullmatch(name):
+    for line, (name, text) in read_rows(path, competition.submission_header):
+        if not competition.image_pattern.fullmatch(competition.image_file(name)):
             raise Problem(f"{path}, line {line}: {name[:40]!r} is not the name of an image.")
         try:
-            yield name, rle.parse(text, carvana.HEIGHT_PX * carvana.WIDTH_PX)
+            yield name, competition.parse(text)
         except ValueError as error:
             raise Problem(f"{path}, line {line}, image {name}: {error}.") from None
 
@@ -98,7 +99,7 @@ def odd_masks(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     areas = training.groupby("angle")["area_px"].agg(["min", "max"])
     lowest, highest = (test["angle"].map(areas[column]) for column in ("min", "max"))
     faults = {
-        "empty": test["area_px"] == 0,
+        "empty": (test["area_px"] == 0) & training["area_px"].all(),
         "touches the border": test["touches_border"] & (not training["touches_border"].any()),
         "smaller than any in training": (test["area_px"] > 0) & (test["area_px"] * TRAINING_RANGE < lowest),
         "larger than any in training": test["area_px"] > TRAINING_RANGE * highest,

@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.carvana import HEIGHT_PX, WIDTH_PX
 from pipeline.data.competition import ImageSet
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.images import upsample_u8
@@ -72,14 +71,16 @@ def window_around(spot: tuple[int, int], size: tuple[int, int], shape: tuple[int
     return rows, columns
 
 
-def read_car(images: ImageSet | SegmentationDataset, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read a car's image twice, at 1/4 or smaller and at full size, RGB; the latter upsampled from a light copy."""
-    small = images.read(name, max(4, images.stored_scale))
-    stored = images.read(name, images.stored_scale)
+def read_small_and_full(
+    images: ImageSet | SegmentationDataset, name: str, height: int, width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read an image twice, RGB without depth: at 1/4 if it is large; at full size, upsampled from a shrunk copy."""
+    small_scale = max(4 if width > 3 * SMALL_WIDTH_PX else 1, images.stored_scale)
+    small, stored = (np.ascontiguousarray(images.read(name, s)[..., :3]) for s in (small_scale, images.stored_scale))
     if images.stored_scale == 1:
         return small, stored
     channels = [
-        upsample_u8(stored[..., channel].astype(np.float32) / np.float32(255), images.stored_scale, HEIGHT_PX, WIDTH_PX)
+        upsample_u8(stored[..., channel].astype(np.float32) / np.float32(255), images.stored_scale, height, width)
         for channel in range(3)
     ]
     return small, np.dstack(channels)

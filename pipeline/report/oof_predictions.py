@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.data import grouping
+from pipeline.data.competition import Competition
 from pipeline.data.dataset import COMPETITIONS, SegmentationDataset, competition_of, open_dataset
 from pipeline.inference.oof import (
     OofConfusion, OofHistograms, OofStore, open_oof_store, read_oof_confusion, read_oof_histograms
@@ -38,7 +39,7 @@ class OofPredictions:
     """
 
     is_multiclass: bool
-    is_carvana: bool  # images of cars with makes and angles; otherwise they may have groups
+    competition: Competition | None  # None: other data
     threshold_u8: int  # 0 to 255
     oof: dict[int, OofHistograms | OofConfusion] = field(default_factory=dict)  # fold -> its scores
     stores: dict[int, OofStore] = field(default_factory=dict)  # fold -> its stored predictions, if they are complete
@@ -46,6 +47,11 @@ class OofPredictions:
     fold_of: dict[str, int] = field(default_factory=dict)  # image name -> the fold that held it out
     dataset: SegmentationDataset | None = None
     missing_notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_angles(self) -> bool:
+        """Whether the images show cars with makes and angles; otherwise they may have groups."""
+        return self.competition is not None and self.competition.angles > 1
 
     @property
     def metric(self) -> str:
@@ -113,10 +119,7 @@ class OofPredictions:
             layers = gallery.class_layers(truth, predicted, len(self.classes), window)
         else:
             layers = gallery.mask_layers(truth, predicted, window)
-        if self.is_carvana:
-            small, full = gallery.read_car(self.dataset, name)
-        else:  # may be small, and may have depth as a fourth channel
-            small = full = np.ascontiguousarray(self.dataset.read(name, 1)[..., :3])
+        small, full = gallery.read_small_and_full(self.dataset, name, self.dataset.height, self.dataset.width)
         return gallery.make_card(name, small, full[window], layers, facts, tags)
 
     def score_table(self, group_of_key: Mapping[str, str]) -> pd.DataFrame:
@@ -152,7 +155,7 @@ class OofPredictions:
         })  # fmt: skip
 
     def concatenate(self, tables: Mapping[int, pd.DataFrame], group_of_key: Mapping[str, str]) -> pd.DataFrame:
-        add_groups = errors.add_car_groups if self.is_carvana else errors.add_image_groups
+        add_groups = errors.add_car_groups if self.has_angles else errors.add_image_groups
         rows = [add_groups(table, fold, group_of_key) for fold, table in tables.items()]
         return pd.concat(rows, ignore_index=True).rename(columns={self.metric_column: "score"})
 
@@ -165,7 +168,7 @@ def open_predictions(run: Run, overrides: list[str]) -> OofPredictions:
     has_threshold = not is_multiclass and run.threshold.is_file()
     predictions = OofPredictions(
         is_multiclass=is_multiclass,
-        is_carvana=settings.data.kind == "carvana",
+        competition=competition_of(settings.data.kind) if settings.data.kind in COMPETITIONS else None,
         threshold_u8=read_threshold_u8(run.threshold) if has_threshold else threshold_to_u8(0.5),
     )
     notes = predictions.missing_notes

@@ -16,7 +16,7 @@ from pipeline import carvana, config
 from pipeline.config import Settings
 from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
-from pipeline.masks import dice
+from pipeline.masks import dice, rle
 from pipeline.paths import Run
 from pipeline.report import charts, classes, gallery, overview, page, submitted, suspects
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
@@ -50,6 +50,7 @@ def report_binary(
 ) -> None:
     """Write the page of a binary run with `images.csv` and `suspects.csv`."""
     folder, notes = pathlib.Path(settings.data.folder), list(predictions.missing_notes)
+    competition = predictions.competition
     if not predictions.oof:
         notes.append("No out-of-fold image has been evaluated; run `make validate threshold`.")
     elif not run.threshold.is_file():
@@ -69,7 +70,7 @@ def report_binary(
         | gallery.section(in_gallery, lambda row: make_card(predictions, row))
         | {"suspects": suspects_section(run, predictions, images, others)}
         | {"threshold_chart": threshold_chart(predictions)}
-        | {"submission": submitted.section(run, folder, settings.data.hq, notes) if predictions.is_carvana else None}
+        | {"submission": submitted.section(run, folder, settings.data.hq, competition, notes) if competition else None}
     )
     titles = {
         "where": ("Where Dice is lost", context["panels"]), "gallery": ("Images", context["cards"]),
@@ -169,7 +170,7 @@ def headline(
     by_fold = [row["dice"] for _, row in sorted(fold_scores.items()) if row["dice"] is not None]
     best = max((row["val_dice"] for log in logs.values() for row in log if row["val_dice"] is not None), default=None)
     has_groups = len(images) and images["group"].any()
-    groups = "makes" if predictions.is_carvana else "groups" if has_groups else "images"
+    groups = "makes" if predictions.has_angles else "groups" if has_groups else "images"
     label = f"out-of-fold (OOF) Dice, on {groups} that no network saw" if len(images) else "Dice at the end of training"
     threshold = read_threshold_json(run.threshold) if run.threshold.is_file() else {}
     threshold_text = f"{threshold['threshold']:.3f}" if threshold else "0.5"
@@ -192,7 +193,7 @@ def lost_dice_section(images: pd.DataFrame, predictions: OofPredictions) -> dict
     if not len(images):
         return {"panels": [], "ring": None, "makes": None}
     panels = overview.lost_dice_panels(images)
-    if not predictions.is_carvana:
+    if not predictions.has_angles:
         by_group = overview.by_group(images, "Dice")
         return {"panels": [*panels, by_group] if by_group else panels, "ring": None, "makes": None}
     lost = overview.lost_by_angle(images, carvana.ANGLES)
@@ -223,28 +224,29 @@ def suspects_section(
     """Write `suspects.csv` and return cards of its first rows; None if no stored prediction can be shown."""
     if not predictions.showable:
         return None
-    runs = [predictions, *others]
+    runs, competition = [predictions, *others], predictions.competition
     in_all_runs = set.intersection(*(set(each.showable) for each in runs))
     names = [name for name in predictions.showable if name in in_all_runs]
     table = suspects.suspects_table(
-        names, predictions.truth, lambda name: [each.probability(name) for each in runs], predictions.is_carvana
-    )
-    path = run.report / "suspects.csv"
-    write_table(table, path)
+        names, predictions.truth, lambda name: [each.probability(name) for each in runs], predictions.has_angles,
+        competition.encode if competition else rle.encode,
+    )  # fmt: skip
+    path, header = run.report / "suspects.csv", competition.submission_header if competition else ("img", "rle_mask")
+    write_table(table.rename(columns={"img": header[0], "rle_mask": header[1]}), path)
     row_of = {row.img: row for row in images.itertuples()}
 
     def card(row: Any) -> gallery.Card:
         group = row_of[row.img].group
         facts = {
             "title": f"{row_of[row.img].score:.5f}",
-            "right": overview.display_make(group) if predictions.is_carvana else group,
+            "right": overview.display_make(group) if predictions.has_angles else group,
             "below": f"{page.thousands(row.px)} px in one region, score {row.score:.4f}, {row.img}",
         }  # fmt: skip
         centre = (row.top + row.bottom) // 2, (row.left + row.right) // 2
         return predictions.card(row.img, centre, facts, ("suspect",))
 
     return {
-        "count": len(table), "file": str(path), "of_cars": predictions.is_carvana,
+        "count": len(table), "file": str(path), "has_angles": predictions.has_angles, "for_training": bool(competition),
         "cards": list(in_order(card, table.head(MAX_SUSPECT_CARDS).itertuples())),
         "who": "the networks" if len(runs) == 1 else f"the networks of {len(runs)} runs",
     }  # fmt: skip

@@ -24,6 +24,8 @@ THICK_PX = 9  # diameter of the disk of the morphological opening; thinner regio
 MIN_FRACTION = 0.002  # of the object's pixels, for the region and for the score
 COLUMNS = ("img", "score", "fraction", "px", "top", "left", "bottom", "right", "rle_mask")
 
+Encode = Callable[[NDArray[np.bool_]], str]
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -35,10 +37,12 @@ class Suspect:
     rle_mask: str  # run lengths of the mask, corrected in every such region
 
 
-def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np.uint8]]) -> Suspect | None:
+def find_suspect(
+    truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np.uint8]], encode: Encode = rle.encode
+) -> Suspect | None:
     """Return the worst region of a mask, or None if no thick region is surely wrong.
 
-    truth: bool (height, width); probabilities_u8: one a run, 0 to 255, of the same size.
+    truth: bool (height, width); probabilities_u8: one a run, 0 to 255, of the same size; encode: mask -> run lengths.
     """
     # Probability that a pixel's truth is wrong, by the run that doubts it least: 255 is surely wrong.
     wrong_u8 = np.where(truth, 255 - np.maximum.reduce(probabilities_u8), np.minimum.reduce(probabilities_u8))
@@ -60,26 +64,27 @@ def find_suspect(truth: NDArray[np.bool_], probabilities_u8: Sequence[NDArray[np
     top, left, bottom, right = bounding_box(label == worst)
     down, across = window[0].start, window[1].start
     box = (top + down, left + across, bottom + down, right + across)
-    return Suspect(expected_px[worst] / truth_px, int(stats[worst, cv2.CC_STAT_AREA]), box, rle.encode(corrected))
+    return Suspect(expected_px[worst] / truth_px, int(stats[worst, cv2.CC_STAT_AREA]), box, encode(corrected))
 
 
 def suspects_table(
     names: Iterable[str],
     read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
-    have_angles: bool = True,
+    has_angles: bool = True,
+    encode: Encode = rle.encode,
 ) -> pd.DataFrame:
     """Return one row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can read.
 
     read_truth: name -> bool (height, width); read_probabilities: name -> what `find_suspect` takes, of each run that
-    held that image out. Both are called by several threads at once. have_angles: the names are those of cars; other
+    held that image out. Both are called by several threads at once. has_angles: the names are those of cars; other
     images have no neighbours, and their score is the fraction itself.
     """
     names = list(names)
-    results = in_order(lambda name: find_suspect(read_truth(name), read_probabilities(name)), names)
+    results = in_order(lambda name: find_suspect(read_truth(name), read_probabilities(name), encode), names)
     suspect_of_name = dict(zip(names, progress(results, "suspects", total=len(names)), strict=True))
     fraction_of_name = {name: suspect.fraction if suspect else 0.0 for name, suspect in suspect_of_name.items()}
-    score_of_name = score_by_neighbours(fraction_of_name) if have_angles else fraction_of_name
+    score_of_name = score_by_neighbours(fraction_of_name) if has_angles else fraction_of_name
     rows = [
         (name, round(score_of_name[name], 6), round(suspect.fraction, 6), suspect.px, *suspect.box, suspect.rle_mask)
         for name, suspect in suspect_of_name.items()

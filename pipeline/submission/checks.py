@@ -2,17 +2,15 @@
 import pathlib
 from collections.abc import Collection
 
-from pipeline import carvana
+from pipeline.data.competition import Competition
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 from pipeline.submission.reader import read_rows
 
-PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
-# Means over hundreds of cars; a network that finds no car, or inverted masks, lie far outside.
-LOWEST_MEAN_COVERAGE, HIGHEST_MEAN_COVERAGE = carvana.MEAN_COVERAGE / 2, carvana.MEAN_COVERAGE * 2
 
-
-def check(path: pathlib.Path, expected_names: list[str], bad_images: Collection[str] = ()) -> float:
+def check(
+    path: pathlib.Path, expected_names: list[str], competition: Competition, bad_images: Collection[str] = ()
+) -> float:
     """Return the mean coverage of the masks, 0 to 1; raise Problem that names the first wrong row.
 
     expected_names: of the sample submission, in its order. bad_images: names of images whose masks may be empty.
@@ -20,7 +18,7 @@ def check(path: pathlib.Path, expected_names: list[str], bad_images: Collection[
     position = {name: i for i, name in enumerate(expected_names)}
     line_of: dict[str, int] = {}
     covered_px = 0
-    for line, (name, text) in read_rows(path, carvana.SUBMISSION_HEADER):
+    for line, (name, text) in read_rows(path, competition.submission_header):
         where = f"{path}, line {line}"
         if name not in position:
             raise Problem(f"{where}: the image {name[:40]!r} is not in the sample submission.")
@@ -33,21 +31,21 @@ def check(path: pathlib.Path, expected_names: list[str], bad_images: Collection[
             )
         line_of[name] = line
         try:
-            bounds = rle.parse(text, PIXELS)
+            bounds = rle.parse(text, competition.pixels)
         except ValueError as error:
             raise Problem(f"{where}, image {name}: {error}.") from None
-        if len(bounds) == 0 and name not in bad_images:
-            raise Problem(f"{where}, image {name}: the mask is empty, but each image shows a car.")
+        if len(bounds) == 0 and not competition.allow_empty_masks and name not in bad_images:
+            raise Problem(f"{where}, image {name}: the mask is empty, but each image shows an object.")
         covered_px += int((bounds[:, 1] - bounds[:, 0]).sum())
     if len(line_of) < len(expected_names):
         missing = expected_names[len(line_of)]
         raise Problem(
             f"{path} ends after {len(line_of)} of {len(expected_names)} images; the first missing one is {missing}."
         )
-    mean_coverage = covered_px / (PIXELS * len(line_of))
-    if not LOWEST_MEAN_COVERAGE <= mean_coverage <= HIGHEST_MEAN_COVERAGE:
+    mean_coverage, (lowest, highest) = covered_px / (competition.pixels * len(line_of)), competition.mean_coverage_range
+    if not lowest <= mean_coverage <= highest:
         raise Problem(
-            f"{path}: the masks cover {mean_coverage:.1%} of their images on average, but cars cover "
-            f"{carvana.MEAN_COVERAGE:.0%}; check the threshold, and look at some masks."
+            f"{path}: the masks cover {mean_coverage:.1%} of their images on average, but {lowest:.1%} to "
+            f"{highest:.1%} are plausible; check the threshold, and look at some masks."
         )
     return mean_coverage

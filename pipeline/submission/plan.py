@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pipeline import carvana, config
+from pipeline import config
 from pipeline.config import Settings
-from pipeline.data import competition
+from pipeline.data.competition import Competition, ImageSet
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import check_cars, load_members
+from pipeline.inference.loading import common_competition, load_members
 from pipeline.inference.stored_threshold import predicted_with, read_threshold_json, stale_message
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.model import checkpoint
@@ -21,8 +21,6 @@ from pipeline.runtime import git
 from pipeline.runtime.device import describe_machine
 from pipeline.runtime.files import read_json, sha256
 from pipeline.runtime.problem import Problem
-
-SHAPE = (carvana.HEIGHT_PX, carvana.WIDTH_PX)
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Plan:
     threshold_u8: int
     threshold_facts: dict[str, Any]  # `threshold`, and `oof_dice...` where that belongs to these predictions
     names: list[str]  # of the sample submission, in its order
-    images: competition.ImageSet  # the test images, which include all `names`
+    images: ImageSet  # the test images, which include all `names`
     notes: list[str]  # sentences about the threshold and the weights
 
     @property
@@ -89,11 +87,11 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
     Raises Problem for whatever is missing, damaged or does not belong together.
     """
     for path in (member.fold(fold).config for member in runs for fold in folds or member.trained_folds()):
-        config.check_binary(path, "A submission", only_cars=True)
+        config.check_binary(path, "A submission")
     weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs, folds)
     with checkpoint.unchanged(weight_of_path) as sha256_of_path:
         members, trained = load_members(weight_of_path, overrides, device)
-    check_cars(weight_of_path, trained, "A submission")
+    competition = common_competition(weight_of_path, trained, "A submission")
     settings_of_network = [config.for_later_stage(settings, overrides) for settings in trained]
     notes = []
     if not run.blend.is_file():
@@ -103,10 +101,11 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
         notes = [note for note, _ in threshold_notes if note]
         if len(runs) > 1:
             notes.append(missing_blend_note(run, runs))
-    names, images = open_test_images(settings_of_network[0])
+    names, images = open_test_images(competition, settings_of_network[0])
+    ensemble = Ensemble(members, competition.height_px, competition.width_px)
     return Plan(
         run=run, runs=runs, weight_of_path=weight_of_path, sha256_of_path=sha256_of_path, trained=trained,
-        settings_of_network=settings_of_network, ensemble=Ensemble(members, *SHAPE), threshold_u8=threshold_u8,
+        settings_of_network=settings_of_network, ensemble=ensemble, threshold_u8=threshold_u8,
         threshold_facts=threshold_facts, names=names, images=images, notes=notes,
     )  # fmt: skip
 
@@ -193,12 +192,11 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
 # --- test images and state -------------------------------------------------------------------------------------------
 
 
-def open_test_images(settings: Settings) -> tuple[list[str], competition.ImageSet]:
+def open_test_images(competition: Competition, settings: Settings) -> tuple[list[str], ImageSet]:
     """Return the names of the sample submission, in its order, and the test images. Problem if an image is missing."""
     folder = pathlib.Path(settings.data.folder)
-    sample = competition.read_table(folder, "sample_submission.csv", carvana.SUBMISSION_HEADER)
-    names = sample["img"].tolist()
-    images = competition.ImageSet(folder, "test_hq" if settings.data.hq else "test")
+    names = competition.read_sample(folder)
+    images = competition.open_images(folder, competition.test_set, settings.data.hq)
     if missing := sorted(set(names) - set(images.names)):
         raise Problem(f"{folder} lacks {len(missing)} images of the sample submission; the first is {missing[0]}.")
     return names, images
@@ -209,7 +207,7 @@ def row_settings(settings: Settings) -> dict[str, Any]:
     return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
 
 
-def fingerprint(images: competition.ImageSet, names: list[str]) -> str:
+def fingerprint(images: ImageSet, names: list[str]) -> str:
     """Return a hex digest of the test images by their names, the archive's size and which of them are loose files."""
     files = images.files
     archive_bytes = files.archive_path.stat().st_size if files.archive_path.is_file() else 0

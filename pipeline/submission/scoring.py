@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import carvana
+from pipeline.data.competition import Competition
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 from pipeline.submission.reader import read_rows
-
-PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 
 
 @dataclass(frozen=True)
@@ -22,25 +20,25 @@ class Score:
     images: int  # that were scored
 
 
-def score(submission: pathlib.Path, solution: pathlib.Path) -> Score:
+def score(submission: pathlib.Path, solution: pathlib.Path, competition: Competition) -> Score:
     """Score a submission against a `solution.csv`. Problem if one is missing or damaged, or an image is missing."""
-    dice: dict[str, list[float]] = {"Public": [], "Private": []}
+    pixels, dice = competition.pixels, dict[str, list[float]](Public=[], Private=[])
     truth = {}  # name -> (run lengths, usage)
-    for line, (name, text, usage) in read_rows(solution, carvana.SOLUTION_HEADER):
+    for line, (name, text, usage) in read_rows(solution, competition.solution_header):
         if usage not in (*dice, "Ignored"):
             raise Problem(f"{solution}, line {line}: the Usage {usage[:20]!r} must be Public, Private or Ignored.")
         if name in truth:
             raise Problem(f"{solution}, line {line}: the image {name[:40]} is there twice.")
         truth[name] = (text, usage)
     seen = set()
-    for line, (name, text) in read_rows(submission, carvana.SUBMISSION_HEADER):
+    for line, (name, text) in read_rows(submission, competition.submission_header):
         if name in seen:
             raise Problem(f"{submission}, line {line}: the image {name[:40]} is there twice.")
         seen.add(name)
         true_text, usage = truth.get(name, ("", "Ignored"))
         if usage in dice:
-            prediction = parse_bounds(text, f"{submission}, line {line}")
-            dice[usage].append(rle.dice_score(prediction, parse_bounds(true_text, f"{solution}, image {name}")))
+            prediction = parse_bounds(text, pixels, f"{submission}, line {line}")
+            dice[usage].append(rle.dice_score(prediction, parse_bounds(true_text, pixels, f"{solution}, image {name}")))
     if missing := [name for name, (_, usage) in truth.items() if usage in dice and name not in seen]:
         raise Problem(f"{submission} lacks {len(missing)} images of {solution}; the first is {missing[0][:40]}.")
     if not any(dice.values()):
@@ -49,9 +47,9 @@ def score(submission: pathlib.Path, solution: pathlib.Path) -> Score:
     return Score(public, private, sum(map(len, dice.values())))
 
 
-def parse_bounds(text: str, where: str) -> NDArray[np.int64]:
+def parse_bounds(text: str, pixels: int, where: str) -> NDArray[np.int64]:
     """`rle.parse`, with a Problem that says where the text is."""
     try:
-        return rle.parse(text, PIXELS)
+        return rle.parse(text, pixels)
     except ValueError as error:
         raise Problem(f"{where}: {error}.") from None

@@ -10,7 +10,7 @@ Formats: RFC 1951 (deflate), RFC 1952 (gzip).
 """
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import IO
 
 import numpy as np
@@ -37,7 +37,7 @@ def write(path: pathlib.Path, header: tuple[str, str], masks: Iterable[tuple[str
     holds neither a time nor a name.
     """
     with replacing(path) as draft, open(draft, "wb") as file:
-        return write_rows(file, header, verified_rows(masks))
+        return write_rows(file, header, ((name, verified_rle(mask)) for name, mask in masks))
 
 
 def write_shard(path: pathlib.Path, rows: Iterable[Row]) -> int:
@@ -63,11 +63,6 @@ def join_shards(shards: Iterable[pathlib.Path], path: pathlib.Path, header: tupl
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def verified_rows(masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Iterator[Row]:
-    """Return (name, run lengths) for each (name, mask (height, width)), decoded again and compared."""
-    return ((name, verified_rle(mask)) for name, mask in masks)
 
 
 def verified_rle(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = None) -> str:

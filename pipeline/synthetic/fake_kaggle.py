@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from pipeline import carvana
+from pipeline.carvana import CARVANA
+from pipeline.data.competition import Competition
 from pipeline.runtime.problem import Problem
 from pipeline.submission.scoring import score
 
@@ -44,9 +45,9 @@ class FakeKaggle(ThreadingHTTPServer):
     daemon_threads = True
     storage_url = "http://localhost"  # of files; the proxy setting directs the client back here
 
-    def __init__(self, folder: pathlib.Path, inbox: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, inbox: pathlib.Path, competition: Competition = CARVANA):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.inbox = folder, inbox
+        self.folder, self.inbox, self.competition = folder, inbox, competition
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)
         self.uploads: dict[str, str] = {}  # token -> name of the file
@@ -80,7 +81,8 @@ class FakeKaggle(ThreadingHTTPServer):
 
     def files(self) -> list[pathlib.Path]:
         """Return the files that the competition serves."""
-        return sorted([*self.folder.glob("*.zip"), *self.folder.glob("*.jpg")])
+        patterns = ("*.zip", "*.csv", f"*{self.competition.image_suffix}")
+        return sorted(path for each in patterns for path in self.folder.glob(each) if path.name != SOLUTION)
 
     def inject_fault(self, handler: "Handler", call: str) -> bool:
         """Return whether a fault has answered instead of the call; tests override this."""
@@ -92,7 +94,7 @@ class FakeKaggle(ThreadingHTTPServer):
 
     def answer(self, call: str, request: Answer) -> Answer:
         """Answer a call of Kaggle's API; raise ErrorAnswer for a status other than 200."""
-        if request.get("competitionName", carvana.SLUG) != carvana.SLUG:
+        if request.get("competitionName", self.competition.slug) != self.competition.slug:
             raise ErrorAnswer(404, "Competition not found")
         with self.lock:
             return getattr(self, call)(request)
@@ -133,8 +135,8 @@ class FakeKaggle(ThreadingHTTPServer):
             "ref": next(self.numbers), "fileName": path.name, "date": now(), "teamName": USER, "submittedBy": USER,
             "description": request.get("submissionDescription", ""), "totalBytes": path.stat().st_size,
         }  # fmt: skip
-        self.submissions.insert(0, submission | grade(path, self.folder / SOLUTION))
-        return {"message": f"Successfully submitted to {carvana.SLUG}", "ref": submission["ref"]}
+        self.submissions.insert(0, submission | grade(path, self.folder / SOLUTION, self.competition))
+        return {"message": f"Successfully submitted to {self.competition.slug}", "ref": submission["ref"]}
 
     def GetSubmissionLimits(self, request: Answer) -> Answer:
         made = len(self.submissions)
@@ -154,9 +156,9 @@ class FakeKaggle(ThreadingHTTPServer):
         return {key: value for key, value in submission.items() if key not in hidden} | {"status": "PENDING"}
 
 
-def grade(path: pathlib.Path, solution: pathlib.Path) -> Answer:
+def grade(path: pathlib.Path, solution: pathlib.Path, competition: Competition) -> Answer:
     try:
-        result = score(path, solution)
+        result = score(path, solution, competition)
     except Problem as problem:
         return {"status": "ERROR", "errorDescription": str(problem)}
     public, private = ("" if dice is None else f"{dice:.5f}" for dice in (result.public, result.private))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import carvana
+from pipeline.data.zip_reader import ARCHIVE_DATE
 from pipeline.masks import rle
 from pipeline.runtime.files import replacing
 from pipeline.runtime.problem import Problem
@@ -38,6 +39,7 @@ TRAIN_MAKES, UNSEEN_MAKES = tuple(MAKES)[:8], tuple(MAKES)[8:]
 NUMBER_LIKE_IDS = ("331659860e11", "011330127438")  # Kaggle has such ids; one for each set
 JPEG_QUALITY = 88  # 104 kB an image on average (24 cars); Kaggle's are 102 kB
 PUBLIC_FRACTION = 0.25  # of the test cars; Kaggle scores 1,200 public and 3,664 private images
+UNPACKED = ("train", "train_hq", "train_masks", "test", "test_hq")  # folders that are not drawn
 ABOUT = "demo.json"  # marks a folder as a demo, and holds the settings that it was drawn with
 FILES = (
     "train.zip", "train_masks.zip", "train_masks.csv.zip", "test.zip", "metadata.csv.zip",
@@ -77,8 +79,8 @@ def main(folder: pathlib.Path, cars: int = 32, test_cars: int = 8, seed: int = 0
         raise Problem(f"A demo needs a training and a test car, but has CARS={cars} and TEST_CARS={test_cars}.")
     settings = {"cars": cars, "test_cars": test_cars, "seed": seed}
     summary = f"{cars} training cars, {test_cars} test cars, seed {seed}"
-    files = [folder / name for name in FILES]
-    if is_drawn(folder / ABOUT, settings, files, [folder / name for name in carvana.SETS]):
+    files, sets = ([folder / name for name in names] for names in (FILES, UNPACKED))
+    if is_drawn(folder / ABOUT, settings, files, sets):
         print(f"{folder} is there already ({summary})")
         return
 
@@ -188,19 +190,19 @@ def encode_gif(mask: NDArray[np.bool_]) -> bytes:
 
 def write_train(folder: pathlib.Path, images: Iterator[CarImage], count: int) -> None:
     """Write the first `count` images to `train.zip`, `train_masks.zip` and `train_masks.csv.zip`."""
-    rows: list[Row] = [carvana.SUBMISSION_HEADER]
+    rows: list[Row] = [carvana.CARVANA.submission_header]
     with archive(folder / "train.zip") as jpegs, archive(folder / "train_masks.zip") as gifs:
         for image in itertools.islice(images, count):
             add_member(jpegs, f"train/{image.image_name}", image.jpeg)
-            add_member(gifs, f"train_masks/{carvana.mask_name(image.image_name)}", image.gif)
+            add_member(gifs, f"train_masks/{carvana.CARVANA.mask_file(image.image_name)}", image.gif)
             rows.append((image.image_name, image.rle_mask))
     write_table(folder / "train_masks.csv.zip", rows)
 
 
 def write_test(folder: pathlib.Path, images: Iterable[CarImage], public: set[str]) -> None:
     """Write all further images to `test.zip`, `sample_submission.csv.zip` and `solution.csv`."""
-    sample: list[Row] = [carvana.SUBMISSION_HEADER]
-    solution: list[Row] = [carvana.SOLUTION_HEADER]
+    sample: list[Row] = [carvana.CARVANA.submission_header]
+    solution: list[Row] = [carvana.CARVANA.solution_header]
     with archive(folder / "test.zip") as jpegs:
         for image in images:
             add_member(jpegs, f"test/{image.image_name}", image.jpeg)
@@ -232,7 +234,7 @@ def archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
 
 def add_member(file: zipfile.ZipFile, member: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
     """Add a member with a fixed date, so that equal contents give equal bytes."""
-    info = zipfile.ZipInfo(member, carvana.ARCHIVE_DATE)
+    info = zipfile.ZipInfo(member, ARCHIVE_DATE)
     info.compress_type = method
     file.writestr(info, data)
 

@@ -33,9 +33,8 @@ class FoldData:
 
     def missing_groups(self) -> list[str]:
         """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""
-        folds, names = self.folds, self.dataset.names
-        numbers = grouping.fold_numbers(folds)
-        return [key for fold in numbers for key in grouping.find_missing_keys(folds, fold, names)]
+        present = set(map(self.dataset.group_key, self.dataset.names))
+        return [key for key in self.folds.sort_values("fold", kind="stable").iloc[:, 0] if key not in present]
 
 
 def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:
@@ -43,10 +42,10 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
     hyper, scale = settings.train, settings.data.scale
     table = grouping.read_folds(run.folds)
     dataset = open_dataset(settings.data, settings.task, folder)
-    training, validation = grouping.split(table, fold_number, dataset.names)
+    training, validation = grouping.split(table, fold_number, dataset.names, dataset.group_key)
     if len(training) + len(validation) != len(dataset.names):
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
-    training = relabel.without(training, settings.data.exclude)
+    training = relabel.without(training, settings.data.exclude, settings.data.kind)
     if len(training) < hyper.batch_size or not validation:
         raise Problem(
             f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out, "
@@ -57,7 +56,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
             f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
             f"the number of processes ({world_size})."
         )
-    relabelled = relabel.read_relabelled(training, settings.data.relabel)
+    relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
         run=run,

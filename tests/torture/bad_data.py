@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import carvana
-from pipeline.data import competition
+from pipeline.data import zip_reader
 from tests.torture.inputs import FOLDS, PREDICT, TRAIN, Case, Place, bad, good
 
 Damage = Callable[[Place], None]
@@ -78,7 +78,7 @@ def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name, carvana.ARCHIVE_DATE), data, method)
+            archive.writestr(zipfile.ZipInfo(name, zip_reader.ARCHIVE_DATE), data, method)
     return packed.getvalue()
 
 
@@ -182,8 +182,8 @@ def unpacked(place: Place) -> None:
 
 def same_pixels(place: Place) -> bool:
     """All test images are those of the competition that was drawn."""
-    drawn = competition.ImageSet(place.demo("train_masks.zip").resolve().parent, "test")
-    here = competition.ImageSet(place.demo(""), "test")
+    drawn = carvana.CARVANA.open_images(place.demo("train_masks.zip").resolve().parent, "test")
+    here = carvana.CARVANA.open_images(place.demo(""), "test")
     return here.names == drawn.names and all(
         np.array_equal(here.read(name, 8), drawn.read(name, 8)) for name in drawn.names
     )
@@ -288,6 +288,6 @@ def commented(data: bytes) -> bytes:
 
 
 def nearly_the_same(place: Place) -> bool:
-    drawn = competition.ImageSet(place.demo("train_masks.zip").resolve().parent, "test")
-    here, name = competition.ImageSet(place.demo(""), "test"), drawn.names[0]
+    drawn = carvana.CARVANA.open_images(place.demo("train_masks.zip").resolve().parent, "test")
+    here, name = carvana.CARVANA.open_images(place.demo(""), "test"), drawn.names[0]
     return bool(np.abs(here.read(name, 8).astype(int) - drawn.read(name, 8)).mean() < 2)

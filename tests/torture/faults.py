@@ -122,7 +122,7 @@ def but(row: Row, problem: str) -> Row:
 def row_of(places: Places, stage: Stage, what: str, ended: Ended, place: pathlib.Path, kaggle=None) -> Row:
     """The row of a disturbed start; the place is then left alone and compared."""
     problem = ended.complaint(stage.name) if ended.code else ""
-    if not ended.code and "could not be removed; it is no longer needed" not in ended.out:  # then it must have ended well
+    if not ended.code and "could not be removed; it is no longer needed" not in ended.out:  # a good end
         problem = places.difference(place, stage)
     last = places.run(place, stage, kaggle=kaggle)
     problem = problem or (f"then {last.summary()}: {last.err[-600:]}" if last.code else "")

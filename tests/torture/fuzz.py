@@ -25,11 +25,11 @@ with atheris.instrument_imports(include=["pipeline", "zipfile", "csv", "gzip", "
     import zipfile
 
     from pipeline import carvana, config
-    from pipeline.data import competition, grouping, images
+    from pipeline.data import competition, grouping, images, zip_reader
     from pipeline.data.zip_reader import FileSet
     from pipeline.kaggle import ledger
     from pipeline.submission import provenance
-    from pipeline.submission.checks import PIXELS, check
+    from pipeline.submission.checks import check
     from pipeline.masks import rle
     from pipeline.runtime.problem import Problem
 
@@ -90,21 +90,21 @@ def checker(data: bytes, folder: pathlib.Path) -> None:
         path = folder / {b"G": "s.csv.gz", b"Z": "s.csv.zip"}.get(form, "s.csv")
         path.write_bytes(content)
     try:
-        mean_coverage = check(path, NAMES)
+        mean_coverage = check(path, NAMES, carvana.CARVANA)
     except Problem:
         return
     if form not in (b"G", b"Z"):
         rows = list(csv.reader(io.StringIO(content.decode("ascii"), newline="")))
         assert [row[0] for row in rows[1:]] == NAMES
         lengths = [int(number) for row in rows[1:] for number in row[1].split()[1::2]]
-        assert mean_coverage == sum(lengths) / (PIXELS * len(NAMES))
+        assert mean_coverage == sum(lengths) / (carvana.CARVANA.pixels * len(NAMES))
 
 
 def archive(data: bytes, folder: pathlib.Path) -> None:
     """An archive of images: each member whole by its checksum, or a Problem."""
     (folder / "test.zip").write_bytes(data)
     try:
-        files = FileSet(folder, "test", carvana.IMAGE_NAME)
+        files = FileSet(folder, "test", carvana.CARVANA.image_pattern)
     except Problem:
         return
     for name in files.names:
@@ -159,7 +159,7 @@ def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", method) as written:
         for name, data in files.items():
-            written.writestr(zipfile.ZipInfo(name, carvana.ARCHIVE_DATE), data, method)
+            written.writestr(zipfile.ZipInfo(name, zip_reader.ARCHIVE_DATE), data, method)
     return packed.getvalue()
 
 

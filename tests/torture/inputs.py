@@ -30,7 +30,7 @@ import torch
 
 from pipeline import carvana, config
 from pipeline.__main__ import main
-from pipeline.data import competition, grouping
+from pipeline.data import grouping
 from pipeline.runtime.files import sha256
 from pipeline.submission.reader import read_rows
 from pipeline.model import checkpoint
@@ -128,7 +128,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     os.symlink(demo.resolve(), folder / "demo")
     settings = config.load(folder / "tiny.yaml")
     makes = carvana.read_makes(demo)
-    names = competition.ImageSet(demo, "train").names
+    names = carvana.CARVANA.open_images(demo, "train").names
     table = grouping.assign_cars({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
@@ -141,7 +141,7 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     (place.run / "oof").mkdir()
     write_oof(place)
     rows = ["img,rle_mask\n"]
-    rows += [f"{row[0]},{row[1]}\n" for _, row in read_rows(demo / "solution.csv", carvana.SOLUTION_HEADER)]
+    rows += [f"{row[0]},{row[1]}\n" for _, row in read_rows(demo / "solution.csv", carvana.CARVANA.solution_header)]
     place.put("submissions/tiny.csv.gz", gzip.compress("".join(rows).encode(), mtime=0))
     return place
 
@@ -149,7 +149,8 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
 def write_oof(place: Place, **other: object) -> None:
     """What validate would write, with other arrays where given."""
     _, held_out = grouping.split(
-        grouping.read_folds(place.run / "folds.csv"), 0, competition.ImageSet(place.demo(""), "train").names
+        grouping.read_folds(place.run / "folds.csv"), 0, carvana.CARVANA.open_images(place.demo(""), "train").names,
+        carvana.car_of,
     )
     counts = np.random.default_rng(0).integers(0, 9, (len(held_out), 2, 256), np.int32)
     arrays = {"names": np.array(held_out), "histograms": counts, "checkpoint_sha256": sha256(place.best)}

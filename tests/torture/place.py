@@ -167,8 +167,8 @@ def prepare(stage: Stage, kaggle: "Kaggle | None") -> None:
 
 def hand_in_the_solution(place: pathlib.Path) -> None:
     """A submission that is sure to be scored, as the tiny network's own may not be."""
-    rows = [row[:2] for _, row in read_rows(place / "demo/solution.csv", carvana.SOLUTION_HEADER)]
-    lines = [",".join(row) + "\n" for row in [list(carvana.SUBMISSION_HEADER), *rows]]
+    rows = [row[:2] for _, row in read_rows(place / "demo/solution.csv", carvana.CARVANA.solution_header)]
+    lines = [",".join(row) + "\n" for row in [list(carvana.CARVANA.submission_header), *rows]]
     (place / MINE).write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 
 

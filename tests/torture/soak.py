@@ -54,7 +54,7 @@ def main(count: int) -> int:
             readings = watch(stage, folder, -(-count // max(8, count // 100 // 8 * 8)))
         seconds = time.monotonic() - began
         whole = stage.returncode == 0 and count == sum(1 for _ in read_rows(
-            folder / "submissions/tiny.csv.gz", carvana.SUBMISSION_HEADER
+            folder / "submissions/tiny.csv.gz", carvana.CARVANA.submission_header
         ))  # fmt: skip
         print((folder / "output.txt").read_text())
     return print_result(readings, count, seconds, whole)
