@@ -81,7 +81,8 @@ def imports_of(path: pathlib.Path) -> set[str]:
     """
     imports = set()
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    is_typing = [isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for node in tree.body]
+    tree.body = [node for node, skip in zip(tree.body, is_typing) if not skip]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
             package = (node.module or "").removeprefix("pipeline").removeprefix(".")
