@@ -200,7 +200,7 @@ def test_other_messages_are_other_submissions(description: str) -> None:
 # --- origins --------------------------------------------------------------------------------------
 
 
-def test_an_origin_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
+def test_provenance_is_found_by_content_and_a_foreign_file_has_none(tmp_path: pathlib.Path) -> None:
     provenance.write(tmp_path / "run.json", OWN)
     provenance.write(tmp_path / "other.json", Provenance(sha256="f" * 64, runs=("other",)))
     assert provenance.find_by_hash(tmp_path, HASH) == OWN

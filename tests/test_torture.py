@@ -70,7 +70,7 @@ def test_a_second_start_says_so_and_leaves(places: Places, name: str) -> None:
 
 @pytest.mark.parametrize("quarters", [0, 2])
 @pytest.mark.parametrize("name", ["shrink", "threshold"])
-def test_a_real_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str, quarters: int) -> None:
+def test_a_real_disk_that_is_full_is_reported_in_a_sentence(places: Places, name: str, quarters: int) -> None:
     """Also where all that the stage writes is one page."""
     row = faults.on_a_small_disk(places, faults.STAGE[name], quarters)
     assert row.ok and (row.kind == "not_here" or "No space left on device" in row.message), row.problem
@@ -83,12 +83,12 @@ def test_a_clock_that_jumps_back_changes_no_submission(places: Places, fault: Ca
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_disk_that_is_full_is_told_in_a_sentence(places: Places, name: str) -> None:
+def test_a_disk_that_is_full_is_reported_in_a_sentence(places: Places, name: str) -> None:
     row = faults.full_within_a_write(places, faults.STAGE[name])
     assert row.ok and "File too large" in row.message, row.problem
 
 
-def test_parts_of_another_cut_never_get_into_a_submission(places: Places) -> None:
+def test_shards_of_another_threshold_never_get_into_a_submission(places: Places) -> None:
     row = faults.shards_that_stay(places)
     assert row.ok and "could not be renamed" in row.message, row.problem
 
@@ -186,7 +186,7 @@ def test_a_hang_is_no_kill(places: Places, monkeypatch: pytest.MonkeyPatch) -> N
     assert row.kind == "not_killed" and "never: not killed, but no end after 0 s" in row.problem
 
 
-def test_a_plan_that_does_not_come_to_pass_is_told(places: Places) -> None:
+def test_a_plan_that_is_never_reached_is_reported(places: Places) -> None:
     folds = faults.STAGE["folds"]
     (row,) = kills.killed(places, folds, [("too late", Plan(die_at=1000))])
     assert row.problem == "too late: it was not killed, and ended well"
@@ -196,7 +196,7 @@ def test_a_plan_that_does_not_come_to_pass_is_told(places: Places) -> None:
     assert row.ok and row.kind == "not_killed"
 
 
-def test_too_few_kills_and_inputs_are_told_and_what_cannot_be_tried_is_not_well() -> None:
+def test_too_few_kills_and_inputs_are_reported_and_what_cannot_be_tried_is_not_good() -> None:
     rows = [Row("kills", "x")] * 100 + [Row("bad_inputs", "x")] * 59 + [Row("not_here", "x")]
     figures = figures_of(rows)
     assert figures == {"kills": 100, "kills_survived": 100, "bad_inputs": 59, "bad_inputs_ok": 59, "not_here": 1}
@@ -241,7 +241,7 @@ def test_a_worker_holds_no_lock_of_its_killed_owner(tmp_path: pathlib.Path) -> N
     os.killpg(owner.pid, 9)  # an error, were the worker gone already and nothing shown
 
 
-def test_a_line_that_a_kill_has_cut_is_no_trouble(tmp_path: pathlib.Path) -> None:
+def test_a_line_truncated_by_a_kill_is_ignored(tmp_path: pathlib.Path) -> None:
     shards = Shards(tmp_path, ["a", "b"], 1)
     shards.note_bad_images({"a": "damaged"})
     with open(shards.bad_images_path, "a") as file:
@@ -277,7 +277,7 @@ def test_trouble_of_a_worker_is_a_sentence_and_no_wait(places: Places, trouble: 
     assert row.ok and (row.kind == "not_here" or "A process that reads " in row.message), row.problem
 
 
-def test_a_full_disk_within_a_checkpoint_is_told_as_such(tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_during_a_checkpoint_is_reported_as_such(tmp_path: pathlib.Path) -> None:
     script = (
         "import pathlib, resource, signal, torch\nfrom pipeline.model import checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"

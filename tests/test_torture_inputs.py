@@ -93,7 +93,7 @@ def test_the_limits_are_seen(
         assert not row.ok and re.search(says, row.problem), row.problem
 
 
-def test_same_pixels_looks_at_each_picture(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_same_pixels_looks_at_each_image(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     place = inputs.copy_place(inputs.make_place(tmp_path / "place", demo_folder), tmp_path / "copy")
     assert bad_data.same_pixels(place)
     first, last = (name.rpartition("/")[2] for name in (min(place.members("test.zip")), max(place.members("test.zip"))))
