@@ -50,9 +50,10 @@ def main(
     """Train these folds on the images in `folder`. deterministic: use kernels that give the same bits each time."""
     set_up(deterministic)
     with process_group() as dist, explain_missing_kernel():
-        table = grouping.read_folds(run.folds)
-        for number in fold_numbers:
-            grouping.check_fold(table, number)  # before any of them gets a folder
+        with dist.main_first():
+            table = grouping.read_folds(run.folds)
+            for number in fold_numbers:
+                grouping.check_fold(table, number)  # before any of them gets a folder
         for number in fold_numbers:
             with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
                 train_fold(settings, run, number, folder, dist)

@@ -47,6 +47,12 @@ def test_the_slow_files_exist() -> None:
     assert sorted(set(SLOW_FILES) - names) == []
 
 
+def test_the_tests_that_the_docs_name_exist() -> None:
+    defined = set(re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/*.py")), re.M))
+    named = set(re.findall(r"`(test_\w+)`", "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))))
+    assert named and sorted(named - defined) == []
+
+
 # --- imports ---------------------------------------------------------------------------------------------------------
 
 # From the ground up: what is on a floor imports from lower floors and from its own package, and from nothing else.

@@ -23,10 +23,12 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
             raise dist.problem("find-batch measures one process; start it without torchrun.")
         task, device = settings.task, dist.device
         loss_of = losses.build(task.kind == "binary", task.class_weights, settings.loss.model_dump(), device)
-        for data in [open_fold(settings, run, number, folder, dist.world_size) for number in fold_numbers]:
+        for number in fold_numbers:
+            data = open_fold(settings, run, number, folder, dist.world_size)
             state = create_state(settings, dist, pretrained=False)
             largest = find_largest_batch(state, data.training, loss_of, settings.train.clip_norm, device)
             print(f"{describe_fit(largest, settings.data.scale, device)}.")
+            del state  # before the next one is built: both would be in memory
 
 
 def find_largest_batch(

@@ -46,7 +46,7 @@ class TrainingState:
     step: int = 0  # steps taken
     log: list[dict[str, Any]] = field(default_factory=list)  # the rows of log.jsonl
     started: float = field(default_factory=time.monotonic)  # as if the run had never been interrupted
-    commit: str = field(default_factory=git.commit)  # the code that trains, as it was when this process started
+    commit: str = field(default_factory=git.commit)  # the code that trains, as it was when this state was created
 
     def take_step(
         self, image_NHWC: Tensor, target_NHW: Tensor, loss_of: LossOf, clip_norm: float, micro_batches: int = 1
@@ -132,7 +132,8 @@ class TrainingState:
             raise Problem(
                 f"The checkpoint {path} does not fit its own settings ({reason}); {checkpoint.ADVICE}."
             ) from None
-        self.step, self.log, self.best_score = last["step"], last["log"], last["best_score"]
+        self.step, self.log = last["step"], last["log"]
+        self.best_score, self.score_name = last["best_score"], last["score_name"]
         self.loss_sum.fill_(last["loss_sum"])
         self.started = time.monotonic() - last["seconds"]
 
