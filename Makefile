@@ -110,7 +110,7 @@ endif
 		"$(or $(PYTHON),python3) is no Python 3.11 or newer with venv; install one" \
 		"(on Debian python3 and python3-venv) or name another: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up .venv with $(PYTHON) from requirements.lock (6 GB, some two minutes) ..."
-	@"$(PYTHON)" -m venv --clear .venv
+	@test ! -L .venv || rm .venv; "$(PYTHON)" -m venv --clear .venv # a link must not empty what it points to
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 

@@ -1,6 +1,6 @@
-"""The map of the house.
+"""The map of the code.
 
-Data flow one way, through files. A stage is one file, one make target, one artefact; stages never import one another.
+Data flow one way, through files. A stage is one file and one make target; stages never import one another.
 
     Kaggle ──download──▶ competition folder
 
@@ -10,15 +10,15 @@ Data flow one way, through files. A stage is one file, one make target, one arte
                                                                                  │
        report/index.html ◀──report──   submissions/RUN.csv.gz, RUN.json ──check──submit──▶ Kaggle, ledger.csv
 
-The ground floor is the mission, in this order:
+The files in this folder are the mission, in this order:
 
     __main__.py     the command line: a command is a typed function
     carvana.py      the facts of the competition, each once
     config.py       YAML -> frozen, strict settings
     paths.py        what a stage reads and writes
     folds.py        images -> folds.csv; no make, or other group, crosses a fold
-    train.py        a fold's training images -> best.pt; the training loop in one place
-    validate.py     best.pt on its held-out images -> out-of-fold histograms and predictions
+    train.py        the images outside a fold -> its best.pt; the training loop in one place
+    validate.py     best.pt on the images of its fold -> out-of-fold (OOF) histograms and predictions
     threshold.py    out-of-fold histograms -> the threshold with the best Dice
     blend.py        several runs -> the weights of their mean
     predict.py      checkpoints, threshold, test images -> a submission
@@ -43,5 +43,5 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     checks, scoring, provenance
     report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
     kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce
-    synthetic/      what pretends: drawn cars and rooms, a local fake Kaggle, the demo
+    synthetic/      test doubles: drawn cars and rooms, a local fake Kaggle, the demo
 """

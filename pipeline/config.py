@@ -212,8 +212,7 @@ class Settings(Section):
         if checks_choices(info) and (extra or self.task.kind == "multiclass"):
             known = [*keys_of("pipeline.model.losses", "MASK_LOSSES", "CLASS_LOSSES"), *Loss.model_fields]
             if unknown := [name for name in extra if name not in known]:
-                near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0)[0]
-                raise ValueError(f"loss.{unknown[0][:60]} is no setting; the nearest is loss.{near}")
+                raise ValueError(f"loss.{unknown[0][:60]} is no setting; {suggest(unknown[0], known, 'loss.')}")
             names = keys_of("pipeline.model.losses", "MASK_LOSSES" if self.task.kind == "binary" else "CLASS_LOSSES")
             if unfit := [name for name in self.loss.weights if name not in names]:
                 raise ValueError(f"loss.{unfit[0]} is not for task.kind {self.task.kind}, which has {', '.join(names)}")
@@ -363,8 +362,14 @@ def explain(error: ValidationError) -> str:
     section: type[BaseModel] = Settings
     for name in parents:
         section = type(section.model_fields[str(name)].get_default())
-    near = difflib.get_close_matches(str(unknown), section.model_fields, n=1, cutoff=0)
-    return f"{key} is no setting; the nearest is {'.'.join([*map(str, parents), *near])}."
+    prefix = "".join(f"{name}." for name in parents)
+    return f"{key} is no setting; {suggest(str(unknown), list(section.model_fields), prefix)}."
+
+
+def suggest(unknown: str, known: list[str], prefix: str) -> str:
+    """Return the known name that an unknown one resembles; all of them if it resembles none."""
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    return f"the nearest is {prefix}{near[0]}" if near else f"there are {', '.join(prefix + name for name in known)}"
 
 
 class Yaml(yaml.SafeLoader):

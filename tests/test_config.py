@@ -56,18 +56,19 @@ def test_a_number_may_be_written_as_people_write_it(file: pathlib.Path, text: st
 
 
 @pytest.mark.parametrize(
-    "typo, nearest",
+    "typo, remedy",
     [
-        ("train: {epoch: 3}", "train.epochs"),
-        ("train: {learning-rate: 1}", "train.learning_rate"),
-        ("model: {dept: 3}", "model.depth"),
-        ("trian: {epochs: 3}", "train"),
-        ("epochs: 3", ""),
+        ("train: {epoch: 3}", "the nearest is train.epochs"),
+        ("train: {learning-rate: 1}", "the nearest is train.learning_rate"),
+        ("model: {dept: 3}", "the nearest is model.depth"),
+        ("trian: {epochs: 3}", "the nearest is train"),
+        ("epochs: 3", "there are data, task, "),  # that resembles no section
+        ("loss: {wing: 3}", "there are loss.bce, loss.dice, "),
     ],
 )
-def test_an_unknown_key_is_a_problem_that_names_the_nearest(file: pathlib.Path, typo: str, nearest: str) -> None:
+def test_an_unknown_key_is_a_problem_that_names_the_nearest_or_all(file: pathlib.Path, typo: str, remedy: str) -> None:
     file.write_text(typo)
-    with pytest.raises(Problem, match=rf"run\.yaml: .* is no setting; the nearest is {re.escape(nearest)}"):
+    with pytest.raises(Problem, match=rf"run\.yaml: .* is no setting; {re.escape(remedy)}"):
         config.load(file)
 
 

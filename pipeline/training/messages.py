@@ -48,10 +48,10 @@ def end(data: FoldData, state: TrainingState) -> str:
     best = state.best_row() or {}
     threshold, next_stages = "", "validate report"
     if state.score_name == "val_dice":
-        threshold = f" at the threshold 0.5, best is {best['val_dice_threshold']:.3f},"
+        threshold = f" at the threshold 0.5 (best threshold {best['val_dice_threshold']:.3f})"
         next_stages = "validate threshold report"
     return (
-        f"{data.paths.best}: {score(state)}{threshold} on held-out images at full size, after "
+        f"{data.paths.best}: {score(state)}{threshold} on held-out images at full size, without TTA, after "
         f"{state.seconds() / 60:.1f} minutes; `make {next_stages} RUN={data.run.name}` shows where it is wrong."
     )
 
