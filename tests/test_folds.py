@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.carvana import car_of
-from pipeline.data.grouping import assign_cars, digest, find_missing_keys, normal_make, read_folds, split
+from pipeline.carvana import CARVANA, car_of, normal_make
+from pipeline.data.grouping import assign_folds, digest, find_missing_keys, read_folds, split
 from pipeline.runtime.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
@@ -16,6 +16,12 @@ CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
 
 def cars(makes: list[str]) -> dict[str, str]:
     return {f"{number:012x}": make for number, make in enumerate(makes)}
+
+
+def assign_cars(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
+    """The folds of Carvana's cars with these makes, spelt as in metadata.csv."""
+    normal = {car: normal_make(make) for car, make in make_of_car.items()}
+    return assign_folds(normal, folds, CARVANA.group_columns)
 
 
 def kaggle_like() -> dict[str, str]:

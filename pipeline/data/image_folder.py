@@ -122,7 +122,7 @@ class ImageFolder:
         return name
 
     def folds(self, count: int) -> pd.DataFrame:
-        return grouping.assign_images(self.group_of, count)
+        return grouping.assign_folds(self.group_of, count)
 
 
 def files_of(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
