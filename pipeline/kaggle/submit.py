@@ -125,10 +125,8 @@ def check_weights(run: Run, origin: Provenance) -> None:
         path = pathlib.Path(name)
         if path.is_file() and sha256(path) != digest:
             runs = f'RUNS="{" ".join(origin.runs)}"' if len(origin.runs) > 1 else f"RUN={run.name}"
-            raise Problem(
-                f"{path} has changed since it made {run.submission}; run `make predict {runs}` again, or submit the "
-                f"file as it is with FILE={run.submission}."
-            )
+            advice = f"run `make predict {runs}` again, or submit the file as it is with FILE={run.submission}"
+            raise Problem(f"{path} has changed since it made {run.submission}; {advice}.")
 
 
 def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[str]) -> bool:
@@ -182,10 +180,8 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
         print(f"Kaggle has the file (ref {listed_row.ref}).")
         return listed_row
     if row.ref is not None:
-        raise Problem(
-            f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission; log in "
-            "as the user who submitted it, or submit again with FORCE=1."
-        )
+        what = f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission"
+        raise Problem(f"{what}; log in as the user who submitted it, or submit again with FORCE=1.")
     if left_today is not None and left_today < 1:
         hours = 24 - (now().hour + now().minute / 60)
         raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
