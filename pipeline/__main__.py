@@ -371,7 +371,7 @@ def leaderboard(
 ) -> None:
     """Show the ledger of submissions, and where their scores would rank."""
     from pipeline.kaggle import leaderboard as stage
-    stage.main(pathlib.Path(ledger), common.settings.data.kind)
+    stage.main(pathlib.Path(ledger), common.folder_and_kind()[1])
 
 
 @command()

@@ -142,3 +142,11 @@ def test_held_out_cars_without_an_image_are_known() -> None:
     table = pd.DataFrame({"car_id": ["a" * 12, "b" * 12, "c" * 12], "make": "kia", "fold": [0, 0, 1]})
     assert find_missing_keys(table, 0, [f"{'a' * 12}_01.jpg"], car_of) == ["b" * 12]
     assert find_missing_keys(table, 1, [f"{'c' * 12}_16.jpg"], car_of) == []
+
+
+def test_another_competition_names_the_columns_of_its_folds(tmp_path: pathlib.Path) -> None:
+    patients = {"p1": "north", "p2": "", "p3": "south"}
+    table = assign_folds(patients, 3, ("patient", "hospital"))
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    assert (tmp_path / "folds.csv").read_text().startswith("patient,hospital,fold\n")
+    pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.csv"), table, check_dtype=False)

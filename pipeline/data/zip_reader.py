@@ -28,7 +28,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # a few bytes of another m
 
 def reason_of(error: Exception) -> str:
     """Return what is wrong in words: for an OSError without its number and path, as "Is a directory"."""
-    return str(isinstance(error, OSError) and error.strerror or error)
+    return str(getattr(error, "strerror", None) or error)
 
 
 def check_member(info: zipfile.ZipInfo, largest_bytes: int) -> None:
