@@ -53,10 +53,9 @@ def check_trained_folds(run: Run, table: pd.DataFrame, count: int, folder: pathl
     if conflicts:
         if run.folds.is_file():
             read_folds(run.folds)  # a damaged table is a problem of its own
-        raise Problem(
-            f"{run.folds} would change for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on "
-            "other folds; set both as they were, choose another RUN=, or delete that folder."
-        )
+        what = f"for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on other folds"
+        advice = "set both as they were, choose another RUN=, or delete that folder"
+        raise Problem(f"{run.folds} would change {what}; {advice}.")
 
 
 def was_trained_on(best: pathlib.Path, table: pd.DataFrame) -> bool:
