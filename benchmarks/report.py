@@ -89,7 +89,7 @@ def write_run(run: Run, source: pathlib.Path, data: pathlib.Path, cars: int) -> 
         rows.append((name, rle.encode(with_hole(mask) if name in wrong else mask)))
     write_competition.write_table(data / "train_masks.csv.zip", rows)
 
-    table = grouping.assign_cars(make_of_car, FOLDS)
+    table = grouping.assign_folds(make_of_car, FOLDS, carvana.CARVANA.group_columns)
     write_text(run.folds, table.to_csv(index=False))
     for number in range(FOLDS):
         _, held_out = grouping.split(table, number, names, carvana.car_of)

@@ -12,7 +12,7 @@ import json
 import pathlib
 import reprlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
@@ -109,13 +109,8 @@ class Common(NamedTuple):
         """Return these options as the command line of another stage."""
         folds = [] if self.fold is None else ["--fold", ",".join(map(str, self.fold)) or "all"]
         data = ["--data", self.data] if self.data else []
-        lists = [*repeated("--runs", runs), *repeated("--set", self.set)]
+        lists = [*(["--runs", *runs] if runs else []), *(["--set", *self.set] if self.set else [])]
         return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *lists]
-
-
-def repeated(flag: str, values: Sequence[str]) -> Iterator[str]:
-    for value in values:
-        yield from (flag, value)
 
 
 def runs_of(names: Sequence[str]) -> list[Run]:
@@ -376,7 +371,7 @@ def leaderboard(
 ) -> None:
     """Show the ledger of submissions, and where their scores would rank."""
     from pipeline.kaggle import leaderboard as stage
-    stage.main(pathlib.Path(ledger), common.settings.data.kind)
+    stage.main(pathlib.Path(ledger), common.folder_and_kind()[1])
 
 
 @command()

@@ -40,45 +40,41 @@ def read_makes(folder: pathlib.Path) -> dict[str, str]:
     return dict(zip(table["id"], table["make"]))
 
 
+def normal_make(make: str) -> str:
+    """Normalise spelling: `" Infiniti"` and `"INFINITI"` are one make."""
+    return " ".join(make.split()).casefold()
+
+
 def read_training_makes(folder: pathlib.Path, images: ImageSet) -> dict[str, str]:
-    """Make of each training car, sorted by car. Raises Problem when an angle or a car's metadata is missing."""
-    make_of_car, names = read_makes(folder), set(images.names)
+    """Make of each training car, spelt alike. Raises Problem when an angle or a car's metadata is missing."""
+    make_of_car, names, where = read_makes(folder), set(images.names), images.files.archive_path
     cars = sorted({car_of(name) for name in names})
     for car in cars:
         for angle in ANGLE_CODES:
             if image_name(car, angle) not in names:
-                raise Problem(
-                    f"{images.files.archive_path}: car {car} has no angle {angle}, "
-                    f"but a car has {ANGLES}; download it again."
-                )
+                raise Problem(f"{where}: car {car} has no angle {angle}, but a car has {ANGLES}; download it again.")
     if missing := [car for car in cars if car not in make_of_car]:
-        raise Problem(
-            f"metadata.csv lacks {len(missing)} cars of {images.files.archive_path}, the first is {missing[0]}; "
-            "download both again."
-        )
-    return {car: make_of_car[car] for car in cars}
+        raise Problem(f"metadata.csv lacks {len(missing)} cars of {where}, as {missing[0]}; download both again.")
+    return {car: normal_make(make_of_car[car]) for car in cars}
 
 
 CARVANA = Competition(
     slug="carvana-image-masking-challenge",
-    width_px=WIDTH_PX,
-    height_px=HEIGHT_PX,
+    width_px=WIDTH_PX, height_px=HEIGHT_PX,
     stem=r"(?P<car>[0-9a-f]{12})_(?P<angle>0[1-9]|1[0-6])",
-    image_suffix=".jpg",
     mask_suffix="_mask.gif",
     column_major=False,
-    submission_header=("img", "rle_mask"),
     hq_suffix="_hq",  # the same images exist twice, as `train.zip` and, with less JPEG compression, `train_hq.zip`
     extra_tables=("metadata.csv",),
     repaired="29bb3ece3180_11.jpg",  # lies loose beside the archives, in the place of a damaged test image
-    train_images=TRAIN_CARS * ANGLES,
-    test_images=TEST_IMAGES,
+    train_images=TRAIN_CARS * ANGLES, test_images=TEST_IMAGES,
     rows_if_real=("metadata.csv", TRAIN_CARS + TEST_CARS),
     # Means over hundreds of cars; a network that finds no car, or inverted masks, lies far outside.
     mean_coverage_range=(MEAN_COVERAGE / 2, MEAN_COVERAGE * 2),
     allow_empty_masks=False,
     angles=ANGLES,
     group_key=car_of,
+    group_columns=("car_id", "make"),
     read_groups=read_training_makes,
 )
-assert all(CARVANA.image_pattern.fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)
+assert all(CARVANA.pattern(".jpg").fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)

@@ -1,4 +1,4 @@
-"""Stage `folds`: writes `runs/RUN/folds.csv`: car_id, make, fold of each car; or image, group, fold of each image."""
+"""Stage `folds`: writes `runs/RUN/folds.csv`: key, group and fold of each image, or car_id, make, fold of each car."""
 import contextlib
 import pathlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.config import Settings
 from pipeline.data.dataset import open_dataset
-from pipeline.data.grouping import digest, read_folds
+from pipeline.data.grouping import digest, plural, read_folds
 from pipeline.paths import Run
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
@@ -22,7 +22,7 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
             with no_fold_in_training(run):
                 check_trained_folds(run, table, settings.data.folds, folder)
                 write_text(run.folds, text)
-    keys_name, groups_name = ("cars", "makes") if table.columns[0] == "car_id" else ("images", "groups")
+    keys_name, groups_name = map(plural, table.columns[:2])
     groups_per_fold = table.groupby("fold")[table.columns[1]].nunique()
     keys_per_fold = table.groupby("fold").size()
     sizes = [f"{keys} {keys_name} of {groups_per_fold[fold]} {groups_name}" for fold, keys in keys_per_fold.items()]
@@ -53,10 +53,9 @@ def check_trained_folds(run: Run, table: pd.DataFrame, count: int, folder: pathl
     if conflicts:
         if run.folds.is_file():
             read_folds(run.folds)  # a damaged table is a problem of its own
-        raise Problem(
-            f"{run.folds} would change for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on "
-            "other folds; set both as they were, choose another RUN=, or delete that folder."
-        )
+        what = f"for {folder} and data.folds {count}, but {conflicts[0].parent} is trained on other folds"
+        advice = "set both as they were, choose another RUN=, or delete that folder"
+        raise Problem(f"{run.folds} would change {what}; {advice}.")
 
 
 def was_trained_on(best: pathlib.Path, table: pd.DataFrame) -> bool:

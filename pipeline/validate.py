@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
-from pipeline.data.grouping import check_trained_on, find_missing_keys, read_folds, split
+from pipeline.data.grouping import check_trained_on, find_missing_keys, plural, read_folds, split
 from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.evaluate import (
@@ -75,11 +75,8 @@ def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, 
     if not names:
         raise Problem(f"{dataset.where} holds no image of fold {fold} in {run.folds}; is it another folder?")
     if missing := find_missing_keys(table, fold, names, dataset.group_key):
-        what = "cars" if table.columns[0] == "car_id" else "images"
-        print(
-            f"fold {fold}: {dataset.where} lacks {len(missing)} held-out {what}, the first is {missing[0]}; they are "
-            "not evaluated."
-        )
+        what = f"held-out {plural(table.columns[0])}, the first is {missing[0]}"
+        print(f"fold {fold}: {dataset.where} lacks {len(missing)} {what}; they are not evaluated.")
     return names
 
 

@@ -22,7 +22,9 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
     run = Run(name)
     cars = sorted({carvana.car_of(name) for name in carvana.CARVANA.open_images(folder, "train").names})
     makes = carvana.read_makes(folder)
-    table = grouping.assign_cars({car: makes[car] for car in cars}, folds=2)
+    table = grouping.assign_folds(
+        {car: carvana.normal_make(makes[car]) for car in cars}, 2, carvana.CARVANA.group_columns
+    )
     write_text(run.folds, table.to_csv(index=False))
     overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)

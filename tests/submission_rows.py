@@ -2,10 +2,14 @@
 import functools
 import gzip
 import pathlib
+import tempfile
 import zipfile
+from collections.abc import Iterable
+
+import numpy as np
 
 from pipeline import carvana
-from pipeline.submission import checks
+from pipeline.submission import checks, writer
 
 HEADER = carvana.CARVANA.submission_header
 NAMES = [carvana.image_name("0004d4463b50", angle) for angle in carvana.ANGLE_CODES[:6]]
@@ -17,6 +21,14 @@ Rows = list[list[str]]
 
 def good_rows() -> Rows:
     return [list(HEADER)] + [[name, CAR] for name in NAMES]
+
+
+def write(path: pathlib.Path, header: tuple[str, str], masks: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write a submission from one shard of all masks."""
+    with tempfile.TemporaryDirectory() as folder:
+        shard = pathlib.Path(folder) / "all.gz"
+        writer.write_shard(shard, ((name, writer.verified_rle(mask)) for name, mask in masks))
+        writer.join_shards([shard], path, header)
 
 
 def text_of(rows: Rows) -> str:

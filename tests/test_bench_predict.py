@@ -26,7 +26,7 @@ def test_the_usual_encoders_agree_with_ours_where_they_are_right() -> None:
 
 def test_the_names_are_those_of_a_competition() -> None:
     names = submission.test_names(40)
-    assert len(set(names)) == 40 and all(carvana.CARVANA.image_pattern.fullmatch(name) for name in names)
+    assert len(set(names)) == 40 and all(carvana.CARVANA.pattern(".jpg").fullmatch(name) for name in names)
 
 
 def test_masks_are_unpacked_from_bits_over_and_over() -> None:

@@ -133,3 +133,8 @@ def test_a_table_with_other_columns_or_rows_is_a_problem(tmp_path: pathlib.Path,
     write(tmp_path / "t.csv", data)
     with pytest.raises(Problem, match=rf"t\.csv.*{sentence}"):
         read_table(tmp_path, "t.csv", ("id", "make"))
+
+
+def test_a_folder_in_place_of_a_table_is_named_without_a_number(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(Problem, match=r"cannot be read as a CSV table \(Is a directory\)"):
+        list(stream_rows(tmp_path))

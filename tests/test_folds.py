@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import carvana
-from pipeline.carvana import car_of
-from pipeline.data.grouping import assign_cars, digest, find_missing_keys, normal_make, read_folds, split
+from pipeline.carvana import CARVANA, car_of, normal_make
+from pipeline.data.grouping import assign_folds, digest, find_missing_keys, read_folds, split
 from pipeline.runtime.problem import Problem
 
 CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
@@ -16,6 +16,12 @@ CARS_OF_MAKE = st.lists(st.integers(1, 30), min_size=5, max_size=30)
 
 def cars(makes: list[str]) -> dict[str, str]:
     return {f"{number:012x}": make for number, make in enumerate(makes)}
+
+
+def assign_cars(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
+    """The folds of Carvana's cars with these makes, spelt as in metadata.csv."""
+    normal = {car: normal_make(make) for car, make in make_of_car.items()}
+    return assign_folds(normal, folds, CARVANA.group_columns)
 
 
 def kaggle_like() -> dict[str, str]:
@@ -136,3 +142,11 @@ def test_held_out_cars_without_an_image_are_known() -> None:
     table = pd.DataFrame({"car_id": ["a" * 12, "b" * 12, "c" * 12], "make": "kia", "fold": [0, 0, 1]})
     assert find_missing_keys(table, 0, [f"{'a' * 12}_01.jpg"], car_of) == ["b" * 12]
     assert find_missing_keys(table, 1, [f"{'c' * 12}_16.jpg"], car_of) == []
+
+
+def test_another_competition_names_the_columns_of_its_folds(tmp_path: pathlib.Path) -> None:
+    patients = {"p1": "north", "p2": "", "p3": "south"}
+    table = assign_folds(patients, 3, ("patient", "hospital"))
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    assert (tmp_path / "folds.csv").read_text().startswith("patient,hospital,fold\n")
+    pd.testing.assert_frame_equal(read_folds(tmp_path / "folds.csv"), table, check_dtype=False)

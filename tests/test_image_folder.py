@@ -63,7 +63,7 @@ def test_a_folder_without_a_size_has_that_of_its_first_image(folder: pathlib.Pat
     dataset = opened(folder, size=(None, None))
     assert (dataset.height, dataset.width) == mask_shape(folder, "p00")
     assert dataset.read("p00", 1).shape[:2] == mask_shape(folder, "p00")
-    with pytest.raises(Problem, match=r"p01\.jpg is \d+x\d+, but the first image is .*set data.height and data.width"):
+    with pytest.raises(Problem, match=r"p01\.jpg is \d+x\d+, but the first image .*set data.height and data.width"):
         dataset.read("p01", 1)
 
 

@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(
     assert pipeline("train", "--run", "new") == 1
     line = only_line(capsys)
     assert f"at step {non_finite_step + 1} of 24" in line and "runs/new/fold0/last.pt" in line
-    assert len(re.findall(carvana.CARVANA.image_pattern.pattern, line)) == 4  # the images of that batch
+    assert len(re.findall(carvana.CARVANA.pattern(".jpg").pattern, line)) == 4  # the images of that batch
     assert checkpoint.load(new_run / "fold0" / "last.pt", ("step",))["step"] == STEPS_PER_EPOCH
 
 

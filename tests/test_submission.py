@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from submission_rows import CAR, HEADER, NAMES, PIXELS, Rows, check, good_rows, save, text_of
+from submission_rows import CAR, HEADER, NAMES, PIXELS, Rows, check, good_rows, save, text_of, write
 
 from pipeline import carvana
 from pipeline.__main__ import main
@@ -36,7 +36,7 @@ def drawn_masks() -> list[tuple[str, np.ndarray]]:
 
 def test_a_written_submission_holds_the_masks_in_their_order(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "run.csv.gz"
-    assert writer.write(path, HEADER, iter(drawn_masks())) == 6
+    write(path, HEADER, iter(drawn_masks()))
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")
     assert lines[0] == "img,rle_mask" and lines[-1] == ""
     assert [line.split(",")[0] for line in lines[1:-1]] == NAMES
@@ -47,9 +47,9 @@ def test_a_written_submission_holds_the_masks_in_their_order(tmp_path: pathlib.P
 def test_the_same_masks_give_the_same_bytes_under_any_name_at_any_time(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer.write(tmp_path / "a.csv.gz", HEADER, drawn_masks())
+    write(tmp_path / "a.csv.gz", HEADER, drawn_masks())
     monkeypatch.setattr("time.time", lambda: 1e9)
-    writer.write(tmp_path / "b.csv.gz", HEADER, drawn_masks())
+    write(tmp_path / "b.csv.gz", HEADER, drawn_masks())
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
 
 
@@ -59,12 +59,12 @@ def test_a_row_that_does_not_decode_to_its_mask_is_never_written(
     bounds_of_bits = rle.bounds_of_bits
     monkeypatch.setattr(rle, "bounds_of_bits", lambda bits: bounds_of_bits(bits)[:-1])  # without the last run
     with pytest.raises(AssertionError, match="do not decode"):
-        writer.write(tmp_path / "run.csv.gz", HEADER, drawn_masks())
+        write(tmp_path / "run.csv.gz", HEADER, drawn_masks())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_submission_that_is_interrupted_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
-    writer.write(tmp_path / "run.csv.gz", HEADER, drawn_masks())
+    write(tmp_path / "run.csv.gz", HEADER, drawn_masks())
     before = (tmp_path / "run.csv.gz").read_bytes()
 
     def interrupted():
@@ -72,7 +72,7 @@ def test_a_submission_that_is_interrupted_leaves_the_old_one(tmp_path: pathlib.P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        writer.write(tmp_path / "run.csv.gz", HEADER, interrupted())
+        write(tmp_path / "run.csv.gz", HEADER, interrupted())
     assert (tmp_path / "run.csv.gz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.csv.gz"]
 
@@ -116,7 +116,7 @@ def test_a_submission_joined_from_shards_has_the_bytes_of_one_written_at_once(
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
     masks = drawn_masks() * 4  # 24 rows
-    writer.write(tmp_path / "at_once.csv.gz", HEADER, masks)
+    write(tmp_path / "at_once.csv.gz", HEADER, masks)
     shards = []
     for begin in range(0, len(masks), rows_per_shard):
         shards.append(tmp_path / f"shard{begin}.gz")
@@ -134,16 +134,16 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_BLOCK", 4)
-    writer.write(tmp_path / "a.csv.gz", HEADER, drawn_masks() * 3)
+    write(tmp_path / "a.csv.gz", HEADER, drawn_masks() * 3)
     monkeypatch.setattr(writer, "in_order", lambda work, items, **other: in_order(work, items, threads))
-    writer.write(tmp_path / "b.csv.gz", HEADER, drawn_masks() * 3)
+    write(tmp_path / "b.csv.gz", HEADER, drawn_masks() * 3)
     assert (tmp_path / "a.csv.gz").read_bytes() == (tmp_path / "b.csv.gz").read_bytes()
 
 
 def test_a_submission_is_one_gzip_member_for_readers_that_stop_after_the_first(tmp_path: pathlib.Path) -> None:
     masks = [(f"{number}.jpg", mask) for number in range(200) for _, mask in drawn_masks()]
     assert len(masks) > 3 * writer.ROWS_PER_BLOCK
-    writer.write(tmp_path / "run.csv.gz", HEADER, masks)
+    write(tmp_path / "run.csv.gz", HEADER, masks)
     one_member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     text = one_member.decompress((tmp_path / "run.csv.gz").read_bytes())
     assert one_member.eof and one_member.unused_data == b""
@@ -186,7 +186,7 @@ def test_a_good_submission_passes_compressed_or_not(tmp_path: pathlib.Path, name
 def test_a_written_submission_passes(tmp_path: pathlib.Path) -> None:
     mask = np.zeros((carvana.HEIGHT_PX, carvana.WIDTH_PX), dtype=bool)
     mask[500:900, 300:1600] = True
-    writer.write(tmp_path / "run.csv.gz", HEADER, ((name, mask) for name in NAMES))
+    write(tmp_path / "run.csv.gz", HEADER, ((name, mask) for name in NAMES))
     assert check(tmp_path / "run.csv.gz", NAMES) == pytest.approx(mask.mean())
 
 

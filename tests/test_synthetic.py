@@ -91,7 +91,7 @@ def test_demo_has_kaggles_files_and_members(demo: pathlib.Path) -> None:
             folders, names[set_name] = zip(*(name.split("/") for name in archive.namelist()))
             assert set(folders) == {set_name}
     assert len(names["train"]) == 32 and len(names["test"]) == 16
-    assert all(carvana.CARVANA.image_pattern.fullmatch(name) for name in names["train"] + names["test"])
+    assert all(carvana.CARVANA.pattern(".jpg").fullmatch(name) for name in names["train"] + names["test"])
     assert list(names["train_masks"]) == [carvana.CARVANA.mask_file(name) for name in names["train"]]
     assert not {name[:12] for name in names["train"]} & {name[:12] for name in names["test"]}
 

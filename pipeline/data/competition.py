@@ -7,7 +7,6 @@ import pathlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -51,8 +50,8 @@ class Competition:
     mean_coverage_range: tuple[float, float] = (0.0, 1.0)  # plausible mean coverage of a submission's masks
     allow_empty_masks: bool = True  # in a submission
     angles: int = 1  # images of each group, one from each angle; 1: groups have no angles
-    # The name of an image -> what folds.csv lists in its place, such as its car; None: the image itself.
-    group_key: Callable[[str], str] | None = None
+    group_key: Callable[[str], str] = str  # the name of an image -> what folds.csv lists: its car, or the image itself
+    group_columns: tuple[str, str] = ("image", "group")  # of folds.csv: what `group_key` gives, and its group
     # (folder, training images) -> the group of each key, "" if unknown; None: each image is a group of its own.
     read_groups: "Callable[[pathlib.Path, ImageSet], dict[str, str]] | None" = None
 
@@ -82,15 +81,9 @@ class Competition:
         sets = {self.mask_table: train, self.sample_table: test}
         return {name + hq: table for table, names in sets.items() for name in names for hq in ("", self.hq_suffix)}
 
-    @cached_property
-    def image_pattern(self) -> re.Pattern[str]:
-        """Matches the file names of images."""
-        return re.compile(f"(?:{self.stem}){re.escape(self.image_suffix)}")
-
-    @cached_property
-    def mask_pattern(self) -> re.Pattern[str]:
-        """Matches the file names of masks."""
-        return re.compile(f"(?:{self.stem}){re.escape(self.mask_suffix)}")
+    def pattern(self, suffix: str) -> re.Pattern[str]:
+        """Return what matches the file names of images or masks: those with `image_suffix` or `mask_suffix`."""
+        return re.compile(f"(?:{self.stem}){re.escape(suffix)}")
 
     def image_file(self, name: str) -> str:
         """The file name of an image."""
@@ -140,23 +133,19 @@ class ImageSet:
 
     def __init__(self, folder: pathlib.Path, set_name: str, competition: Competition):
         self.competition = competition
-        self.files = FileSet(folder, set_name, self.competition.image_pattern)
-        suffix = self.competition.image_suffix
-        self.names = [self.competition.name_of_file(file_name, suffix) for file_name in self.files.names]
+        self.files = FileSet(folder, set_name, competition.pattern(competition.image_suffix))
+        self.names = [competition.name_of_file(file, competition.image_suffix) for file in self.files.names]
         self.stored_scale = read_stored_scale(folder)
-        self.stored_shape = grid_shape(self.competition.height_px, self.competition.width_px, self.stored_scale)
+        self.stored_shape = grid_shape(competition.height_px, competition.width_px, self.stored_scale)
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""
         if scale % self.stored_scale:
-            raise Problem(
-                f"The images of {self.files.archive_path.parent} are a copy at 1/{self.stored_scale}, "
-                f"but data.scale is {scale}; set it to {self.stored_scale} or a multiple."
-            )
+            what, least = f"{self.files.archive_path.parent} is a copy at", self.stored_scale
+            raise Problem(f"{what} 1/{least}, but data.scale is {scale}; set it to {least} or a multiple.")
         file_name = self.competition.image_file(name)
-        data = self.files.read(file_name)
-        suffix, where = self.competition.image_suffix, self.files.where(file_name)
-        return decode_image(data, suffix, scale // self.stored_scale, *self.stored_shape, where)
+        data, where = self.files.read(file_name), self.files.where(file_name)
+        return decode_image(data, self.competition.image_suffix, scale // self.stored_scale, *self.stored_shape, where)
 
 
 class CsvMasks:
@@ -191,7 +180,7 @@ class FileMasks:
 
     def __init__(self, folder: pathlib.Path, competition: Competition):
         self.competition = competition
-        self.files = FileSet(folder, competition.mask_set, competition.mask_pattern)
+        self.files = FileSet(folder, competition.mask_set, competition.pattern(competition.mask_suffix))
         self.where = str(self.files.archive_path)
         self.names = [competition.name_of_file(file, competition.mask_suffix) for file in self.files.names]
 
@@ -229,13 +218,11 @@ class CompetitionDataset:
         self.images = competition.open_images(folder, competition.train_set, hq)
         self.masks = competition.open_masks(folder)
         self.names, self.stored_scale = self.images.names, self.images.stored_scale
-        if competition.read_groups is None:
-            self.group_of_key = dict.fromkeys(map(self.group_key, self.names), "")
-        else:
+        self.group_of_key = dict.fromkeys(map(self.group_key, self.names), "")
+        if competition.read_groups is not None:
             self.group_of_key = competition.read_groups(folder, self.images)
         if missing := sorted(set(self.names) - set(self.masks.names)):
-            where = self.masks.where
-            raise Problem(f"{where} lacks {len(missing)} masks, the first that of {missing[0]}; download it again.")
+            raise Problem(f"{self.masks.where} lacks {len(missing)} masks, as that of {missing[0]}; download it again.")
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.images.read(name, scale)
@@ -249,12 +236,10 @@ class CompetitionDataset:
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn
 
-        if self.competition.group_key is None:
-            return grouping.assign_images(self.group_of_key, count)
-        return grouping.assign_cars(self.group_of_key, count)
+        return grouping.assign_folds(self.group_of_key, count, self.competition.group_columns)
 
     def group_key(self, name: str) -> str:
-        return name if self.competition.group_key is None else self.competition.group_key(name)
+        return self.competition.group_key(name)
 
 
 def read_stored_scale(folder: pathlib.Path) -> int:

@@ -14,7 +14,7 @@ from typing import IO
 
 import pandas as pd
 
-from pipeline.data.zip_reader import DAMAGE, check_member
+from pipeline.data.zip_reader import DAMAGE, WHERE_TO_GET, check_member, reason_of
 from pipeline.runtime.problem import Problem
 
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x1280 pixels has 12 million
@@ -24,14 +24,9 @@ ENCODINGS = {"ascii": "ASCII without a byte-order mark", "utf-8-sig": "UTF-8"}
 
 
 def stream_rows(
-    path: pathlib.Path,
-    encoding: str = "utf-8-sig",
-    *,
-    member: str | None = None,
-    skip_blank: bool = True,
-    largest_bytes: int = LARGEST_TABLE_BYTES,
-    advice: str = "download it again",
-) -> Iterator[tuple[int, list[str]]]:
+    path: pathlib.Path, encoding: str = "utf-8-sig", *, member: str | None = None, skip_blank: bool = True,
+    largest_bytes: int = LARGEST_TABLE_BYTES, advice: str = "download it again",
+) -> Iterator[tuple[int, list[str]]]:  # fmt: skip
     """Yield (line number counted from 1, fields) of each row of a .csv, .csv.gz or .csv.zip, its header first.
 
     encoding: one of ENCODINGS. member: the name of the table inside a .zip; None: the archive's only file.
@@ -53,14 +48,12 @@ def stream_rows(
                     raise Problem(f"{path}, line {line}: {len(row)} fields, but there must be {fields}; {advice}.")
                 yield line, row
     except UnicodeDecodeError as error:
-        raise Problem(
-            f"{path}, near line {line + 1}: the byte {error.object[error.start]:#x} does not belong in a table; "
-            f"save it as {ENCODINGS[encoding]}."
-        ) from None
+        what = f"the byte {error.object[error.start]:#x} does not belong in a table"
+        raise Problem(f"{path}, near line {line + 1}: {what}; save it as {ENCODINGS[encoding]}.") from None
     except (FileNotFoundError, Problem):
         raise
     except (*DAMAGE, csv.Error) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(reason_of(error).split())[:200]
         raise Problem(f"{path} cannot be read as a CSV table ({reason}); {advice}.") from None
 
 
@@ -80,27 +73,20 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
             yield text
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
-            with archive.open(find_member(archive, path, member, largest_bytes)) as file:
+            names = archive.namelist()
+            if member is None and len(names) != 1:
+                raise Problem(f"{path} holds {len(names)} files, but it must hold the one CSV.")
+            if member is not None and member not in names:
+                raise Problem(f"{path} has no member {member}; download it again.")
+            info = archive.getinfo(names[0] if member is None else member)
+            check_member(info, largest_bytes)
+            with archive.open(info) as file:
                 yield io.TextIOWrapper(file, encoding, newline="")
     else:
         if path.stat().st_size > largest_bytes:
             raise Problem(f"{path} has {path.stat().st_size:,} bytes, but the largest table has {largest_bytes:,}.")
         with open(path, encoding=encoding, newline="") as text:
             yield text
-
-
-def find_member(
-    archive: zipfile.ZipFile, path: pathlib.Path, member: str | None, largest_bytes: int
-) -> zipfile.ZipInfo:
-    """The table inside the archive at `path`, checked before anything is unpacked."""
-    names = archive.namelist()
-    if member is None and len(names) != 1:
-        raise Problem(f"{path} holds {len(names)} files, but it must hold the one CSV.")
-    if member is not None and member not in names:
-        raise Problem(f"{path} has no member {member}; download it again.")
-    info = archive.getinfo(names[0] if member is None else member)
-    check_member(info, largest_bytes)
-    return info
 
 
 def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -116,10 +102,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], allow_
     """
     path = find_table(folder, name)
     if path is None:
-        raise Problem(
-            f"{folder} holds neither {name} nor {name}.zip; "
-            "run `make download`, or name the competition's folder with DATA=."
-        )
+        raise Problem(f"{folder} holds neither {name} nor {name}.zip; {WHERE_TO_GET}.")
     header, *rows = [fields for _, fields in stream_rows(path, member=name)] or [[]]
     if not header:
         raise Problem(f"{path} is empty; download it again.")

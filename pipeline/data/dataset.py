@@ -52,22 +52,19 @@ class SegmentationDataset(Protocol):
         """Return what the first column of folds.csv lists for an image: its car, or its own name."""
 
     def folds(self, count: int) -> "pd.DataFrame":
-        """Return which whole groups each fold holds out, a table with the columns of `data.grouping.HEADERS`.
+        """Return which whole groups each of `count` folds holds out: columns key, group, fold under names of their own.
 
-        count: how many folds; a data set with an official split may have its own. Raises Problem if there are too
-        few groups.
+        A data set with an official split may have another number. Raises Problem if there are too few groups.
         """
 
 
 def open_nyuv2(data: "Data", task: "Task", folder: pathlib.Path) -> SegmentationDataset:
     from pipeline.data.nyuv2 import NyuV2
-
     return NyuV2(folder, classes=task.count, inputs=data.inputs)
 
 
 def open_image_folder(data: "Data", task: "Task", folder: pathlib.Path) -> SegmentationDataset:
     from pipeline.data.image_folder import ImageFolder
-
     return ImageFolder(folder, task.names, task.ignore_index, data.height, data.width)
 
 
@@ -87,7 +84,7 @@ def open_dataset(data: "Data", task: "Task", folder: pathlib.Path) -> Segmentati
 
 def group_key_of(kind: str) -> Callable[[str], str]:
     """Return `SegmentationDataset.group_key` of this `data.kind` without its images."""
-    return (competition_of(kind).group_key if kind in COMPETITIONS else None) or str
+    return competition_of(kind).group_key if kind in COMPETITIONS else str
 
 
 def competition_of(kind: str) -> "Competition":

@@ -3,10 +3,11 @@
 Makes that never occur in training cover 17 % of the test cars. A score on cars of makes that the network has seen, or
 even on another angle of the same car, is too good.
 
-A table of folds (`folds.csv`) has three columns: the key, which is a car or an image; its group; its fold. The angles
-of a car are held out together, as are all keys of a group.
+A table of folds (`folds.csv`) has three columns: the key, such as a car or an image; its group; its fold. The angles
+of a car are held out together, as are all keys of a group. Carvana's columns are car_id, make, fold.
 """
 import pathlib
+from collections import defaultdict
 from collections.abc import Callable
 
 import pandas as pd
@@ -16,48 +17,25 @@ from pipeline.runtime import files
 from pipeline.runtime.problem import Problem
 
 KeyOf = Callable[[str], str]  # the name of an image -> its key
-HEADERS = (["car_id", "make", "fold"], ["image", "group", "fold"])  # key, group, fold
+IMAGE_COLUMNS = ("image", "group")  # of a key and its group
+PLURALS = {"car_id": "cars", "make": "makes"}  # of columns, in messages; else an s is appended
 
 
-def normal_make(make: str) -> str:
-    """Normalise spelling: `" Infiniti"` and `"INFINITI"` are one make."""
-    return " ".join(make.split()).casefold()
+def assign_folds(group_of_key: dict[str, str], folds: int, columns: tuple[str, str] = IMAGE_COLUMNS) -> pd.DataFrame:
+    """Return a table of folds, one row a key, sorted by key; text, text, int. Raise Problem for too few groups.
 
-
-def assign_cars(make_of_car: dict[str, str], folds: int) -> pd.DataFrame:
-    """Return the table `car_id, make, fold`, one row a car, sorted by car; text, text, int.
-
-    A car without a make is a group of its own. Deterministic, and balanced as well as whole makes allow.
-    """
-    normal = {car: normal_make(make) for car, make in make_of_car.items()}
-    return assign_folds(normal, folds, HEADERS[0], alone="unknown make of ")
-
-
-def assign_images(group_of_image: dict[str, str], folds: int) -> pd.DataFrame:
-    """Return the table `image, group, fold`, one row an image, sorted by image; text, text, int.
-
-    An image without a group is a group of its own.
-    """
-    return assign_folds(group_of_image, folds, HEADERS[1], alone="alone: ")
-
-
-def assign_folds(group_of_key: dict[str, str], folds: int, header: list[str], alone: str) -> pd.DataFrame:
-    """Return a table of folds. Raise Problem if there are fewer groups than folds.
-
-    alone: names the groups of keys without one. Groups of equal size get their folds in the order of these names.
+    A key without a group is a group of its own. Deterministic, and balanced as well as whole groups allow: groups of
+    equal size get their folds in the order of their names.
     """
     keys = sorted(group_of_key)
     groups = [group_of_key[key] for key in keys]
+    alone = "unknown make of " if columns[1] == "make" else "alone: "
     named = [group or f"{alone}{key}" for key, group in zip(keys, groups)]
-    count = len(set(named))
-    if count < folds:
-        what, of_what = ("training cars", "makes") if header[0] == "car_id" else ("images", "groups")
+    if (count := len(set(named))) < folds:
         advice = f"set data.folds to {count} or less" if count > 1 else "two are the least to hold one out"
-        raise Problem(
-            f"data.folds is {folds}, but the {what} have only {count} {of_what}, which no two folds may share; "
-            f"{advice}."
-        )
-    table = pd.DataFrame(dict(zip(header, (keys, groups, 0))))
+        what, of_what = map(plural, columns)
+        raise Problem(f"data.folds is {folds}, but the {what} have only {count} {of_what}, not to be split; {advice}.")
+    table = pd.DataFrame(dict(zip((*columns, "fold"), (keys, groups, 0))))
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(keys, groups=named)):
         table.loc[held_out, "fold"] = fold
     return table
@@ -68,14 +46,13 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     if not path.is_file():
         raise Problem(f"There is no {path}; run `make folds` first.")
     try:
-        text = dict.fromkeys(("car_id", "make", "image", "group"), str)
-        table = pd.read_csv(path, dtype={**text, "fold": int}, keep_default_na=False)
+        dtypes: defaultdict[str, type] = defaultdict(lambda: str, fold=int)
+        table = pd.read_csv(path, dtype=dtypes, keep_default_na=False)
     except (ValueError, OverflowError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"{path} is damaged ({reason}); delete it and run `make folds`.") from None
-    if list(table.columns) not in HEADERS:
-        columns = " or ".join(map(",".join, HEADERS))
-        raise Problem(f"{path} must have the columns {columns}; delete it and run `make folds`.")
+    if len(table.columns) != 3 or table.columns[2] != "fold":
+        raise Problem(f"{path} must have three columns, the last of them fold; delete it and run `make folds`.")
     if not isinstance(table.index, pd.RangeIndex) or table.isna().any(axis=None):
         raise Problem(f"{path} has rows of more or fewer fields than three; delete it and run `make folds`.")
     if len(table) == 0 or sorted(set(table["fold"])) != list(range(table["fold"].max() + 1)):
@@ -86,21 +63,24 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     return table
 
 
+def plural(column: str) -> str:
+    """Return what a message calls the keys or groups of a column, such as "images" or "makes"."""
+    return PLURALS.get(column, f"{column}s")
+
+
 def digest(table: pd.DataFrame) -> str:
     """Return a hash of which key is held out in which fold; groups and the order of rows do not matter."""
     return files.digest(sorted(zip(table[table.columns[0]], table["fold"].tolist())))
 
 
-def check_trained_on(
-    table: pd.DataFrame, trained_on: str, table_path: pathlib.Path, checkpoint_path: pathlib.Path
-) -> None:
+def check_trained_on(table: pd.DataFrame, trained_on: str, table_path: pathlib.Path, best: pathlib.Path) -> None:
     """Raise Problem if a network was trained on other folds, so that it may have seen images that are held out here.
 
     trained_on: the digest that its checkpoint holds.
     """
     if trained_on != digest(table):
         raise Problem(
-            f"{checkpoint_path} was trained on other folds than {table_path} has, and may have seen the images that "
+            f"{best} was trained on other folds than {table_path} has, and may have seen the images that "
             f"are held out there; put the {table_path.name} of its training back, or train it again under another RUN=."
         )
 

@@ -55,10 +55,8 @@ class ImageFolder:
         if missing := sorted(self.mask_of.keys() - self.image_of.keys()):
             raise Problem(f"{folder / 'images'} lacks the images of {len(missing)} masks; the first is {missing[0]}.")
         if ignore_index < len(classes):
-            raise Problem(
-                f"task.ignore_index is {ignore_index}, which is the class {classes[ignore_index]}; set it to a value "
-                f"that no class has, {len(classes)} or more."
-            )
+            what = f"task.ignore_index is {ignore_index}, which is the class {classes[ignore_index]}"
+            raise Problem(f"{what}; set it to a value that no class has, {len(classes)} or more.")
         self.group_of = read_groups(folder / GROUPS, self.image_of)
         self.resizes = height is not None
         self.size_of_image: dict[str, tuple[int, int]] = {}
@@ -72,10 +70,8 @@ class ImageFolder:
             pixels = upright_rgb(image, str(path))
         if pixels.shape[:2] != (self.height, self.width):
             if not self.resizes:
-                raise Problem(
-                    f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but the first image is "
-                    f"{self.width}x{self.height}; set data.height and data.width, and all are brought to that size."
-                )
+                what = f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but the first image {self.width}x{self.height}"
+                raise Problem(f"{what}; set data.height and data.width, and all are brought to that size.")
             shrinks = pixels.shape[0] >= self.height and pixels.shape[1] >= self.width
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             pixels = cv2.resize(pixels, (self.width, self.height), interpolation=interpolation)
@@ -89,19 +85,15 @@ class ImageFolder:
         path = self.mask_of[name]
         with open_image(path) as mask:
             if mask.mode not in ("P", "L", "1") and not mask.mode.startswith("I"):
-                raise Problem(
-                    f"{path}: the mask's colours are {mask.mode}, but it must be a grey or palette PNG whose values "
-                    "are class indices; save it as one."
-                )
+                what = "but it must be a grey or palette PNG whose values are class indices"
+                raise Problem(f"{path}: the mask's colours are {mask.mode}, {what}; save it as one.")
             values = np.asarray(mask)
         if name not in self.size_of_image:  # to find it, all of a PNG must be read
             self.size_of_image[name] = size_of(self.image_of[name])
         size = self.size_of_image[name]
         if values.shape != size:
-            raise Problem(
-                f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}; they "
-                "must have the same size."
-            )
+            what = f"{path}: the mask is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}"
+            raise Problem(f"{what}; they must have the same size.")
         truth = self.to_class_indices(values, path) if self.classes else to_mask(values, path)
         if truth.shape != (self.height, self.width):
             truth = resize_nearest(truth, self.height, self.width)
@@ -122,7 +114,7 @@ class ImageFolder:
         return name
 
     def folds(self, count: int) -> pd.DataFrame:
-        return grouping.assign_images(self.group_of, count)
+        return grouping.assign_folds(self.group_of, count)
 
 
 def files_of(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
@@ -179,10 +171,8 @@ def to_mask(values: NDArray, path: pathlib.Path) -> NDArray[np.bool_]:
     distinct = set(np.unique(values).tolist())
     if not (distinct <= {0, 1} or distinct <= {0, 255}):
         shown = ", ".join(map(str, sorted(distinct)[:4]))
-        raise Problem(
-            f"{path}: the mask has the values {shown}, but a binary one has 0 and 1, or 0 and 255; "
-            "for several classes set task.kind multiclass and name them in task.classes."
-        )
+        what = f"{path}: the mask has the values {shown}, but a binary one has 0 and 1, or 0 and 255"
+        raise Problem(f"{what}; for several classes set task.kind multiclass and name them in task.classes.")
     return values > 0
 
 

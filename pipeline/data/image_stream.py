@@ -3,6 +3,7 @@
 Unlike the batches of `dataset.validation_loader` these know their names, never change their size (what is compiled or
 tuned for one shape meets no other), and can continue past an image that cannot be read.
 """
+import functools
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -58,12 +59,8 @@ def stream(
     dataset: ImagesAtScales, name_batches: list[list[str]], batch_size: int, workers: int, pin_memory: bool
 ) -> Loader:
     """Return a loader that yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
-    options = worker_options(workers, pin_memory)
-
-    def collate(images: list[LoadedImage]) -> Batch:
-        return fill_batch(images, batch_size)
-
-    return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **options)
+    collate = functools.partial(fill_batch, batch_size=batch_size)
+    return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **worker_options(workers, pin_memory))
 
 
 def fill_batch(images: list[LoadedImage], batch_size: int) -> Batch:

@@ -19,22 +19,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.runtime.problem import Problem
 
 JPEG_READ_FLAG = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+    1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8,
+}  # fmt: skip
 JPEG_END = b"\xff\xd9"
 # EXIF orientation -> what turns such an image upright; the last four exchange rows and columns.
 TRANSPOSE_OF = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
+}  # fmt: skip
 SIDEWAYS = (5, 6, 7, 8)
 # What Pillow raises for files that are damaged, cut short or something else.
 PILLOW_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -67,8 +60,7 @@ def decode_jpeg(data: bytes, scale: int, height: int, width: int, where: str) ->
     Raises Problem for an image that is cut short, damaged, not a JPEG, or of another size.
     """
     check_jpeg(data, height, width, where)
-    flag = JPEG_READ_FLAG[scale] | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), JPEG_READ_FLAG[scale] | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.shape != (*grid_shape(height, width, scale), 3):
         raise Problem(f"{where}: the JPEG is damaged; download it again.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -205,9 +197,7 @@ def coverage_of_runs(bounds: NDArray[np.int64], height: int, width: int, scale: 
     return cv2.LUT(pixels, coverage_of_count)
 
 
-def runs_by_row(
-    bounds: NDArray[np.int64], width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def runs_by_row(bounds: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], ...]:
     """Split runs at the ends of rows: the row of each piece, its first column and the one after its last."""
     first_row = bounds[:, 0] // width
     rows_of_run = (bounds[:, 1] - 1) // width - first_row + 1
@@ -218,10 +208,7 @@ def runs_by_row(
 
 
 def upsample_u8(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.uint8]:
-    """The inverse of `coverage`: probabilities 0 to 1 at 1/scale -> uint8 0 to 255 of shape (height, width).
-
-    Bicubic, on the same grid, rounded once.
-    """
+    """Invert `coverage`: probabilities 0 to 1 at 1/scale -> uint8 0 to 255 (height, width), bicubic, rounded once."""
     return to_u8(upsample(prob, scale, height, width))
 
 

@@ -38,6 +38,7 @@ CLASS_OF_WORD = {
 # A byte of depth is linear in 1/m, as is what a Kinect measures: its own step is 2.85e-3 m at 1 m and grows with the
 # square of the depth (Khoshelham and Elberink 2012, https://doi.org/10.3390/s120201437); ours is 1.8 times that.
 NEAR_M, FAR_M = 0.7, 10.0
+TRANSPOSED = "another program may have transposed it: save it from MATLAB with -v7.3, or download it again"
 
 
 class NyuV2:
@@ -84,10 +85,8 @@ class NyuV2:
         """Class indices (height, width) of the dtype of `confusion.index_dtype`; its largest value: no label."""
         labels = self.read_array("labels", name).T
         if labels.max() >= len(self.class_of_label):
-            raise Problem(
-                f"{self.path}: the labels of image {name} reach {labels.max()}, but `names` has only "
-                f"{len(self.words)} words; download it again."
-            )
+            what = f"the labels of image {name} reach {labels.max()}, but `names` has only {len(self.words)} words"
+            raise Problem(f"{self.path}: {what}; download it again.")
         return self.class_of_label[labels]
 
     def folds(self, count: int) -> pd.DataFrame:
@@ -97,10 +96,10 @@ class NyuV2:
         """
         splits = self.path.with_name(SPLITS)
         if not splits.is_file():
-            return grouping.assign_images(self.room_of, count)
+            return grouping.assign_folds(self.room_of, count)
         fold_of = read_official_folds(splits, self.names)
         rows = [(name, self.room_of[name], fold_of[name]) for name in sorted(fold_of)]
-        return pd.DataFrame(rows, columns=grouping.HEADERS[1])
+        return pd.DataFrame(rows, columns=[*grouping.IMAGE_COLUMNS, "fold"])
 
     def group_key(self, name: str) -> str:
         return name
@@ -143,9 +142,8 @@ def map_labels(words: list[str], classes: int, path: pathlib.Path) -> tuple[tupl
     elif classes == len(words):
         names, indices = tuple(words), list(range(classes))
     else:
-        raise Problem(
-            f"task.classes is {classes}, but {path} has 13 or 40 classes, or {len(words)} words; set it to one of them."
-        )
+        what = f"{path} has 13 or 40 classes, or {len(words)} words"
+        raise Problem(f"task.classes is {classes}, but {what}; set it to one of them.")
     return names, np.array([ignored(dtype), *indices], dtype)
 
 
@@ -165,10 +163,8 @@ def check_format(path: pathlib.Path) -> None:
         with open(path, "rb") as file:
             head = file.read(128)
     except FileNotFoundError:
-        raise Problem(
-            f"There is no {path}; `make download CONFIG=configs/nyuv2.yaml` says where to get it, "
-            "or name its folder with DATA=."
-        ) from None
+        where = "`make download CONFIG=configs/nyuv2.yaml` says where to get it, or name its folder with DATA="
+        raise Problem(f"There is no {path}; {where}.") from None
     except OSError as error:
         raise Problem(f"{path} cannot be read: {error.strerror}.") from None
     if head.startswith(b"MATLAB 5.0"):
@@ -177,9 +173,8 @@ def check_format(path: pathlib.Path) -> None:
         size_bytes = path.stat().st_size
         if head.startswith(b"MATLAB 7.3"):
             raise Problem(f"{path} is cut short after {size_bytes} bytes; download it again.")
-        raise Problem(
-            f"{path} is not a MATLAB 7.3 file: its {size_bytes} bytes begin with {head[:16]!r}; download it again."
-        )
+        what = f"its {size_bytes} bytes begin with {head[:16]!r}"
+        raise Problem(f"{path} is not a MATLAB 7.3 file: {what}; download it again.")
 
 
 def open_file(path: pathlib.Path) -> h5py.File:
@@ -188,8 +183,7 @@ def open_file(path: pathlib.Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         if "truncated" in str(error):
-            size_bytes = path.stat().st_size
-            raise Problem(f"{path} is cut short after {size_bytes} bytes; download it again.") from None
+            raise Problem(f"{path} is cut short after {path.stat().st_size} bytes; download it again.") from None
         raise Problem(f"{path} cannot be opened ({error}); download it again.") from None
 
 
@@ -212,20 +206,16 @@ def check_arrays(file: h5py.File, path: pathlib.Path, with_depth: bool) -> None:
             raise Problem(f"{path} has no dataset {name}, only {keys or 'none'}; download it again.")
     shape = file["images"].shape
     if len(shape) != 4 or shape[1] != 3 or shape[2] < shape[3] or not shape[0]:
-        raise Problem(
-            f"{path}: images is {shape}, but it must be (images, 3, columns, rows), as (1449, 3, 640, 480); "
-            "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
-        )
+        what = f"images is {shape}, but it must be (images, 3, columns, rows), as (1449, 3, 640, 480)"
+        raise Problem(f"{path}: {what}; {TRANSPOSED}.")
     expected = (shape[0], *shape[2:])
     for name in sorted({"labels", "depths"} & set(required)):
         if file[name].shape != expected:
-            raise Problem(
-                f"{path}: {name} is {file[name].shape}, but with images of {shape} it must be {expected}; "
-                "another program may have transposed it: save it from MATLAB with -v7.3, or download it again."
-            )
-    for name, kinds in {"images": "u1", "labels": "u", "depths": "f"}.items():
+            what = f"{name} is {file[name].shape}, but with images of {shape} it must be {expected}"
+            raise Problem(f"{path}: {what}; {TRANSPOSED}.")
+    dtypes = {"images": ("u1", "uint8"), "labels": ("u", "uint16"), "depths": ("f", "float32")}
+    for name, (kinds, kind) in dtypes.items():
         if name in required and not file[name].dtype.str[1:].startswith(kinds):
-            kind = {"images": "uint8", "labels": "uint16", "depths": "float32"}[name]
             raise Problem(f"{path}: {name} is {file[name].dtype}, but it must be {kind}; download it again.")
 
 
@@ -253,10 +243,8 @@ def read_official_folds(path: pathlib.Path, names: list[str]) -> dict[str, int]:
             raise Problem(f"{path} has no images in {key}; download it again, or remove it to split by rooms.")
         for number in table[key].ravel().tolist():
             if number not in range(1, len(names) + 1):
-                raise Problem(
-                    f"{path}: {key} names image {number}, but there are 1 to {len(names)}; "
-                    "it belongs to another file: remove it to split by rooms."
-                )
+                what = f"{key} names image {number}, but there are 1 to {len(names)}"
+                raise Problem(f"{path}: {what}; it belongs to another file: remove it to split by rooms.")
             name = name_of(int(number) - 1)
             if name in fold_of:
                 raise Problem(f"{path} names image {number} twice; remove it to split by rooms.")

@@ -23,9 +23,7 @@ def without(names: list[str], exclude: str | None, kind: str) -> list[str]:
     return [name for name in names if name not in listed]
 
 
-def relabel_summary(
-    training: list[str], held_out: list[str], all_names: list[str], relabelled: CsvMasks | None
-) -> str:
+def relabel_summary(training: list[str], held_out: list[str], all_names: list[str], relabelled: CsvMasks | None) -> str:
     """How many images are left out and how many have other masks, each after a comma; "" if none."""
     left_out = len(all_names) - len(training) - len(held_out)
     summary = f", {left_out} left out" if left_out else ""
@@ -33,10 +31,7 @@ def relabel_summary(
 
 
 def read_relabelled(names: list[str], relabel: str | None, kind: str) -> CsvMasks | None:
-    """Read the masks that the table at `relabel` has for some of the names; None if there is no table.
-
-    Raises Problem when a row holds no mask.
-    """
+    """Read the masks of the table at `relabel`, if any, for these names. Raises Problem when a row holds no mask."""
     if relabel is None:
         return None
     competition = competition_of(kind)
@@ -54,7 +49,7 @@ def read_suspects(path: str, columns: tuple[str, ...], setting: str, kind: str) 
         raise Problem(f"{setting} is {path}, but there is no such file; `make report` writes one, or set it to null.")
     table = read_table(file.parent, file.name, columns, allow_empty=True)  # perhaps all masks are right
     for name in table[columns[0]]:
-        if not competition.image_pattern.fullmatch(competition.image_file(name)):
+        if not competition.pattern(competition.image_suffix).fullmatch(competition.image_file(name)):
             raise Problem(f"{path}: {name[:40]!r} is not an image's name; write it as {competition.sample_table} does.")
     return table
 

@@ -22,7 +22,13 @@ from pipeline.runtime.problem import Problem
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 LARGEST_IMAGE_BYTES = 2**26  # unpacked; Kaggle's largest have 0.5 MB
 ARCHIVE_DATE = (2017, 7, 24, 0, 0, 0)  # of members that we pack: the same contents give the same bytes
+WHERE_TO_GET = "run `make download`, or name the competition's folder with DATA="
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # a few bytes of another may unpack to gigabytes at once
+
+
+def reason_of(error: Exception) -> str:
+    """Return what is wrong in words: for an OSError without its number and path, as "Is a directory"."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def check_member(info: zipfile.ZipInfo, largest_bytes: int) -> None:
@@ -48,10 +54,7 @@ class FileSet:
         self.members: dict[str, str] = {}
         unpacked = folder / name
         if not unpacked.is_dir() and not self.archive_path.is_file():
-            raise Problem(
-                f"{folder} holds neither {name}.zip nor a folder {name}/; "
-                "run `make download`, or name the competition's folder with DATA=."
-            )
+            raise Problem(f"{folder} holds neither {name}.zip nor a folder {name}/; {WHERE_TO_GET}.")
         if self.archive_path.is_file():
             self.members = self.index_archive(pattern)
         if unpacked.is_dir():
@@ -60,10 +63,8 @@ class FileSet:
         self.loose |= {path.name: path for path in folder.iterdir() if path.name in names}
         self.names = sorted(names)
         if not self.names:
-            raise Problem(
-                f"{self.archive_path} and {unpacked}/ hold no file whose name matches {pattern.pattern}; "
-                "download the archive again, or name another folder with DATA=."
-            )
+            what = f"hold no file whose name matches {pattern.pattern}"
+            raise Problem(f"{self.archive_path} and {unpacked}/ {what}; download it again, or name another with DATA=.")
 
     def index_archive(self, pattern: re.Pattern[str]) -> dict[str, str]:
         """Map the name of each file to its path inside the archive; ignore other members."""
@@ -71,10 +72,8 @@ class FileSet:
         for info in self.open_archive().infolist():
             *folders, file_name = info.filename.split("/")
             if ".." in folders or "" in folders[:1]:
-                raise Problem(
-                    f"{self.archive_path} has a member {info.filename[:80]!r}, which would be unpacked outside of "
-                    "its folder; download it again, from Kaggle."
-                )
+                what = f"the member {info.filename[:80]!r} would be unpacked outside of its folder"
+                raise Problem(f"{self.archive_path}: {what}; download it again, from Kaggle.")
             if pattern.fullmatch(file_name):
                 if file_name in members:
                     raise Problem(f"{self.archive_path} holds {file_name} twice; download it again.")
@@ -87,9 +86,8 @@ class FileSet:
             try:
                 self.archive = zipfile.ZipFile(self.archive_path)
             except DAMAGE as error:
-                raise Problem(
-                    f"{self.archive_path} is not a whole zip archive ({error}); download it again."
-                ) from error
+                what = f"{self.archive_path} is not a whole zip archive ({reason_of(error)})"
+                raise Problem(f"{what}; download it again.") from error
             self.owner_pid = os.getpid()
         return self.archive
 
@@ -108,7 +106,7 @@ class FileSet:
         except KeyError:
             raise Problem(f"{self.archive_path} holds no {name}.") from None
         except DAMAGE as error:
-            raise Problem(f"{self.where(name)} cannot be read ({error}); download it again.") from error
+            raise Problem(f"{self.where(name)} cannot be read ({reason_of(error)}); download it again.") from error
 
     def __getstate__(self) -> dict:
         """Leave out the handle, for a process that is not a fork."""

@@ -35,15 +35,6 @@ SEARCHES, SEARCH_PAUSE_S = 3, 5.0  # for a submission after a call whose outcome
 
 
 @dataclass(frozen=True)
-class SubmissionLimits:
-    """How many submissions the team has made, and may still make today; Kaggle's days begin at 0:00 UTC."""
-
-    allowed_today: int
-    made_today: int
-    made_total: int
-
-
-@dataclass(frozen=True)
 class Submission:
     """One submission as Kaggle lists it."""
 
@@ -69,11 +60,7 @@ class Client:
 
     def files(self) -> dict[str, int]:
         """Return {file name: size in bytes} of the competition's files, from all pages."""
-        from kagglesdk.competitions.types.competition_api_service import ApiListDataFilesRequest
-
-        sizes: dict[str, int] = {}
-        request = ApiListDataFilesRequest()
-        request.competition_name = self.competition.slug
+        sizes, request = dict[str, int](), self.request("ListDataFiles")
         while True:
             answer = self.call(self.calls.list_data_files, request, "asking Kaggle for its list of files")
             sizes |= {file.name: file.total_bytes for file in answer.files}
@@ -103,16 +90,12 @@ class Client:
 
     def download_rest(self, name: str, path: pathlib.Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
         """Download what one connection yields. Each call asks for a new link, since links expire."""
-        from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
-
         tag_path = path.with_name(f"{path.name}.tag")
         tag = tag_path.read_text() if tag_path.is_file() else ""
         draft_bytes = length_bytes(path)
         resumes = tag != "" and 0 < draft_bytes < size_bytes
         self.adapter.file_headers = {"Range": f"bytes={draft_bytes}-", "If-Range": tag} if resumes else {}
-        request = ApiDownloadDataFileRequest()
-        request.competition_name, request.file_name = self.competition.slug, name
-        response = self.calls.download_data_file(request)  # the body is still to be read
+        response = self.calls.download_data_file(self.request("DownloadDataFile", file_name=name))  # body unread
         new_tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         is_rest = response.status_code == 206
         check_length(response, size_bytes - draft_bytes if is_rest else size_bytes)
@@ -125,27 +108,22 @@ class Client:
                 raise UnusableAnswer("the file changed at Kaggle in the meantime")
         append_body(response, path, size_bytes, on_bytes)
 
-    def submission_limits(self) -> SubmissionLimits | None:
-        """Return None where they are unknown: before the team's first submission, or when Kaggle cannot be reached."""
-        from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionLimitsRequest
+    def submissions_left(self) -> int | None:
+        """Return how many submissions the team may still make today; Kaggle's days begin at 0:00 UTC.
 
-        request = ApiGetSubmissionLimitsRequest()
-        request.competition_name = self.competition.slug
+        None where that is unknown: before the team's first submission, or when Kaggle cannot be reached.
+        """
+        request = self.request("GetSubmissionLimits")
         try:
             answer = self.call(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
         except Problem:
             return None
-        limits = SubmissionLimits(answer.num_allowed_now, answer.num_today, answer.num_total)
-        return None if limits == SubmissionLimits(0, 0, 0) else limits
+        return answer.num_allowed_now if answer.num_allowed_now or answer.num_today or answer.num_total else None
 
     def submissions(self) -> list[Submission]:
         """Return all submissions of the team, from all pages, the newest first."""
-        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
-
         by_ref: dict[int, Submission] = {}
-        request = ApiListSubmissionsRequest()
-        request.competition_name = self.competition.slug
-        request.page, request.page_size = 1, SUBMISSIONS_PER_PAGE
+        request = self.request("ListSubmissions", page=1, page_size=SUBMISSIONS_PER_PAGE)
         while True:
             answer = self.call(self.calls.list_submissions, request, "asking Kaggle for the submissions")
             new = {item.ref: parse_submission(item) for item in answer.submissions if item.ref not in by_ref}
@@ -161,11 +139,8 @@ class Client:
         Never submits twice: after a call whose outcome is unknown, search `submissions` for a new one with this
         message before trying again.
         """
-        from kagglesdk.competitions.types.competition_api_service import ApiCreateSubmissionRequest
-
         known = {submission.ref for submission in self.submissions()}
-        request = ApiCreateSubmissionRequest()
-        request.competition_name, request.submission_description = self.competition.slug, message
+        request = self.request("CreateSubmission", submission_description=message)
         request.blob_file_tokens = with_retries(
             lambda: self.upload(path), f"the upload of {path}", self.secrets, self.competition, UPLOAD_DEADLINE_S
         )
@@ -183,12 +158,11 @@ class Client:
 
     def upload(self, path: pathlib.Path) -> str:
         """Upload a file to Kaggle's file store once; return the token that `submit` needs. This submits nothing."""
-        from kagglesdk.competitions.types.competition_api_service import ApiStartSubmissionUploadRequest
-
-        request = ApiStartSubmissionUploadRequest()
-        request.competition_name, request.file_name = self.competition.slug, path.name
-        request.content_length = path.stat().st_size
-        request.last_modified_epoch_seconds = int(path.stat().st_mtime)
+        status = path.stat()
+        request = self.request(
+            "StartSubmissionUpload", file_name=path.name, content_length=status.st_size,
+            last_modified_epoch_seconds=int(status.st_mtime),
+        )  # fmt: skip
         target = call_api(self.calls.start_submission_upload, request)
         with PacedFile(path) as file:
             response = self.upload_session.put(target.create_url, data=file)
@@ -210,6 +184,15 @@ class Client:
                     return submission.ref
             time.sleep(SEARCH_PAUSE_S if search < SEARCHES - 1 else 0)
         return None
+
+    def request(self, name: str, **fields: Any) -> Any:
+        """Return the package's request of this name about the competition, with these fields."""
+        from kagglesdk.competitions.types import competition_api_service
+
+        request = getattr(competition_api_service, f"Api{name}Request")()
+        for field, value in {"competition_name": self.competition.slug, **fields}.items():
+            setattr(request, field, value)
+        return request
 
     def call(self, method: Callable[[Any], Any], request: Any, what: str) -> Any:
         return with_retries(lambda: call_api(method, request), what, self.secrets, self.competition)

@@ -135,18 +135,16 @@ def fetch_all(client: Client, folder: pathlib.Path, sizes: dict[str, int], manif
 
 def fetch(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:
     """Download a file to its place; return what it holds. A damaged download is tried once more."""
-    draft = draft_of(folder, name)
-    try:
-        return fetch_once(client, folder, name, size_bytes, bar)
-    except Damaged as damage:
-        bar.write(f"{name} arrived damaged ({damage}); downloading it once more.")
-    bar.update(-size_bytes)
-    draft.unlink()
-    try:
-        return fetch_once(client, folder, name, size_bytes, bar)
-    except Damaged as damage:
-        draft.unlink()
-        raise Problem(f"{name} arrived damaged twice ({damage}); run `make download` again later.") from None
+    for retried in (False, True):
+        try:
+            return fetch_once(client, folder, name, size_bytes, bar)
+        except Damaged as damage:
+            draft_of(folder, name).unlink()
+            bar.update(-size_bytes)
+            if not retried:
+                bar.write(f"{name} arrived damaged ({damage}); downloading it once more.")
+            reason = str(damage)
+    raise Problem(f"{name} arrived damaged twice ({reason}); run `make download` again later.")
 
 
 def fetch_once(client: Client, folder: pathlib.Path, name: str, size_bytes: int, bar: tqdm) -> str:

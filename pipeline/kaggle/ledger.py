@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, ValidationError, model_validator
 
+from pipeline.data.zip_reader import reason_of
 from pipeline.kaggle.client import Submission
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
@@ -73,7 +74,7 @@ def read(path: pathlib.Path) -> list[Row]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} cannot be read ({error}); repair it, or take it from git.") from None
+        raise Problem(f"{path} cannot be read ({reason_of(error)}); repair it, or take it from git.") from None
 
 
 def parse_row(cells: list[str], where: str) -> Row:

@@ -119,10 +119,8 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
     with keep_existing(run.submission):
         run_stage("predict", *arguments)
     if (digest := sha256(run.submission)) != row.sha256:
-        raise Problem(
-            f"{run.submission} has sha256 {digest}, but row {number} has {row.sha256}; check that machine, package "
-            "versions and test images are the same."
-        )
+        what = f"{run.submission} has sha256 {digest}, but row {number} has {row.sha256}"
+        raise Problem(f"{what}; check that machine, package versions and test images are the same.")
     print(f"{run.submission} has the sha256 of row {number}, {row.sha256}.")
 
 
@@ -162,10 +160,8 @@ def check_code(row: Row, number: int) -> None:
     if not git.is_clean():
         raise Problem("This checkout has uncommitted changes; commit them, or put them away with `git stash`.")
     if not git.same_code(here, row.commit):
-        raise Problem(
-            f"This checkout is at {here[:7]}, but row {number} was made by {row.commit[:7]}; run the commands that "
-            f"`make reproduce ROW={number}` prints."
-        )
+        what = f"This checkout is at {here[:7]}, but row {number} was made by {row.commit[:7]}"
+        raise Problem(f"{what}; run the commands that `make reproduce ROW={number}` prints.")
 
 
 def check_weights(row: Row, number: int) -> None:
@@ -174,10 +170,8 @@ def check_weights(row: Row, number: int) -> None:
         if not path.is_file():
             raise Problem(f"There is no {path}; put back the weights of row {number} (sha256 {digest}).")
         if sha256(path) != digest:
-            raise Problem(
-                f"{path} is not the file of row {number} (sha256 {digest}); put that file back, or, if these are the "
-                f"weights trained again, run the commands that `make reproduce ROW={number}` prints."
-            )
+            advice = f"or, if it is trained again, run the commands that `make reproduce ROW={number}` prints"
+            raise Problem(f"{path} is not the file of row {number} (sha256 {digest}); put that file back, {advice}.")
 
 
 def check_folds(row: Row, number: int) -> None:

@@ -125,10 +125,8 @@ def check_weights(run: Run, origin: Provenance) -> None:
         path = pathlib.Path(name)
         if path.is_file() and sha256(path) != digest:
             runs = f'RUNS="{" ".join(origin.runs)}"' if len(origin.runs) > 1 else f"RUN={run.name}"
-            raise Problem(
-                f"{path} has changed since it made {run.submission}; run `make predict {runs}` again, or submit the "
-                f"file as it is with FILE={run.submission}."
-            )
+            advice = f"run `make predict {runs}` again, or submit the file as it is with FILE={run.submission}"
+            raise Problem(f"{path} has changed since it made {run.submission}; {advice}.")
 
 
 def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[str]) -> bool:
@@ -153,10 +151,8 @@ def row_for(
         if row.ref is None:
             return number, row
         if row.status == "failed" and not force:
-            raise Problem(
-                f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error}); correct the "
-                "file, or submit it again with FORCE=1."
-            )
+            what = f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error})"
+            raise Problem(f"{what}; correct the file, or submit it again with FORCE=1.")
         if not force:
             return number, row
     text = " ".join((message or describe(origin)).split())
@@ -172,9 +168,9 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
     Raise Problem if the file must still be uploaded but cannot be today. pauses_s: before further searches, when the
     first one finds nothing.
     """
-    limits = client.submission_limits()
-    if limits is not None:
-        print(f"Submissions left today: {limits.allowed_today}.")
+    left_today = client.submissions_left()
+    if left_today is not None:
+        print(f"Submissions left today: {left_today}.")
     listed_row = ledger.updated(row, client.submissions())
     for pause_s in pauses_s:
         if listed_row is None:
@@ -184,11 +180,9 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
         print(f"Kaggle has the file (ref {listed_row.ref}).")
         return listed_row
     if row.ref is not None:
-        raise Problem(
-            f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission; log in "
-            "as the user who submitted it, or submit again with FORCE=1."
-        )
-    if limits is not None and limits.allowed_today < 1:
+        what = f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission"
+        raise Problem(f"{what}; log in as the user who submitted it, or submit again with FORCE=1.")
+    if left_today is not None and left_today < 1:
         hours = 24 - (now().hour + now().minute / 60)
         raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
     return row
@@ -221,10 +215,8 @@ def wait_for_score(client: Client, row: Row) -> Iterator[Row]:
         print("Waiting for the score ...")
     while row.status == "pending":
         if time.monotonic() > deadline:
-            raise Problem(
-                f"Kaggle has the file (ref {row.ref}), but gave no score within {WAIT_S / 60:.0f} minutes; run "
-                "`make leaderboard` later to get it."
-            )
+            what = f"Kaggle has the file (ref {row.ref}), but gave no score within {WAIT_S / 60:.0f} minutes"
+            raise Problem(f"{what}; run `make leaderboard` later to get it.")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_POLL_S)
         listed_row = ledger.updated(row, client.submissions())

@@ -89,10 +89,8 @@ def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
 def check_images(name: str, names: list[str], folder: pathlib.Path, competition: Competition) -> int:
     """Count the images, or masks, among an archive's files. Raises Damaged when they are not those of its table."""
     set_name = name.removesuffix(".zip")
-    pattern, suffix = competition.image_pattern, competition.image_suffix
-    if set_name == competition.mask_set:
-        pattern, suffix = competition.mask_pattern, competition.mask_suffix
-    images = [competition.name_of_file(file, suffix) for file in names if pattern.fullmatch(file)]
+    suffix = competition.mask_suffix if set_name == competition.mask_set else competition.image_suffix
+    images = [competition.name_of_file(file, suffix) for file in names if competition.pattern(suffix).fullmatch(file)]
     table_name = competition.table_of_set.get(set_name, "")
     check_count(table_name, images, folder, competition)
     table = find_table(folder, table_name)
@@ -117,8 +115,7 @@ def check_count(table_name: str, images: list[str], folder: pathlib.Path, compet
 
     table_name: the table that lists these images.
     """
-    key_of = competition.group_key or str
-    expected = len({key_of(name) for name in images}) * competition.angles
+    expected = len(set(map(competition.group_key, images))) * competition.angles
     counts = {competition.mask_table: competition.train_images, competition.sample_table: competition.test_images}
     real_table, rows = competition.rows_if_real or ("", 0)
     table = find_table(folder, real_table)

@@ -60,7 +60,7 @@ def shapes_table(masks: Iterable[tuple[str, NDArray[np.int64]]], competition: Co
 def submission_masks(path: pathlib.Path, competition: Competition) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Yield (img, bounds of its runs) of each row of a submission. Raise Problem for an invalid row."""
     for line, (name, text) in read_rows(path, competition.submission_header):
-        if not competition.image_pattern.fullmatch(competition.image_file(name)):
+        if not competition.pattern(competition.image_suffix).fullmatch(competition.image_file(name)):
             raise Problem(f"{path}, line {line}: {name[:40]!r} is not the name of an image.")
         try:
             yield name, competition.parse(text)

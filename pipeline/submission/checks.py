@@ -25,10 +25,8 @@ def check(
         if name in line_of:
             raise Problem(f"{where}: the image {name} is in line {line_of[name]} already.")
         if position[name] != len(line_of):
-            raise Problem(
-                f"{where}: the image {name} is where the sample submission has {expected_names[len(line_of)]}; "
-                "an image is missing, or the order differs."
-            )
+            what = f"{where}: the image {name} is where the sample submission has {expected_names[len(line_of)]}"
+            raise Problem(f"{what}; an image is missing, or the order differs.")
         line_of[name] = line
         try:
             bounds = rle.parse(text, competition.pixels)
@@ -39,13 +37,10 @@ def check(
         covered_px += int((bounds[:, 1] - bounds[:, 0]).sum())
     if len(line_of) < len(expected_names):
         missing = expected_names[len(line_of)]
-        raise Problem(
-            f"{path} ends after {len(line_of)} of {len(expected_names)} images; the first missing one is {missing}."
-        )
+        what = f"ends after {len(line_of)} of {len(expected_names)} images"
+        raise Problem(f"{path} {what}; the first missing one is {missing}.")
     mean_coverage, (lowest, highest) = covered_px / (competition.pixels * len(line_of)), competition.mean_coverage_range
     if not lowest <= mean_coverage <= highest:
-        raise Problem(
-            f"{path}: the masks cover {mean_coverage:.1%} of their images on average, but {lowest:.1%} to "
-            f"{highest:.1%} are plausible; check the threshold, and look at some masks."
-        )
+        what = f"{mean_coverage:.1%} of their images on average, but {lowest:.1%} to {highest:.1%} are plausible"
+        raise Problem(f"{path}: the masks cover {what}; check the threshold, and look at some masks.")
     return mean_coverage

@@ -23,13 +23,16 @@ from pipeline.runtime.files import read_json, sha256
 from pipeline.runtime.problem import Problem
 
 
+Weights = dict[pathlib.Path, float]  # checkpoint -> its weight in the mean; they sum to 1
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that is known of a submission before the first image is predicted."""
 
     run: Run  # names the submission
     runs: Sequence[Run]  # whose networks are averaged
-    weight_of_path: dict[pathlib.Path, float]  # checkpoint -> its weight in the mean; they sum to 1
+    weight_of_path: Weights
     sha256_of_path: dict[str, str]  # checkpoint -> hex digest of its bytes
     trained: list[Settings]  # by which each network was trained
     settings_of_network: list[Settings]  # by which each network predicts
@@ -47,10 +50,14 @@ class Plan:
 
     def state(self, on_bad_image: str) -> dict[str, Any]:
         """Return everything that a row may depend on, as JSON can hold it, for `shards.Shards`."""
+        row_settings = [  # on which a row may depend
+            each.data.model_dump(include={"scale", "hq"}) | each.predict.model_dump(exclude={"batch_size"})
+            for each in self.settings_of_network
+        ]
         return {
             "checkpoints": {str(path): [self.sha256_of_path[str(path)], w] for path, w in self.weight_of_path.items()},
             "threshold_u8": self.threshold_u8,
-            "settings": [row_settings(settings) for settings in self.settings_of_network],
+            "settings": row_settings,
             "batch_size": self.settings.predict.batch_size,
             "on_bad_image": on_bad_image,
             "test_images": fingerprint(self.images, self.names),
@@ -113,9 +120,7 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
 # --- weights and threshold -------------------------------------------------------------------------------------------
 
 
-def weights_and_threshold(
-    joint: Run, runs: Sequence[Run], folds: list[int]
-) -> tuple[dict[pathlib.Path, float], int, dict[str, Any]]:
+def weights_and_threshold(joint: Run, runs: Sequence[Run], folds: list[int]) -> tuple[Weights, int, dict[str, Any]]:
     """Return checkpoint -> its weight in the mean, the threshold as an 8-bit value, and the content of its file.
 
     Several runs are weighted as the stage `blend` found in `joint`. Without its file they get equal weights, and the
@@ -200,11 +205,6 @@ def open_test_images(competition: Competition, settings: Settings) -> tuple[list
     if missing := sorted(set(names) - set(images.names)):
         raise Problem(f"{folder} lacks {len(missing)} images of the sample submission; the first is {missing[0]}.")
     return names, images
-
-
-def row_settings(settings: Settings) -> dict[str, Any]:
-    """Return those settings of one network on which a row may depend."""
-    return settings.data.model_dump(include={"scale", "hq"}) | settings.predict.model_dump(exclude={"batch_size"})
 
 
 def fingerprint(images: ImageSet, names: list[str]) -> str:

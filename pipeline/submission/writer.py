@@ -1,7 +1,7 @@
-"""Masks to a gzipped CSV, each row decoded again and compared before it is written; at once or in shards.
+"""Masks to a gzipped CSV, each row decoded again and compared before it is written, in shards that survive a kill.
 
-`write` makes the file in one go. `write_shard` and `join_shards` make the same bytes from shards that survive a kill,
-as long as each shard but the last has a multiple of `ROWS_PER_BLOCK` rows.
+However the rows are split into shards, the joined file has the same bytes, as long as each shard but the last has a
+multiple of `ROWS_PER_BLOCK` rows. The header holds neither a time nor a name.
 
 The gzip file consists of blocks that are compressed by themselves, by another thread or in another process. Each ends
 on a whole byte, so that blocks one after another are one deflate stream (as in Mark Adler's pigz). It is one gzip
@@ -30,20 +30,17 @@ TRAILER_BYTES = len(LAST_BLOCK) + 8
 Row = tuple[str, str]  # name of an image and its run lengths
 
 
-def write(path: pathlib.Path, header: tuple[str, str], masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> int:
-    """Write (name, mask) pairs in their order; return the number of rows.
-
-    The file appears under its name when it is whole. The same masks give the same bytes: the gzip header
-    holds neither a time nor a name.
-    """
-    with replacing(path) as draft, open(draft, "wb") as file:
-        return write_rows(file, header, ((name, verified_rle(mask)) for name, mask in masks))
-
-
 def write_shard(path: pathlib.Path, rows: Iterable[Row]) -> int:
     """Write rows without a header, for `join_shards`; return their number. The file appears when it is whole."""
+    count = 0
     with replacing(path) as draft, open(draft, "wb") as file:
-        return write_rows(file, None, rows)
+        gzip_file = BlockGzipWriter(file)
+        # One thread compresses while this one makes rows; more would only compete for the interpreter's lock.
+        for rows_in_block, text, block in in_order(compress_rows, batches(rows, ROWS_PER_BLOCK), threads=1):
+            gzip_file.add(text, block)
+            count += rows_in_block
+        gzip_file.end()
+    return count
 
 
 def join_shards(shards: Iterable[pathlib.Path], path: pathlib.Path, header: tuple[str, str]) -> None:
@@ -75,19 +72,6 @@ def verified_rle(mask: NDArray[np.bool_], bounds: NDArray[np.int64] | None = Non
     if not rle.bounds_match_bits(rle.parse(text, mask.size), bits_u64):
         raise AssertionError("run lengths do not decode to the mask that they were made of; this is a bug")
     return text
-
-
-def write_rows(file: IO[bytes], header: tuple[str, str] | None, rows: Iterable[Row]) -> int:
-    """Write a gzip file of the header, if any, and the rows; return the number of rows."""
-    gzip_file, count = BlockGzipWriter(file), 0
-    if header:
-        gzip_file.add(text := csv_line(header), compress(text))
-    # One thread compresses while this one makes rows; more would only compete for the interpreter's lock.
-    for rows_in_block, text, block in in_order(compress_rows, batches(rows, ROWS_PER_BLOCK), threads=1):
-        gzip_file.add(text, block)
-        count += rows_in_block
-    gzip_file.end()
-    return count
 
 
 def compress_rows(rows: list[Row]) -> tuple[int, bytes, bytes]:

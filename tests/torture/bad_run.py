@@ -193,7 +193,7 @@ def results() -> Iterator[Case]:
     for what, text, says in (
         ("empty", "", "damaged"),
         ("a header alone", "car_id,make,fold\n", "folds from 0 up"),
-        ("of other columns", "car,make,fold\nx,y,0\n", "columns car_id,make,fold"),
+        ("of other columns", "car,make,part\nx,y,0\n", "the last of them fold"),
         ("of strings for folds", "car_id,make,fold\nx,y,first\n", "damaged"),
         ("of folds beyond 64 bits", f"car_id,make,fold\nx,y,{10**30}\n", "damaged"),
         ("of folds below 0", "car_id,make,fold\nx,y,-1\n", "folds from 0 up"),

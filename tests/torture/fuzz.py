@@ -104,7 +104,7 @@ def archive(data: bytes, folder: pathlib.Path) -> None:
     """An archive of images: each member whole by its checksum, or a Problem."""
     (folder / "test.zip").write_bytes(data)
     try:
-        files = FileSet(folder, "test", carvana.CARVANA.image_pattern)
+        files = FileSet(folder, "test", carvana.CARVANA.pattern(".jpg"))
     except Problem:
         return
     for name in files.names:

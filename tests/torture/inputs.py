@@ -129,7 +129,8 @@ def make_place(folder: pathlib.Path, demo: pathlib.Path) -> Place:
     settings = config.load(folder / "tiny.yaml")
     makes = carvana.read_makes(demo)
     names = carvana.CARVANA.open_images(demo, "train").names
-    table = grouping.assign_cars({carvana.car_of(name): makes[carvana.car_of(name)] for name in names}, folds=2)
+    make_of_car = {carvana.car_of(name): carvana.normal_make(makes[carvana.car_of(name)]) for name in names}
+    table = grouping.assign_folds(make_of_car, 2, carvana.CARVANA.group_columns)
     place.put("runs/tiny/folds.csv", table.to_csv(index=False))
     place.put("runs/tiny/fold0/config.yaml", config.dump(settings))
     torch.manual_seed(0)
