@@ -89,6 +89,14 @@ class Common(NamedTuple):
         """Return --run, else all of --runs as `a+b`, else the config's file name."""
         return Run(self.run or "+".join(dict.fromkeys(runs)) or pathlib.Path(self.config).stem)
 
+    @property
+    def kind(self) -> str:
+        """Return data.kind of the config; its default if there is no config and none was named."""
+        path = pathlib.Path(self.config)
+        if self.config == DEFAULT_CONFIG and not path.is_file():
+            return Settings().data.kind
+        return load(path, self.overrides, check_choices=False).data.kind
+
     def folder_and_kind(self, runs: Sequence[str] = ()) -> tuple[pathlib.Path, str]:
         """Return the competition of the (first) run's training, else of the config, in --data if that is given."""
         candidates = [self.named_run(runs), *(Run(name) for name in runs)]
@@ -206,8 +214,7 @@ def shrink(
 ) -> None:
     """Make a small copy of a competition folder, for a slow link."""
     from pipeline.data import shrink as stage
-    folder, kind = pathlib.Path(common.data or DEFAULT_DATA), common.settings.data.kind
-    stage.main(folder, pathlib.Path(out), scale, quality, kind)
+    stage.main(pathlib.Path(common.data or DEFAULT_DATA), pathlib.Path(out), scale, quality, common.kind)
 
 
 @command()
@@ -371,7 +378,7 @@ def leaderboard(
 ) -> None:
     """Show the ledger of submissions, and where their scores would rank."""
     from pipeline.kaggle import leaderboard as stage
-    stage.main(pathlib.Path(ledger), common.folder_and_kind()[1])
+    stage.main(pathlib.Path(ledger), common.kind)
 
 
 @command()
@@ -420,7 +427,8 @@ def repeat_list_flags(arguments: list[str]) -> list[str]:
     repeated, flag, values = list[str](), "", 0
     for argument in arguments:
         if argument.startswith("-"):
-            flag, values = (argument if argument in LISTS else ""), 0
+            name, has_value, _ = argument.partition("=")
+            flag, values = (name if name in LISTS else ""), len(has_value)
         elif flag:
             repeated += [flag] if values else []
             values += 1
@@ -432,6 +440,8 @@ def usage_sentence(error: Any, arguments: list[str]) -> str:
     """Name an option as the Makefile does, and as the flag: TEST_CARS (--test-cars)."""
     program = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in COMMANDS else PROGRAM
     text = (error.message or "is required").removeprefix("Value error, ").rstrip(".")
+    if "extra argument" in text:
+        text += "; a value follows its flag, as in --file x.csv"
     if param := getattr(error, "param", None):
         flag = param.opts[0]
         option = f"{flag.removeprefix('--').upper().replace('-', '_')} ({flag})"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.config import Settings
 from pipeline.data.dataset import open_dataset
-from pipeline.data.grouping import digest, plural, read_folds
+from pipeline.data.grouping import digest, map_keys_to_groups, plural, read_folds
 from pipeline.paths import Run
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
@@ -23,10 +23,9 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
                 check_trained_folds(run, table, settings.data.folds, folder)
                 write_text(run.folds, text)
     keys_name, groups_name = map(plural, table.columns[:2])
-    groups_per_fold = table.groupby("fold")[table.columns[1]].nunique()
-    keys_per_fold = table.groupby("fold").size()
-    sizes = [f"{keys} {keys_name} of {groups_per_fold[fold]} {groups_name}" for fold, keys in keys_per_fold.items()]
-    print(f"{run.folds}: {len(table)} {keys_name} in {len(sizes)} folds ({', '.join(sizes)}).")
+    groups = table.iloc[:, 0].map(map_keys_to_groups(table)).groupby(table["fold"])
+    sizes = ", ".join(f"{len(group)} of {group.nunique()} {groups_name}" for _, group in groups)
+    print(f"{run.folds}: {len(table)} {keys_name} in {len(groups)} folds ({sizes}).")
 
 
 @contextlib.contextmanager

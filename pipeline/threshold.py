@@ -43,7 +43,10 @@ def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
     names = [name for oof in oofs for name in oof.names]
     table = read_folds(run.folds)
     group_of_key = map_keys_to_groups(table)
-    groups = np.array([group_of_key.get(key_of(name), "") for name in names])
+    keys = [name if name in group_of_key else key_of(name) for name in names]  # of a table of images, of cars
+    if unknown := [key for key in keys if key not in group_of_key]:
+        raise Problem(f"{run.folds} does not list {unknown[0]}, which is in {run.folder / 'oof'}; run `make validate`.")
+    groups = np.array([group_of_key[key] for key in keys])
 
     scores = dice.dice_at_thresholds(np.concatenate([oof.histograms for oof in oofs]))
     threshold_u8 = dice.best_threshold_u8(scores)
