@@ -7,6 +7,7 @@ import pytest
 from PIL import ExifTags, Image
 from plain_folder import CLASSES, COLOURS, draw
 
+from pipeline.__main__ import main
 from pipeline.config import Data, Settings, Task
 from pipeline.data.dataset import open_dataset
 from pipeline.data.image_folder import ImageFolder, resize_nearest
@@ -297,3 +298,15 @@ def test_an_ignore_index_that_is_a_class_is_a_problem(folder: pathlib.Path) -> N
 def test_more_folds_than_groups_are_a_problem(folder: pathlib.Path) -> None:
     with pytest.raises(Problem, match=r"data\.folds is 3, but the \w+ have only 2 groups"):
         opened(folder).folds(3)
+
+
+def test_folds_counts_images_without_groups_as_a_group_each(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "groups.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    task = f"task: {{kind: multiclass, classes: [{', '.join(CLASSES)}]}}\n"
+    pathlib.Path("mine.yaml").write_text(f"data: {{kind: folder, folds: 2, height: 64, width: 96}}\n{task}")
+    assert main(["folds", "--config", "mine.yaml", "--data", str(folder)]) == 0
+    images = len(list((folder / "images").iterdir()))
+    assert f"{images // 2} of {images // 2} groups" in capsys.readouterr().out

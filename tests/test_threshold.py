@@ -76,6 +76,24 @@ def test_the_threshold_and_both_dice_are_those_over_all_folds(validated: Run) ->
     assert read_threshold_u8(validated.threshold) == 100
 
 
+def test_images_with_groups_are_cross_fitted_though_no_config_says_what_they_are(validated: Run) -> None:
+    """A name that is looked up as a car's would be in no group, and all images in one."""
+    names = ["holiday_2019_0001.jpg", "holiday_2019_0002.jpg", "holiday_2020_0001.jpg", "holiday_2020_0002.jpg"]
+    rows = [f"{name},{name[:12]},{number // 2}" for number, name in enumerate(names)]
+    validated.folds.write_text("\n".join(["image,group,fold", *rows, ""]))
+    for fold in (0, 1):
+        save_oof(validated, fold, names[2 * fold : 2 * fold + 2], np.load(validated.oof(fold))["histograms"])
+    threshold.main(validated)
+    content = json.loads(validated.threshold.read_text())
+    assert content["oof_dice_cross_fitted"] < content["oof_dice"] - 0.1
+
+
+def test_an_image_that_folds_csv_does_not_list_is_a_problem(validated: Run) -> None:
+    validated.folds.write_text("car_id,make,fold\n00000000000a,kia,0\n00000000000c,,1\n")
+    with pytest.raises(Problem, match=r"folds\.csv does not list 00000000000b"):
+        threshold.main(validated)
+
+
 def test_a_threshold_of_other_predictions_is_not_used(validated: Run) -> None:
     threshold.main(validated)
     assert stale_message(validated) == ""
