@@ -176,9 +176,8 @@ class Client:
             try:
                 submissions = self.submissions()
             except Problem as problem:
-                raise Problem(
-                    f"It is unknown whether Kaggle took the submission ({problem}); run `make leaderboard` to find out."
-                ) from None
+                what = f"It is unknown whether Kaggle took the submission ({problem})"
+                raise Problem(f"{what}; run `make leaderboard` to find out.") from None
             for submission in submissions:
                 if submission.description.strip() == message.strip() and submission.ref not in known:
                     return submission.ref
@@ -238,8 +237,7 @@ def append_body(
 ) -> None:
     """Append the body to a draft until it has `size_bytes` or the connection ends; raise NETWORK_ERRORS or OSError."""
     with response, open(path, "ab", buffering=0) as file:
-        written_bytes = file.tell()
-        pace = Pace()
+        written_bytes, pace = file.tell(), Pace()
         while written_bytes < size_bytes:
             # read1, unlike iter_content, returns what has arrived: no copy, and no wait for a full chunk.
             chunk = response.raw.read1(min(CHUNK_BYTES, size_bytes - written_bytes), decode_content=False)
@@ -325,12 +323,11 @@ def import_package() -> type:
     credentials, HOME is an empty folder, and all output is discarded.
     """
     hidden: dict[str, str | None] = {name: None for name in os.environ if name.startswith("KAGGLE_")}
-    with tempfile.TemporaryDirectory() as empty:
-        with environment({**hidden, "HOME": empty, "KAGGLE_CONFIG_DIR": empty}):
-            try:
-                from kaggle.api.kaggle_api_extended import KaggleApi
-            except ImportError as error:
-                raise Problem(f"The Kaggle client is not installed ({error}); pip install -e '.[kaggle]'.") from None
+    with tempfile.TemporaryDirectory() as empty, environment({**hidden, "HOME": empty, "KAGGLE_CONFIG_DIR": empty}):
+        try:
+            from kaggle.api.kaggle_api_extended import KaggleApi
+        except ImportError as error:
+            raise Problem(f"The Kaggle client is not installed ({error}); pip install -e '.[kaggle]'.") from None
     return KaggleApi
 
 
@@ -338,8 +335,7 @@ def credentials_folder() -> pathlib.Path:
     """Return the folder in which the package looks for `kaggle.json`."""
     if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
         return pathlib.Path(folder)
-    old = pathlib.Path(os.path.expanduser("~/.kaggle"))
-    if old.is_dir():
+    if (old := pathlib.Path(os.path.expanduser("~/.kaggle"))).is_dir():
         return old
     return pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "kaggle"
 

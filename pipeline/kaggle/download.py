@@ -67,8 +67,7 @@ def describe_local_data(folder: pathlib.Path, kind: str) -> None:
         raise Problem(nyuv2.where_to_get(folder))
     dataset = nyuv2.NyuV2(folder, classes=40, inputs="rgbd")
     split = "the official split" if (folder / nyuv2.SPLITS).is_file() else "no splits.mat, so folds are split by room"
-    rooms = len(set(dataset.room_of.values()))
-    print(f"{dataset.where}: {len(dataset.names)} images of {rooms} rooms, {split}.")
+    print(f"{dataset.where}: {len(dataset.names)} images of {len(set(dataset.room_of.values()))} rooms, {split}.")
 
 
 def names_to_fetch(competition: Competition, hq: bool) -> list[str]:
@@ -119,10 +118,9 @@ def fetch_all(client: Client, folder: pathlib.Path, sizes: dict[str, int], manif
         resumed = f", {format_bytes(draft_bytes)} are there" if draft_bytes else ""
         print(f"  {name:26}{format_bytes(size_bytes):>10}{resumed}")
     if needed_bytes > free_bytes:
-        raise Problem(
-            f"The files need {format_bytes(needed_bytes)} more, but {folder} has only {format_bytes(free_bytes)} free; "
-            "make room, name another folder with DATA=, or download fewer files with ONLY=."
-        )
+        free = f"{folder} has only {format_bytes(free_bytes)} free"
+        what = f"The files need {format_bytes(needed_bytes)} more, but {free}"
+        raise Problem(f"{what}; make room, name another folder with DATA=, or download fewer files with ONLY=.")
     with progress(total=sum(sizes.values()), unit="B", unit_scale=True) as bar:
         for name, size_bytes in sizes.items():
             bar.set_description(name)

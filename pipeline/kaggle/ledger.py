@@ -67,8 +67,7 @@ def read(path: pathlib.Path) -> list[Row]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
-            header = next(reader, None)
-            if header != list(COLUMNS):
+            if next(reader, None) != list(COLUMNS):
                 raise Problem(f"{path}, line 1: the header must be {','.join(COLUMNS)}; take the ledger from git.")
             return [parse_row(cells, f"{path}, line {reader.line_num}") for cells in reader]
     except FileNotFoundError:
@@ -99,10 +98,8 @@ def put(path: pathlib.Path, row: Row) -> int:
     matches = [number for number, other in enumerate(rows) if is_same_submission(row, other)]
     number = matches[-1] if matches else len(rows)
     rows[number : number + 1] = [row]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([format_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+    text, lines = io.StringIO(), ([format_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
     write_text(path, text.getvalue())
     return number + 1
 

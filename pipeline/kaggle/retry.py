@@ -58,8 +58,7 @@ class RetryPolicy:
     """
 
     def __init__(self, what: str, secrets: list[str], competition: Competition, deadline_s: float | None = None):
-        self.what, self.secrets, self.competition = what, secrets, competition
-        self.failures = 0
+        self.what, self.secrets, self.competition, self.failures = what, secrets, competition, 0
         self.deadline = time.monotonic() + (DEADLINE_S if deadline_s is None else deadline_s)
 
     def wait_or_give_up(self, error: Exception) -> None:
@@ -171,8 +170,7 @@ def api_message(response: requests.Response, error: Exception, secrets: list[str
     """Return ": " and the API's own message, without links and secrets; "" if the answer is not the API's."""
     if "application/json" not in response.headers.get("Content-Type", ""):
         return ""
-    text = " ".join(str(error).split()).rstrip(".")
-    text = re.sub(r"\w+://\S+", "(a link)", text)
+    text = re.sub(r"\w+://\S+", "(a link)", " ".join(str(error).split()).rstrip("."))
     for secret in secrets:
         text = text.replace(secret, "(a secret)")
     return f": {text[:MAX_MESSAGE_CHARS]}"

@@ -148,12 +148,10 @@ def row_for(
     same = [(number, row) for number, row in enumerate(rows, start=1) if row.sha256 == origin.sha256]
     if same:
         number, row = same[-1]
-        if row.ref is None:
-            return number, row
-        if row.status == "failed" and not force:
+        if row.status == "failed" and row.ref is not None and not force:
             what = f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error})"
             raise Problem(f"{what}; correct the file, or submit it again with FORCE=1.")
-        if not force:
+        if row.ref is None or not force:
             return number, row
     text = " ".join((message or describe(origin)).split())
     if len(text) > MAX_MESSAGE_CHARS:

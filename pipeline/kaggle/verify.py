@@ -70,8 +70,7 @@ def verify_image(path: pathlib.Path, competition: Competition) -> str:
 
 def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
     """Return the file names of the members. Raises Damaged when the structure or a checksum is wrong."""
-    names = []
-    name = "the index"
+    names, name = list[str](), "the index"
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -142,9 +141,7 @@ class StreamVerifier:
     """
 
     def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.length_bytes = 0
-        self.stopped = False
+        self.path, self.length_bytes, self.stopped = path, 0, False
         self.pool = ThreadPoolExecutor(1)  # one thread: tasks run in their order
         self.restart()
 
@@ -176,9 +173,8 @@ class StreamVerifier:
         with open(self.path, "rb") as file:
             while not self.stopped and self.position + LOCAL_HEADER.size <= length_bytes:
                 file.seek(self.position)
-                signature, _, flags, method, _, _, _, packed_bytes, size_bytes, name_bytes, extra_bytes = (
-                    LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-                )
+                header = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                signature, _, flags, method, _, _, _, packed_bytes, size_bytes, name_bytes, extra_bytes = header
                 # Encrypted (flag 1), or with its sizes behind its data (8): the start of the next member is unknown.
                 if signature != b"PK\3\4" or flags & 9 or max(packed_bytes, size_bytes) > LARGEST_STREAMED_BYTES:
                     self.position = 2**63

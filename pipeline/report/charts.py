@@ -103,8 +103,7 @@ def ring(lost_by_angle: Sequence[float]) -> str:
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(1)  # counterclockwise
         inner, outer = 0.42, 1.0
-        top = float(np.nanmax(values)) or 1.0
-        worst = int(np.nanargmax(values))
+        top, worst = float(np.nanmax(values)) or 1.0, int(np.nanargmax(values))
         heights = (outer - inner) * values / top * 0.7
         colours = [colour("missed") if index == worst else colour("accent") for index in range(len(values))]
         axes.bar(directions, heights, 0.72 * 2 * np.pi / len(values), inner, color=colours, linewidth=0)
@@ -136,8 +135,7 @@ def groups(name: str, label: str, scores_of_group: Mapping[str, NDArray[np.float
 
 def fractions(name: str, fraction_of: Mapping[str, float], colours: Sequence[str], label: str) -> str:
     """Draw a bar for each fraction of a whole, 0 to 1. colours: names of the page's variables."""
-    units = 34 * len(fraction_of) + 12
-    with drawing(name, WIDTH, units) as figure:
+    with drawing(name, WIDTH, 34 * len(fraction_of) + 12) as figure:
         axes = figure.add_axes((0.34, 0.02, 0.52, 0.96))
         values = list(fraction_of.values())
         axes.barh(range(len(values)), values, 0.62, color=[colour(c) for c in colours], linewidth=0)
@@ -234,13 +232,12 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> tuple
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=tint, alpha=round(strength, 3), linewidth=0))
             if with_numbers:
                 axes.text(column + 0.5, row + 0.5, percent(fraction), ha="center", va="center", fontsize=FONT_UNITS)
-        axes.set(xlim=(0, count), ylim=(count, 0))
+        axes.set(xlim=(0, count), ylim=(count, 0), xlabel="predicted as", ylabel="truth")
         middle = np.arange(count) + 0.5
         axes.set_xticks(middle, names, rotation=90, color=colour("ink"))
         axes.set_yticks(middle, names, color=colour("ink"))
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
-        axes.set(xlabel="predicted as", ylabel="truth")
         axes.grid(visible=False)
         for line in range(count + 1):
             axes.axhline(line, color=colour("grid"), linewidth=0.7, zorder=0)
@@ -338,8 +335,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 def embed(text: str, name: str, description: str) -> str:
     """Turn matplotlib's SVG document into an element of a page."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match.group() if match.group(1) in used else "", text)
     for each in used:

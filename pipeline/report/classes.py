@@ -42,10 +42,8 @@ def page_context(
 def section_titles(context: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Map each section's anchor to its title and a value that is empty if the section is left out."""
     return {
-        "classes": ("Each class", context["class_rows"]),
-        "confusion": ("Confused classes", context["class_rows"]),
-        "gallery": ("Images", context["cards"]),
-        "training": ("Training", context["curves"]),
+        "classes": ("Each class", context["class_rows"]), "confusion": ("Confused classes", context["class_rows"]),
+        "gallery": ("Images", context["cards"]), "training": ("Training", context["curves"]),
         "settings": ("Settings", True),
     }  # fmt: skip
 
@@ -58,8 +56,7 @@ def class_table(total: NDArray[np.int64], truth_px: NDArray[np.int64], classes: 
 
     total: confusion matrix over all images, (classes, classes); truth_px: pixels in truth, (images, classes).
     """
-    counts = confusion.counts(total)
-    valid_px = max(1, int(total.sum()))
+    counts, valid_px = confusion.counts(total), max(1, int(total.sum()))
     return pd.DataFrame({
         "index": range(len(classes)), "class": list(classes),
         "iou": confusion.iou(counts), "dice": confusion.dice(counts),
@@ -105,8 +102,7 @@ def confused_pairs(total: NDArray[np.int64], classes: Sequence[str], limit: int)
     `class_fraction`: of the pixels of that class in truth; `error_fraction`: of all wrong pixels.
     """
     wrong = total - np.diag(np.diagonal(total))
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:limit]
-    rows, columns = np.unravel_index(order, wrong.shape)
+    rows, columns = np.unravel_index(np.argsort(wrong, axis=None, kind="stable")[::-1][:limit], wrong.shape)
     px = wrong[rows, columns]
     pairs = pd.DataFrame({
         "truth": np.array(classes)[rows], "predicted": np.array(classes)[columns], "px": px,
@@ -130,8 +126,7 @@ def headline(
     mean_dice = float(confusion.mean_of_classes(confusion.dice(counts)))
     left_out = f", {len(ious) - scored} more do not occur" if scored < len(ious) else ""
     return {
-        "headline": score(mean_iou(total)),
-        "headline_label": "out-of-fold (OOF) mean IoU",
+        "headline": score(mean_iou(total)), "headline_label": "out-of-fold (OOF) mean IoU",
         "facts": [
             ("Pixel accuracy", score(float(confusion.pixel_accuracy(counts))), "of all valid pixels"),
             ("Mean Dice", score(mean_dice), f"of {scored} classes{left_out}"),
@@ -149,8 +144,7 @@ def class_sections(table: pd.DataFrame, total: NDArray[np.int64], images: pd.Dat
     """Return panels, the table of classes, the confusion matrix and the most confused pairs."""
     names = table["class"].tolist()
     panels = [image_scores(images), overview.by_group(images, "mean IoU")]
-    fits = len(names) <= charts.MAX_MATRIX_CLASSES
-    matrix_svg, width_px = charts.confusion_matrix(total, names) if fits else ("", 0)
+    matrix_svg, width_px = charts.confusion_matrix(total, names) if len(names) <= charts.MAX_MATRIX_CLASSES else ("", 0)
     pairs = confused_pairs(total, names, MAX_PAIRS)
     wrong = 1 - np.trace(total) / max(1, total.sum())
     rows = class_rows(table)

@@ -45,21 +45,18 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     interval = f"95 % interval {difference.low:+.5f} to {difference.high:+.5f}"
     if not difference.has_interval:
         interval = f"without an interval, which needs {paired.MIN_CLUSTERS} {cluster}s"
-    print(
-        f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, over {len(pairs)} images; "
-        f"{cluster}s: {difference.clusters}."
-    )
+    extent = f"over {len(pairs)} images; {cluster}s: {difference.clusters}"
+    print(f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, {extent}.")
 
 
 def check_comparable(runs: list[Run], both: list[OofPredictions]) -> None:
     """Raise Problem if the runs have different metrics or classes."""
+    folders = f"{runs[0].folder} and {runs[1].folder}"
     if both[0].metric != both[1].metric:
-        raise Problem(
-            f"{runs[0].folder} and {runs[1].folder} cannot be compared, since one is binary and the other has several "
-            "classes; name two runs of one task."
-        )
+        why = "since one is binary and the other has several classes"
+        raise Problem(f"{folders} cannot be compared, {why}; name two runs of one task.")
     if both[0].classes != both[1].classes:
-        raise Problem(f"{runs[0].folder} and {runs[1].folder} have different classes; name two runs with the same.")
+        raise Problem(f"{folders} have different classes; name two runs with the same.")
 
 
 def score_table(run: Run, predictions: OofPredictions) -> pd.DataFrame:
@@ -145,7 +142,5 @@ def gallery_section(pairs: pd.DataFrame, both: list[OofPredictions]) -> dict[str
             for predictions, score in zip(both, (row.score_a, row.score_b))
         ]
 
-    return {
-        "cards": list(progress(in_order(cards, rows.itertuples()), "gallery", total=len(rows))),
-        "filters": gallery.filters(rows),
-    }
+    pairs_of_cards = progress(in_order(cards, rows.itertuples()), "gallery", total=len(rows))
+    return {"cards": list(pairs_of_cards), "filters": gallery.filters(rows)}

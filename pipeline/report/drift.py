@@ -75,17 +75,16 @@ def drift_by_angle(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     `ks`, the Kolmogorov-Smirnov distance of the two distributions (0: equal, 1: disjoint), and `ks_p`, its p value.
     """
     names = [f"{round(100 * quantile):02d}" for quantile in QUANTILES]
+    tables = {"test": test, "training": training}
     rows = []
     for angle in sorted(set(test["angle"]) & set(training["angle"])):
         row: dict[str, float] = {"angle": angle}
-        tables = {"test": test, "training": training}
         areas = {kind: table.loc[table["angle"] == angle, "area_px"] for kind, table in tables.items()}
         for kind, area in areas.items():
             row[f"{kind}_images"] = len(area)
             row |= {f"{kind}_{name}": float(px) for name, px in zip(names, area.quantile(QUANTILES))}
         ks = stats.ks_2samp(areas["test"], areas["training"])
-        row |= {"ks": float(ks.statistic), "ks_p": float(ks.pvalue)}
-        rows.append(row)
+        rows.append(row | {"ks": float(ks.statistic), "ks_p": float(ks.pvalue)})
     return pd.DataFrame(rows)
 
 
@@ -98,14 +97,13 @@ def odd_masks(test: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     max_stray = max(STRAY_FRACTION, float((training["stray_px"] / training["area_px"].clip(lower=1)).max()))
     areas = training.groupby("angle")["area_px"].agg(["min", "max"])
     lowest, highest = (test["angle"].map(areas[column]) for column in ("min", "max"))
-    faults = {
+    table = pd.DataFrame({
         "empty": (test["area_px"] == 0) & training["area_px"].all(),
         "touches the border": test["touches_border"] & (not training["touches_border"].any()),
         "smaller than any in training": (test["area_px"] > 0) & (test["area_px"] * TRAINING_RANGE < lowest),
         "larger than any in training": test["area_px"] > TRAINING_RANGE * highest,
         "in several components": test["stray_px"] > max_stray * test["area_px"],
-    }
-    table = pd.DataFrame(faults)
+    })  # fmt: skip
     reasons = [", ".join(table.columns[row]) for row in table.to_numpy()]
     odd = test.assign(why=reasons, first_fault=table.to_numpy().argmax(axis=1))[table.any(axis=1)]
     odd = odd.sort_values(["first_fault", "stray_px", "img"], ascending=[True, False, True], ignore_index=True)

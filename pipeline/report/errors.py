@@ -127,20 +127,16 @@ def count_errors(names: Sequence[str], histograms: NDArray[np.int32], threshold_
     off, on = histograms.astype(np.int64).transpose(1, 0, 2)
     false_object, true_object = off[:, threshold_u8:].sum(axis=1), on[:, threshold_u8:].sum(axis=1)
     return pd.DataFrame({
-        "img": list(names),
-        "dice": dice_at_thresholds(histograms)[:, threshold_u8],
-        "truth_px": on.sum(axis=1),
-        "predicted_px": false_object + true_object,
-        "false_object_px": false_object,
+        "img": list(names), "dice": dice_at_thresholds(histograms)[:, threshold_u8], "truth_px": on.sum(axis=1),
+        "predicted_px": false_object + true_object, "false_object_px": false_object,
         "false_background_px": on.sum(axis=1) - true_object,
     })  # fmt: skip
 
 
 def add_places(
-    counts: pd.DataFrame,
-    read_truth: Callable[[str], NDArray[np.bool_]],
+    counts: pd.DataFrame, read_truth: Callable[[str], NDArray[np.bool_]],
     read_prediction: Callable[[str], NDArray[np.bool_]] | None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Add PLACE_COLUMNS to the table of `count_errors`; NaN without a read_prediction.
 
     read_truth, read_prediction: image name -> bool (height, width); called by several threads at once. Takes some 25 ms

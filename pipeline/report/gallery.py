@@ -134,8 +134,7 @@ def filters(rows: pd.DataFrame) -> list[tuple[str, str, list[tuple[Any, str]]]]:
     options: list[tuple[str, str, list[tuple[Any, str]]]] = [("group", "Make" if are_cars else "Group", texts)]
     for column in ("angle", "fold"):
         if column in rows:
-            values = [(value, str(value)) for value in sorted(set(rows[column]))]
-            options.append((column, column.capitalize(), values))
+            options.append((column, column.capitalize(), [(value, str(value)) for value in sorted(set(rows[column]))]))
     return [option for option in options if option[2]]
 
 
@@ -194,8 +193,7 @@ def wrong_pixels(truth: Indices, predicted: Indices) -> NDArray[np.bool_]:
 
 def class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:
     """Return right, wrong or ignored of each pixel; uint8, of the maps' shape."""
-    is_ignored = truth == ignored(truth.dtype)
-    return np.where(is_ignored, IGNORED, wrong_pixels(truth, predicted) * WRONG).astype(np.uint8)
+    return np.where(truth == ignored(truth.dtype), IGNORED, wrong_pixels(truth, predicted) * WRONG).astype(np.uint8)
 
 
 def small_class_errors(truth: Indices, predicted: Indices) -> NDArray[np.uint8]:

@@ -145,12 +145,10 @@ class OofPredictions:
             return errors.count_errors(oof.names, oof.histograms, self.threshold_u8)
         counts = oof.per_image
         return pd.DataFrame({
-            "img": oof.names,
-            "mean_iou": confusion.mean_of_classes(confusion.iou(counts)),
+            "img": oof.names, "mean_iou": confusion.mean_of_classes(confusion.iou(counts)),
             "pixel_accuracy": confusion.pixel_accuracy(counts),
             "mean_dice": confusion.mean_of_classes(confusion.dice(counts)),
-            "valid_px": counts.in_truth.sum(-1),
-            "wrong_px": (counts.in_truth - counts.hits).sum(-1),
+            "valid_px": counts.in_truth.sum(-1), "wrong_px": (counts.in_truth - counts.hits).sum(-1),
             "classes": (counts.in_truth > 0).sum(-1),
         })  # fmt: skip
 

@@ -46,8 +46,7 @@ def lost_dice_panels(images: pd.DataFrame) -> list[Panel]:
         fraction_of = dict(zip(BANDS.values(), by_band))
         chart = charts.fractions("edge", fraction_of, ["accent"] * len(BANDS), "Lost Dice by distance")
         panels.append(Panel("Distance from the edge", text, chart))
-    kinds = lost_fraction(images, ["false_background_px", "false_object_px"])
-    if kinds.sum():
+    if (kinds := lost_fraction(images, ["false_background_px", "false_object_px"])).sum():
         text = "Missed: in the mask, but not predicted. Added: predicted, but not in the mask."
         chart = charts.fractions("kinds", dict(zip(("missed", "added"), kinds)), ("missed", "added"), "Lost Dice")
         panels.append(Panel("Missed or added", text, chart))

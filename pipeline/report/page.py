@@ -20,8 +20,7 @@ def render(template: str, **context: Any) -> str:
     )
     environment.filters |= {"score": score, "thousands": thousands, "signed": signed, "chart": Markup, "code": code}
     return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "style.css").read_text()),
-        script=Markup((TEMPLATES / "page.js").read_text()),
+        style=Markup((TEMPLATES / "style.css").read_text()), script=Markup((TEMPLATES / "page.js").read_text()),
         light=Markup(palette.css_variables(palette.LIGHT, palette.SERIES_LIGHT)),
         dark=Markup(palette.css_variables(palette.DARK, palette.SERIES_DARK)),
         missed=MISSED, added=ADDED, **context,

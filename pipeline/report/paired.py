@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-RESAMPLES = 9999
-CONFIDENCE = 0.95
+RESAMPLES, CONFIDENCE = 9999, 0.95
 # An interval needs this many clusters: without any difference, six would all have one of the same sign in 3 % of all
 # cases and five in 6 %, so that with five not even that would be significant at 95 %.
 MIN_CLUSTERS = 6

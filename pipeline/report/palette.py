@@ -28,17 +28,9 @@ LIGHT = {
     "added": BLUE,
 }
 DARK = {
-    "page": "#121417",
-    "card": "#1a1d21",
-    "ink": "#eceae5",
-    "soft": "#a4aab3",
-    "line": "#2f343a",
-    "grid": "#262a30",
-    "faint": "#7b828c",
-    "accent": SKY_BLUE,
-    "missed": "#ff8a3d",  # vermilion, lightened
-    "added": SKY_BLUE,
-}
+    "page": "#121417", "card": "#1a1d21", "ink": "#eceae5", "soft": "#a4aab3", "line": "#2f343a", "grid": "#262a30",
+    "faint": "#7b828c", "accent": SKY_BLUE, "missed": "#ff8a3d", "added": SKY_BLUE,  # missed: vermilion, lightened
+}  # fmt: skip
 # Layers over images have the same colours in both sets: `masks.colours`.
 # Lines of a chart, one for each fold or run.
 SERIES_LIGHT = (BLUE, "#b94900", "#00785a", "#a8508a", "#8a6d00", "#3b7ea6")

@@ -32,8 +32,7 @@ Logs = dict[int, list[dict[str, Any]]]  # fold -> rows of its log.jsonl
 def main(run: Run, overrides: list[str], others: list[Run]) -> None:
     """Write the page and its tables. others: runs that must contradict a mask too, so that it is suspect."""
     started = time.monotonic()
-    logs = read_logs(run)
-    if not logs:
+    if not (logs := read_logs(run)):
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
     settings = settings_of(run, min(logs), overrides)
     with locked(run.lock("report"), f"{run.report} is being written by another process; wait until it is done."):

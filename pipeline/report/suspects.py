@@ -68,12 +68,10 @@ def find_suspect(
 
 
 def suspects_table(
-    names: Iterable[str],
-    read_truth: Callable[[str], NDArray[np.bool_]],
+    names: Iterable[str], read_truth: Callable[[str], NDArray[np.bool_]],
     read_probabilities: Callable[[str], Sequence[NDArray[np.uint8]]],
-    has_angles: bool = True,
-    encode: Encode = rle.encode,
-) -> pd.DataFrame:
+    has_angles: bool = True, encode: Encode = rle.encode,
+) -> pd.DataFrame:  # fmt: skip
     """Return one row a suspect, the worst first, with the columns COLUMNS: `suspects.csv`, which training can read.
 
     read_truth: name -> bool (height, width); read_probabilities: name -> what `find_suspect` takes, of each run that

@@ -86,8 +86,7 @@ def sill_height_m(shape: Make, x_m: NDArray) -> NDArray[np.float64]:
     arch_radius_m = ARCH_FRACTION * shape.wheel_radius_m
     for axle_m in (-shape.wheelbase_m / 2, shape.wheelbase_m / 2):
         inside = np.clip(arch_radius_m**2 - (x_m - axle_m) ** 2, 0, None)
-        arch_m = np.where(inside > 0, shape.wheel_radius_m + np.sqrt(inside), 0)
-        sill_m = np.maximum(sill_m, arch_m)
+        sill_m = np.maximum(sill_m, np.where(inside > 0, shape.wheel_radius_m + np.sqrt(inside), 0))
     return sill_m
 
 
@@ -139,8 +138,7 @@ def body_part(car: Car, loft: Loft) -> Part:
     x_m = (loft.x_m[:-1] + loft.x_m[1:])[:, None] / 2
     fraction = 0.5 - x_m / shape.length_m
 
-    windows_end_fraction = min(shape.deck_fraction, shape.windows_end_fraction)
-    in_cabin = (fraction > shape.cowl_fraction) & (fraction < windows_end_fraction)
+    in_cabin = (fraction > shape.cowl_fraction) & (fraction < min(shape.deck_fraction, shape.windows_end_fraction))
     tall_enough = outline_m(shape, x_m) - shape.belt_m > 0.13
     on_pillar = np.isclose(fraction[:, :, None], shape.pillars, rtol=0, atol=0.012).any(axis=2)
     windscreen = (fraction > shape.cowl_fraction + 0.01) & (fraction < shape.roof_front_fraction - 0.005)
@@ -157,10 +155,8 @@ def body_part(car: Car, loft: Loft) -> Part:
     no_glass = np.zeros_like(wall_is_trim)
     skin_is_black = (is_bed | (is_trim & (fraction > 0))).ravel()
 
-    quads = np.concatenate((
-        grid_quads(loft.right), flip_faces(grid_quads(loft.left)),
-        grid_quads(tail), flip_faces(grid_quads(nose)),
-    ))
+    outer = (grid_quads(loft.right), flip_faces(grid_quads(loft.left)), grid_quads(tail), flip_faces(grid_quads(nose)))
+    quads = np.concatenate(outer)
     glass = np.concatenate((is_glass.ravel(), is_glass.ravel(), no_glass, no_glass))
     black = np.concatenate((skin_is_black, skin_is_black, wall_is_trim, wall_is_trim))
     return make_part([
@@ -180,16 +176,13 @@ def between_sides(shape: Make, right: Points, left: Points, fractions: NDArray) 
 
 def patches_part(shape: Make, loft: Loft) -> Part:
     """Build lamps, grille, plates, door seams and handles."""
-    end_m = shape.length_m / 2
-    half_plate = 0.26 / shape.width_m
+    end_m, half_plate = shape.length_m / 2, 0.26 / shape.width_m
     doors_m = [x_at(shape, fraction) for fraction in (shape.cowl_fraction + 0.02, *shape.pillars)]
     handles_m = doors_m[1:] or [x_at(shape, 0.60)]
     pieces: list[Piece] = []
     for side in (-1, 1):
-        for x_m in doors_m:
-            pieces.append((side_patch(loft, side, x_m - 0.006, x_m + 0.006, 0.4, 3.0), BLACK))
-        for x_m in handles_m:
-            pieces.append((side_patch(loft, side, x_m + 0.05, x_m + 0.24, 2.35, 2.55), CHROME))
+        pieces += [(side_patch(loft, side, x_m - 0.006, x_m + 0.006, 0.4, 3.0), BLACK) for x_m in doors_m]
+        pieces += [(side_patch(loft, side, x_m + 0.05, x_m + 0.24, 2.35, 2.55), CHROME) for x_m in handles_m]
         pieces.append((side_patch(loft, side, end_m - 0.38, end_m, 1.75, 2.7), LAMP))
         pieces.append((side_patch(loft, side, -end_m, -end_m + 0.28, 1.8, 2.8), TAIL_LAMP))
     for from_fraction, to_fraction in ((0.0, 0.2), (0.8, 1.0)):
@@ -198,15 +191,13 @@ def patches_part(shape: Make, loft: Loft) -> Part:
     pieces.append((end_patch(shape, loft, 1, 0.24, 0.76, 1.45, 2.5), GRILLE))
     pieces.append((end_patch(shape, loft, 1, 0.14, 0.86, 0.25, 0.85), GRILLE))
     for end, low in ((1, 0.95), (-1, 1.15)):
-        plate = end_patch(shape, loft, end, 0.5 - half_plate, 0.5 + half_plate, low, low + 0.38)
-        pieces.append((plate, PLATE))
+        pieces.append((end_patch(shape, loft, end, 0.5 - half_plate, 0.5 + half_plate, low, low + 0.38), PLATE))
     return make_part(pieces)
 
 
 def side_patch(loft: Loft, side: int, from_x_m: float, to_x_m: float, low: float, high: float) -> Quads:
     """Return a patch on one flank between two x and two levels."""
-    x_m = np.repeat(np.linspace(from_x_m, to_x_m, 7), 7)
-    level = np.tile(np.linspace(low, high, 7), 7)
+    x_m, level = np.repeat(np.linspace(from_x_m, to_x_m, 7), 7), np.tile(np.linspace(low, high, 7), 7)
     quads = grid_quads(loft.at(x_m, level, side).reshape(7, 7, 3))
     return flip_faces(quads) if side == 1 else quads
 
@@ -216,7 +207,6 @@ def end_patch(
 ) -> Quads:
     """Return a patch on tail (-1) or nose (1) between two fractions of the width (0 right) and two levels."""
     x_m, level = np.full(7, end * shape.length_m / 2), np.linspace(low, high, 7)
-    fractions = np.linspace(from_fraction, to_fraction, 7)
     right, left = (loft.at(x_m, level, side) for side in (-1, 1))
-    quads = grid_quads(between_sides(shape, right, left, fractions))
+    quads = grid_quads(between_sides(shape, right, left, np.linspace(from_fraction, to_fraction, 7)))
     return flip_faces(quads) if end == 1 else quads

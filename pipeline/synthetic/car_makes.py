@@ -128,7 +128,6 @@ MAKES: dict[str, Make] = {
     ),
 }
 
-
 SPREADS = {  # by how much a number of a make differs from car to car at most, as a fraction of it
     "length_m": 0.03, "width_m": 0.015, "height_m": 0.02, "wheel_radius_m": 0.04, "clearance_m": 0.10,
     "roof_front_fraction": 0.03, "roof_rear_fraction": 0.01,

@@ -68,8 +68,7 @@ def wheel_part(car: Car, axle_m: float, side: int) -> Part:
     rim_m, hub_m, shoulder_m = 0.70 * radius_m, 0.16 * radius_m, 0.93 * radius_m
     brake_m = car.brake_fraction * rim_m
     face_m, edge_m = half_m - 0.025, half_m - 0.02  # positions along the axle, from the tyre's centre
-    y_m = car.shape.width_m / 2 - half_m - 0.035
-    centre = np.array((axle_m, y_m, radius_m))
+    centre = np.array((axle_m, car.shape.width_m / 2 - half_m - 0.035, radius_m))
     rim = DARK_RIM if car.dark_rims else CHROME
     star = spokes(centre, car.shape, 0.8 * hub_m, 0.97 * rim_m, face_m)
     pieces: list[Piece] = [

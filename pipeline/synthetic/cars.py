@@ -104,8 +104,7 @@ def draw(car: Car, parts: Parts, studio: Studio, angle: int) -> tuple[NDArray[np
 
 def make_studio(car: Car) -> Studio:
     """Return a random studio for this car; the lens is chosen so that the car fills the image."""
-    rng = np.random.default_rng(car.studio_seed)
-    shape = car.shape
+    rng, shape = np.random.default_rng(car.studio_seed), car.shape
     grey = np.clip(rng.normal(GREY_MEAN, GREY_STD), 110, 228)
     camera_m = 3.0 + 0.5 * shape.length_m + rng.uniform(-0.2, 0.2)
     camera_height_m = rng.uniform(1.35, 1.65)
@@ -221,8 +220,7 @@ def flatten(part: Part, camera: Camera) -> tuple[NDArray[np.float64], NDArray[np
 
     studio_rgb, clear = camera.studio.rgb, part.clear[visible, None]
     colours = part.colours[visible] * (1 - clear) + studio_rgb * clear
-    lamp = np.clip(normals @ LIGHT, 0, 1)
-    light = 0.42 + 0.46 * lamp + 0.08 * normals[:, 2]
+    light = 0.42 + 0.46 * np.clip(normals @ LIGHT, 0, 1) + 0.08 * normals[:, 2]
     lit = colours * light[:, None] * (studio_rgb.mean() / 255 + 0.30)
 
     reflected_z = rays[:, 2] + 2 * facing[:, 0] * normals[:, 2]
@@ -252,10 +250,8 @@ def paint(
     rows, columns = background.shape[:2]
     canvas = cv2.cvtColor(background, cv2.COLOR_RGB2RGBA)
     canvas[:, :, 3] = 0  # not car
-    large = (columns * SUPERSAMPLING, rows * SUPERSAMPLING)
-    canvas = cv2.resize(canvas, large, interpolation=cv2.INTER_NEAREST)
-    corners = subpixels(polygons_px * SUPERSAMPLING)
-    for polygon, colour in zip(corners, colours.tolist()):
+    canvas = cv2.resize(canvas, (columns * SUPERSAMPLING, rows * SUPERSAMPLING), interpolation=cv2.INTER_NEAREST)
+    for polygon, colour in zip(subpixels(polygons_px * SUPERSAMPLING), colours.tolist()):
         cv2.fillConvexPoly(canvas, polygon, (*colour, 255), cv2.LINE_8, SUBPIXEL_BITS)
     canvas = cv2.resize(canvas, (columns, rows), interpolation=cv2.INTER_AREA)
     mask = canvas[:, :, 3] >= 128  # 2 of 4 samples average to 128

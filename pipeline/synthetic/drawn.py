@@ -17,10 +17,8 @@ def is_drawn(
     """
     if not marker.is_file():
         if foreign := [path for path in (*files, *optional) if path.exists()]:
-            raise Problem(
-                f"{foreign[0]} was not drawn, since there is no {marker.name} beside it, and must not be overwritten; "
-                "choose another folder with DATA=."
-            )
+            what = f"{foreign[0]} was not drawn, since there is no {marker.name} beside it, and must not be overwritten"
+            raise Problem(f"{what}; choose another folder with DATA=.")
         return False
     try:
         saved = read_json(marker)

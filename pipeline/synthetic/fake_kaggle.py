@@ -48,8 +48,7 @@ class FakeKaggle(ThreadingHTTPServer):
     def __init__(self, folder: pathlib.Path, inbox: pathlib.Path, competition: Competition = CARVANA):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.inbox, self.competition = folder, inbox, competition
-        self.lock = threading.Lock()
-        self.numbers = itertools.count(1)
+        self.lock, self.numbers = threading.Lock(), itertools.count(1)
         self.uploads: dict[str, str] = {}  # token -> name of the file
         self.submissions: list[Answer] = []  # the newest first
         self.listings: dict[int, int] = {}  # ref of a submission -> how many times it was listed
@@ -75,9 +74,8 @@ class FakeKaggle(ThreadingHTTPServer):
             "KAGGLE_API_V1_TOKEN": "",
             "http_proxy": f"http://127.0.0.1:{self.server_port}",
             "https_proxy": "http://127.0.0.1:9",  # nothing listens there
-            "no_proxy": "",
-            "NO_PROXY": "",
-        }
+            "no_proxy": "", "NO_PROXY": "",
+        }  # fmt: skip
 
     def files(self) -> list[pathlib.Path]:
         """Return the files that the competition serves."""
@@ -105,8 +103,7 @@ class FakeKaggle(ThreadingHTTPServer):
         return {"active": request.get("token") == TOKEN, "username": USER, "userId": 1, "scope": "", "exp": 2**31}
 
     def ListDataFiles(self, request: Answer) -> Answer:
-        first = int(request.get("pageToken") or 0)
-        files = self.files()
+        first, files = int(request.get("pageToken") or 0), self.files()
         page = [
             {"ref": path.name, "name": path.name, "totalBytes": path.stat().st_size, "creationDate": now()}
             for path in files[first : first + PAGE_FILES]
@@ -201,7 +198,8 @@ class Handler(BaseHTTPRequestHandler):
         if path not in self.server.files() or "signature" not in parse_qs(urlsplit(self.path).query):
             self.send_bytes(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
             return
-        size_bytes, tag = path.stat().st_size, etag(path)
+        size_bytes = path.stat().st_size
+        tag = f'"{size_bytes:x}-{path.stat().st_mtime_ns:x}"'  # changes when the file does
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         first = int(wanted[1]) if wanted and is_still(tag, self.headers.get("If-Range")) else None
         if first is not None and first >= size_bytes:
@@ -226,8 +224,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         path = self.server.inbox / token / pathlib.Path(self.server.uploads[token]).name
         path.parent.mkdir(exist_ok=True)
-        draft = path.with_suffix(".draft")
-        left_bytes = int(self.headers["Content-Length"])
+        draft, left_bytes = path.with_suffix(".draft"), int(self.headers["Content-Length"])
         with open(draft, "wb") as file:
             while chunk := self.rfile.read(min(left_bytes, 2**20)):
                 file.write(chunk)
@@ -261,9 +258,3 @@ class Handler(BaseHTTPRequestHandler):
 def is_still(tag: str, wanted: str | None) -> bool:
     """Return whether a file with this tag is still the version that `If-Range` names, if it names one."""
     return wanted is None or wanted == tag
-
-
-def etag(path: pathlib.Path) -> str:
-    """Return a tag that changes when the file does."""
-    status = path.stat()
-    return f'"{status.st_size:x}-{status.st_mtime_ns:x}"'

@@ -161,8 +161,7 @@ def draw_image(
 
     colour = np.array([box.rgb for box in boxes])[box_index] * np.array(SHADE)[axis][..., None]
     light = rng.uniform(0.8, 1.1) * (1.08 - 0.05 * depth)[..., None]
-    noise = rng.normal(0, NOISE_STD, (height, width, 3))
-    image = cv2.GaussianBlur(np.clip(colour * light, 0, 255), (3, 3), 0) + noise
+    image = cv2.GaussianBlur(np.clip(colour * light, 0, 255), (3, 3), 0) + rng.normal(0, NOISE_STD, (height, width, 3))
 
     outline = np.zeros((height, width), bool)
     for shift in OUTLINE:

@@ -82,12 +82,10 @@ def ring(centre: Points, radii_m: tuple[float, float], y_m: tuple[float, float])
 def bar(start: Points, end: Points, width_m: float, height_m: float) -> Quads:
     """Return a box of six faces about the line from start to end; a steep one has its height along x."""
     along = (end - start) / np.linalg.norm(end - start)
-    steep = abs(along[2]) > 0.7
-    across = np.cross((1.0, 0.0, 0.0) if steep else (0.0, 0.0, 1.0), along)
+    across = np.cross((1.0, 0.0, 0.0) if abs(along[2]) > 0.7 else (0.0, 0.0, 1.0), along)
     across /= np.linalg.norm(across)
     up = np.cross(along, across)
     sides = ((-1, -1), (1, -1), (1, 1), (-1, 1))
     a, b, c, d = (start + s * across * width_m / 2 + t * up * height_m / 2 for s, t in sides)
     e, f, g, h = (corner + end - start for corner in (a, b, c, d))
-    faces = ((a, d, c, b), (e, f, g, h), (a, b, f, e), (b, c, g, f), (c, d, h, g), (d, a, e, h))
-    return np.array(faces)
+    return np.array(((a, d, c, b), (e, f, g, h), (a, b, f, e), (b, c, g, f), (c, d, h, g), (d, a, e, h)))

@@ -121,8 +121,7 @@ def invent_cars(cars: int, test_cars: int, seed: int) -> tuple[list[DemoCar], li
         train.append(DemoCar(ids[i], make, seeds[i], years[i], spelling))
     for i in range(test_cars):
         make = UNSEEN_MAKES[i % 4] if i % 4 < 3 else TRAIN_MAKES[i // 4 % len(TRAIN_MAKES)]
-        spelling = "" if i % 4 == 2 else make
-        test.append(DemoCar(ids[cars + i], make, seeds[cars + i], years[cars + i], spelling))
+        test.append(DemoCar(ids[cars + i], make, seeds[cars + i], years[cars + i], "" if i % 4 == 2 else make))
     return sorted(train, key=lambda car: car.car_id), sorted(test, key=lambda car: car.car_id)
 
 
@@ -130,10 +129,8 @@ def public_images(test: list[DemoCar], seed: int) -> set[str]:
     """Return the images of the public leaderboard: whole cars, or 4 angles if there is only one car."""
     if len(test) == 1:
         return {carvana.image_name(test[0].car_id, angle) for angle in carvana.ANGLE_CODES[:4]}
-    count = max(1, round(PUBLIC_FRACTION * len(test)))
-    chosen = np.random.default_rng([seed, 1]).permutation(len(test))[:count]
-    ids = [test[i].car_id for i in chosen]
-    return {carvana.image_name(car_id, angle) for car_id in ids for angle in carvana.ANGLE_CODES}
+    chosen = np.random.default_rng([seed, 1]).permutation(len(test))[: max(1, round(PUBLIC_FRACTION * len(test)))]
+    return {carvana.image_name(test[i].car_id, angle) for i in chosen for angle in carvana.ANGLE_CODES}
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -141,8 +138,7 @@ def public_images(test: list[DemoCar], seed: int) -> set[str]:
 
 def draw_images(cars: list[DemoCar], workers: int) -> Generator[CarImage, None, None]:
     """Yield all images, car by car in the given order, drawn by several processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, set_up_worker) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), set_up_worker) as pool:
         try:
             for images in pool.map(draw_car, cars):
                 yield from images
@@ -207,8 +203,7 @@ def write_test(folder: pathlib.Path, images: Iterable[CarImage], public: set[str
         for image in images:
             add_member(jpegs, f"test/{image.image_name}", image.jpeg)
             sample.append((image.image_name, "1 1"))
-            usage = "Public" if image.image_name in public else "Private"
-            solution.append((image.image_name, image.rle_mask, usage))
+            solution.append((image.image_name, image.rle_mask, "Public" if image.image_name in public else "Private"))
     write_table(folder / "sample_submission.csv.zip", sample)
     with replacing(folder / "solution.csv") as draft:
         draft.write_bytes(csv_bytes(solution))
@@ -218,10 +213,8 @@ def write_metadata(folder: pathlib.Path, cars: list[DemoCar]) -> None:
     """Write `metadata.csv.zip`: one row per car, sorted by id; some rows have nothing but the id."""
     rows: list[Row] = [("id", "year", "make", "model", "trim1", "trim2")]
     for car in sorted(cars, key=lambda car: car.car_id):
-        if car.make_in_metadata:
-            rows.append((car.car_id, str(car.year), car.make_in_metadata, "One", "Base", "FWD"))
-        else:
-            rows.append((car.car_id, "", "", "", "", ""))
+        known = (str(car.year), car.make_in_metadata, "One", "Base", "FWD")
+        rows.append((car.car_id, *(known if car.make_in_metadata else [""] * 5)))
     write_table(folder / "metadata.csv.zip", rows)
 
 

@@ -11,7 +11,6 @@ import pathlib
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 from scipy.io import savemat
 
 from pipeline.data.nyuv2 import FILE, SPLITS
@@ -25,6 +24,7 @@ ANGLES = 4  # images of a scene
 WORD_COUNT = 894  # names of things, as in the real file; most never occur
 ID_STRIDE = 311  # shares no factor with 894, so its multiples spread over all ids
 USER_BLOCK_BYTES = 512
+HEADER_TEXT = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Thu Jan  1 00:00:00 1970 HDF5 schema 1.00 ."
 ABOUT = "rooms.json"  # marks a folder as drawn, and holds the settings that it was drawn with
 
 
@@ -35,14 +35,11 @@ def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, 
     Problem if one of the two files exists but was not drawn.
     """
     if scenes < 2 or min(height, width) < 32 or width < height:
-        raise Problem(
-            f"{scenes} scenes of {width}x{height} pixels cannot be drawn; give at least 2 scenes of 32x32 pixels, not "
-            "higher than wide."
-        )
+        what = f"{scenes} scenes of {width}x{height} pixels cannot be drawn"
+        raise Problem(f"{what}; give at least 2 scenes of 32x32 pixels, not higher than wide.")
     settings = {"scenes": scenes, "height": height, "width": width, "seed": seed, "splits": splits}
     path, splits_path = folder / FILE, folder / SPLITS
-    is_complete = is_drawn(folder / ABOUT, settings, [path], [splits_path]) and splits_path.is_file() == splits
-    if is_complete:
+    if is_drawn(folder / ABOUT, settings, [path], [splits_path]) and splits_path.is_file() == splits:
         print(f"{folder} is there already ({scenes} scenes, seed {seed})")
         return
 
@@ -59,7 +56,7 @@ def main(folder: pathlib.Path, scenes: int, height: int, width: int, seed: int, 
 def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: int) -> None:
     image_count = scenes * ANGLES
     kinds = [list(rooms.KINDS)[scene % len(rooms.KINDS)] for scene in range(scenes)]
-    ids = label_ids()
+    ids = np.arange(len(rooms.WORDS)) * ID_STRIDE % WORD_COUNT + 1  # the labels of rooms.WORDS, 1 to WORD_COUNT
     with h5py.File(path, "w", userblock_size=USER_BLOCK_BYTES) as file:
         images = add_array(file, "images", (image_count, 3, width, height), "uint8")
         labels = add_array(file, "labels", (image_count, width, height), "uint16")
@@ -69,10 +66,8 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
             scene, number = divmod(index, ANGLES)
             room_m, boxes = rooms.make_room(kinds[scene], seed * scenes + scene)
             drawn = rooms.draw_image(room_m, boxes, height, width, seed * scenes + scene, number)
-            images[index] = drawn.image.T
-            labels[index] = np.where(drawn.words >= 0, ids[drawn.words], 0).T
-            instances[index] = drawn.instances.T
-            depths[index] = drawn.depth_m.T
+            images[index], labels[index] = drawn.image.T, np.where(drawn.words >= 0, ids[drawn.words], 0).T
+            instances[index], depths[index] = drawn.instances.T, drawn.depth_m.T
         words = [f"thing {number}" for number in range(1, WORD_COUNT + 1)]
         for word, number in zip(rooms.WORDS, ids):
             words[number - 1] = word
@@ -80,12 +75,7 @@ def write_rooms(path: pathlib.Path, scenes: int, height: int, width: int, seed: 
         add_texts(file, "sceneTypes", [kind for kind in kinds for _ in range(ANGLES)])
         add_texts(file, "scenes", [f"{kind}_{i + 1:04d}" for i, kind in enumerate(kinds) for _ in range(ANGLES)])
     with open(path, "r+b") as raw:
-        raw.write(user_block())
-
-
-def label_ids() -> NDArray[np.int64]:
-    """Return the label of each of rooms.WORDS, 1 to WORD_COUNT."""
-    return np.arange(len(rooms.WORDS)) * ID_STRIDE % WORD_COUNT + 1
+        raw.write(HEADER_TEXT.ljust(124) + b"\x00\x02IM")  # version 2.0, and the mark of little-endian
 
 
 def add_array(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
@@ -107,20 +97,13 @@ def add_texts(file: h5py.File, name: str, texts: list[str]) -> None:
         cell[0, index] = array.ref
 
 
-def user_block() -> bytes:
-    """Return the header of a MATLAB 7.3 file: a text, version 2.0, and the mark of little-endian."""
-    text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Thu Jan  1 00:00:00 1970 HDF5 schema 1.00 ."
-    return text.ljust(124) + b"\x00\x02IM"
-
-
 def write_splits(path: pathlib.Path, scenes: int) -> None:
     """Write a `splits.mat` (MATLAB 5) with the first half of the scenes to train on; images count from 1."""
     first_test = scenes // 2 * ANGLES + 1
-    indices = {
+    file = io.BytesIO()
+    savemat(file, {
         "trainNdxs": np.arange(1, first_test, dtype=np.uint16)[:, None],
         "testNdxs": np.arange(first_test, scenes * ANGLES + 1, dtype=np.uint16)[:, None],
-    }
-    file = io.BytesIO()
-    savemat(file, indices)
+    })
     with replacing(path) as draft:  # without the date on which it was written
         draft.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + file.getvalue()[116:])
