@@ -62,10 +62,9 @@ def check_same_folds(runs: list[Run]) -> None:
     first, *others = runs
     for other in others:
         if not read_folds(other.folds).equals(read_folds(first.folds)):
-            raise Problem(
-                f"{first.folds} and {other.folds} differ, so that no image is new to the networks of both; train the "
-                "runs with the same data.folds on the same cars, or predict them with equal weights, without blend."
-            )
+            why = f"{first.folds} and {other.folds} differ, so that no image is new to the networks of both"
+            advice = "train the runs with the same data.folds on the same cars"
+            raise Problem(f"{why}; {advice}, or predict them with equal weights, without blend.")
 
 
 # --- choosing the weights --------------------------------------------------------------------------------------------
@@ -144,21 +143,16 @@ def write_blend(
     best_single_run = runs[int(weightings[single.weighting].argmax())].name
     gain = best.dice_cross_fitted - single.dice_cross_fitted
     write_json(joint.blend, {
-        "weights": weights,
-        "threshold": round(threshold, 6),
-        "oof_dice": round(best.dice, 6),
-        "oof_dice_cross_fitted": round(best.dice_cross_fitted, 6),
+        "weights": weights, "threshold": round(threshold, 6),
+        "oof_dice": round(best.dice, 6), "oof_dice_cross_fitted": round(best.dice_cross_fitted, 6),
         "best_single_run": best_single_run,
         "best_single_run_cross_fitted": round(single.dice_cross_fitted, 6),
         "gain_cross_fitted": round(gain, 6),
-        "images": tally.images,
-        "checkpoints": digest_of,
+        "images": tally.images, "checkpoints": digest_of,
     })  # fmt: skip
-    print(
-        f"{joint.blend}: {', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, threshold "
-        f"{threshold:.3f}; cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the best single run, "
-        f"{best_single_run}, over {tally.images} images."
-    )
+    choice = f"{', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, threshold {threshold:.3f}"
+    scores = f"cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the best single run"
+    print(f"{joint.blend}: {choice}; {scores}, {best_single_run}, over {tally.images} images.")
 
 
 # --- predicting a fold -----------------------------------------------------------------------------------------------
@@ -191,8 +185,7 @@ def tally_fold(
     loader = stream(images, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
     with explain_out_of_memory(lambda: too_large_message(batch_size, settings.data.scale)):
         for batch in progress(loader, f"fold {fold} on {describe(device)}"):
-            prob_of_run = [ensemble.predict_unrounded(batch.image_of_scale).cpu().numpy() for ensemble in ensembles]
-            prob_RNHW = np.stack(prob_of_run)
+            prob_RNHW = np.stack([each.predict_unrounded(batch.image_of_scale).cpu().numpy() for each in ensembles])
 
             def histograms_of(place: int) -> NDArray[np.int32]:
                 return blend_histograms(prob_RNHW[:, place], dataset.truth(batch.names[place]), weightings)

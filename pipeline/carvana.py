@@ -62,8 +62,7 @@ CARVANA = Competition(
     slug="carvana-image-masking-challenge",
     width_px=WIDTH_PX, height_px=HEIGHT_PX,
     stem=r"(?P<car>[0-9a-f]{12})_(?P<angle>0[1-9]|1[0-6])",
-    mask_suffix="_mask.gif",
-    column_major=False,
+    mask_suffix="_mask.gif", column_major=False,
     hq_suffix="_hq",  # the same images exist twice, as `train.zip` and, with less JPEG compression, `train_hq.zip`
     extra_tables=("metadata.csv",),
     repaired="29bb3ece3180_11.jpg",  # lies loose beside the archives, in the place of a damaged test image
@@ -71,10 +70,7 @@ CARVANA = Competition(
     rows_if_real=("metadata.csv", TRAIN_CARS + TEST_CARS),
     # Means over hundreds of cars; a network that finds no car, or inverted masks, lies far outside.
     mean_coverage_range=(MEAN_COVERAGE / 2, MEAN_COVERAGE * 2),
-    allow_empty_masks=False,
-    angles=ANGLES,
-    group_key=car_of,
-    group_columns=("car_id", "make"),
-    read_groups=read_training_makes,
+    allow_empty_masks=False, angles=ANGLES,
+    group_key=car_of, group_columns=("car_id", "make"), read_groups=read_training_makes,
 )
 assert all(CARVANA.pattern(".jpg").fullmatch(image_name(f"{0:012x}", angle)) for angle in ANGLE_CODES)

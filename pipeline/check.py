@@ -15,7 +15,5 @@ def main(submission: pathlib.Path, folder: pathlib.Path, kind: str = "carvana") 
     mean_coverage = check(submission, names, competition, bad_images)
     if bad_images:
         print(f"{len(bad_images)} images could not be read and have empty rows: {', '.join(bad_images)}.")
-    print(
-        f"{submission}: {len(names)} images, masks cover {mean_coverage:.1%} on average; "
-        f"it matches the sample submission of {folder}."
-    )
+    facts = f"{len(names)} images, masks cover {mean_coverage:.1%} on average"
+    print(f"{submission}: {facts}; it matches the sample submission of {folder}.")

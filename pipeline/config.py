@@ -320,12 +320,9 @@ def overrides_between(old: Settings, new: Settings) -> list[str]:
 def changes(old: Settings, new: Settings) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value after) of the keys that differ; a loss that is not named has weight 0."""
     before, after = old.model_dump(), new.model_dump()
-    return [
-        (f"{section}.{key}", before[section].get(key, 0.0), after[section].get(key, 0.0))
-        for section in before
-        for key in before[section] | after[section]
-        if before[section].get(key, 0.0) != after[section].get(key, 0.0)
-    ]
+    keys = [(section, key) for section in before for key in before[section] | after[section]]
+    both = [(f"{section}.{key}", before[section].get(key, 0.0), after[section].get(key, 0.0)) for section, key in keys]
+    return [(name, old_value, new_value) for name, old_value, new_value in both if old_value != new_value]
 
 
 def nearest(settings: Settings) -> tuple[str, list[str]]:
@@ -384,6 +381,5 @@ class Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+Yaml.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))

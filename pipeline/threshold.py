@@ -29,10 +29,8 @@ def main(run: Run) -> None:
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
         content = find_threshold(run, folds, group_key_of(kinds[0]))
         write_json(run.threshold, content)
-    print(
-        f"{run.threshold}: threshold {content['threshold']:.3f}, Dice {content['oof_dice']:.5f}, "
-        f"cross-fitted {content['oof_dice_cross_fitted']:.5f}, over {content['images']} images."
-    )
+    scores = f"Dice {content['oof_dice']:.5f}, cross-fitted {content['oof_dice_cross_fitted']:.5f}"
+    print(f"{run.threshold}: threshold {content['threshold']:.3f}, {scores}, over {content['images']} images.")
 
 
 def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
@@ -41,8 +39,7 @@ def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
     digests = oof_digests(run)
     oofs = read_oofs(run, folds)
     names = [name for oof in oofs for name in oof.names]
-    table = read_folds(run.folds)
-    group_of_key = map_keys_to_groups(table)
+    group_of_key = map_keys_to_groups(read_folds(run.folds))
     keys = [name if name in group_of_key else key_of(name) for name in names]  # of a table of images, of cars
     if unknown := [key for key in keys if key not in group_of_key]:
         raise Problem(f"{run.folds} does not list {unknown[0]}, which is in {run.folder / 'oof'}; run `make validate`.")
@@ -55,8 +52,7 @@ def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
         "oof_dice": round(float(scores[:, threshold_u8].mean()), 6),
         "oof_dice_cross_fitted": round(cross_fit(scores, groups), 6),
         "images": len(names),
-        "predicted_with": prediction_settings(oofs),
-        "predictions": digests,
+        "predicted_with": prediction_settings(oofs), "predictions": digests,
     }
 
 

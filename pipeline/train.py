@@ -73,9 +73,8 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
     state = create_state(settings, dist, pretrained=not last)
     if last:
         state.restore(last, data.paths.last)
-    schedule = BatchSchedule(
-        len(data.training), hyper.batch_size, hyper.epochs, hyper.seed, state.step, dist.rank, dist.world_size
-    )
+    sizes = len(data.training), hyper.batch_size, hyper.epochs
+    schedule = BatchSchedule(*sizes, hyper.seed, state.step, dist.rank, dist.world_size)
     if dist.is_main:
         resume.restore_files(settings, data, schedule, state)
 
@@ -107,9 +106,8 @@ def train_steps(
         progress(total=schedule.total_steps, initial=state.step, unit="step", wanted=dist.is_main) as bar,
     ):
         for image_NHWC, target_NHW in prefetch_to_device(state.watch.waiting_for(loader), device):
-            learning_rate = optim.learning_rate_at(
-                state.step, schedule.total_steps, hyper.learning_rate, hyper.warmup_fraction, hyper.schedule
-            )
+            peak, warmup = hyper.learning_rate, hyper.warmup_fraction
+            learning_rate = optim.learning_rate_at(state.step, schedule.total_steps, peak, warmup, hyper.schedule)
             optim.set_learning_rate(state.optimizer, learning_rate)
             torch.manual_seed(seed_of(hyper.seed, state.step, dist.rank))  # of dropout, where a network has it
             loss, gradient_norm = state.take_step(image_NHWC, target_NHW, loss_of, hyper.clip_norm, hyper.accumulate)
@@ -119,9 +117,8 @@ def train_steps(
 
             steps_into_epoch = state.step % schedule.steps_per_epoch
             if steps_into_epoch > 0:  # now and then show the loss and save
-                stopping, saving, reading = dist.any_rank(
-                    [stop.asked, stop.asked or save_timer.is_due(state.step), loss_timer.is_due(state.step)]
-                )
+                flags = [stop.asked, stop.asked or save_timer.is_due(state.step), loss_timer.is_due(state.step)]
+                stopping, saving, reading = dist.any_rank(flags)
                 if saving or reading:
                     check_finite(data, schedule, state, dist)
                     mean_loss = state.loss_sum.item() / steps_into_epoch
@@ -150,10 +147,8 @@ def finish_epoch(
     row: dict[str, Any] = {
         "epoch": epoch,
         "train_loss": state.loss_sum.item() / schedule.steps_per_epoch,
-        "val_dice": None,
-        "val_dice_threshold": None,
-        "images_per_s": state.watch.images_per_s(),
-        "waited_fraction": state.watch.waited_fraction(),
+        "val_dice": None, "val_dice_threshold": None,
+        "images_per_s": state.watch.images_per_s(), "waited_fraction": state.watch.waited_fraction(),
         "lr": state.optimizer.param_groups[0]["lr"],  # of the last step
     }
     if epoch % hyper.validate_every_epochs == 0 or epoch == hyper.epochs:

@@ -59,11 +59,8 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     with locked(run.lock(f"validate.fold{fold}"), busy):
         with oof_writer(predictions) as store:
             arrays, summary = evaluate(ensemble, settings, dataset, names, f"fold {fold}", store)
-        provenance = {
-            "checkpoint_sha256": digest_of[str(best)],
-            "predictions_sha256": sha256(predictions),
-            "predicted_with": predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq),
-        }
+        provenance = {"checkpoint_sha256": digest_of[str(best)], "predictions_sha256": sha256(predictions)}
+        provenance["predicted_with"] = predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)
         with replacing(oof) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **arrays, **provenance)
     print(f"fold {fold}: {summary}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, in {oof}.")

@@ -79,10 +79,9 @@ def check_trained_on(table: pd.DataFrame, trained_on: str, table_path: pathlib.P
     trained_on: the digest that its checkpoint holds.
     """
     if trained_on != digest(table):
-        raise Problem(
-            f"{best} was trained on other folds than {table_path} has, and may have seen the images that "
-            f"are held out there; put the {table_path.name} of its training back, or train it again under another RUN=."
-        )
+        what = f"{best} was trained on other folds than {table_path} has"
+        advice = f"put the {table_path.name} of its training back, or train it again under another RUN="
+        raise Problem(f"{what}, and may have seen the images that are held out there; {advice}.")
 
 
 def fold_numbers(table: pd.DataFrame) -> list[int]:

@@ -103,10 +103,9 @@ class ImageFolder:
         """Convert a mask's values to class indices; pixels without a label get the largest value of the dtype."""
         is_valid = values != self.ignore_index
         if wrong := values[is_valid & (values >= len(self.classes))][:1].tolist():
-            raise Problem(
-                f"{path}: the mask has the value {wrong[0]}, but task.classes has {len(self.classes)}, from 0 to "
-                f"{len(self.classes) - 1}; name all classes, or set task.ignore_index to the value without a label."
-            )
+            known = f"{len(self.classes)}, from 0 to {len(self.classes) - 1}"
+            advice = "name all classes, or set task.ignore_index to the value without a label"
+            raise Problem(f"{path}: the mask has the value {wrong[0]}, but task.classes has {known}; {advice}.")
         dtype = index_dtype(len(self.classes))
         return np.where(is_valid, values, ignored(dtype)).astype(dtype)
 

@@ -46,12 +46,9 @@ class TrainingDataset(Dataset):
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
-            height, width = grid_shape(dataset.height, dataset.width, scale)
-            self.cache = (
-                shared_zeros((len(names), height, width, dataset.channels)),
-                shared_zeros((len(names), height, width), index_dtype(len(dataset.classes))),
-                shared_zeros((len(names),)),
-            )
+            shape = (len(names), *grid_shape(dataset.height, dataset.width, scale))
+            images, is_cached = shared_zeros((*shape, dataset.channels)), shared_zeros((len(names),))
+            self.cache = images, shared_zeros(shape, index_dtype(len(dataset.classes))), is_cached
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,8 +99,7 @@ class BatchSchedule(Sampler[list[Draw]]):
         first_step: int = 0, rank: int = 0, world_size: int = 1,
     ):
         self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
-        self.first_step = first_step
-        self.steps_per_epoch = images // batch_size
+        self.first_step, self.steps_per_epoch = first_step, images // batch_size
         self.total_steps = self.steps_per_epoch * epochs
         self.rank_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
@@ -148,10 +144,9 @@ class Loader(DataLoader):
 
 
 def dead_worker_message(error: BaseException) -> str:
-    return (
-        f"A process that reads images died ({(str(error) or type(error).__name__).splitlines()[0].strip()}); "
-        "if memory or /dev/shm is short, set data.workers lower, or to 0."
-    )
+    reason = (str(error) or type(error).__name__).splitlines()[0].strip()
+    advice = "if memory or /dev/shm is short, set data.workers lower, or to 0"
+    return f"A process that reads images died ({reason}); {advice}."
 
 
 def raise_for_dead_workers() -> None:
@@ -205,10 +200,8 @@ def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
     if workers == 0:
         return {"pin_memory": pin_memory}
     if len(folder := tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
-        raise Problem(
-            f"TMPDIR is {folder}, too long a path for the sockets through which workers send images; "
-            "set it to a shorter one, or data.workers to 0."
-        )
+        why = "too long a path for the sockets through which workers send images"
+        raise Problem(f"TMPDIR is {folder}, {why}; set it to a shorter one, or data.workers to 0.")
     # Only fork shares the cache and the tables that are open.
     options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}

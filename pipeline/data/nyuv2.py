@@ -118,10 +118,9 @@ class NyuV2:
 
 
 def where_to_get(folder: pathlib.Path) -> str:
-    return (
-        f"There is no {folder / FILE}, and Kaggle has none: get the labelled data set (2.8 GB) from {PAGE} "
-        f"and, for the official split, {SPLITS_URL}; put both into {folder}, or draw rooms with `make demo-rooms`."
-    )
+    missing = f"There is no {folder / FILE}, and Kaggle has none"
+    where = f"get the labelled data set (2.8 GB) from {PAGE} and, for the official split, {SPLITS_URL}"
+    return f"{missing}: {where}; put both into {folder}, or draw rooms with `make demo-rooms`."
 
 
 def name_of(index: int) -> str:

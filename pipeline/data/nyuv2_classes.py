@@ -69,9 +69,8 @@ def normalise(word: str) -> str:
     return " ".join(word.split()).casefold()
 
 
-OTHERS = dict.fromkeys(split_words(STRUCTURE_WORDS), OTHER_STRUCTURE) | dict.fromkeys(
-    split_words(FURNITURE_WORDS), OTHER_FURNITURE
-)
+OTHERS = dict.fromkeys(split_words(STRUCTURE_WORDS), OTHER_STRUCTURE)
+OTHERS |= dict.fromkeys(split_words(FURNITURE_WORDS), OTHER_FURNITURE)
 
 
 def class_of_40(word: str) -> str:

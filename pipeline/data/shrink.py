@@ -70,13 +70,10 @@ def pack(images: ImageSet, archive_path: pathlib.Path, scale: int, quality: int)
         bgr = cv2.cvtColor(images.read(name, scale), cv2.COLOR_RGB2BGR)
         return cv2.imencode(suffix, bgr, options)[1].tobytes()
 
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        replacing(archive_path) as draft,
-        zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
-    ):
-        chunks = [images.names[i : i + 64] for i in range(0, len(images.names), 64)]
-        for chunk in progress(chunks, archive_path.name, unit="64 images"):
-            for name, data in zip(chunk, pool.map(encode, chunk)):
-                member = f"{archive_path.stem}/{images.competition.image_file(name)}"
-                archive.writestr(zipfile.ZipInfo(member, ARCHIVE_DATE), data)
+    chunks = [images.names[i : i + 64] for i in range(0, len(images.names), 64)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, replacing(archive_path) as draft:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+            for chunk in progress(chunks, archive_path.name, unit="64 images"):
+                for name, data in zip(chunk, pool.map(encode, chunk)):
+                    member = f"{archive_path.stem}/{images.competition.image_file(name)}"
+                    archive.writestr(zipfile.ZipInfo(member, ARCHIVE_DATE), data)

@@ -106,10 +106,8 @@ def compute_dice_scores(histograms: NDArray[np.int32]) -> dict[str, float]:
     histograms: (images, 2, 256), see masks.dice.
     """
     scores = dice.dice_at_thresholds(histograms)
-    return {
-        "dice": float(scores[:, dice.threshold_to_u8(0.5)].mean()),
-        "dice_threshold": dice.threshold_from_u8(dice.best_threshold_u8(scores)),
-    }
+    best_threshold = dice.threshold_from_u8(dice.best_threshold_u8(scores))
+    return {"dice": float(scores[:, dice.threshold_to_u8(0.5)].mean()), "dice_threshold": best_threshold}
 
 
 # --- several classes -------------------------------------------------------------------------------------------------
@@ -172,8 +170,6 @@ def compute_class_scores(confusions: Confusions) -> dict[str, float]:
     counts = confusion.counts(confusions.matrix)
     if not counts.in_truth.any():
         raise Problem("No pixel of the held-out images has a class, so there is nothing to evaluate; see their masks.")
-    return {
-        "mean_iou": float(confusion.mean_of_classes(confusion.iou(counts))),
-        "mean_dice": float(confusion.mean_of_classes(confusion.dice(counts))),
-        "pixel_accuracy": float(confusion.pixel_accuracy(counts)),
-    }
+    of_classes = {"mean_iou": confusion.iou(counts), "mean_dice": confusion.dice(counts)}
+    means = {name: float(confusion.mean_of_classes(scores)) for name, scores in of_classes.items()}
+    return means | {"pixel_accuracy": float(confusion.pixel_accuracy(counts))}

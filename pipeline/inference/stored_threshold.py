@@ -73,10 +73,8 @@ def stale_message(run: Run) -> str:
     if not named:
         return ""
     if any(named.get(fold) != digest for fold, digest in current.items()):
-        return (
-            f"{run.threshold} belongs to other predictions than those in {run.folder / 'oof'}; run `make threshold "
-            f"RUN={run.name}` again."
-        )
+        others = f"other predictions than those in {run.folder / 'oof'}"
+        return f"{run.threshold} belongs to {others}; run `make threshold RUN={run.name}` again."
     for fold in (int(name.removeprefix("fold")) for name in current):
         if message := other_network_message(run, fold, read_oof_histograms(run.oof(fold)).checkpoint_sha256):
             return message

@@ -52,10 +52,8 @@ def load(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
         raise Problem(f"The checkpoint {path} is damaged or not one of ours ({reason}); {ADVICE}.") from None
     if not isinstance(state, dict) or (missing := [key for key in keys if key not in state]):
         lacks = missing[0] if isinstance(state, dict) else "state"
-        raise Problem(
-            f"The checkpoint {path} has no {lacks}; if another version of this code wrote it, continue with it "
-            "or choose another RUN=, else delete it and run `make train` again."
-        )
+        advice = f"continue with it or choose another RUN=, else {ADVICE}"
+        raise Problem(f"The checkpoint {path} has no {lacks}; if another version of this code wrote it, {advice}.")
     return state
 
 

@@ -16,11 +16,8 @@ class Ema:
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
-        self.pairs = [
-            (average, weight)
-            for average, weight in zip(self.average.state_dict().values(), network.state_dict().values())
-            if average.is_floating_point()
-        ]
+        pairs = zip(self.average.state_dict().values(), network.state_dict().values())
+        self.pairs = [(average, weight) for average, weight in pairs if average.is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -91,15 +91,12 @@ def build_smp(
     except Exception as error:  # smp, timm and the hub's client have no common one
         if downloaded is None or isinstance(error, KeyError):
             reason = " ".join(str(error).split())[:200]
-            raise Problem(
-                f"model.arch {arch} does not work with model.encoder {encoder!r} and "
-                f"model.encoder_weights {encoder_weights!r} ({reason})."
-            ) from error
-        raise Problem(
-            f"The {downloaded} weights of {encoder} could not be downloaded ({type(error).__name__}); download them on "
-            "a machine with a network, save the encoder's state_dict with torch.save, and give the file's path as "
-            "model.encoder_weights, or set it to null to train from scratch."
-        ) from error
+            chosen = f"model.encoder {encoder!r} and model.encoder_weights {encoder_weights!r}"
+            raise Problem(f"model.arch {arch} does not work with {chosen} ({reason}).") from error
+        failed = f"The {downloaded} weights of {encoder} could not be downloaded ({type(error).__name__})"
+        advice = "download them on a machine with a network, save the encoder's state_dict with torch.save"
+        setting = "give the file's path as model.encoder_weights, or set it to null to train from scratch"
+        raise Problem(f"{failed}; {advice}, and {setting}.") from error
     if is_file:
         load_encoder(network.get_submodule("encoder"), file)
     return network, SMP_MULTIPLE

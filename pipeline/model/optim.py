@@ -32,9 +32,8 @@ def build_adamw(network: nn.Module, learning_rate: float, weight_decay: float, m
 
 
 def build_sgd(network: nn.Module, learning_rate: float, weight_decay: float, momentum: float) -> torch.optim.SGD:
-    sgd = torch.optim.SGD(
-        groups(network, weight_decay), learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True
-    )
+    parameters = groups(network, weight_decay)
+    sgd = torch.optim.SGD(parameters, learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum:  # or the buffers would be left as they come when a loss scaler leaves the first step out
         for parameter in (parameter for group in sgd.param_groups for parameter in group["params"]):
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -150,11 +149,8 @@ class Muon(torch.optim.Optimizer):
     def step_adamw(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "mean": torch.zeros_like(parameter),
-                    "mean_square": torch.zeros_like(parameter),
-                }
+                means = {"mean": torch.zeros_like(parameter), "mean_square": torch.zeros_like(parameter)}
+                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **means}
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             parameters, gradients, [state["mean"] for state in states], [state["mean_square"] for state in states], [],

@@ -61,10 +61,8 @@ def sync_batch_norm(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and type(child) is not nn.BatchNorm2d:
-                raise Problem(
-                    f"The network's {type(child).__name__} cannot be synchronised between processes on a CPU; train it "
-                    "with one process, or on GPUs."
-                )
+                what = f"{type(child).__name__} cannot be synchronised between processes on a CPU"
+                raise Problem(f"The network's {what}; train it with one process, or on GPUs.")
             if isinstance(child, nn.BatchNorm2d):
                 synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum)
                 synced.load_state_dict(child.state_dict())

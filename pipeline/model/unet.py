@@ -53,10 +53,9 @@ class UNet(nn.Module):
         self.fold = nn.PixelUnshuffle(patch)
         self.stem = DoubleConv(in_channels * patch**2, width)
         self.pool = nn.MaxPool2d(2)
-        self.down = nn.ModuleList(DoubleConv(fine, coarse) for fine, coarse in zip(widths, widths[1:]))
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in zip(widths, widths[1:])
-        )
+        steps = list(zip(widths, widths[1:]))
+        self.down = nn.ModuleList(DoubleConv(fine, coarse) for fine, coarse in steps)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in steps)
         self.merge = nn.ModuleList(DoubleConv(2 * fine, fine) for fine in widths[:-1])
         self.head = nn.Conv2d(width, classes * patch**2, 1)
         self.unfold = nn.PixelShuffle(patch)

@@ -76,7 +76,6 @@ class ProcessGroup:
 
 
 def launched_by_torchrun() -> bool:
-    """Whether torchrun started this process."""
     return dist.is_torchelastic_launched()
 
 

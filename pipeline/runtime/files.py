@@ -81,9 +81,8 @@ def locked(path: pathlib.Path, busy: str) -> Iterator[None]:
         except BlockingIOError:
             raise Problem(busy) from None
         except OSError as error:  # ENOLCK, ENOSYS: some network file systems have no flock
-            raise Problem(
-                f"{path} cannot be locked ({error.strerror or error}); put its folder on a file system that has flock."
-            ) from None
+            what = f"{path} cannot be locked ({error.strerror or error})"
+            raise Problem(f"{what}; put its folder on a file system that has flock.") from None
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise Problem(busy)  # its holder removed it in the meantime, and another process may hold a new one
         held.append(file)

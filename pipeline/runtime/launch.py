@@ -60,10 +60,8 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
             raise SystemExit(1) from None
-        raise Problem(
-            f"Process {rank} was killed by signal {-failure.exitcode}, as happens when memory runs out; "
-            "the same command resumes from what is saved."
-        ) from None
+        killed = f"Process {rank} was killed by signal {-failure.exitcode}, as happens when memory runs out"
+        raise Problem(f"{killed}; the same command resumes from what is saved.") from None
 
 
 def train_fold_per_gpu(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:

@@ -22,7 +22,6 @@ from pipeline.runtime.device import describe_machine
 from pipeline.runtime.files import read_json, sha256
 from pipeline.runtime.problem import Problem
 
-
 Weights = dict[pathlib.Path, float]  # checkpoint -> its weight in the mean; they sum to 1
 
 
@@ -62,8 +61,7 @@ class Plan:
             "on_bad_image": on_bad_image,
             "test_images": fingerprint(self.images, self.names),
             "machine": describe_machine(self.ensemble.device),
-            "code": git.code_digest(),
-            "packages": git.packages(),
+            "code": git.code_digest(), "packages": git.packages(),
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -77,13 +75,11 @@ class Plan:
             "threshold": self.threshold_facts["threshold"],
             "oof_dice": self.threshold_facts.get("oof_dice"),
             "oof_dice_cross_fitted": self.threshold_facts.get("oof_dice_cross_fitted"),
-            "config": nearest,
-            "train_overrides": train_overrides,
+            "config": nearest, "train_overrides": train_overrides,
             "predict_overrides": config.overrides_between(self.trained[0], self.settings),
             "config_sha256": hashlib.sha256("".join(config_texts).encode()).hexdigest(),
             "checkpoints": self.sha256_of_path,
-            "commit": git.commit(),
-            "clean": git.is_clean(),
+            "commit": git.commit(), "clean": git.is_clean(),
         }
 
 
@@ -158,10 +154,8 @@ def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Setti
         return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False
     if planned <= {chosen_on}:
         return "", False
-    return (
-        f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {'; '.join(sorted(planned))}: "
-        "run `make validate threshold` with the same SET to choose a threshold for it."
-    ), True
+    what = f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {'; '.join(sorted(planned))}"
+    return f"{what}: run `make validate threshold` with the same SET to choose a threshold for it.", True
 
 
 def missing_blend_note(joint: Run, runs: Sequence[Run]) -> str:

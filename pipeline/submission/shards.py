@@ -79,10 +79,8 @@ class Shards:
             place = self.folder.with_name(f"{self.folder.name}.{digest(old_state)[:DIGITS]}")
             move_folder(self.folder, place)
             os.utime(place)  # the newest is removed last
-            notes = [
-                f"{self.folder} had {count} shards that differ in {', '.join(changed)}: they are moved to {place}, and "
-                "`make predict` continues them when all of that is as it was."
-            ]
+            moved = f"{self.folder} had {count} shards that differ in {', '.join(changed)}: they are moved to {place}"
+            notes = [f"{moved}, and `make predict` continues them when all of that is as it was."]
         elif count:
             notes = [f"{self.folder} had {count} shards without a valid state.json: they are deleted."]
         self.remove()

@@ -68,13 +68,10 @@ def smaller_batch_advice(
     fits = min(largest, failed - 1)  # another process may have held the memory when it ran out
     if fits < 1:
         return f"{measured}; set data.scale higher or train.checkpoint_activations=true."
-    micro_batches = min(
-        n for n in range(1, batch_size + 1) if batch_size % (n * world_size) == 0 and batch_size // n <= fits
-    )
-    return (
-        f"{measured}; set train.accumulate={micro_batches}, which trains nearly the same in micro-batches, "
-        "or train.checkpoint_activations=true, or a smaller train.batch_size."
-    )
+    possible = (n for n in range(1, batch_size + 1) if batch_size % (n * world_size) == 0)
+    micro_batches = min(n for n in possible if batch_size // n <= fits)
+    others = "or train.checkpoint_activations=true, or a smaller train.batch_size"
+    return f"{measured}; set train.accumulate={micro_batches}, which trains nearly the same in micro-batches, {others}."
 
 
 def describe_fit(images: int, scale: int, device: torch.device) -> str:

@@ -47,25 +47,18 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude, settings.data.kind)
     if len(training) < hyper.batch_size or not validation:
-        raise Problem(
-            f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out, "
-            f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN=."
-        )
+        images = f"{len(training)} images to train on and {len(validation)} held out"
+        too_large = f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN="
+        raise Problem(f"Fold {fold_number} of {run.folds} has {images}, {too_large}.")
     if hyper.batch_size % (world_size * hyper.accumulate):
-        raise Problem(
-            f"train.batch_size ({hyper.batch_size}) must be a multiple of train.accumulate ({hyper.accumulate}) times "
-            f"the number of processes ({world_size})."
-        )
+        product = f"train.accumulate ({hyper.accumulate}) times the number of processes ({world_size})"
+        raise Problem(f"train.batch_size ({hyper.batch_size}) must be a multiple of {product}.")
     relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
-        run=run,
-        number=fold_number,
-        folder=folder,
-        dataset=dataset,
+        run=run, number=fold_number, folder=folder, dataset=dataset,
         training=TrainingDataset(dataset, training, scale, transform, hyper.seed, settings.data.cache, relabelled),
-        validation=ValidationDataset(dataset, validation, scale),
-        folds=table,
+        validation=ValidationDataset(dataset, validation, scale), folds=table,
         fingerprint=fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled)),
         notes=relabel.relabel_summary(training, validation, dataset.names, relabelled),
     )

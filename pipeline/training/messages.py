@@ -17,11 +17,9 @@ MAX_NAMES = 8  # of the images of a batch that a message lists
 def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup) -> str:
     """Return what is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
-    lines = [
-        f"Fold {data.number}: {settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters, "
-        f"{len(data.training)} images at 1/{settings.data.scale}, {len(data.validation)} held out{data.notes}, "
-        f"{describe(dist.device)}{processes}."
-    ]
+    network = f"{settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters"
+    images = f"{len(data.training)} images at 1/{settings.data.scale}, {len(data.validation)} held out{data.notes}"
+    lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]
     if missing := data.missing_groups():
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
@@ -37,10 +35,8 @@ def epoch(row: dict[str, Any], epochs: int) -> str:
         scores = f"Dice {row['val_dice']:.5f} at 0.5 (best threshold {row['val_dice_threshold']:.3f}), "
     if "val_mean_iou" in row:
         scores = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
-    return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {scores}{row['images_per_s']:.1f} images/s, "
-        f"waited {row['waited_fraction']:.1%} for images, {row['seconds']:.0f} s"
-    )
+    speed = f"{row['images_per_s']:.1f} images/s, waited {row['waited_fraction']:.1%} for images"
+    return f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {scores}{speed}, {row['seconds']:.0f} s"
 
 
 def end(data: FoldData, state: TrainingState) -> str:
@@ -50,10 +46,9 @@ def end(data: FoldData, state: TrainingState) -> str:
     if state.score_name == "val_dice":
         threshold = f" at the threshold 0.5 (best threshold {best['val_dice_threshold']:.3f})"
         next_stages = "validate threshold report"
-    return (
-        f"{data.paths.best}: {score(state)}{threshold} on held-out images at full size, without TTA, after "
-        f"{state.seconds() / 60:.1f} minutes; `make {next_stages} RUN={data.run.name}` shows where it is wrong."
-    )
+    measured = f"on held-out images at full size, without TTA, after {state.seconds() / 60:.1f} minutes"
+    advice = f"`make {next_stages} RUN={data.run.name}` shows where it is wrong"
+    return f"{data.paths.best}: {score(state)}{threshold} {measured}; {advice}."
 
 
 def trained_already(data: FoldData, state: TrainingState) -> str:
@@ -72,7 +67,6 @@ def stopped(step: int, total_steps: int) -> str:
 def not_finite(step: int, total_steps: int, names: list[str], last: pathlib.Path) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
-    return (
-        f"The loss or its gradient is not finite at step {step + 1} of {total_steps}, on the images "
-        f"{', '.join(names[:MAX_NAMES])}{more}; {good}. Look at these images, or lower train.learning_rate."
-    )
+    where = f"at step {step + 1} of {total_steps}, on the images {', '.join(names[:MAX_NAMES])}{more}"
+    advice = "Look at these images, or lower train.learning_rate"
+    return f"The loss or its gradient is not finite {where}; {good}. {advice}."

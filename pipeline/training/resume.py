@@ -51,10 +51,8 @@ def read_last(fold: Fold, settings: Settings, repair: bool) -> dict[str, Any]:
         last, path = load_last(fold.previous), fold.previous
     trained = config.parse(last["settings"], where=str(path))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
-        raise Problem(
-            f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); "
-            "set them back, choose another RUN=, or delete that folder."
-        )
+        advice = "set them back, choose another RUN=, or delete that folder"
+        raise Problem(f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
     if repair and path == fold.previous:
         reason = f"There is no {fold.last}"
         if fold.last.exists():
@@ -82,18 +80,16 @@ def check_no_epochs_are_lost(fold: Fold) -> None:
         return
     log = checkpoint.load(fold.best, keys=()).get("log")
     if isinstance(log, list) and len(log) > 1:
-        raise Problem(
-            f"{fold.best} is of {len(log)} epochs, but there is no {fold.last.name} beside it to resume from, and a "
-            f"new start would replace it; choose another RUN=, or move {fold.folder} away."
-        )
+        why = f"there is no {fold.last.name} beside it to resume from, and a new start would replace it"
+        advice = f"choose another RUN=, or move {fold.folder} away"
+        raise Problem(f"{fold.best} is of {len(log)} epochs, but {why}; {advice}.")
 
 
 def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
-        raise Problem(
-            f"{data.paths.folder} was begun with other images or masks than {data.folder} has; choose a new RUN=."
-        )
+        what = f"{data.paths.folder} was begun with other images or masks than {data.folder} has"
+        raise Problem(f"{what}; choose a new RUN=.")
 
 
 def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:
@@ -119,7 +115,6 @@ def check_best_exists(data: FoldData, state: TrainingState) -> None:
     """Raise Problem if a finished training has no `best.pt`: `last.pt` has the weights of the last epoch only."""
     paths, best = data.paths, state.best_row()
     if best and not paths.best.exists():
-        raise Problem(
-            f"{paths.best}, the weights of epoch {best['epoch']}, is missing, and {paths.last} has only those of the "
-            f"last epoch; put it back from a copy, or delete {paths.folder} and train it again."
-        )
+        missing = f"{paths.best}, the weights of epoch {best['epoch']}, is missing"
+        advice = f"put it back from a copy, or delete {paths.folder} and train it again"
+        raise Problem(f"{missing}, and {paths.last} has only those of the last epoch; {advice}.")

@@ -101,21 +101,12 @@ class TrainingState:
 
     def save_last(self, settings: Settings, data: FoldData) -> None:
         """Write `last.pt`; the one before stays as `last.previous.pt`."""
-        contents = {
-            "settings": settings.model_dump(),
-            "fingerprint": data.fingerprint,
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "average": self.ema.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "loss_sum": self.loss_sum.item(),
-            "log": self.log,
-            "best_score": self.best_score,
-            "score_name": self.score_name,
-            "seconds": self.seconds(),
-            "epoch_watch": self.watch.readings(),
-        }
+        contents: dict[str, Any] = {"settings": settings.model_dump(), "fingerprint": data.fingerprint}
+        contents |= {"step": self.step, "network": self.network.state_dict()}
+        contents |= {"average": self.ema.average.state_dict(), "optimizer": self.optimizer.state_dict()}
+        contents |= {"scaler": self.scaler.state_dict(), "loss_sum": self.loss_sum.item(), "log": self.log}
+        contents |= {"best_score": self.best_score, "score_name": self.score_name}
+        contents |= {"seconds": self.seconds(), "epoch_watch": self.watch.readings()}
         checkpoint.save(data.paths.last, contents, keep_as=data.paths.previous)
 
     def restore(self, last: dict[str, Any], path: pathlib.Path) -> None:
@@ -129,9 +120,8 @@ class TrainingState:
             self.watch = Stopwatch(self.watch.images_per_step, **last["epoch_watch"])
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise Problem(
-                f"The checkpoint {path} does not fit its own settings ({reason}); {checkpoint.ADVICE}."
-            ) from None
+            what = f"The checkpoint {path} does not fit its own settings ({reason})"
+            raise Problem(f"{what}; {checkpoint.ADVICE}.") from None
         self.step, self.log = last["step"], last["log"]
         self.best_score, self.score_name = last["best_score"], last["score_name"]
         self.loss_sum.fill_(last["loss_sum"])
@@ -156,10 +146,8 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     hyper, device = settings.train, dist.device
     model = settings.model if pretrained else settings.model.model_copy(update={"encoder_weights": None})
     torch.manual_seed(hyper.seed)
-    network: nn.Module = build(
-        **model.model_dump(), channels=settings.data.channels, classes=settings.task.outputs,
-        checkpoint_activations=hyper.checkpoint_activations,
-    ).to(device)
+    options = model.model_dump() | {"checkpoint_activations": hyper.checkpoint_activations}
+    network: nn.Module = build(**options, channels=settings.data.channels, classes=settings.task.outputs).to(device)
     if dist.world_size > 1:
         network = sync_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
@@ -168,8 +156,7 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
         network.compile()
     return TrainingState(
         network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(device),
-        watch=Stopwatch(hyper.batch_size),
-        loss_sum=torch.zeros((), dtype=torch.float64, device=device),
+        watch=Stopwatch(hyper.batch_size), loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         non_finite_step=torch.tensor(-1, device=device),
         score_name="val_dice" if settings.task.kind == "binary" else "val_mean_iou",
     )
