@@ -51,14 +51,14 @@ def main(run: Run, folds: list[int], overrides: list[str], images: list[pathlib.
 
 def name_targets(images: list[pathlib.Path], out: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
     """Return image -> PNG to write. Raise Problem if an image is missing, or would be replaced, or two collide."""
-    if missing := [image for image in images if not image.is_file()]:
-        raise Problem(f"There is no {missing[0]}; IMAGE= takes paths without blanks, separated by blanks.")
     targets = {image: out / f"{image.stem}.png" for image in images}
     for image, target in targets.items():
         if twins := [other for other in images if other != image and targets[other] == target]:
             raise Problem(f"{image} and {twins[0]} would both become {target}; rename one, or cut them out one by one.")
         if image.resolve() == target.resolve():
             raise Problem(f"{image} would be overwritten by its own cut-out; choose another OUT=.")
+    if missing := [image for image in images if not image.is_file()]:
+        raise Problem(f"There is no {missing[0]}; IMAGE= takes paths without blanks, separated by blanks.")
     return targets
 
 

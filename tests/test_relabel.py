@@ -111,7 +111,7 @@ def test_training_leaves_out_or_relabels_and_a_resume_notices_another_table(
     output = capsys.readouterr().out
     assert re.search(r"32 \w+ at 1/8, 32 held out", output)
     last_line = output.strip().splitlines()[-1]
-    assert re.search(r"Dice 0\..* 0\.5, best is 0\..*minutes", last_line)
+    assert re.search(r"Dice 0\..* 0\.5 \(best threshold 0\..*minutes", last_line)
     assert "`make validate threshold report RUN=plain`" in last_line
 
     folds = pathlib.Path("runs/plain/folds.csv").read_text().splitlines()[1:]

@@ -35,7 +35,7 @@ def archives() -> Iterator[Case]:
     yield bad("test.zip has no image", PREDICT, put("demo/test.zip", zip_of({"a.txt": b""})), r"test\.zip.* no file")
     for place in ("../", "/", "test/../../"):
         what = f"a member of test.zip lies at {place}"
-        yield bad(what, PREDICT, renamed(lambda name, place=place: place + name), r"test\.zip has a member '")
+        yield bad(what, PREDICT, renamed(lambda name, place=place: place + name), r"test\.zip: the member '")
     yield bad("a member has a backslash for a slash", PREDICT, renamed(lambda n: f"..\\{n}"), r"test\.zip.* no file")
     yield bad("a member's name is no UTF-8", PREDICT, name_is_no_utf8, r"test\.zip is not a whole zip")
     yield bad("a member is there twice", PREDICT, twice, r"test\.zip holds \w+_01\.jpg twice")
