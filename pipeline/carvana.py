@@ -25,7 +25,7 @@ def image_name(car_id: str, angle: str) -> str:
 
 
 def car_of(image_name: str) -> str:
-    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc"`: the group that no split may divide."""
+    """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc"`, the car: the key in folds.csv."""
     return image_name[:12]
 
 

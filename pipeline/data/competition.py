@@ -49,7 +49,7 @@ class Competition:
     rows_if_real: tuple[str, int] | None = None  # the table, and its rows, that tell Kaggle's data from a drawn copy
     mean_coverage_range: tuple[float, float] = (0.0, 1.0)  # plausible mean coverage of a submission's masks
     allow_empty_masks: bool = True  # in a submission
-    angles: int = 1  # images of each group, one from each angle; 1: groups have no angles
+    angles: int = 1  # images of each key (car), one from each angle; 1: no angles
     group_key: Callable[[str], str] = str  # the name of an image -> what folds.csv lists: its car, or the image itself
     group_columns: tuple[str, str] = ("image", "group")  # of folds.csv: what `group_key` gives, and its group
     # (folder, training images) -> the group of each key, "" if unknown; None: each image is a group of its own.

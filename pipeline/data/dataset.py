@@ -37,7 +37,7 @@ class SegmentationDataset(Protocol):
     classes: tuple[str, ...]  # their names, by index; () if binary
     where: str  # the folder or file, for messages
     fingerprint: str  # distinguishes most other data from these at little cost, wherever they lie; "" if nothing does
-    has_angles: bool  # whether each group was seen from the same numbered angles, as Carvana's cars were
+    has_angles: bool  # whether each key (car) was seen from the same numbered angles, as Carvana's cars were
 
     def read(self, name: str, scale: int) -> NDArray:
         """Return an image at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
