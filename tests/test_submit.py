@@ -394,7 +394,11 @@ def test_a_message_that_is_too_long_is_a_problem(kaggle: Kaggle, submit_mine: Su
 
 def begin(demo_folder: pathlib.Path) -> subprocess.Popen:
     arguments = [sys.executable, "-m", "pipeline", "submit", "--file", str(MINE), "--data", str(demo_folder)]
-    return subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background inherit that Ctrl+C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
