@@ -138,6 +138,15 @@ def test_a_list_option_may_be_repeated_or_take_several_values() -> None:
     both = [["--set", "a=1", "--set", "b=2", "--gpus", "3"], ["--set", "a=1", "b=2", "--gpus", "3"]]
     assert repeat_list_flags(both[0]) == repeat_list_flags(both[1]) == both[0]
     assert repeat_list_flags(["--run", "a", "b"]) == ["--run", "a", "b"]
+    assert repeat_list_flags(["--set=a=1", "b=2"]) == ["--set=a=1", "--set", "b=2"]
+
+
+def test_leaderboard_needs_no_config_but_a_named_one_must_exist(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "leaderboard"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for arguments, code in {(): 0, ("--config", "none.yaml"): 1}.items():
+        ended = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr
 
 
 def test_the_last_value_of_an_option_wins() -> None:
