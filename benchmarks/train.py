@@ -35,6 +35,7 @@ from pipeline.model import losses
 from pipeline.runtime.device import describe, pick_device, precision, set_up
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.synthetic import write_competition
+from pipeline.training.networks import build_network
 from pipeline.training.state import create_state
 
 FULL_SIZE_BATCHES = (8, 4, 2, 1)  # tried in turn, on a GPU
@@ -59,7 +60,8 @@ class OurLoop:
         set_up(deterministic=False)
         self.device, self.batch_size = device, batch_size
         settings = config.Settings(train=config.Train(batch_size=batch_size))  # defaults: a U-Net of width 64, AdamW
-        self.state = create_state(settings, ProcessGroup(rank=0, world_size=1, device=device), pretrained=False)
+        dist = ProcessGroup(rank=0, world_size=1, device=device)
+        self.state = create_state(lambda: build_network(settings, pretrained=False), settings.train, dist)
         self.state.network.train()
         if compile:  # not in place, so that `gflop` counts the plain network
             self.state.forward = cast(nn.Module, torch.compile(self.state.network))

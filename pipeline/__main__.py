@@ -233,13 +233,36 @@ def train(
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
+    from pipeline import refine as refine_stage
     from pipeline import train as stage
     from pipeline.runtime import distributed, launch
     settings, numbers = common.settings, common.folds_to_train()
     if gpus > 1 and not distributed.launched_by_torchrun():
         launch.train(context.obj, numbers, gpus)
-    else:
-        stage.main(settings, common.named_run(), numbers, pathlib.Path(settings.data.folder), deterministic)
+        return
+    arguments = settings, common.named_run(), numbers, pathlib.Path(settings.data.folder)
+    with distributed.trainers(deterministic) as dist:
+        stage.main(*arguments, dist)
+        if settings.refine:
+            refine_stage.main(*arguments, dist)
+
+
+@command()
+def refine(
+    common: Common,
+    context: Context,
+    gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
+    deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
+) -> None:
+    """Train the refiner of a trained fold, which corrects its masks along the edge, at full size."""
+    from pipeline import refine as stage
+    from pipeline.runtime import distributed, launch
+    settings, numbers = common.settings, common.folds_to_train()
+    if gpus > 1 and not distributed.launched_by_torchrun():
+        launch.train(context.obj, numbers, gpus)
+        return
+    with distributed.trainers(deterministic) as dist:
+        stage.main(settings, common.named_run(), numbers, pathlib.Path(settings.data.folder), dist)
 
 
 @command()

@@ -20,7 +20,9 @@ from pipeline import config
 from pipeline.data.grouping import check_trained_on, map_keys_to_groups, read_folds, split
 from pipeline.data.image_stream import ImagesAtScales, stream
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import common_competition, load_members, read_folds_digest
+from pipeline.inference.loading import (
+    checkpoints_of, common_competition, load_members, read_folds_digest, with_refiners
+)  # fmt: skip
 from pipeline.masks import dice
 from pipeline.model import checkpoint
 from pipeline.paths import Run
@@ -165,8 +167,9 @@ def tally_fold(
     device = pick_device()
     paths = [run.fold(fold).best for run in runs]
     table = read_folds(runs[0].folds)
-    with checkpoint.unchanged(paths) as digest_of:
+    with checkpoint.unchanged(with_refiners(paths)) as digest_of:
         members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
+        used = [path for best, member in zip(paths, members) for path in checkpoints_of(best, member)]
         competition = common_competition(paths, trained, "A blend")
         for path in paths:
             check_trained_on(table, read_folds_digest(path), runs[0].folds, path)
@@ -179,7 +182,7 @@ def tally_fold(
     group_of_key, shape = map_keys_to_groups(table), (dataset.height, dataset.width)
 
     ensembles = [Ensemble([member], *shape) for member in members]
-    scales = tuple(sorted({member.scale for member in members}))
+    scales = tuple(sorted({scale for ensemble in ensembles for scale in ensemble.scales}))
     images = ImagesAtScales(dataset.images, scales, shape, on_bad_image="error")
     name_batches = list(batches(names, batch_size))
     loader = stream(images, name_batches, batch_size, settings.data.workers, pin_memory=device.type == "cuda")
@@ -192,7 +195,7 @@ def tally_fold(
 
             for name, histograms in zip(batch.names, in_order(histograms_of, range(len(batch.names)))):
                 tally.add(group_of_key[dataset.group_key(name)], histograms)
-    return digest_of
+    return {str(path): digest_of[str(path)] for path in used}
 
 
 def blend_histograms(

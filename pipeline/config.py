@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 import reprlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -189,10 +189,35 @@ class Train(Section):
     checkpoint_steps: Count | None = None  # also save last.pt every so many steps
 
 
+class Refine(Train):
+    """The refiner: a second U-Net, on tiles at full size along the edge. It takes the keys of `train` as well."""
+
+    epochs: Count = 6
+    batch_size: Count = 32  # tiles, one of each of as many images
+    optimizer: Annotated[str, in_table("pipeline.model.optim", "OPTIMIZERS")] = "muon"
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    scale: Literal[1, 2] = 1  # tiles are cut out of images at 1/scale
+    tile_px: Annotated[int, Field(ge=32, le=1024)] = 128  # side of a tile, in pixels of those images
+    margin_px: Annotated[int, Field(ge=0)] = 16  # of a tile on each side, which is seen but not used
+    tiles_per_image: Count = 8  # in each epoch
+    width: Count = 16  # of the U-Net, as of model.arch unet
+    depth: Annotated[int, Field(ge=1, le=7)] = 4
+    patch: Literal[1, 2, 4] = 2
+
+    @model_validator(mode="after")
+    def tiles_have_a_middle(self) -> "Refine":
+        if (core := self.tile_px - 2 * self.margin_px) <= 0 or core % 8:
+            middle = f"tile_px less twice margin_px is {core}"
+            raise ValueError(f"{middle}, but it must be a multiple of 8 above 0; 128 and 16 give 96")
+        return self
+
+
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
     compile: bool = False  # torch.compile: half a minute at the start, then faster on a GPU
+    refine: bool = True  # use the refiner of each network that has one
     rows_per_shard: Count = 2048  # of a submission; the most that a kill can lose. Best a multiple of batch_size
     verify_every_rows: Count = 1  # 1: decode each row again and compare it with its mask; 10: each tenth
 
@@ -204,6 +229,7 @@ class Settings(Section):
     model: Model = Model()
     loss: Loss = Loss()
     train: Train = Train()
+    refine: Refine | None = None  # null: no refiner
     predict: Predict = Predict()
 
     @model_validator(mode="after")
@@ -238,6 +264,10 @@ class Settings(Section):
             raise ValueError("loss.edge_weight is for task.kind binary, but it is multiclass; leave it out")
         if self.task.class_weights and not self.loss.bce:
             raise ValueError("task.class_weights weights the cross-entropy loss.bce, which is 0; set only one of them")
+        if self.refine and task == "multiclass":
+            raise ValueError("refine is for task.kind binary, but it is multiclass; leave that section out")
+        if self.refine and self.data.scale <= self.refine.scale:
+            raise ValueError(f"refine.scale {self.refine.scale} is not finer than data.scale {self.data.scale}")
         for key in ("hq", "exclude", "relabel"):
             if getattr(self.data, key) and not is_competition:
                 raise ValueError(f"data.{key} is for competitions, but data.kind is {kind}; leave it out")
@@ -291,6 +321,13 @@ def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool
     return trained.model_copy(update={"data": overridden.data, "predict": overridden.predict})
 
 
+def with_refine(trained: Settings, given: Settings) -> Settings:
+    """Return the settings that trained a network, with the section `refine`, the folder and `predict` of others."""
+    free = {key: getattr(given.data, key) for key in ("folder", "workers", "cache")}
+    data = trained.data.model_copy(update=free)
+    return trained.model_copy(update={"data": data, "refine": given.refine, "predict": given.predict})
+
+
 def check_binary(path: pathlib.Path, what: str) -> str:
     """Return `data.kind` of the run with this `config.yaml`, or its default; raise Problem if it has several classes.
 
@@ -319,9 +356,13 @@ def overrides_between(old: Settings, new: Settings) -> list[str]:
 
 def changes(old: Settings, new: Settings) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value after) of the keys that differ; a loss that is not named has weight 0."""
-    before, after = old.model_dump(), new.model_dump()
+    before, after = ({name: section or {} for name, section in each.model_dump().items()} for each in (old, new))
     keys = [(section, key) for section in before for key in before[section] | after[section]]
-    both = [(f"{section}.{key}", before[section].get(key, 0.0), after[section].get(key, 0.0)) for section, key in keys]
+    both = [
+        (f"{section}.{key}", before[section].get(key, missing), after[section].get(key, missing))
+        for section, key in keys
+        for missing in (0.0 if section == "loss" else None,)
+    ]
     return [(name, old_value, new_value) for name, old_value, new_value in both if old_value != new_value]
 
 
@@ -340,8 +381,10 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if match is None:
         raise Problem(f"The setting {override!r} must look like section.key=value, as in train.epochs=3, no blanks.")
     section, key, value = match.groups()
+    if tree.get(section) is None:
+        tree[section] = {}
     try:
-        tree.setdefault(section, {})[key] = yaml.load(value, Loader=Yaml)
+        tree[section][key] = yaml.load(value, Loader=Yaml)
     except NOT_YAML:
         raise Problem(f"The value of the setting {override[:60]!r} is not YAML; quote it.") from None
 
@@ -358,7 +401,8 @@ def explain(error: ValidationError) -> str:
     *parents, unknown = first["loc"]
     section: type[BaseModel] = Settings
     for name in parents:
-        section = type(section.model_fields[str(name)].get_default())
+        annotation = section.model_fields[str(name)].annotation  # a section, or a section or None
+        section = next(one for one in (*get_args(annotation), annotation) if one is not type(None))
     prefix = "".join(f"{name}." for name in parents)
     return f"{key} is no setting; {suggest(str(unknown), list(section.model_fields), prefix)}."
 

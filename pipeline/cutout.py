@@ -116,15 +116,22 @@ def predict_cells(ensemble: Ensemble, image: NDArray[np.uint8]) -> tuple[list[ND
     proportions: an object that fills the image then has about the size that they know. The side is in its pixels.
     """
     height, width = image.shape[:2]
-    small_probs, sides_px = [], []
-    for scale in ensemble.scales:
+    image_of_scale: dict[int, torch.Tensor] = {}
+    side_px_of: dict[int, float] = {}
+    for scale in sorted(ensemble.scales, reverse=True):
         cells = math.prod(grid_shape(ensemble.height, ensemble.width, scale))
-        sides_px.append(side_px := math.sqrt(height * width / cells))
+        side_px_of[scale] = side_px = math.sqrt(height * width / cells)
         size = (max(1, round(width / side_px)), max(1, round(height / side_px)))
+        if scale in ensemble.refined_scales:  # tiles are places in cells of the network before, which are `factor` wide
+            factor, coarse = ensemble.refined_scales[scale] // scale, image_of_scale[ensemble.refined_scales[scale]]
+            size = (coarse.shape[2] * factor, coarse.shape[1] * factor)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side_px > 1 else cv2.INTER_LINEAR)
-        with torch.inference_mode():
-            small_probs.append(ensemble.predict_at_scale(scale, torch.from_numpy(small)[None])[0].cpu().numpy())
-    return small_probs, min(sides_px)
+        image_of_scale[scale] = torch.from_numpy(small)[None]
+    with torch.inference_mode():
+        predicted = ensemble.predict(image_of_scale)
+    small_probs = [prob_NCHW[0].cpu().numpy() for prob_NCHW in predicted.prob_of_scale.values()]
+    small_probs += [member.weight * maps.read_all()[:1].cpu().numpy() for member, maps in predicted.refined]
+    return small_probs, min(side_px_of.values())
 
 
 def compute_alpha(prob: NDArray[np.float32], side_px: float) -> NDArray[np.uint8]:

@@ -6,19 +6,28 @@ SUBMISSIONS = pathlib.Path("submissions")
 LEDGER = SUBMISSIONS / "ledger.csv"
 
 
-class Fold:
-    """`runs/RUN/fold{k}/`: one network, trained on the other folds."""
+class TrainingFiles:
+    """What the training of one network writes; `prefix` starts their names."""
+
+    def __init__(self, folder: pathlib.Path, best: str, prefix: str = ""):
+        self.folder = folder
+        self.best = folder / best  # the weights of the epoch with the best validation score
+        self.config = folder / f"{prefix}config.yaml"  # the settings that trained it
+        self.last = folder / f"{prefix}last.pt"  # all that a resume needs
+        self.previous = folder / f"{prefix}last.previous.pt"  # the last.pt before that
+        self.damaged = folder / f"{prefix}last.damaged.pt"  # a last.pt that could not be read, renamed
+        self.lock = folder / ".lock"  # locked while any network of this folder is trained
+        self.log = folder / f"{prefix}log.jsonl"  # one row an epoch
+        self.tensorboard = folder / f"{prefix}tb"
+
+
+class Fold(TrainingFiles):
+    """`runs/RUN/fold{k}/`: one network, trained on the other folds, and the refiner of its edges, if it has one."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        self.config = folder / "config.yaml"  # the settings that trained it
-        self.best = folder / "best.pt"  # the weights of the epoch with the best validation score
-        self.last = folder / "last.pt"  # all that a resume needs
-        self.previous = folder / "last.previous.pt"  # the last.pt before that
-        self.damaged = folder / "last.damaged.pt"  # a last.pt that could not be read, renamed to make room for the next
-        self.lock = folder / ".lock"  # locked while it is trained
-        self.log = folder / "log.jsonl"  # one row an epoch
-        self.tensorboard = folder / "tb"
+        super().__init__(folder, "best.pt")
+        self.refiner = TrainingFiles(folder, "refiner.pt", "refiner.")
+        self.coarse = folder / "coarse.zip"  # what best.pt predicts for the images that the refiner trains on
 
 
 class Run:

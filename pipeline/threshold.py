@@ -73,6 +73,6 @@ def read_oofs(run: Run, folds: list[int]) -> list[OofHistograms]:
     """Read the histograms of these folds. Raise Problem if another network than a fold's `best.pt` predicted it."""
     oofs = [read_oof_histograms(run.oof(fold)) for fold in folds]
     for fold, oof in zip(folds, oofs):
-        if message := other_network_message(run, fold, oof.checkpoint_sha256):
+        if message := other_network_message(run, fold, oof):
             raise Problem(message)
     return oofs

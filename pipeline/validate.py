@@ -20,7 +20,9 @@ from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.evaluate import (
     compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, find_missing_classes,
 )  # fmt: skip
-from pipeline.inference.loading import batch_that_fits, build_ensemble, build_member, load_network, read_folds_digest
+from pipeline.inference.loading import (
+    batch_that_fits, build_ensemble, build_member, load_network, read_folds_digest, refiner_path, with_refiners,
+)  # fmt: skip
 from pipeline.inference.oof import Store, oof_writer
 from pipeline.inference.stored_threshold import predicted_with
 from pipeline.model import checkpoint
@@ -45,13 +47,13 @@ def main(run: Run, folds: list[int], overrides: list[str]) -> None:
 def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
     """Load the network of a fold, evaluate it on the images held out from it, write the results and print a score."""
     best, table = run.fold(fold).best, read_folds(run.folds)
-    with checkpoint.unchanged([best]) as digest_of:
+    with checkpoint.unchanged(with_refiners([best])) as digest_of:
         network, trained = load_network(best, pick_device())
         check_trained_on(table, read_folds_digest(best), run.folds, best)
-    settings = config.for_later_stage(trained, overrides)
+        settings = config.for_later_stage(trained, overrides)
+        member = build_member(network, best, settings, weight=1.0)
     dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     names = find_held_out(dataset, table, fold, run)
-    member = build_member(network, settings, weight=1.0)
     ensemble = build_ensemble([member], settings.task.kind == "binary", dataset.height, dataset.width)
 
     predictions, oof = run.oof_predictions(fold), run.oof(fold)
@@ -60,10 +62,12 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         with oof_writer(predictions) as store:
             arrays, summary = evaluate(ensemble, settings, dataset, names, f"fold {fold}", store)
         provenance = {"checkpoint_sha256": digest_of[str(best)], "predictions_sha256": sha256(predictions)}
-        provenance["predicted_with"] = predicted_with(settings.predict.tta, settings.data.scale, settings.data.hq)
+        provenance["refiner_sha256"] = digest_of[str(refiner_path(best))] if member.refiner else ""
+        provenance["predicted_with"] = predicted_with(settings, refined=member.refiner is not None)
         with replacing(oof) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **arrays, **provenance)
-    print(f"fold {fold}: {summary}, predict.tta {settings.predict.tta}, over {len(names)} held-out images, in {oof}.")
+    how = f"predict.tta {settings.predict.tta}{', refined' if member.refiner else ''}"
+    print(f"fold {fold}: {summary}, {how}, over {len(names)} held-out images, in {oof}.")
 
 
 def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, run: Run) -> list[str]:
@@ -83,16 +87,14 @@ def evaluate(
     """Return the arrays of the `.npz` and a summary with the score; `store` gets each prediction."""
     scale, device = settings.data.scale, ensemble.device
     batch_size = batch_that_fits(ensemble, settings.predict.batch_size)
-    validation_set = ValidationDataset(dataset, names, scale)
+    validation_set = ValidationDataset(dataset, names, ensemble.scales)
     loader = validation_loader(validation_set, batch_size, settings.data.workers, device.type == "cuda")
     batches = progress(loader, f"{label} on {describe(device)}")
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if settings.task.kind == "binary":
-            histograms = evaluate_histograms(ensemble.predict_with_grid, batches, names, dataset.truth, store)
+            histograms = evaluate_histograms(ensemble.predict_to_keep, batches, names, dataset.truth, store)
             return {"histograms": histograms}, f"Dice {compute_dice_scores(histograms)['dice']:.5f} at threshold 0.5"
-        confusions = evaluate_confusions(
-            lambda image_NHWC: ensemble({scale: image_NHWC}), batches, names, dataset.truth, settings.task.count, store
-        )
+        confusions = evaluate_confusions(ensemble, batches, names, dataset.truth, settings.task.count, store)
     scores = compute_class_scores(confusions)
     note_missing_classes(label, find_missing_classes(confusions), dataset.classes)
     summary = f"mean IoU {scores['mean_iou']:.5f}, pixel accuracy {scores['pixel_accuracy']:.5f}"

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +31,23 @@ Draw = tuple[int, int]  # (epoch, index of the image)
 MAX_TMPDIR_LENGTH = 75
 
 
+class Kind(NamedTuple):
+    """What a training batch is made of, for messages."""
+
+    noun: str  # images or tiles
+    section: str  # of the config, which has its batch_size
+    size: str  # the setting that fixes the size of each
+    smaller: str  # how to set it to make each smaller
+
+
 class TrainingDataset(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
     relabelled: masks that replace the dataset's. cache: decode each image once and keep it in memory that forked
     workers share.
     """
+
+    steps_per_batch = 1
 
     def __init__(
         self, dataset: SegmentationDataset, names: list[str], scale: int, augment: Augment, seed: int, cache: bool,
@@ -53,6 +64,14 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def kind(self) -> "Kind":
+        return Kind("images", "train", f"data.scale {self.scale}", "data.scale higher")
+
+    def example(self) -> tuple[NDArray[np.uint8], NDArray]:
+        """Return an image and its target, to measure how many of them fit into memory."""
+        return self[0, 0]
+
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
         if self.cache is None:
@@ -67,23 +86,27 @@ class TrainingDataset(Dataset):
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
         name = self.names[index]
-        image = self.dataset.read(name, self.scale)
-        if self.relabelled is not None and name in self.relabelled.text_of:
-            return image, self.relabelled.coverage(name, self.scale)
-        return image, self.dataset.target(name, self.scale)
+        return self.dataset.read(name, self.scale), read_target(self.dataset, self.relabelled, name, self.scale)
+
+
+def read_target(dataset: SegmentationDataset, relabelled: CsvMasks | None, name: str, scale: int) -> NDArray:
+    """Return the target of an image at 1/scale, from the masks that replace the dataset's if they have it."""
+    if relabelled is not None and name in relabelled.text_of:
+        return relabelled.coverage(name, scale)
+    return dataset.target(name, scale)
 
 
 class ValidationDataset(Dataset):
-    """`[index]` -> image uint8 (H, W, channels) at 1/scale, without augmentation."""
+    """`[index]` -> {scale: image uint8 (H, W, channels) at 1/scale}, without augmentation."""
 
-    def __init__(self, dataset: SegmentationDataset, names: list[str], scale: int):
-        self.dataset, self.names, self.scale = dataset, names, scale
+    def __init__(self, dataset: SegmentationDataset, names: list[str], scales: tuple[int, ...]):
+        self.dataset, self.names, self.scales = dataset, names, scales
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self.dataset.read(self.names[index], self.scale)
+    def __getitem__(self, index: int) -> dict[int, NDArray[np.uint8]]:
+        return {scale: self.dataset.read(self.names[index], scale) for scale in self.scales}
 
 
 class BatchSchedule(Sampler[list[Draw]]):
@@ -91,23 +114,26 @@ class BatchSchedule(Sampler[list[Draw]]):
 
     Each epoch visits the images in an order of its own. What does not fill a batch is left out: other images each
     time. rank, world_size: of the processes that train together. Each gets its part of every batch; `batch_size`,
-    a multiple of `world_size`, is that of all of them.
+    a multiple of `world_size`, is that of all of them. steps_per_batch: steps that are taken on each batch of images,
+    as on that of a refiner, which takes its first tiles, then its second ones and so on.
     """
 
     def __init__(
         self, images: int, batch_size: int, epochs: int, seed: int,
-        first_step: int = 0, rank: int = 0, world_size: int = 1,
+        first_step: int = 0, rank: int = 0, world_size: int = 1, steps_per_batch: int = 1,
     ):
         self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
-        self.first_step, self.steps_per_epoch = first_step, images // batch_size
+        self.first_step, self.steps_per_batch = first_step, steps_per_batch
+        self.batches_per_epoch = images // batch_size
+        self.steps_per_epoch = self.batches_per_epoch * steps_per_batch
         self.total_steps = self.steps_per_epoch * epochs
         self.rank_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
-        return self.total_steps - self.first_step
+        return self.batches_per_epoch * self.epochs - self.first_step // self.steps_per_batch
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        first_epoch, skip = divmod(self.first_step, self.steps_per_epoch)
+        first_epoch, skip = divmod(self.first_step // self.steps_per_batch, self.batches_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             for batch in self.epoch(epoch)[skip:]:
                 yield batch[self.rank_slice]
@@ -117,12 +143,12 @@ class BatchSchedule(Sampler[list[Draw]]):
         """Return the batches of an epoch, each as all processes together get it."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
         draws = [(epoch, index) for index in order]
-        return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps_per_epoch)]
+        return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches_per_epoch)]
 
     def batch(self, step: int) -> list[Draw]:
         """Return the batch of a step, counted from 0, as all processes together get it."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        return self.epoch(epoch)[step_of_epoch]
+        epoch, batch_of_epoch = divmod(step // self.steps_per_batch, self.batches_per_epoch)
+        return self.epoch(epoch)[batch_of_epoch]
 
 
 class Loader(DataLoader):
@@ -166,14 +192,14 @@ def raise_for_dead_workers() -> None:
     signal.signal(signal.SIGCHLD, raise_problem)
 
 
-def training_loader(dataset: TrainingDataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
-    """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices."""
+def training_loader(dataset: Dataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
+    """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices; or tiles of N images."""
     return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **worker_options(workers, pin_memory))
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
-    """Yield images uint8 (N, H, W, channels), in order, the last batch as small as it must be."""
-    return Loader(dataset, batch_size=batch_size, collate_fn=stack, **worker_options(workers, pin_memory))
+    """Yield {scale: images uint8 (N, H, W, channels)}, in order, the last batch as small as it must be."""
+    return Loader(dataset, batch_size=batch_size, collate_fn=stack_scales, **worker_options(workers, pin_memory))
 
 
 def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -237,6 +263,10 @@ def to_shareable_tensor(array: NDArray) -> Tensor:
 def stack_pairs(pairs: list[tuple[NDArray, NDArray]]) -> tuple[Tensor, Tensor]:
     images, targets = zip(*pairs)
     return stack(images), stack(targets)
+
+
+def stack_scales(images: list[dict[int, NDArray]]) -> dict[int, Tensor]:
+    return {scale: stack([image[scale] for image in images]) for scale in images[0]}
 
 
 def shared_zeros(shape: tuple[int, ...], dtype: type[np.unsignedinteger] = np.uint8) -> NDArray:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.ensemble import ByScale, Ensemble
+from pipeline.inference.ensemble import ByScale, Ensemble, Predicted, stack
 from pipeline.masks.confusion import index_dtype
 
 
@@ -23,25 +23,24 @@ class ClassEnsemble(Ensemble):
 
     @torch.inference_mode()
     def __call__(self, image_of_scale: ByScale) -> Tensor:
-        prob_of_scale = self.predict_at_scales(image_of_scale)
+        predicted = self.predict(image_of_scale)
+        classes = next(iter(predicted.prob_of_scale.values())).shape[1]
         if self.device.type == "cuda":
-            return self.decide_on_device(prob_of_scale)
-        index_NHW = self.stack(prob_of_scale, lambda image: self.decide(prob_of_scale, image))
-        return index_NHW.to(torch_index_dtype(prob_of_scale[self.scales[0]].shape[1]))
+            return self.decide_on_device(predicted, classes)
+        index_NHW = stack(lambda image: self.decide(predicted, classes, image), len(predicted))
+        return index_NHW.to(torch_index_dtype(classes))
 
-    def decide(self, prob_of_scale: ByScale, image: int) -> NDArray:
+    def decide(self, predicted: Predicted, classes: int, image: int) -> NDArray:
         """Return the class map of one image, array (height, width)."""
-        classes = prob_of_scale[self.scales[0]].shape[1]
-        return find_largest(lambda index: self.upsample_mean(prob_of_scale, image, index), classes)
+        return find_largest(lambda index: self.upsample_mean(predicted, image, index), classes)
 
-    def decide_on_device(self, prob_of_scale: ByScale) -> Tensor:
+    def decide_on_device(self, predicted: Predicted, classes: int) -> Tensor:
         """Return the class maps of a batch, tensor (N, height, width)."""
-        images, classes = prob_of_scale[self.scales[0]].shape[:2]
-        size = (images, self.height, self.width)
+        size = (len(predicted), self.height, self.width)
         best_prob = torch.full(size, -torch.inf, device=self.device)
         index_NHW = torch.zeros(size, dtype=torch_index_dtype(classes), device=self.device)
         for index in range(classes):
-            prob = self.upsample_mean_on_device(prob_of_scale, index)
+            prob = self.upsample_mean_on_device(predicted, index)
             better = prob > best_prob
             best_prob, index_NHW = prob.where(better, best_prob), index_NHW.masked_fill(better, index)
         return index_NHW

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.oof import Store, png
+from pipeline.inference.ensemble import ByScale
+from pipeline.inference.oof import COARSE, Store, png
 from pipeline.masks import confusion, dice, on_device
 from pipeline.runtime.problem import Problem
 
@@ -63,26 +64,27 @@ def as_tuple(predicted: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def evaluate_histograms(
-    predict: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], batches: Iterable[Tensor], names: list[str],
+    predict: Callable[[ByScale], Tensor | tuple[Tensor, ...]], batches: Iterable[ByScale], names: list[str],
     read_mask: Callable[[str], NDArray[np.bool_]], store: Store | None = None,
 ) -> NDArray[np.int32]:
     """Return for each image the histogram that gives Dice at every threshold, int32 array (images, 2, 256).
 
-    predict: returns probabilities, uint8 (N, height, width); with `store` also those on the network's grid, whose PNGs
-    go to `store(name, png)` in order. batches: uint8 (N, H, W, channels), the images of `names` in order; read_mask:
-    name -> mask at full size.
+    predict: returns probabilities, uint8 (N, height, width); with `store` also those that are kept, whose PNGs go there
+    in order: those on the network's grid, or the refined ones and the coarse ones. batches: scale -> uint8
+    (N, H, W, channels), the images of `names` in order; read_mask: name -> mask at full size.
     """
     remaining = iter(names)
     with ThreadPoolExecutor() as pool:
 
-        def finish(image_NHWC: Tensor, predicted: Tensor | tuple[Tensor, Tensor]) -> NDArray[np.int32]:
-            full_size_NHW, *grids_NHW = as_tuple(predicted)
-            batch_names = [next(remaining) for _ in image_NHWC]
-            pngs = pool.map(png, grids_NHW[0].cpu().numpy()) if store is not None else ()
+        def finish(image_of_scale: ByScale, predicted: Tensor | tuple[Tensor, ...]) -> NDArray[np.int32]:
+            full_size_NHW, *kept = as_tuple(predicted)
+            batch_names = [next(remaining) for _ in full_size_NHW]
+            pngs = [pool.map(png, each_NHW.cpu().numpy()) for each_NHW in kept] if store is not None else []
             histograms = count_histograms(full_size_NHW, pool.map(read_mask, batch_names), pool)
             if store is not None:
-                for name, data in zip(batch_names, pngs):
-                    store(name, data)
+                for name, *layers in zip(batch_names, *pngs):
+                    for kind, data in zip(("", COARSE), layers):
+                        store(name, data, kind)
             return histograms
 
         histograms = list(predict_ahead(predict, batches, finish))
@@ -121,7 +123,7 @@ class Confusions(NamedTuple):
 
 
 def evaluate_confusions(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[Tensor], names: list[str],
+    predict: Callable[[ByScale], Tensor], batches: Iterable[ByScale], names: list[str],
     read_truth: Callable[[str], confusion.Indices], classes: int, store: Store | None = None,
 ) -> Confusions:
     """Return the confusion of the images of `names`; arguments as of `evaluate_histograms`.
@@ -133,8 +135,8 @@ def evaluate_confusions(
     total = np.zeros((classes, classes), np.int64)
     with ThreadPoolExecutor() as pool:
 
-        def finish(image_NHWC: Tensor, index_NHW: Tensor) -> list[confusion.Counts]:
-            batch_names = [next(remaining) for _ in image_NHWC]
+        def finish(image_of_scale: ByScale, index_NHW: Tensor) -> list[confusion.Counts]:
+            batch_names = [next(remaining) for _ in index_NHW]
             maps = index_NHW.cpu().numpy().astype(confusion.index_dtype(classes), copy=False)
             matrices = pool.map(confusion.matrix, maps, pool.map(read_truth, batch_names), itertools.repeat(classes))
             if store is not None:

@@ -1,19 +1,25 @@
 """Checkpoints to networks that are ready to predict."""
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.config import Settings
+from pipeline.config import Refine, Settings
 from pipeline.data.competition import Competition
 from pipeline.data.dataset import COMPETITIONS, competition_of
 from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import ClassEnsemble
-from pipeline.inference.ensemble import Ensemble, Member
+from pipeline.inference.edge import EdgeRefiner
+from pipeline.inference.ensemble import Ensemble, Member, networks_of
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
 from pipeline.model.factory import Segmenter, build
+from pipeline.model.refiner import build_refiner
+from pipeline.paths import Fold
+from pipeline.runtime.files import sha256
 from pipeline.runtime.memory import largest_that_fits, step_fits
 from pipeline.runtime.problem import Problem
 
@@ -25,12 +31,62 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
     # The checkpoint's weights replace the encoder weights that training started from.
     model = settings.model.model_copy(update={"encoder_weights": None}).model_dump()
     network = build(**model, channels=settings.data.channels, classes=settings.task.outputs)
+    load_weights(network, state["network"], path)
+    return network.to(device).eval(), settings
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> None:
+    """Load a state_dict into a network; Problem, which names the checkpoint, if they do not go together."""
     try:
-        network.load_state_dict(state["network"])
+        network.load_state_dict(weights)
     except Exception as error:  # the values of a stranger's file may raise anything
         reason = " ".join(str(error).split())[:120]
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
-    return network.to(device).eval(), settings
+
+
+def load_refiner(best: pathlib.Path, settings: Settings, device: torch.device) -> EdgeRefiner | None:
+    """Load the refiner beside a `best.pt`; None if it has none, or if `predict.refine` is false.
+
+    Raises Problem if the settings that trained `best.pt` ask for a refiner that is not there, or if it was trained for
+    another `best.pt`.
+    """
+    path = refiner_path(best)
+    if not settings.predict.refine or settings.refine is None and not path.exists():
+        return None
+    without = "leave it out with SET=predict.refine=false"
+    if not path.exists():
+        asked = f"There is no {path}, but the settings of {best} have a section refine"
+        raise Problem(f"{asked}; run `make refine`, or {without}.")
+    state = checkpoint.load(path, keys=("settings", "network", "coarse_sha256"))
+    if state["coarse_sha256"] != sha256(best):
+        raise Problem(f"{path} was trained for another {best}; train it again with `make refine`, or {without}.")
+    hyper = read_refine(path, state)
+    network = build_refiner(hyper.width, hyper.depth, hyper.patch)
+    load_weights(network, state["network"], path)
+    return EdgeRefiner(network.to(device).eval(), hyper.scale, hyper.tile_px, hyper.margin_px)
+
+
+def read_refine(path: pathlib.Path, state: dict[str, Any]) -> Refine:
+    """Return the section `refine` of the settings that trained a `refiner.pt`. state: its contents."""
+    hyper = config.parse(state["settings"], where=str(path)).refine
+    if hyper is None:
+        raise Problem(f"The settings in {path} have no section refine, so it is no refiner; train it again.")
+    return hyper
+
+
+def refiner_path(best: pathlib.Path) -> pathlib.Path:
+    """Return where the refiner of a `best.pt` is, if it has one."""
+    return Fold(best.parent).refiner.best
+
+
+def with_refiners(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Return these checkpoints, and after each the refiner beside it, if there is one."""
+    return [path for best in paths for path in (best, refiner_path(best)) if path == best or path.exists()]
+
+
+def checkpoints_of(best: pathlib.Path, member: Member) -> list[pathlib.Path]:
+    """Return the checkpoints that a member of an ensemble was loaded from."""
+    return [best, refiner_path(best)] if member.refiner else [best]
 
 
 def load_members(
@@ -38,7 +94,8 @@ def load_members(
 ) -> tuple[list[Member], list[Settings]]:
     """Load the members of an `Ensemble` from these checkpoints, and the settings that trained each.
 
-    Each sees images at the scale it was trained on, with the TTA set of its settings and the overrides.
+    Each sees images at the scale it was trained on, with the TTA set of its settings and the overrides, and has the
+    refiner beside its checkpoint.
     """
     members: list[Member] = []
     trained: list[Settings] = []
@@ -47,7 +104,10 @@ def load_members(
         if trained and settings.data.hq != trained[0].data.hq:
             first = next(iter(weight_of_path))
             raise Problem(f"{first} and {path} were trained with different data.hq; predict them one by one.")
-        members.append(build_member(network, config.for_later_stage(settings, overrides), weight))
+        members.append(member := build_member(network, path, config.for_later_stage(settings, overrides), weight))
+        if member.refiner:  # which may have been trained after the network, by another config
+            state = checkpoint.load(refiner_path(path), keys=("settings",))
+            settings = settings.model_copy(update={"refine": read_refine(refiner_path(path), state)})
         trained.append(settings)
     return members, trained
 
@@ -65,11 +125,16 @@ def common_competition(paths: Iterable[pathlib.Path], trained: list[Settings], w
     return competition_of(trained[0].data.kind)
 
 
-def build_member(network: Segmenter, settings: Settings, weight: float) -> Member:
-    """Build a member of an ensemble, compiled if the settings ask for it."""
+def build_member(network: Segmenter, path: pathlib.Path, settings: Settings, weight: float) -> Member:
+    """Build a member of an ensemble from the network of `path` and its refiner, compiled if the settings ask for it."""
+    member = Member(
+        network, settings.data.scale, TTA_SETS[settings.predict.tta], weight,
+        load_refiner(path, settings, next(network.parameters()).device),
+    )  # fmt: skip
     if settings.predict.compile:
-        network.compile()
-    return Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight)
+        for each in networks_of(member):
+            each.compile()
+    return member
 
 
 def build_ensemble(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:

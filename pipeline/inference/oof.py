@@ -4,13 +4,15 @@ The PNGs of a binary task hold mean probabilities on the network's own grid, as 
 more: `data.images.upsample` brings the grid there as it did when the image was evaluated. On 16 real images at 1/4,
 rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its Dice by at most 0.000014.
 Such a PNG has 5 kB at 1/4 and 15 kB at 1/2; the probability at full size would have 50. The PNGs of several classes
-are class maps at full size.
+are class maps at full size. Of a run with a refiner the zip holds both: the refined probability at full size, and under
+`.coarse.png` what the network predicted before that.
 """
 import contextlib
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -22,12 +24,19 @@ from pipeline.masks.dice import THRESHOLDS
 from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
-Store = Callable[[str, bytes], None]  # takes the name of an image and its PNG
+COARSE = ".coarse"  # between the name of an image and .png: what the network predicted before its refiner did
 
 # For these images with their large flat areas, zlib's fastest strategy also makes the smallest files.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 # Strings of both kinds of `.npz`: the network, the zip, and `stored_threshold.predicted_with`.
 PROVENANCE_KEYS = ("checkpoint_sha256", "predictions_sha256", "predicted_with")
+OPTIONAL_KEYS = ("refiner_sha256",)
+
+
+class Store(Protocol):
+    """Takes the name of an image and the PNG of a prediction. kind: "" or COARSE."""
+
+    def __call__(self, image_name: str, png: bytes, kind: str = "") -> None: ...
 
 
 def png(values: NDArray) -> bytes:
@@ -47,6 +56,7 @@ class OofHistograms:
     checkpoint_sha256: str  # of the network that predicted
     predictions_sha256: str  # of the zip with its probabilities
     predicted_with: str  # see `stored_threshold.predicted_with`
+    refiner_sha256: str = ""  # of the refiner, if one was used
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class OofConfusion:
     checkpoint_sha256: str  # of the network that predicted
     predictions_sha256: str  # of the zip with its class maps
     predicted_with: str
+    refiner_sha256: str = ""
 
 
 def read_oof_histograms(path: pathlib.Path) -> OofHistograms:
@@ -69,7 +80,8 @@ def read_oof_histograms(path: pathlib.Path) -> OofHistograms:
     shape = (len(names) if names.ndim else 0, 2, THRESHOLDS)
     if names.dtype.kind != "U" or histograms.dtype.kind != "i" or histograms.shape != shape or not shape[0]:
         raise Problem(f"{path} does not hold histograms (images, 2, {THRESHOLDS}); run `make validate` again.")
-    return OofHistograms(names.tolist(), histograms, *(str(arrays[key]) for key in PROVENANCE_KEYS))
+    provenance = (str(arrays.get(key, "")) for key in (*PROVENANCE_KEYS, *OPTIONAL_KEYS))
+    return OofHistograms(names.tolist(), histograms, *provenance)
 
 
 def read_oof_confusion(path: pathlib.Path) -> OofConfusion:
@@ -91,7 +103,7 @@ def read_arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, NDArray]
         with np.load(path, allow_pickle=False) as file:
             if "matrix" in file and "matrix" not in keys:
                 raise Problem(f"{path} is of several classes; a threshold is for one object and its background.")
-            return {key: file[key] for key in keys}
+            return {key: file[key] for key in (*keys, *(key for key in OPTIONAL_KEYS if key in file))}
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make validate` first.") from None
     except (*DAMAGE, KeyError, TypeError, AttributeError, MemoryError) as error:
@@ -104,17 +116,17 @@ def read_arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, NDArray]
 
 @contextlib.contextmanager
 def oof_writer(path: pathlib.Path) -> Iterator[Store]:
-    """Yield `store(image_name, png)`; the zip appears at `path` when the block ends without an error.
+    """Yield a `Store`; the zip appears at `path` when the block ends without an error.
 
     The same PNGs in the same order give the same bytes.
     """
     with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        yield lambda name, data: archive.writestr(zipfile.ZipInfo(png_name(name)), data)
+        yield lambda image_name, png, kind="": archive.writestr(zipfile.ZipInfo(png_name(image_name, kind)), png)
 
 
-def png_name(image_name: str) -> str:
+def png_name(image_name: str, kind: str = "") -> str:
     """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01.png"`; names without a suffix, such as `scene.01`, may have dots."""
-    return image_name.removesuffix(".jpg") + ".png"
+    return f"{image_name.removesuffix('.jpg')}{kind}.png"
 
 
 class OofStore:
@@ -129,21 +141,23 @@ class OofStore:
         except DAMAGE as error:
             raise self.damaged(str(error)) from None
 
-    def read(self, image_name: str) -> NDArray:
-        """Return the prediction of an image: probability 0 to 255, uint8 (rows, columns) on the network's grid; or, of
-        several classes, class indices (height, width).
+    def read(self, image_name: str, kind: str = "") -> NDArray:
+        """Return the prediction of an image: probability 0 to 255, uint8 (rows, columns) on the network's grid, or if
+        it was refined at full size; or, of several classes, class indices (height, width).
 
-        Raise Problem if the zip lacks the image or its bytes are damaged.
+        kind: COARSE for what a refined network predicted before. Raise Problem if the zip lacks the image or its bytes
+        are damaged.
         """
+        file_name = png_name(image_name, kind)
         try:
-            data = self.archive.read(png_name(image_name))
+            data = self.archive.read(file_name)
         except KeyError:
-            raise self.damaged(f"it lacks {png_name(image_name)}") from None
+            raise self.damaged(f"it lacks {file_name}") from None
         except DAMAGE as error:
             raise self.damaged(str(error)) from None
         prediction = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if prediction is None or prediction.ndim != 2 or prediction.dtype != self.dtype:
-            raise self.damaged(f"{png_name(image_name)} is not a grey PNG of {8 * self.dtype.itemsize} bits")
+            raise self.damaged(f"{file_name} is not a grey PNG of {8 * self.dtype.itemsize} bits")
         return prediction
 
     def damaged(self, reason: str) -> Problem:

@@ -4,6 +4,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.config import Settings
 from pipeline.inference.oof import OofConfusion, OofHistograms, read_oof_histograms
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.paths import Run
@@ -47,9 +48,11 @@ def oof_digests(run: Run) -> dict[str, str]:
     return {fold: sha256(path) for fold, path in paths.items() if path.is_file()}
 
 
-def predicted_with(tta: str, scale: int, hq: bool) -> str:
-    """Describe the settings that a prediction depends on, beside the network."""
-    return f"predict.tta {tta}, data.scale {scale}{', data.hq' if hq else ''}"
+def predicted_with(settings: Settings, refined: bool) -> str:
+    """Describe the settings that a prediction depends on, beside the networks."""
+    data = settings.data
+    extra = f"{', data.hq' if data.hq else ''}{', refined' if refined else ''}"
+    return f"predict.tta {settings.predict.tta}, data.scale {data.scale}{extra}"
 
 
 def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:
@@ -57,11 +60,16 @@ def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:
     return "; ".join(sorted({oof.predicted_with for oof in oofs}))
 
 
-def other_network_message(run: Run, fold: int, checkpoint_sha256: str) -> str:
-    """Return a message if a fold was predicted by another network than its `best.pt`, else ""."""
-    if checkpoint_sha256 == sha256(run.fold(fold).best):
-        return ""
-    return f"{run.oof(fold)} was predicted by another {run.fold(fold).best}; run `make validate` again."
+def other_network_message(run: Run, fold: int, oof: OofHistograms | OofConfusion) -> str:
+    """Return a message if a fold was predicted by another network than its `best.pt` or `refiner.pt`, else ""."""
+    files = run.fold(fold)
+    digest_of = {files.best: oof.checkpoint_sha256}
+    if oof.refiner_sha256:
+        digest_of[files.refiner.best] = oof.refiner_sha256
+    for path, digest in digest_of.items():
+        if not path.is_file() or digest != sha256(path):
+            return f"{run.oof(fold)} was predicted by another {path}; run `make validate` again."
+    return ""
 
 
 def stale_message(run: Run) -> str:
@@ -76,6 +84,6 @@ def stale_message(run: Run) -> str:
         others = f"other predictions than those in {run.folder / 'oof'}"
         return f"{run.threshold} belongs to {others}; run `make threshold RUN={run.name}` again."
     for fold in (int(name.removeprefix("fold")) for name in current):
-        if message := other_network_message(run, fold, read_oof_histograms(run.oof(fold)).checkpoint_sha256):
+        if message := other_network_message(run, fold, read_oof_histograms(run.oof(fold))):
             return message
     return ""

@@ -76,9 +76,10 @@ def folds_of_runs(row: Row) -> dict[str, str]:
         return {row.runs[0]: ",".join(map(str, row.folds))}
     folds: dict[str, list[str]] = {}
     for path in row.checkpoints:
-        if not (match := re.fullmatch(r"runs/([^/]+)/fold(\d+)/best\.pt", path)):
+        if not (match := re.fullmatch(r"runs/([^/]+)/fold(\d+)/(best|refiner)\.pt", path)):
             raise Problem(f"The row of {row.file} names {path} instead of runs/RUN/fold0/best.pt; repair the ledger.")
-        folds.setdefault(match[1], []).append(match[2])
+        if match[3] == "best":  # its refiner is of the same fold
+            folds.setdefault(match[1], []).append(match[2])
     return {name: ",".join(numbers) for name, numbers in folds.items()}
 
 

@@ -18,7 +18,7 @@ from pipeline.data import grouping
 from pipeline.data.competition import Competition
 from pipeline.data.dataset import COMPETITIONS, SegmentationDataset, competition_of, open_dataset
 from pipeline.inference.oof import (
-    OofConfusion, OofHistograms, OofStore, open_oof_store, read_oof_confusion, read_oof_histograms
+    COARSE, OofConfusion, OofHistograms, OofStore, open_oof_store, read_oof_confusion, read_oof_histograms
 )  # fmt: skip
 from pipeline.inference.stored_threshold import (
     other_network_message, prediction_settings, read_threshold_u8, stale_message
@@ -100,9 +100,23 @@ class OofPredictions:
     def probability(self, name: str) -> NDArray[np.uint8]:
         """Return the probability of a binary run at full size, 0 to 255, uint8 (height, width)."""
         assert self.dataset is not None, "only `showable` images have a size"
-        fold = self.fold_of[name]
+        fold, full_size = self.fold_of[name], (self.dataset.height, self.dataset.width)
         stored_u8 = self.stores[fold].read(name)
+        if stored_u8.shape == full_size:  # it was refined there
+            return stored_u8
+        return errors.upsample_stored(stored_u8, self.scale_of[fold], *full_size)
+
+    def coarse_probability(self, name: str) -> NDArray[np.uint8]:
+        """Return what `probability` was before it was refined; only of a fold in `refined_folds`."""
+        assert self.dataset is not None, "only `showable` images have a size"
+        fold = self.fold_of[name]
+        stored_u8 = self.stores[fold].read(name, COARSE)
         return errors.upsample_stored(stored_u8, self.scale_of[fold], self.dataset.height, self.dataset.width)
+
+    @property
+    def refined_folds(self) -> list[int]:
+        """Return the folds whose predictions a refiner has corrected."""
+        return [fold for fold, oof in self.oof.items() if oof.refiner_sha256]
 
     def prediction(self, name: str) -> NDArray:
         """Return the mask, bool (height, width), or the class map."""
@@ -196,7 +210,7 @@ def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> N
     notes, read = predictions.missing_notes, read_oof_confusion if predictions.is_multiclass else read_oof_histograms
     try:
         oof = read(run.oof(fold))
-        if note := other_network_message(run, fold, oof.checkpoint_sha256):
+        if note := other_network_message(run, fold, oof):
             notes.append(note)
     except Problem as problem:
         notes.append(f"Fold {fold} has no scores of its images: {problem}")

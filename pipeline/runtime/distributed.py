@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.runtime.device import pick_device
+from pipeline.runtime.device import explain_missing_kernel, pick_device, set_up
 from pipeline.runtime.problem import Problem
 
 
@@ -99,6 +99,14 @@ def process_group() -> Iterator[ProcessGroup]:
         raise SystemExit(1) from None  # the process that ended has printed why
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def trainers(deterministic: bool) -> Iterator[ProcessGroup]:
+    """`process_group`, set up for training. deterministic: use kernels that give the same bits each time."""
+    set_up(deterministic)
+    with process_group() as dist, explain_missing_kernel():
+        yield dist
 
 
 def is_peer_exit(error: RuntimeError) -> bool:

@@ -2,7 +2,7 @@
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.competition import Competition, ImageSet
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import common_competition, load_members
+from pipeline.inference.loading import checkpoints_of, common_competition, load_members, with_refiners
 from pipeline.inference.stored_threshold import predicted_with, read_threshold_json, stale_message
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.model import checkpoint
@@ -32,7 +32,7 @@ class Plan:
     run: Run  # names the submission
     runs: Sequence[Run]  # whose networks are averaged
     weight_of_path: Weights
-    sha256_of_path: dict[str, str]  # checkpoint -> hex digest of its bytes
+    sha256_of_path: dict[str, str]  # checkpoint, refiners included -> hex digest of its bytes
     trained: list[Settings]  # by which each network was trained
     settings_of_network: list[Settings]  # by which each network predicts
     ensemble: Ensemble
@@ -54,7 +54,8 @@ class Plan:
             for each in self.settings_of_network
         ]
         return {
-            "checkpoints": {str(path): [self.sha256_of_path[str(path)], w] for path, w in self.weight_of_path.items()},
+            "checkpoints": self.sha256_of_path,
+            "weights": {str(path): weight for path, weight in self.weight_of_path.items()},
             "threshold_u8": self.threshold_u8,
             "settings": row_settings,
             "batch_size": self.settings.predict.batch_size,
@@ -92,13 +93,17 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
     for path in (member.fold(fold).config for member in runs for fold in folds or member.trained_folds()):
         config.check_binary(path, "A submission")
     weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs, folds)
-    with checkpoint.unchanged(weight_of_path) as sha256_of_path:
+    with checkpoint.unchanged(with_refiners(weight_of_path)) as digest_of:
         members, trained = load_members(weight_of_path, overrides, device)
+    used = [path for best, member in zip(weight_of_path, members) for path in checkpoints_of(best, member)]
+    sha256_of_path = {str(path): digest_of[str(path)] for path in used}
     competition = common_competition(weight_of_path, trained, "A submission")
     settings_of_network = [config.for_later_stage(settings, overrides) for settings in trained]
     notes = []
     if not run.blend.is_file():
-        threshold_notes = [threshold_note(member, weight_of_path, settings_of_network) for member in runs]
+        refined = [member.refiner is not None for member in members]
+        predicted = dict(zip(weight_of_path, map(predicted_with, settings_of_network, refined)))
+        threshold_notes = [threshold_note(each, predicted) for each in runs]
         if any(is_mismatch for _, is_mismatch in threshold_notes):  # then the Dice beside it does not apply either
             threshold_facts = {"threshold": threshold_facts["threshold"]}
         notes = [note for note, _ in threshold_notes if note]
@@ -141,14 +146,13 @@ def weights_and_threshold(joint: Run, runs: Sequence[Run], folds: list[int]) -> 
     return weight_of_path, threshold_to_u8(facts["threshold"]), facts
 
 
-def threshold_note(run: Run, paths: Iterable[pathlib.Path], settings: list[Settings]) -> tuple[str, bool]:
+def threshold_note(run: Run, predicted_with_of: dict[pathlib.Path, str]) -> tuple[str, bool]:
     """Compare the predictions that a run's threshold was chosen on with those that are planned.
 
-    settings: by which each of the networks at `paths` predicts. Returns a sentence when the two differ or the file
+    predicted_with_of: best.pt -> the settings by which it predicts. Returns a sentence when the two differ or the file
     does not say what it was chosen on, else ""; and whether they certainly differ.
     """
-    of_run = [each for path, each in zip(paths, settings) if path.parent.parent == run.folder]
-    planned = {predicted_with(each.predict.tta, each.data.scale, each.data.hq) for each in of_run}
+    planned = {settings for path, settings in predicted_with_of.items() if path.parent.parent == run.folder}
     chosen_on = read_threshold_json(run.threshold).get("predicted_with", "")
     if not chosen_on:
         return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False

@@ -1,15 +1,18 @@
 """The images of one fold: what it trains on and what it is evaluated on, checked against the settings."""
+import dataclasses
 import hashlib
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
-from pipeline.config import Settings
+from pipeline.config import Refine, Settings
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.loader import TrainingDataset, ValidationDataset
-from pipeline.paths import Fold, Run
+from pipeline.data.tiles import TileDataset
+from pipeline.paths import Run, TrainingFiles
 from pipeline.runtime.problem import Problem
 
 
@@ -21,15 +24,13 @@ class FoldData:
     number: int
     folder: pathlib.Path  # of the dataset
     dataset: SegmentationDataset
-    training: TrainingDataset
+    training: TrainingDataset | TileDataset
     validation: ValidationDataset
     folds: pd.DataFrame  # folds.csv
     fingerprint: str  # tells these images, this copy of them and these masks from others
     notes: str  # on images that are left out and masks that are replaced, for messages
-
-    @property
-    def paths(self) -> Fold:
-        return self.run.fold(self.number)
+    files: TrainingFiles  # what the training writes
+    facts: dict[str, Any] = field(default_factory=dict)  # saved beside the best weights
 
     def missing_groups(self) -> list[str]:
         """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""
@@ -58,7 +59,7 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
     return FoldData(
         run=run, number=fold_number, folder=folder, dataset=dataset,
         training=TrainingDataset(dataset, training, scale, transform, hyper.seed, settings.data.cache, relabelled),
-        validation=ValidationDataset(dataset, validation, scale), folds=table,
+        validation=ValidationDataset(dataset, validation, (scale,)), folds=table, files=run.fold(fold_number),
         fingerprint=fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled)),
         notes=relabel.relabel_summary(training, validation, dataset.names, relabelled),
     )
@@ -69,3 +70,24 @@ def fingerprint_of(training: list[str], validation: list[str], dataset: Segmenta
     lines = [*training, "held out", *validation, f"stored at 1/{dataset.stored_scale}", *masks.splitlines()]
     text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_tiles(
+    settings: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, world_size: int, digest: str
+) -> FoldData:
+    """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are added later.
+
+    digest: sha256 of the best.pt that is refined. Raises Problem as `open_fold`.
+    """
+    images = open_fold(settings.model_copy(update={"train": hyper}), run, fold_number, folder, world_size)
+    dataset, training = images.dataset, images.training
+    transform = augment.build(**settings.augment.model_dump())
+    tiles = TileDataset(
+        dataset, training.names, {}, settings.data.scale, hyper.scale, hyper.tile_px, hyper.margin_px,
+        hyper.tiles_per_image, transform, hyper.seed, training.relabelled,
+    )
+    fingerprint = hashlib.sha256(f"{images.fingerprint}\n{digest}".encode()).hexdigest()
+    return dataclasses.replace(
+        images, training=tiles, fingerprint=fingerprint, files=run.fold(fold_number).refiner,
+        facts={"coarse_sha256": digest},
+    )

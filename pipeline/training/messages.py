@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.data.loader import BatchSchedule
+from pipeline.data.tiles import TileDataset
 from pipeline.model.factory import count_parameters
 from pipeline.runtime.device import describe
 from pipeline.runtime.distributed import ProcessGroup
@@ -17,25 +18,30 @@ MAX_NAMES = 8  # of the images of a batch that a message lists
 def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState, dist: ProcessGroup) -> str:
     """Return what is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
-    network = f"{settings.model.arch} of {count_parameters(state.network) / 1e6:.2f} M parameters"
-    images = f"{len(data.training)} images at 1/{settings.data.scale}, {len(data.validation)} held out{data.notes}"
+    parameters = f"{count_parameters(state.network) / 1e6:.2f} M parameters"
+    if isinstance(data.training, TileDataset):
+        network, seen = f"refiner of {parameters}", f"{data.training.side}-pixel tiles of {len(data.training)} images"
+    else:
+        network = f"{settings.model.arch} of {parameters}"
+        seen = f"{len(data.training)} images at 1/{settings.data.scale}"
+    images = f"{seen}, {len(data.validation)} held out{data.notes}"
     lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]
     if missing := data.missing_groups():
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
     if state.step:
-        lines.append(f"{data.paths.folder}: resuming after step {state.step} of {schedule.total_steps}.")
+        lines.append(f"{data.files.last}: resuming after step {state.step} of {schedule.total_steps}.")
     return "\n".join(lines)
 
 
-def epoch(row: dict[str, Any], epochs: int) -> str:
+def epoch(row: dict[str, Any], epochs: int, noun: str) -> str:
     """Return a row of `log.jsonl` for people."""
     scores = ""
     if row["val_dice"] is not None:
         scores = f"Dice {row['val_dice']:.5f} at 0.5 (best threshold {row['val_dice_threshold']:.3f}), "
     if "val_mean_iou" in row:
         scores = f"mean IoU {row['val_mean_iou']:.4f}, pixel accuracy {row['val_pixel_accuracy']:.4f}, "
-    speed = f"{row['images_per_s']:.1f} images/s, waited {row['waited_fraction']:.1%} for images"
+    speed = f"{row[f'{noun}_per_s']:.1f} {noun}/s, waited {row['waited_fraction']:.1%} for {noun}"
     return f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, {scores}{speed}, {row['seconds']:.0f} s"
 
 
@@ -48,11 +54,11 @@ def end(data: FoldData, state: TrainingState) -> str:
         next_stages = "validate threshold report"
     measured = f"on held-out images at full size, without TTA, after {state.seconds() / 60:.1f} minutes"
     advice = f"`make {next_stages} RUN={data.run.name}` shows where it is wrong"
-    return f"{data.paths.best}: {score(state)}{threshold} {measured}; {advice}."
+    return f"{data.files.best}: {score(state)}{threshold} {measured}; {advice}."
 
 
 def trained_already(data: FoldData, state: TrainingState) -> str:
-    return f"{data.paths.folder} is trained already: {score(state)}. Choose another RUN= to train once more."
+    return f"{data.files.best} is trained already: {score(state)}. Choose another RUN= to train once more."
 
 
 def score(state: TrainingState) -> str:

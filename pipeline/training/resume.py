@@ -8,7 +8,7 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.loader import BatchSchedule
 from pipeline.model import checkpoint
-from pipeline.paths import Fold
+from pipeline.paths import TrainingFiles
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import locked
 from pipeline.runtime.problem import Problem
@@ -21,44 +21,50 @@ KEYS: dict[str, type] = {  # of last.pt, and the types of their values
     **{"epoch_watch": dict},
 }
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
-FREE_KEYS = (
+ALWAYS_FREE = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
 )
+# A refiner has its own settings in the section `refine`, which the network before it does not depend on.
+FREE_KEYS = (*ALWAYS_FREE, "refine.")
+FREE_OF_REFINER = tuple(key.replace("train.", "refine.") for key in ALWAYS_FREE)
 
 
-def trainer_lock(fold: Fold) -> AbstractContextManager[None]:
-    return locked(fold.lock, f"{fold.folder} is being trained by another process; wait for it, or stop it.")
+def trainer_lock(files: TrainingFiles) -> AbstractContextManager[None]:
+    return locked(files.lock, f"{files.folder} is being trained by another process; wait for it, or stop it.")
 
 
-def read_last(fold: Fold, settings: Settings, repair: bool) -> dict[str, Any]:
+def read_last(
+    files: TrainingFiles, settings: Settings, repair: bool, free_keys: tuple[str, ...] = FREE_KEYS
+) -> dict[str, Any]:
     """Return the contents of `last.pt`, else of `last.previous.pt` if that is missing or damaged, else {}.
 
-    Problem if other settings trained it. repair: this process will train and save. It then renames a damaged `last.pt`,
-    which the next save would otherwise keep in place of the good `last.previous.pt`; and it raises Problem, too, if the
-    new start would replace a training that cannot be resumed.
+    Problem if other settings trained it, but for those whose keys begin with one of `free_keys`. repair: this process
+    will train and save. It then renames a damaged `last.pt`, which the next save would otherwise keep in place of the
+    good `last.previous.pt`; and it raises Problem, too, if the new start would replace a training that cannot be
+    resumed.
     """
-    if not fold.last.exists() and not fold.previous.exists():
+    if not files.last.exists() and not files.previous.exists():
         if repair:
-            check_no_epochs_are_lost(fold)
+            check_no_epochs_are_lost(files)
         return {}
-    path = fold.last if fold.last.exists() else fold.previous
+    path = files.last if files.last.exists() else files.previous
     try:
         last = load_last(path)
     except Problem:
-        if path == fold.previous or not fold.previous.exists():
+        if path == files.previous or not files.previous.exists():
             raise
-        last, path = load_last(fold.previous), fold.previous
+        last, path = load_last(files.previous), files.previous
     trained = config.parse(last["settings"], where=str(path))
-    if changed := [line for line in config.difference(trained, settings) if not line.startswith(FREE_KEYS)]:
+    if changed := [line for line in config.difference(trained, settings) if not line.startswith(free_keys)]:
         advice = "set them back, choose another RUN=, or delete that folder"
-        raise Problem(f"{fold.folder} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
-    if repair and path == fold.previous:
-        reason = f"There is no {fold.last}"
-        if fold.last.exists():
-            os.replace(fold.last, fold.damaged)
-            reason = f"{fold.last} was damaged or unreadable and is renamed to {fold.damaged}"
-        print(f"{reason}; resuming from {fold.previous}, the checkpoint before.")
+        raise Problem(f"{files.folder} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
+    if repair and path == files.previous:
+        reason = f"There is no {files.last}"
+        if files.last.exists():
+            os.replace(files.last, files.damaged)
+            reason = f"{files.last} was damaged or unreadable and is renamed to {files.damaged}"
+        print(f"{reason}; resuming from {files.previous}, the checkpoint before.")
     return last
 
 
@@ -71,49 +77,50 @@ def load_last(path: pathlib.Path) -> dict[str, Any]:
     return last
 
 
-def check_no_epochs_are_lost(fold: Fold) -> None:
+def check_no_epochs_are_lost(files: TrainingFiles) -> None:
     """Raise Problem if a new start would replace a `best.pt` that was copied here without its `last.pt`.
 
     A `best.pt` of a single epoch is what a kill leaves just before the first `last.pt`; it may be replaced.
     """
-    if not fold.best.exists():
+    if not files.best.exists():
         return
-    log = checkpoint.load(fold.best, keys=()).get("log")
+    log = checkpoint.load(files.best, keys=()).get("log")
     if isinstance(log, list) and len(log) > 1:
-        why = f"there is no {fold.last.name} beside it to resume from, and a new start would replace it"
-        advice = f"choose another RUN=, or move {fold.folder} away"
-        raise Problem(f"{fold.best} is of {len(log)} epochs, but {why}; {advice}.")
+        why = f"there is no {files.last.name} beside it to resume from, and a new start would replace it"
+        advice = f"choose another RUN=, or move {files.folder} away"
+        raise Problem(f"{files.best} is of {len(log)} epochs, but {why}; {advice}.")
 
 
 def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
-        what = f"{data.paths.folder} was begun with other images or masks than {data.folder} has"
-        raise Problem(f"{what}; choose a new RUN=.")
+        refined = f", or for another {data.run.fold(data.number).best}" if "coarse_sha256" in data.facts else ""
+        what = f"{data.files.last} was begun with other images or masks than {data.folder} has{refined}"
+        raise Problem(f"{what}; choose a new RUN=, or delete it to begin anew.")
 
 
 def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:
     """Raise Problem unless all processes have the same settings and images and the same checkpoint to resume from."""
     if len(set(dist.gather((last.get("step", 0), data.fingerprint, config.dump(settings))))) > 1:
-        raise dist.problem(f"The processes do not see the same {data.paths.folder}; they must share that folder.")
+        raise dist.problem(f"The processes do not see the same {data.files.folder}; they must share that folder.")
 
 
 def restore_files(settings: Settings, data: FoldData, schedule: BatchSchedule, state: TrainingState) -> None:
     """Write what is missing beside `last.pt`: a last row of the log, which a kill prevented, or a deleted `best.pt`."""
-    state.write_log(data.paths.log)
-    best, path = state.best_row(), data.paths.best
+    state.write_log(data.files.log)
+    best, path = state.best_row(), data.files.best
     if best is None or path.exists():
         return
     if best["epoch"] * schedule.steps_per_epoch == state.step:
         state.save_best(settings, data)
-        print(f"{path} was missing; it is written again from {data.paths.last}.")
+        print(f"{path} was missing; it is written again from {data.files.last}.")
     elif state.step < schedule.total_steps:
         print(f"{path}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")
 
 
 def check_best_exists(data: FoldData, state: TrainingState) -> None:
     """Raise Problem if a finished training has no `best.pt`: `last.pt` has the weights of the last epoch only."""
-    paths, best = data.paths, state.best_row()
+    paths, best = data.files, state.best_row()
     if best and not paths.best.exists():
         missing = f"{paths.best}, the weights of epoch {best['epoch']}, is missing"
         advice = f"put it back from a copy, or delete {paths.folder} and train it again"

@@ -3,6 +3,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Train
 from pipeline.data import grouping
 from pipeline.model import checkpoint, optim
 from pipeline.model.ema import Ema
-from pipeline.model.factory import build
 from pipeline.model.losses import LossOf
 from pipeline.model.sync_batchnorm import sync_batch_norm
 from pipeline.runtime import git
@@ -26,7 +26,7 @@ from pipeline.runtime.progress import Stopwatch
 from pipeline.training.fold_data import FoldData
 
 # Keys of an epoch's row that differ from run to run. best.pt has none, so that the same training gives the same bytes.
-CIRCUMSTANCES = ("images_per_s", "waited_fraction", "seconds", "device", "commit")
+CIRCUMSTANCES = ("images_per_s", "tiles_per_s", "waited_fraction", "seconds", "device", "commit")
 
 
 @dataclass
@@ -107,7 +107,7 @@ class TrainingState:
         contents |= {"scaler": self.scaler.state_dict(), "loss_sum": self.loss_sum.item(), "log": self.log}
         contents |= {"best_score": self.best_score, "score_name": self.score_name}
         contents |= {"seconds": self.seconds(), "epoch_watch": self.watch.readings()}
-        checkpoint.save(data.paths.last, contents, keep_as=data.paths.previous)
+        checkpoint.save(data.files.last, contents, keep_as=data.files.previous)
 
     def restore(self, last: dict[str, Any], path: pathlib.Path) -> None:
         """Continue from the contents of `last.pt`, which `resume.read_last` gave; Problem when they do not fit."""
@@ -132,7 +132,7 @@ class TrainingState:
         contents: dict[str, Any] = {"settings": settings.model_dump(), "network": self.ema.average.state_dict()}
         contents |= {"log": without_circumstances(self.log), "full_size": [data.dataset.height, data.dataset.width]}
         contents |= {"classes": list(data.dataset.classes), "folds": grouping.digest(data.folds)}
-        checkpoint.save(data.paths.best, contents)
+        checkpoint.save(data.files.best, contents | data.facts)
 
     def write_log(self, path: pathlib.Path) -> None:
         """Write `log.jsonl`, one object an epoch; leave a file alone that has this content already."""
@@ -141,13 +141,12 @@ class TrainingState:
             write_text(path, text)
 
 
-def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> TrainingState:
-    """Build the state at step 0, seeded by train.seed. pretrained: load model.encoder_weights; a resume needs none."""
-    hyper, device = settings.train, dist.device
-    model = settings.model if pretrained else settings.model.model_copy(update={"encoder_weights": None})
+def create_state(
+    build_network: Callable[[], nn.Module], hyper: Train, dist: ProcessGroup, score_name: str = "val_dice"
+) -> TrainingState:
+    """Build the state at step 0, seeded by `hyper.seed`. score_name: the log's key whose highest value is best."""
     torch.manual_seed(hyper.seed)
-    options = model.model_dump() | {"checkpoint_activations": hyper.checkpoint_activations}
-    network: nn.Module = build(**options, channels=settings.data.channels, classes=settings.task.outputs).to(device)
+    network = build_network().to(dist.device)
     if dist.world_size > 1:
         network = sync_batch_norm(network)
     ema = Ema(network, hyper.ema_decay)
@@ -155,10 +154,9 @@ def create_state(settings: Settings, dist: ProcessGroup, pretrained: bool) -> Tr
     if hyper.compile:
         network.compile()
     return TrainingState(
-        network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(device),
-        watch=Stopwatch(hyper.batch_size), loss_sum=torch.zeros((), dtype=torch.float64, device=device),
-        non_finite_step=torch.tensor(-1, device=device),
-        score_name="val_dice" if settings.task.kind == "binary" else "val_mean_iou",
+        network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(dist.device),
+        watch=Stopwatch(hyper.batch_size), loss_sum=torch.zeros((), dtype=torch.float64, device=dist.device),
+        non_finite_step=torch.tensor(-1, device=dist.device), score_name=score_name,
     )
 
 

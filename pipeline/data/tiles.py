@@ -1,0 +1,143 @@
+"""Tiles along the edge: where a coarse network is unsure, cut out of the image for the network that refines them.
+
+A coarse network is unsure of few cells, nearly all of them along the edge of the object, and nearly all of its loss
+lies there (docs/EXPERIMENTS.md). A tile is a square of pixels around some of them. It has four channels: red, green,
+blue, and the coarse probability, 0 to 255, brought to the size of the image.
+"""
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.data.augment import Augment
+from pipeline.data.competition import CsvMasks
+from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.images import grid_shape, upsample_u8
+from pipeline.data.loader import Draw, Kind, read_target, seed_of
+
+SURE_U8 = 5  # probabilities up to 5 / 255 and from 250 / 255 on are sure, 0.02 and 0.98
+GROWN_CELLS = 1  # cells beside an unsure one count as unsure, too
+
+
+def unsure_cells(prob_u8: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which cells of a coarse probability, 0 to 255, (rows, columns), are unsure or beside an unsure one."""
+    unsure = ((prob_u8 > SURE_U8) & (prob_u8 < 255 - SURE_U8)).view(np.uint8)
+    side = 2 * GROWN_CELLS + 1
+    return cv2.dilate(unsure, np.ones((side, side), np.uint8)).view(bool)
+
+
+def cover(unsure: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """Cover all unsure cells with squares of `side` cells that do not overlap.
+
+    Returns their top left cells, int64 (squares, 2), as few as a simple rule finds: a strip of rows starts at the
+    first row that is not covered yet, a square of it at its first column that is not. On real images that takes a
+    quarter less than a fixed grid. Squares may hang over the lower and right edge.
+    """
+    places = []
+    row = next_set(unsure.any(axis=1), 0)
+    while row >= 0:
+        in_strip = unsure[row : row + side].any(axis=0)
+        column = next_set(in_strip, 0)
+        while column >= 0:
+            places.append((row, column))
+            column = next_set(in_strip, column + side)
+        row = next_set(unsure.any(axis=1), row + side)
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def next_set(flags: Any, start: int) -> int:
+    """Return the first index from `start` on at which a flag, bool (n,), is set, -1 if there is none."""
+    rest = flags[start:]
+    return start + int(rest.argmax()) if rest.any() else -1
+
+
+class TileDataset(Dataset):
+    """`[(epoch, index)]` -> `tiles_per_image` tiles of an image and their targets, each augmented by itself.
+
+    Tiles are uint8 (tiles, side, side, 4), targets uint8 (tiles, side, side), coverage 0 to 255, both at 1/scale. Each
+    tile lies around an unsure cell that is drawn at random. An image is decoded once for all of its tiles, which takes
+    longer than to train on one of them.
+
+    coarse_png_of: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale.
+    side, margin: of a tile; the drawn cell is at least `margin` away from its border.
+    """
+
+    def __init__(
+        self, dataset: SegmentationDataset, names: list[str], coarse_png_of: dict[str, bytes], coarse_scale: int,
+        scale: int, side: int, margin: int, tiles_per_image: int, augment: Augment, seed: int,
+        relabelled: CsvMasks | None = None,
+    ):
+        self.dataset, self.names, self.relabelled = dataset, names, relabelled
+        self.coarse_png_of, self.coarse_scale = coarse_png_of, coarse_scale
+        self.scale, self.side, self.margin = scale, side, margin
+        self.augment, self.seed = augment, seed
+        self.steps_per_batch = tiles_per_image  # of a batch of images: on their first tiles, their second ones, ...
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def kind(self) -> Kind:
+        return Kind("tiles", "refine", f"refine.tile_px {self.side}", "refine.tile_px lower")
+
+    def example(self) -> tuple[NDArray[np.uint8], NDArray]:
+        """Return a black tile and its target, to measure how many of them fit into memory."""
+        return np.zeros((self.side, self.side, 4), np.uint8), np.zeros((self.side, self.side), np.uint8)
+
+    def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
+        epoch, index = draw
+        name = self.names[index]
+        image = self.dataset.read(name, self.scale)
+        target = read_target(self.dataset, self.relabelled, name, self.scale)
+        coarse_u8 = decode_png(self.coarse_png_of[name])
+        shape = grid_shape(self.dataset.height, self.dataset.width, self.scale)
+        factor = self.coarse_scale // self.scale
+        prob_u8 = upsample_u8(np.divide(coarse_u8, 255, dtype=np.float32), factor, *shape)
+        rng = np.random.default_rng(seed_of(self.seed, epoch, index))
+        pairs = []
+        for number, (top, left) in enumerate(self.draw_places(unsure_cells(coarse_u8), factor, rng)):
+            tile = np.dstack((window(image, top, left, self.side), window(prob_u8, top, left, self.side)))
+            seed = seed_of(self.seed, epoch, index, number)
+            pairs.append(self.augment(tile, window(target, top, left, self.side), seed))
+        tiles, targets = zip(*pairs)
+        return np.stack(tiles), np.stack(targets)
+
+    def draw_places(
+        self, unsure: NDArray[np.bool_], factor: int, rng: np.random.Generator
+    ) -> Iterator[tuple[int, int]]:
+        """Yield top and left of each tile, in pixels; anywhere in an image without an unsure cell."""
+        cells = np.argwhere(unsure if unsure.any() else ~unsure)
+        for _ in range(self.steps_per_batch):
+            row, column = cells[rng.integers(len(cells))] * factor
+            down, right = rng.integers(self.margin, self.side - self.margin, 2)
+            yield int(row - down), int(column - right)
+
+
+def window(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
+    """Return a square of an image (rows, columns, ...), whose border is repeated where the square hangs over it."""
+    rows, columns = image.shape[:2]
+    if 0 <= top <= rows - side and 0 <= left <= columns - side:
+        return image[top : top + side, left : left + side]
+    row, column = np.arange(top, top + side).clip(0, rows - 1), np.arange(left, left + side).clip(0, columns - 1)
+    return image[np.ix_(row, column)]
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return image
+
+
+def batches_of_tiles(image_batches: Iterable[tuple[Tensor, Tensor]], skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the first tile of each image of a batch, then the second ones and so on; leave out the first `skip`.
+
+    image_batches: tiles (N, tiles, side, side, 4) and targets (N, tiles, side, side) of N images. A batch of tiles has
+    one of every image: the tiles of one image are alike.
+    """
+    for tile_NTHWC, target_NTHW in image_batches:
+        for number in range(skip, tile_NTHWC.shape[1]):
+            yield tile_NTHWC[:, number].contiguous(), target_NTHW[:, number].contiguous()
+        skip = 0

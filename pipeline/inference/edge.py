@@ -1,0 +1,119 @@
+"""Refine coarse predictions along the edge: a second network looks at full size, where the coarse one is unsure.
+
+The unsure cells of each image are covered with tiles (`data.tiles.cover`). The tiles of all images of a batch go
+through the network in batches of one size, whatever the number of images, so that the result of a tile does not depend
+on its neighbours, and what is compiled for that size meets no other. Only the middle of a tile counts: at its border
+the network sees too little of what is around.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.images import upsample
+from pipeline.data.tiles import cover, unsure_cells
+from pipeline.inference.probability import predict_probability, to_u8_on_device, upsample_batch
+from pipeline.inference.tta import TtaTransform
+
+TILES_AT_ONCE = {"cpu": 32, "cuda": 256}
+
+
+@dataclass(frozen=True)
+class EdgeRefiner:
+    """A trained refiner, and the tiles that it was trained on."""
+
+    network: nn.Module  # a `model.refiner.Refiner`
+    scale: int  # tiles are cut out of the image at 1/scale
+    side: int  # of a tile, in pixels of that image
+    margin: int  # of a tile on each side, which is seen but not used
+
+    @property
+    def core(self) -> int:
+        """Return the side of what is used of a tile."""
+        return self.side - 2 * self.margin
+
+    @torch.inference_mode()
+    def refine(
+        self, image_NHWC: Tensor, coarse_NHW: Tensor, coarse_scale: int, transforms: Sequence[TtaTransform]
+    ) -> "RefinedMaps":
+        """Return the coarse probabilities together with their refined tiles.
+
+        image_NHWC: uint8 (N, H, W, 3) at 1/scale; coarse_NHW: float32 at 1/coarse_scale, on the same device;
+        transforms: the results of which are averaged.
+        """
+        factor = coarse_scale // self.scale
+        places_of_image = [  # reading the coarse map is the only time that the CPU waits for a GPU
+            cover(unsure_cells(coarse_u8), self.core // factor) * factor
+            for coarse_u8 in to_u8_on_device(coarse_NHW).cpu().numpy()
+        ]
+        image = torch.from_numpy(np.repeat(np.arange(len(coarse_NHW)), [len(places) for places in places_of_image]))
+        place = torch.from_numpy(np.concatenate(places_of_image))
+        _, rows, columns, _ = image_NHWC.shape
+        prob_NHW = to_u8_on_device(upsample_batch(coarse_NHW, factor, rows, columns))
+        tiles_at_once = TILES_AT_ONCE[image_NHWC.device.type]
+        cores = []
+        for chunk in torch.arange(len(place)).split(tiles_at_once):
+            filled = torch.cat((chunk, chunk.new_zeros(tiles_at_once - len(chunk))))
+            tile_NHWC = cut_tiles(image_NHWC, prob_NHW, image[filled], place[filled] - self.margin, self.side)
+            cores.append(self.predict_cores(tile_NHWC, transforms)[: len(chunk)])
+        prob = torch.cat(cores) if cores else coarse_NHW.new_zeros(0, self.core, self.core)
+        return RefinedMaps(coarse_NHW, factor, (rows, columns), image, place, prob)
+
+    def predict_cores(self, tile_NHWC: Tensor, transforms: Sequence[TtaTransform]) -> Tensor:
+        """Return the probability in the middle of each tile, float32 (N, core, core), the mean over the transforms."""
+        total_NHW = torch.zeros(tile_NHWC.shape[:3], device=tile_NHWC.device)
+        for transform in transforms:
+            prob_NHW = predict_probability(self.network, transform.apply(tile_NHWC))[:, 0]
+            total_NHW += transform.invert(prob_NHW, self.side, self.side) / len(transforms)
+        inner = slice(self.margin, self.side - self.margin)
+        return total_NHW[:, inner, inner]
+
+
+def cut_tiles(image_NHWC: Tensor, prob_NHW: Tensor, image: Tensor, place: Tensor, side: int) -> Tensor:
+    """Return squares of the images and of their probabilities, uint8 (tiles, side, side, 4), on the images' device.
+
+    image: which image each is cut out of, (tiles,); place: its top and left, (tiles, 2), both int64 on the CPU. Where a
+    square hangs over the border of the image, the border is repeated.
+    """
+    device, offsets = image_NHWC.device, torch.arange(side)
+    row = (place[:, :1] + offsets).clamp(0, image_NHWC.shape[1] - 1).to(device, non_blocking=True)[:, :, None]
+    column = (place[:, 1:] + offsets).clamp(0, image_NHWC.shape[2] - 1).to(device, non_blocking=True)[:, None, :]
+    number = image.to(device, non_blocking=True)[:, None, None]
+    return torch.cat((image_NHWC[number, row, column], prob_NHW[number, row, column][..., None]), dim=3)
+
+
+@dataclass(frozen=True)
+class RefinedMaps:
+    """Coarse probabilities of a batch of images, and what replaces them along the edge."""
+
+    coarse_NHW: Tensor  # float32 (N, rows, columns)
+    factor: int  # by which the image that the tiles are of is larger than they are
+    shape: tuple[int, int]  # of that image: (rows, columns)
+    image: Tensor  # int64 (tiles,): which image each tile is of
+    place: Tensor  # int64 (tiles, 2): top and left of each tile
+    prob: Tensor  # float32 (tiles, core, core); tiles may hang over the lower and right border
+
+    def read(self, image: int) -> NDArray[np.float32]:
+        """Return the probability of one image, float32 `shape`; for results on a CPU."""
+        merged = upsample(self.coarse_NHW[image].numpy(), self.factor, *self.shape).copy()
+        core = self.prob.shape[1]
+        for tile in (self.image == image).nonzero()[:, 0].tolist():
+            top, left = self.place[tile].tolist()
+            inside = merged[top : top + core, left : left + core]
+            inside[:] = self.prob[tile].numpy()[: inside.shape[0], : inside.shape[1]]
+        return merged
+
+    def read_all(self) -> Tensor:
+        """Return the probability of all images, float32 (N, *shape), on their device."""
+        rows, columns = self.shape
+        core, device = self.prob.shape[1], self.prob.device
+        merged_NHW = self.coarse_NHW.new_zeros(len(self.coarse_NHW), rows + core, columns + core)
+        merged_NHW[:, :rows, :columns] = upsample_batch(self.coarse_NHW, self.factor, rows, columns)
+        offsets = torch.arange(core)
+        row = (self.place[:, :1] + offsets).to(device, non_blocking=True)[:, :, None]
+        column = (self.place[:, 1:] + offsets).to(device, non_blocking=True)[:, None, :]
+        merged_NHW[self.image.to(device, non_blocking=True)[:, None, None], row, column] = self.prob
+        return merged_NHW[:, :rows, :columns]

@@ -1,0 +1,87 @@
+"""Stage `refine`: best.pt and the images it was trained on in; `refiner.pt`, `refiner.log.jsonl` and coarse.zip out.
+
+A second network learns to correct the first one along the edge, at full size. Start at `refine_fold`: it lets the
+trained network predict its training images, which coarse.zip stores, builds the refiner, and hands both to the loop in
+`training/loop.py`. No held-out image is learnt from; they evaluate the refined masks, as they did the coarse ones.
+"""
+import functools
+import pathlib
+from contextlib import nullcontext
+from dataclasses import replace
+
+from torch import nn
+
+from pipeline import config
+from pipeline.config import Refine, Settings
+from pipeline.data import grouping, tiles
+from pipeline.data.loader import BatchSchedule, training_loader
+from pipeline.inference.edge import EdgeRefiner
+from pipeline.inference.ensemble import Member
+from pipeline.inference.loading import load_network, read_folds_digest
+from pipeline.inference.tta import TTA_SETS
+from pipeline.model import checkpoint
+from pipeline.paths import Run
+from pipeline.runtime.distributed import ProcessGroup
+from pipeline.runtime.problem import Problem
+from pipeline.training import loop, resume
+from pipeline.training.coarse import coarse_predictions
+from pipeline.training.evaluation import evaluate_epoch
+from pipeline.training.fold_data import open_tiles
+from pipeline.training.networks import build_refiner, build_refiner_loss
+from pipeline.training.previews import preview_refined
+from pipeline.training.state import create_state
+
+
+def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path, dist: ProcessGroup) -> None:
+    """Train the refiners of these folds on the images in `folder`."""
+    if settings.refine is None:
+        raise Problem("The config has no section refine, so nothing is to train; configs/cpu_refined.yaml has one.")
+    for number in fold_numbers:
+        with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
+            refine_fold(settings, settings.refine, run, number, folder, dist)
+
+
+def refine_fold(
+    given: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup
+) -> None:
+    """Train the refiner of one fold, or what an earlier start has left of it to train."""
+    # The network whose predictions are refined, the images, and the checkpoint of an earlier start
+    fold, device = run.fold(fold_number), dist.device
+    with dist.main_first():
+        with checkpoint.unchanged([fold.best]) as digest_of:
+            network, trained = load_network(fold.best, device)
+            table = grouping.read_folds(run.folds)
+            grouping.check_trained_on(table, read_folds_digest(fold.best), run.folds, fold.best)
+        settings, digest = config.with_refine(trained, given), digest_of[str(fold.best)]
+        last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
+        data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
+        resume.check_same_data(last, data)
+    resume.check_ranks_agree(dist, last, data, settings)
+
+    # What it predicts for the images it was trained on
+    member = Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight=1.0)
+    with dist.main_first():
+        made_by = f"{digest} {settings.predict.tta}"
+        coarse = coarse_predictions(fold.coarse, member, settings, data.dataset, data.training.names, made_by)
+    assert isinstance(data.training, tiles.TileDataset)
+    data.training.coarse_png_of = coarse
+
+    # The refiner, and how it learns and is evaluated
+    edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, side=hyper.tile_px, margin=hyper.margin_px)
+    plain = replace(member, transforms=TTA_SETS["none"])
+
+    def refined(network: nn.Module) -> Member:
+        return replace(plain, refiner=edge_refiner(network))
+
+    def load(schedule: BatchSchedule) -> loop.Batches:
+        batches = training_loader(data.training, schedule, settings.data.workers, device.type == "cuda")
+        return tiles.batches_of_tiles(batches, skip=schedule.first_step % schedule.steps_per_batch)
+
+    training = loop.Training(
+        settings=settings, hyper=hyper, data=data, state=create_state(lambda: build_refiner(hyper), hyper, dist),
+        loss_of=build_refiner_loss(hyper, device), load=load,
+        evaluate=lambda network: evaluate_epoch(settings, data, refined(network), dist),
+        previews=lambda network: preview_refined(refined(network), data.validation.names, data.dataset),
+        dist=dist,
+    )
+    loop.train(training, last)

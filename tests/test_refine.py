@@ -1,0 +1,359 @@
+"""Runs with a refiner: through all stages, stopped and resumed, with a missing or a wrong one."""
+import gzip
+import json
+import pathlib
+import shutil
+import signal
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_run import RUN, Killed, Pipeline, assert_equal, only_line, read_log, with_set
+from torch import nn
+
+from pipeline import config
+from pipeline.data.images import to_u8, upsample
+from pipeline.inference.edge import EdgeRefiner
+from pipeline.inference.ensemble import Ensemble, Member
+from pipeline.inference.oof import COARSE, OofStore, read_oof_histograms
+from pipeline.inference.tta import TTA_SETS
+from pipeline.masks import dice
+from pipeline.model import checkpoint
+from pipeline.model.ema import Ema
+from pipeline.model.refiner import build_refiner
+from pipeline.paths import Run
+from pipeline.runtime.files import sha256
+from pipeline.runtime.problem import Problem
+
+REFINE = (
+    "refine.epochs=2", "refine.batch_size=8", "refine.tiles_per_image=3", "refine.tile_px=64", "refine.margin_px=12",
+    "refine.width=4", "refine.depth=2", "refine.validate_every_epochs=2",
+)  # fmt: skip
+STEPS_PER_EPOCH = 12  # 32 images in batches of 8, each with 3 tiles
+SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")
+
+
+@pytest.fixture(scope="module")
+def refined(pipeline: Pipeline, trained: None) -> dict[str, int]:
+    """All stages after `train`, one after another; the exit code of each."""
+    codes = {"refine": pipeline("refine", *with_set(*REFINE))}
+    stages = ("validate", "threshold", "predict", "check", "score", "report")
+    return codes | {stage: pipeline(stage, "--fold", "0") for stage in stages}
+
+
+@pytest.fixture
+def refined_copy(refined: dict[str, int]) -> pathlib.Path:
+    """The refined run under another name, `--run refined_copy`, for a test to damage."""
+    copy = pathlib.Path("runs/refined_copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    return pathlib.Path(shutil.copytree(RUN, copy))
+
+
+def assert_same_refiner(one: pathlib.Path, other: pathlib.Path) -> None:
+    for name, keys in {"refiner.pt": ("network",), "refiner.last.pt": ("network", "average", "optimizer")}.items():
+        states = [checkpoint.load(fold / name, keys) for fold in (one, other)]
+        for key in keys:
+            assert_equal(states[0][key], states[1][key])
+
+
+# --- all stages ------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_ends_with_0(refined: dict[str, int]) -> None:
+    assert set(refined.values()) == {0}
+
+
+def test_a_refiner_leaves_its_files_beside_those_of_the_network(refined: dict[str, int]) -> None:
+    names = {path.name for path in (RUN / "fold0").iterdir()}
+    assert {"refiner.pt", "refiner.last.pt", "refiner.last.previous.pt", "refiner.log.jsonl", "refiner.tb"} <= names
+    assert {"refiner.config.yaml", "coarse.zip", "best.pt", "last.pt", "log.jsonl", "tb", "config.yaml"} <= names
+    rows = [json.loads(line) for line in (RUN / "fold0/refiner.log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and rows[0]["val_dice"] is None
+    assert rows[1]["train_loss"] < rows[0]["train_loss"] and 0 < rows[1]["val_dice"] < 1 and rows[1]["tiles_per_s"] > 0
+
+
+def test_the_refined_mask_is_better_than_the_coarse_one(refined: dict[str, int]) -> None:
+    rows = [json.loads(line) for line in (RUN / "fold0/refiner.log.jsonl").read_text().splitlines()]
+    assert rows[-1]["val_dice"] > read_log(RUN / "fold0")[-1]["val_dice"]
+
+
+def test_what_validate_keeps_shows_the_refined_mask_to_the_pixel(pipeline: Pipeline, refined: dict[str, int]) -> None:
+    oof = read_oof_histograms(Run("tiny").oof(0))
+    store = OofStore(Run("tiny").oof_predictions(0))
+    assert oof.refiner_sha256 == sha256(RUN / "fold0/refiner.pt") and oof.predicted_with.endswith(", refined")
+    masks = config_dataset(pipeline.folder)
+    for name, histogram in list(zip(oof.names, oof.histograms))[:4]:
+        assert np.array_equal(dice.histogram(store.read(name), masks.truth(name)), histogram)
+        assert store.read(name, COARSE).shape == (160, 240)
+
+
+def config_dataset(folder: pathlib.Path):  # type: ignore[no-untyped-def]
+    from pipeline.carvana import CARVANA
+
+    return CARVANA.open_dataset(folder)
+
+
+def test_the_threshold_and_the_submission_name_the_refiner(refined: dict[str, int]) -> None:
+    assert json.loads((RUN / "threshold.json").read_text())["predicted_with"].endswith(", refined")
+    origin = json.loads(pathlib.Path("submissions/tiny.json").read_text())
+    paths = {f"runs/tiny/fold0/{name}": sha256(RUN / "fold0" / name) for name in ("best.pt", "refiner.pt")}
+    assert origin["checkpoints"] == paths
+
+
+def test_the_batch_size_does_not_change_a_row(
+    pipeline: Pipeline, refined: dict[str, int], refined_copy: pathlib.Path
+) -> None:
+    overrides = with_set("predict.batch_size=3", "predict.rows_per_shard=5", "data.workers=1")
+    assert pipeline("predict", "--run", "refined_copy", "--fold", "0", *overrides) == 0
+    assert rows_of(pathlib.Path("submissions/refined_copy.csv.gz")) == rows_of(SUBMISSION)
+
+
+def rows_of(path: pathlib.Path) -> str:
+    """The text of a submission; its compressed bytes depend on the shards."""
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def test_predict_refine_false_leaves_the_refiner_out(
+    pipeline: Pipeline, refined: dict[str, int], refined_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    without = ("--run", "refined_copy", "--fold", "0", "--set", "predict.refine=false")
+    assert pipeline("predict", *without) == 0
+    assert "refined" in capsys.readouterr().out  # the threshold was chosen on refined predictions
+    plain = sha256(pathlib.Path("submissions/refined_copy.csv.gz"))
+    assert plain != sha256(SUBMISSION)
+    for path in (refined_copy / "fold0").glob("refiner*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert pipeline("predict", "--run", "refined_copy", "--fold", "0") == 0
+    assert sha256(pathlib.Path("submissions/refined_copy.csv.gz")) == plain
+
+
+def test_a_blend_of_a_refined_and_a_plain_run(
+    pipeline: Pipeline, refined: dict[str, int], tiny_runs: pathlib.Path
+) -> None:
+    shutil.copytree(tiny_runs / "tiny", "runs/plain", dirs_exist_ok=True)
+    arguments = ("--runs", "tiny", "plain", "--fold", "0")
+    assert pipeline("blend", *arguments) == 0
+    blend = json.loads(pathlib.Path("runs/tiny+plain/blend.json").read_text())
+    assert set(blend["checkpoints"]) == {
+        "runs/tiny/fold0/best.pt", "runs/tiny/fold0/refiner.pt", "runs/plain/fold0/best.pt"
+    }  # fmt: skip
+    assert pipeline("predict", *arguments) == 0
+
+
+def test_a_cutout_is_refined(pipeline: Pipeline, refined: dict[str, int], jpeg: bytes) -> None:
+    pathlib.Path("car.jpg").write_bytes(jpeg)
+    alphas = []
+    for out, overrides in (("refined", []), ("plain", with_set("predict.refine=false"))):
+        arguments = ("--image", "car.jpg", "--out", out, *overrides)
+        assert pipeline("cutout", "--fold", "0", *arguments) == 0
+        alphas.append(cv2.imread(f"{out}/car.png", cv2.IMREAD_UNCHANGED)[..., 3])
+    assert 0 < (alphas[0] != alphas[1]).mean() < 0.2
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 4])
+def test_a_refiner_that_was_stopped_ends_with_the_same_weights(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+    signals: None, step: int,
+) -> None:  # fmt: skip
+    update = Ema.update
+
+    def update_and_interrupt(self: Ema, number: int) -> None:
+        update(self, number)
+        if number == step:
+            signal.raise_signal(signal.SIGINT)
+
+    for path in (run_copy / "fold0").glob("refiner*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    arguments = ("refine", "--run", "copy", *with_set(*REFINE))
+    with monkeypatch.context() as patch:
+        patch.setattr(Ema, "update", update_and_interrupt)
+        assert pipeline(*arguments) == 1
+    assert checkpoint.load(run_copy / "fold0/refiner.last.pt", ("step",))["step"] == step + 1
+    assert pipeline(*arguments, "--set", "data.workers=1") == 0
+    assert_same_refiner(run_copy / "fold0", RUN / "fold0")
+
+
+def test_a_refiner_that_is_killed_between_its_two_files_ends_with_the_same_weights(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def killed(path: pathlib.Path, *arguments: object, **options: object) -> None:
+        if path.name == "refiner.last.pt":
+            raise Killed
+        save(path, *arguments, **options)  # type: ignore[arg-type]
+
+    for path in [*(run_copy / "fold0").glob("refiner*"), run_copy / "fold0/coarse.zip"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "save", killed)
+        pipeline("refine", "--run", "copy", *with_set(*REFINE))
+    assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
+    assert_same_refiner(run_copy / "fold0", RUN / "fold0")
+
+
+def test_train_goes_on_into_the_refiner(pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path) -> None:
+    for path in (run_copy / "fold0").glob("refiner*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert pipeline("train", "--run", "copy", *with_set(*REFINE)) == 0
+    assert_same_refiner(run_copy / "fold0", RUN / "fold0")
+
+
+def test_a_trained_refiner_is_not_trained_again(
+    pipeline: Pipeline, refined: dict[str, int], capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("refine", *with_set(*REFINE)) == 0
+    assert "refiner.pt is trained already" in capsys.readouterr().out
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_without_the_section_has_nothing_to_refine(
+    pipeline: Pipeline, trained: None, capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("refine") == 1
+    assert "no section refine" in only_line(capsys)
+
+
+def test_a_network_must_be_trained_before_it_is_refined(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("refine", "--run", "new", *with_set(*REFINE)) == 1
+    assert "runs/new/fold0/best.pt" in only_line(capsys)
+
+
+def test_other_settings_of_a_refiner_that_was_begun_are_a_problem(
+    pipeline: Pipeline, refined: dict[str, int], capsys: pytest.CaptureFixture
+) -> None:
+    assert pipeline("refine", *with_set(*REFINE, "refine.width=8")) == 1
+    assert "refine.width: 4 -> 8" in only_line(capsys)
+
+
+def test_a_refiner_of_another_network_is_not_used(
+    pipeline: Pipeline, refined_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    best = checkpoint.load(refined_copy / "fold0/best.pt", keys=())
+    checkpoint.save(refined_copy / "fold0/best.pt", best | {"note": "trained again"})
+    for stage in ("validate", "predict", "refine"):
+        assert pipeline(stage, "--run", "refined_copy", "--fold", "0", *(with_set(*REFINE) if stage == "refine" else []))
+        assert "another runs/refined_copy/fold0/best.pt" in only_line(capsys)
+    assert pipeline("validate", "--run", "refined_copy", "--fold", "0", "--set", "predict.refine=false") == 0
+
+
+def test_a_missing_refiner_is_a_problem_where_the_settings_ask_for_one(
+    pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.refine.main", lambda *arguments: None)
+    assert pipeline("train", "--run", "new", *with_set(*REFINE, "train.epochs=1")) == 0
+    capsys.readouterr()
+    assert pipeline("validate", "--run", "new", "--fold", "0") == 1
+    assert "no runs/new/fold0/refiner.pt" in only_line(capsys)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no zip"])
+def test_a_damaged_refiner_is_a_problem(
+    pipeline: Pipeline, refined_copy: pathlib.Path, capsys: pytest.CaptureFixture, damage: bytes
+) -> None:
+    (refined_copy / "fold0/refiner.pt").write_bytes(damage)
+    assert pipeline("validate", "--run", "refined_copy", "--fold", "0") == 1
+    assert "runs/refined_copy/fold0/refiner.pt is damaged" in only_line(capsys)
+
+
+@pytest.mark.parametrize("override", ["refine.tile_px=100", "refine.margin_px=64", "refine.scale=4", "data.scale=1"])
+def test_tiles_that_do_not_fit_are_refused(override: str) -> None:
+    with pytest.raises(Problem, match=override.split("=")[0].split(".")[1]):
+        config.load(pathlib.Path("tiny.yaml"), ["refine.epochs=2", override])
+
+
+def test_several_classes_have_no_refiner() -> None:
+    with pytest.raises(Problem, match="refine is for task.kind binary"):
+        config.load(pathlib.Path("tiny.yaml"), ["data.kind=folder", "task.kind=multiclass", "task.classes=3", "refine.epochs=1"])
+
+
+# --- one image -------------------------------------------------------------------------------------------------------
+
+
+class Coarse(nn.Module):
+    """Logits that follow the green channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image_NHWC: torch.Tensor) -> torch.Tensor:
+        return (image_NHWC[..., 1].float()[:, None] - 128) / 10
+
+
+def images(count: int) -> dict[int, torch.Tensor]:
+    """Discs of several sizes at 1/4 and at full size, 158x150."""
+    full = np.zeros((count, 158, 150, 3), np.uint8)
+    for number, image in enumerate(full):
+        cv2.circle(image, (70, 80), 20 + 10 * number, (0, 255, 0), -1)
+        image[:] = cv2.GaussianBlur(image, (15, 15), 0)
+    small = np.stack([cv2.resize(image, (38, 40), interpolation=cv2.INTER_AREA) for image in full])
+    return {1: torch.from_numpy(full), 4: torch.from_numpy(small)}
+
+
+def refined_ensemble(network: nn.Module, transforms: str = "none") -> Ensemble:
+    refiner = EdgeRefiner(network.eval(), scale=1, side=32, margin=4)
+    return Ensemble([Member(Coarse(), 4, TTA_SETS[transforms], 1.0, refiner)], 158, 150)
+
+
+def test_a_refiner_that_has_learnt_nothing_leaves_the_coarse_prediction_as_it_is() -> None:
+    ensemble = refined_ensemble(build_refiner(4, 2, 2))
+    plain = Ensemble([Member(Coarse(), 4, TTA_SETS["none"], 1.0)], 158, 150)
+    one, other = ensemble(images(3)).int(), plain(images(3)).int()
+    assert (one - other).abs().max() <= 2  # of 255: rounding
+
+
+class Everything(nn.Module):
+    """A refiner that sees the object in every pixel."""
+
+    def forward(self, tile_NHWC: torch.Tensor) -> torch.Tensor:
+        return torch.full((*tile_NHWC.shape[:3],), 20.0)[:, None]
+
+
+def test_only_tiles_around_unsure_cells_are_replaced() -> None:
+    batch = images(3)
+    ensemble, plain = refined_ensemble(Everything()), Ensemble([Member(Coarse(), 4, TTA_SETS["none"], 1.0)], 158, 150)
+    before, after = plain(batch), ensemble(batch)
+    unsure = (before > 5) & (before < 250)
+    assert unsure.any() and (after[unsure] == 255).all()
+    assert (after[:, :8] == before[:, :8]).all()  # far from the discs
+    assert ((after == before) | (after == 255)).all()
+
+
+@pytest.mark.parametrize("transforms", ["none", "hflip"])
+def test_an_image_is_refined_alike_alone_and_in_a_batch(transforms: str) -> None:
+    torch.manual_seed(0)
+    network = build_refiner(4, 2, 2)
+    nn.init.normal_(network.network.head.weight)
+    ensemble, batch = refined_ensemble(network, transforms), images(3)
+    together = ensemble(batch)
+    alone = torch.cat([ensemble({scale: each[n : n + 1] for scale, each in batch.items()}) for n in range(3)])
+    assert torch.equal(together, alone)
+
+
+def test_the_maps_of_a_batch_are_those_of_its_images() -> None:
+    """`read_all` is what a GPU uses, `read` what a CPU does."""
+    torch.manual_seed(0)
+    network = build_refiner(4, 2, 2)
+    nn.init.normal_(network.network.head.weight)
+    ((_, maps),) = refined_ensemble(network).predict(images(3)).refined
+    assert np.array_equal(maps.read_all().numpy(), np.stack([maps.read(image) for image in range(3)]))
+
+
+def test_members_with_and_without_a_refiner_are_averaged_at_full_size() -> None:
+    batch, half = images(2), 0.5
+    refiner = EdgeRefiner(Everything(), scale=1, side=32, margin=4)
+    refined, plain = (Member(Coarse(), 4, TTA_SETS["none"], half, each) for each in (refiner, None))
+    both = Ensemble([refined, plain], 158, 150).predict_unrounded(batch)
+    coarse = [upsample(Coarse()(batch[4])[n, 0].sigmoid().numpy(), 4, 158, 150) for n in range(2)]
+    single = refined_ensemble(Everything()).predict_unrounded(batch)
+    assert np.allclose(both, (single + torch.from_numpy(np.stack(coarse))) / 2, atol=1e-6)
+    assert to_u8(coarse[0]).max() == 255
