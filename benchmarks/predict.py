@@ -137,8 +137,9 @@ def prediction_figures(
     def usual_s(paths: list[pathlib.Path]) -> float:
         return seconds_of(lambda: straightforward.predict(network, settings.data.scale, paths, out, threshold_u8))
 
-    def run_stage() -> None:
+    def run_stage(*overrides: str) -> None:
         arguments = ["predict", "--run", "bench", "--fold", str(number), "--data", str(folder / "competition")]
+        arguments += set_arguments(*overrides)
         if device.type == "cuda":
             arguments += set_arguments("data.workers=12", "predict.compile=true", "predict.batch_size=16")
         run_python(["-m", "pipeline", *arguments], cwd=folder)
@@ -147,7 +148,9 @@ def prediction_figures(
     half = len(jpegs) // 2
     before_s = usual_s(jpegs[:half])
     with watch_gpu(device) as busy_fractions:
-        ours_s = seconds_of(run_stage)
+        ours_s = seconds_of(lambda: run_stage("predict.refine=false"))
+    is_refined = (folder / run.fold(number).refiner.best).exists()
+    refined_s = seconds_of(run_stage) if is_refined else None
     after_s = usual_s(jpegs[half:])
     second_half = busy_fractions[len(busy_fractions) // 2 :]  # at full speed
     busy_fraction = statistics.mean(second_half) if second_half else None
@@ -155,11 +158,15 @@ def prediction_figures(
     label = f"prediction of {images} images at 1/{settings.data.scale} with flips, images/s"
     print_row(label, images_per_s, usual_images_per_s)
     print_row("  fraction of the time that the GPU is busy", busy_fraction)
+    if refined_s:
+        print_row("  the same with its refiner, images/s; beside it without", images / refined_s, images_per_s)
     return {
         "predict_ratio": images_per_s / usual_images_per_s,
         "images_per_s": images_per_s,
         "usual_images_per_s": usual_images_per_s,
         "gpu_busy_fraction": busy_fraction,
+        "refined_images_per_s": images / refined_s if refined_s else None,
+        "refined_time_ratio": refined_s / ours_s if refined_s else None,
     }
 
 

@@ -4,10 +4,14 @@ Data flow one way, through files. A stage is one file and one make target; stage
 
     Kaggle ──download──▶ competition folder
 
-    competition folder ──folds──▶ folds.csv ──train──▶ fold{k}/best.pt ──validate──▶ oof/ ──threshold──▶ threshold.json
-                                                             │                                          │
-                                                             └─────────────── predict ◀─────────────────┘
-                                                                                 │
+    competition folder ──folds──▶ folds.csv ──train──▶ fold{k}/best.pt ──refine──▶ fold{k}/refiner.pt
+                                                             │                         │
+                                                             ├──── validate ◀──────────┤
+                                                             │        │                │
+                                                             │      oof/ ──threshold──▶ threshold.json
+                                                             │                         │
+                                                             └──── predict ◀───────────┘
+                                                                      │
        report/index.html ◀──report──   submissions/RUN.csv.gz, RUN.json ──check──submit──▶ Kaggle, ledger.csv
 
 The files in this folder are the mission, in this order:
@@ -17,8 +21,9 @@ The files in this folder are the mission, in this order:
     config.py       YAML -> frozen, strict settings
     paths.py        what a stage reads and writes
     folds.py        images -> folds.csv; no make, or other group, crosses a fold
-    train.py        the images outside a fold -> its best.pt; the training loop in one place
-    validate.py     best.pt on the images of its fold -> out-of-fold (OOF) histograms and predictions
+    train.py        the images outside a fold -> its best.pt, a network at a fraction of the resolution
+    refine.py       best.pt and the same images -> refiner.pt, a network that corrects its edges at full size
+    validate.py     both on the images of its fold -> out-of-fold (OOF) histograms and predictions
     threshold.py    out-of-fold histograms -> the threshold with the best Dice
     blend.py        several runs -> the weights of their mean
     predict.py      checkpoints, threshold, test images -> a submission
@@ -32,13 +37,15 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
     runtime/        the machine: device, processes (distributed, launch, signals), memory, files, git, progress bars,
                     and Problem, the one exception that a user is meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
-    model/          tensors -> logits: unet, factory (architectures), losses, optim, ema, checkpoint
+    model/          tensors -> logits: unet, factory (architectures), refiner, losses, optim, ema, checkpoint
     data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol
                     and its table of readers: competition, image_folder, nyuv2); grouping (who is held out with whom);
-                    loader (training and validation batches), image_stream (test images), relabel, shrink
-    inference/      logits -> probabilities at full size: tta, ensemble, class_maps, loading, evaluate, oof (what is
-                    stored of held-out predictions), stored_threshold
-    training/       what surrounds the loop: fold_data, state, resume, monitor (TensorBoard), previews, find_batch
+                    loader (training and validation batches), tiles (along the edge), image_stream (test images),
+                    relabel, shrink
+    inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,
+                    evaluate, oof (what is stored of held-out predictions), stored_threshold
+    training/       loop (steps, epochs, checkpoints: of both networks) and what surrounds it: fold_data, state, resume,
+                    coarse (predictions to refine), evaluation, monitor (TensorBoard), previews, find_batch
     submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
                     checks, scoring, provenance
     report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)

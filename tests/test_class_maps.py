@@ -84,10 +84,11 @@ def test_one_class_at_a_time_is_argmax_of_all_and_scales_are_added() -> None:
     members = [Member(networks[scale], scale, TTA_SETS["none"], weight) for scale, weight in ((2, 0.6), (1, 0.4))]
     both = ClassEnsemble(members, HEIGHT, WIDTH)
     images = {2: random_images(), 1: random_images(scale=1)}
-    prob_of_scale = both.predict_at_scales(images)
+    predicted = both.predict(images)
+    prob_of_scale = predicted.prob_of_scale
     total = sum(prob_NCHW.sum(1).mean() for prob_NCHW in prob_of_scale.values())
     assert torch.allclose(total, torch.tensor(1.0), atol=1e-5)
-    on_device = both.decide_on_device(prob_of_scale)
+    on_device = both.decide_on_device(predicted, 3)
     large = nn.functional.interpolate(prob_of_scale[2], scale_factor=2, mode="bicubic") + prob_of_scale[1]
     assert torch.equal(on_device.long(), large.argmax(1))
     assert (both(images) == on_device).float().mean() > 0.999  # OpenCV's bicubic agrees with torch's up to rounding
@@ -105,8 +106,8 @@ def test_scores_of_all_images_are_those_of_their_summed_matrices_with_any_number
     names, ensemble = list(truth), ensemble_of(Fixed(1.0, 1.0, 1.0))
 
     def evaluate(mine: list[str]) -> Confusions:
-        batches = [random_images(1, seed=int(name)) for name in mine]
-        return evaluate_confusions(lambda image: ensemble({2: image}), batches, mine, truth.__getitem__, 3)
+        batches = [{2: random_images(1, seed=int(name))} for name in mine]
+        return evaluate_confusions(ensemble, batches, mine, truth.__getitem__, 3)
 
     whole, merged = evaluate(names), merge_confusions([evaluate(names[:3]), evaluate(names[3:])])
     for one, other in zip(whole, merged):
@@ -118,8 +119,8 @@ def test_scores_of_all_images_are_those_of_their_summed_matrices_with_any_number
 def test_masks_without_a_valid_pixel_are_a_problem() -> None:
     nothing = np.full((HEIGHT, WIDTH), 255, np.uint8)
     ensemble = ensemble_of(Constant(0.5, 0.5))
-    batches = [random_images(1)]
-    confusions = evaluate_confusions(lambda image: ensemble({2: image}), batches, ["a"], lambda _: nothing, 2)
+    batches = [{2: random_images(1)}]
+    confusions = evaluate_confusions(ensemble, batches, ["a"], lambda _: nothing, 2)
     with pytest.raises(Problem, match="No pixel of the held-out images has a class"):
         compute_class_scores(confusions)
 

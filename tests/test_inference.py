@@ -13,7 +13,8 @@ from pipeline.blend import MAX_WEIGHTINGS, Tally, blend_histograms, list_weighti
 from pipeline.config import Predict
 from pipeline.cutout import compute_alpha, cut_out, read_image
 from pipeline.data.images import upsample_u8
-from pipeline.inference.ensemble import Ensemble, Member, to_u8_on_device, upsample_on_device
+from pipeline.inference.ensemble import Ensemble, Member
+from pipeline.inference.probability import to_u8_on_device, upsample_on_device
 from pipeline.inference.evaluate import count_histograms, evaluate_histograms, predict_ahead
 from pipeline.inference.loading import batch_that_fits
 from pipeline.inference.tta import TTA_SETS, TtaTransform

@@ -192,10 +192,11 @@ def test_every_held_out_image_is_yielded_once_in_order_with_the_last_batch(
 ) -> None:
     images = CARVANA.open_images(demo_folder, "train")
     names = images.names[3:14]
-    batches = list(validation_loader(ValidationDataset(images, names, 8), 4, workers, pin_memory=False))
-    assert [len(batch) for batch in batches] == [4, 4, 3]
-    for image, name in zip(torch.cat(batches).numpy(), names):
-        np.testing.assert_array_equal(image, images.read(name, 8))
+    batches = list(validation_loader(ValidationDataset(images, names, (8, 4)), 4, workers, pin_memory=False))
+    assert [len(batch[8]) for batch in batches] == [4, 4, 3]
+    for scale in (8, 4):
+        for image, name in zip(torch.cat([batch[scale] for batch in batches]).numpy(), names):
+            np.testing.assert_array_equal(image, images.read(name, scale))
 
 
 # --- workers that fail ----------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def test_a_problem_in_a_worker_is_raised_with_the_same_sentence(demo_copy: pathl
     images = CARVANA.open_images(demo_copy, "train")
     name = images.names[2]
     (demo_copy / name).write_bytes(b"")
-    dataset = ValidationDataset(CARVANA.open_images(demo_copy, "train"), images.names[:8], 8)
+    dataset = ValidationDataset(CARVANA.open_images(demo_copy, "train"), images.names[:8], (8,))
 
     def sentence(workers: int) -> str:
         with pytest.raises(Problem) as caught:
@@ -219,13 +220,13 @@ def test_a_problem_in_a_worker_is_raised_with_the_same_sentence(demo_copy: pathl
 class Dies(ValidationDataset):
     """Kills the worker that reads it, as the kernel does when memory is short."""
 
-    def __getitem__(self, index: int) -> U8:
+    def __getitem__(self, index: int) -> dict[int, U8]:
         os.kill(os.getpid(), 9)
         raise AssertionError("never reached")
 
 
 def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathlib.Path) -> None:
-    dataset = Dies(CARVANA.open_images(demo_folder, "train"), ["a.jpg"] * 8, 8)
+    dataset = Dies(CARVANA.open_images(demo_folder, "train"), ["a.jpg"] * 8, (8,))
     with pytest.raises(Problem, match="died.*data.workers"):
         list(validation_loader(dataset, 4, workers=1, pin_memory=False))
 
@@ -236,4 +237,4 @@ def test_a_tmpdir_that_is_too_long_is_a_problem_and_not_an_endless_wait(
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
     images = CARVANA.open_images(demo_folder, "train")
     with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
-        validation_loader(ValidationDataset(images, images.names[:2], 8), 2, workers=1, pin_memory=False)
+        validation_loader(ValidationDataset(images, images.names[:2], (8,)), 2, workers=1, pin_memory=False)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.loader import Kind
 from pipeline.runtime.device import explain_missing_kernel
 from pipeline.runtime.memory import (
     MAX_BATCH_TRIED,
@@ -18,6 +19,9 @@ from pipeline.runtime.memory import (
 )
 from pipeline.runtime.problem import Problem
 from pipeline.training.find_batch import describe_fit, smaller_batch_advice
+
+
+IMAGES = Kind("images", "train", "data.scale 2", "data.scale higher")
 
 
 @given(limit=st.integers(0, 1500), kind=st.sampled_from(["cpu", "cuda"]))
@@ -87,7 +91,7 @@ def test_on_a_cpu_a_step_that_is_too_large_is_refused_and_not_killed() -> None:
 def test_the_advice_is_a_setting_that_training_accepts(
     batch_size: int, accumulate: int, world_size: int, largest: int | None, advice: str
 ) -> None:
-    sentence = smaller_batch_advice(batch_size, accumulate, world_size, 2, largest, torch.device("cpu"))
+    sentence = smaller_batch_advice(batch_size, accumulate, world_size, IMAGES, largest, torch.device("cpu"))
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and advice in sentence
 
 
@@ -96,7 +100,7 @@ def test_or_more_is_said_only_of_the_largest_batch_that_is_tried_on_that_device(
     monkeypatch: pytest.MonkeyPatch, kind: str, images: int, is_limit: bool
 ) -> None:
     monkeypatch.setattr("pipeline.training.find_batch.describe", str)
-    assert ("or more" in describe_fit(images, 2, torch.device(kind))) == is_limit
+    assert ("or more" in describe_fit(images, IMAGES, torch.device(kind))) == is_limit
 
 
 def test_a_lower_limit_of_the_shell_stays_in_force() -> None:

@@ -94,10 +94,10 @@ def test_storing_changes_no_histogram_and_stores_the_mean_on_the_grid(archive: p
     prob_NHW = torch.cat([smooth(), smooth()[:1] * 0.5])
     ensemble = Ensemble([Member(Red(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH)
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
-    batches = red_images(prob_NHW).split(2)
+    batches = [{4: image_NHWC} for image_NHWC in red_images(prob_NHW).split(2)]
     with oof_writer(archive) as store:
-        stored = evaluate_histograms(ensemble.predict_with_grid, batches, NAMES, masks.__getitem__, store)
-    plain = evaluate_histograms(lambda image_NHWC: ensemble({4: image_NHWC}), batches, NAMES, masks.__getitem__)
+        stored = evaluate_histograms(ensemble.predict_to_keep, batches, NAMES, masks.__getitem__, store)
+    plain = evaluate_histograms(ensemble, batches, NAMES, masks.__getitem__)
     np.testing.assert_array_equal(stored, plain)
     grids = np.stack([OofStore(archive).read(name) for name in NAMES])
     np.testing.assert_array_equal(grids, (prob_NHW * 255).round().numpy())

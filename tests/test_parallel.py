@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -119,8 +120,8 @@ def pipeline(folder: pathlib.Path, workplace: pathlib.Path, *arguments: str) -> 
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def losses(workplace: pathlib.Path, run: str) -> list[tuple[float, float]]:
-    lines = (workplace / "runs" / run / "fold0" / "log.jsonl").read_text().splitlines()
+def losses(workplace: pathlib.Path, run: str, log: str = "log.jsonl") -> list[tuple[float, float]]:
+    lines = (workplace / "runs" / run / "fold0" / log).read_text().splitlines()
     return [(row["train_loss"], row["val_dice"]) for row in map(json.loads, lines)]
 
 
@@ -134,6 +135,18 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
     assert two == [pytest.approx(row, rel=1e-3) for row in one]
     # A tolerance that can fail: batch norm over each half alone, as without synchronisation, is farther off.
     assert micro != [pytest.approx(row, rel=1e-3) for row in one]
+
+
+def test_two_processes_refine_with_the_loss_curve_of_one(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
+    assert pipeline(demo_folder, workplace, "train", "--run", "one", "--set", "train.epochs=1").returncode == 0
+    shutil.copytree("runs/one", "runs/two", dirs_exist_ok=True)
+    settings = ("refine.epochs=2", "refine.batch_size=8", "refine.tiles_per_image=2", "refine.tile_px=64", "refine.width=8")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    for run, arguments in {"one": (), "two": ("--gpus", "2")}.items():
+        done = pipeline(demo_folder, workplace, "refine", "--run", run, *overrides, *arguments)
+        assert done.returncode == 0, done.stderr
+    one, two = (losses(workplace, run, "refiner.log.jsonl") for run in ("one", "two"))
+    assert len(one) == 2 and two == [pytest.approx(row, rel=1e-3) for row in one]
 
 
 def test_a_problem_of_all_ranks_is_printed_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ class OneImage:
 
 def preview(network: nn.Module, image: np.ndarray, coverage: np.ndarray) -> np.ndarray:
     dataset = OneImage(image, coverage)
-    ((_, shown),) = preview_images(network, ValidationDataset(dataset, ["a"], 1), dataset, torch.device("cpu"))
+    ((_, shown),) = preview_images(network, ValidationDataset(dataset, ["a"], (1,)), dataset, torch.device("cpu"))
     return shown
 
 

@@ -7,6 +7,7 @@ import signal
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_run import RUN, Killed, Pipeline, assert_equal, only_line, read_log, with_set
@@ -149,6 +150,18 @@ def test_a_cutout_is_refined(pipeline: Pipeline, refined: dict[str, int], jpeg: 
         assert pipeline("cutout", "--fold", "0", *arguments) == 0
         alphas.append(cv2.imread(f"{out}/car.png", cv2.IMREAD_UNCHANGED)[..., 3])
     assert 0 < (alphas[0] != alphas[1]).mean() < 0.2
+
+
+def test_the_report_shows_what_refinement_changed(refined: dict[str, int]) -> None:
+    page = (RUN / "report/index.html").read_text()
+    assert "What refinement changed" in page and 'id="layer-coarse"' in page and 'class="layer coarse"' in page
+    images = pd.read_csv(RUN / "report/images.csv")
+    rows = read_log(RUN / "fold0")
+    assert images["coarse_dice"].mean() == pytest.approx(rows[-1]["val_dice"], abs=0.02)  # that one is without flips
+    lost = images[[f"coarse_errors_{band}_px" for band in ("1", "2", "4", "8", "far")]].sum(axis=1)
+    size = images["coarse_truth_px"] + images["coarse_predicted_px"]
+    assert np.allclose(1 - lost / size, images["coarse_dice"])  # the bands add up
+    assert (images["coarse_truth_px"] == images["truth_px"]).all()
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import threshold
-from pipeline.config import Settings
+from pipeline.config import Predict, Settings
 from pipeline.inference.stored_threshold import predicted_with, read_threshold_u8, stale_message
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -59,7 +59,7 @@ def validated(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str = "none") -> None:
     about = {"checkpoint_sha256": sha256(run.fold(fold).best), "predictions_sha256": ""}
-    about["predicted_with"] = predicted_with(tta, scale=2, hq=False)
+    about["predicted_with"] = predicted_with(Settings(predict=Predict(tta=tta)), refined=False)
     np.savez(run.oof(fold), names=names, histograms=counts, **about)
 
 
@@ -129,17 +129,20 @@ def test_a_fold_that_was_validated_later_makes_the_threshold_stale(validated: Ru
 def test_a_threshold_knows_how_its_predictions_were_made(validated: Run) -> None:
     threshold.main(validated)
     assert json.loads(validated.threshold.read_text())["predicted_with"] == "predict.tta none, data.scale 2"
-    paths, settings = [validated.fold(fold).best for fold in (0, 1)], Settings()
-    plain = settings.model_copy(update={"predict": settings.predict.model_copy(update={"tta": "none"})})
-    assert plan.threshold_note(validated, paths, [plain, plain]) == ("", False)
-    note, is_of_others = plan.threshold_note(validated, paths, [settings, settings])
-    assert "predict.tta none, data.scale 2, but this prediction uses predict.tta hflip, data.scale 2: " in note
-    assert is_of_others
-    other = [Run("other").fold(0).best]  # which has a threshold of its own
-    assert plan.threshold_note(validated, other, [settings]) == ("", False)
+    paths, chosen_on = [validated.fold(fold).best for fold in (0, 1)], predicted_with(no_flips(), refined=False)
+    assert plan.threshold_note(validated, dict.fromkeys(paths, chosen_on)) == ("", False)
+    for others in (predicted_with(Settings(), refined=False), predicted_with(no_flips(), refined=True)):
+        note, is_of_others = plan.threshold_note(validated, dict.fromkeys(paths, others))
+        assert f"predict.tta none, data.scale 2, but this prediction uses {others}: " in note and is_of_others
+    other = {Run("other").fold(0).best: "another"}  # which has a threshold of its own
+    assert plan.threshold_note(validated, other) == ("", False)
     write_json(validated.threshold, {"threshold": 0.4})
-    note, is_of_others = plan.threshold_note(validated, paths, [plain, plain])
+    note, is_of_others = plan.threshold_note(validated, dict.fromkeys(paths, chosen_on))
     assert note.startswith(f"{validated.threshold} does not name the settings") and not is_of_others
+
+
+def no_flips() -> Settings:
+    return Settings(predict=Predict(tta="none"))
 
 
 def test_a_blend_of_the_same_runs_in_another_order_is_pointed_out(validated: Run) -> None:

@@ -194,7 +194,10 @@ def raise_for_dead_workers() -> None:
 
 def training_loader(dataset: Dataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
     """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices; or tiles of N images."""
-    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **worker_options(workers, pin_memory))
+    options = worker_options(workers, pin_memory)
+    if workers and schedule.steps_per_batch > 1:  # a batch is large, and lasts
+        options["prefetch_factor"] = 2
+    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:

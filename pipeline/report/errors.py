@@ -43,6 +43,11 @@ class Errors:
 
 COUNT_COLUMNS = ("dice", "truth_px", "predicted_px", "false_object_px", "false_background_px")
 PLACE_COLUMNS = tuple(field.name for field in fields(Errors) if field.name not in COUNT_COLUMNS)
+COARSE_PREFIX = "coarse_"  # of the same figures before a prediction was refined
+COARSE_COLUMNS = tuple(
+    COARSE_PREFIX + field.name for field in fields(Errors)
+    if field.name in ("dice", "truth_px", "predicted_px", "largest_error_px") or field.name.startswith("errors_")
+)  # fmt: skip
 
 
 # --- one image -------------------------------------------------------------------------------------------------------
@@ -133,21 +138,31 @@ def count_errors(names: Sequence[str], histograms: NDArray[np.int32], threshold_
     })  # fmt: skip
 
 
+ReadMask = Callable[[str], NDArray[np.bool_]]  # image name -> (height, width); called by several threads at once
+
+
 def add_places(
-    counts: pd.DataFrame, read_truth: Callable[[str], NDArray[np.bool_]],
-    read_prediction: Callable[[str], NDArray[np.bool_]] | None,
-) -> pd.DataFrame:  # fmt: skip
+    counts: pd.DataFrame, read_truth: ReadMask, read_prediction: ReadMask | None, read_coarse: ReadMask | None = None
+) -> pd.DataFrame:
     """Add PLACE_COLUMNS to the table of `count_errors`; NaN without a read_prediction.
 
-    read_truth, read_prediction: image name -> bool (height, width); called by several threads at once. Takes some 25 ms
-    an image on two cores with reading.
+    read_coarse: reads the predictions before they were refined; adds COARSE_COLUMNS. Takes some 25 ms an image on two
+    cores with reading.
     """
     if read_prediction is None:
         return counts.assign(**{column: np.nan for column in PLACE_COLUMNS})
-    results = in_order(lambda name: measure_errors(read_truth(name), read_prediction(name)), counts["img"])
-    rows = [asdict(errors) for errors in progress(results, "errors", total=len(counts))]
-    places = pd.DataFrame(rows, columns=[field.name for field in fields(Errors)])
-    return pd.concat((counts, places[list(PLACE_COLUMNS)]), axis=1)
+
+    def measure(name: str) -> dict[str, float]:
+        truth = read_truth(name)
+        row: dict[str, float] = asdict(measure_errors(truth, read_prediction(name)))
+        if read_coarse is not None:
+            before = asdict(measure_errors(truth, read_coarse(name)))
+            row |= {column: before[column.removeprefix(COARSE_PREFIX)] for column in COARSE_COLUMNS}
+        return row
+
+    rows = list(progress(in_order(measure, counts["img"]), "errors", total=len(counts)))
+    columns = [*PLACE_COLUMNS, *(COARSE_COLUMNS if read_coarse is not None else ())]
+    return pd.concat((counts, pd.DataFrame(rows, columns=columns)), axis=1)
 
 
 def add_car_groups(table: pd.DataFrame, fold: int, make_of_car: Mapping[str, str]) -> pd.DataFrame:

@@ -38,7 +38,7 @@ WRONG_CELL_FRACTION = 0.125  # of the pixels of a cell of the small grid, from w
 
 
 class Layers(NamedTuple):
-    """Layer name (truth, prediction, errors) -> data URL of a PNG: over the small image, and over the crop."""
+    """Layer name (truth, prediction, errors, coarse) -> data URL of a PNG: over the small image, and over the crop."""
 
     small: dict[str, str]
     crop: dict[str, str]
@@ -141,14 +141,22 @@ def filters(rows: pd.DataFrame) -> list[tuple[str, str, list[tuple[Any, str]]]]:
 # --- layers of a mask ------------------------------------------------------------------------------------------------
 
 
-def mask_layers(truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_], window: tuple[slice, slice]) -> Layers:
-    """Draw masks, bool (height, width). truth: None if it is unknown; window: of the crop."""
+def mask_layers(
+    truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_], window: tuple[slice, slice],
+    coarse: NDArray[np.bool_] | None = None,
+) -> Layers:
+    """Draw masks, bool (height, width). truth: None if it is unknown; window: of the crop.
+
+    coarse: the prediction before it was refined, whose errors are a layer, too.
+    """
     masks = {"prediction": predicted} if truth is None else {"truth": truth, "prediction": predicted}
     small = {layer: png((cell_fraction(mask) >= 0.5).astype(np.uint8), MASK_PALETTE) for layer, mask in masks.items()}
     crop = {layer: png(mask[window].astype(np.uint8), MASK_PALETTE) for layer, mask in masks.items()}
     if truth is not None:
-        small["errors"] = png(small_mask_errors(truth, predicted), MASK_ERROR_PALETTE)
-        crop["errors"] = png(mask_errors(truth[window], predicted[window]), MASK_ERROR_PALETTE)
+        for layer, mask in {"errors": predicted, "coarse": coarse}.items():
+            if mask is not None:
+                small[layer] = png(small_mask_errors(truth, mask), MASK_ERROR_PALETTE)
+                crop[layer] = png(mask_errors(truth[window], mask[window]), MASK_ERROR_PALETTE)
     return Layers(small, crop)
 
 

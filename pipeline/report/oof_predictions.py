@@ -106,17 +106,16 @@ class OofPredictions:
             return stored_u8
         return errors.upsample_stored(stored_u8, self.scale_of[fold], *full_size)
 
-    def coarse_probability(self, name: str) -> NDArray[np.uint8]:
-        """Return what `probability` was before it was refined; only of a fold in `refined_folds`."""
-        assert self.dataset is not None, "only `showable` images have a size"
-        fold = self.fold_of[name]
-        stored_u8 = self.stores[fold].read(name, COARSE)
-        return errors.upsample_stored(stored_u8, self.scale_of[fold], self.dataset.height, self.dataset.width)
+    def is_refined(self, name: str) -> bool:
+        """Whether a refiner has corrected the prediction."""
+        return self.oof[self.fold_of[name]].refiner_sha256 != ""
 
-    @property
-    def refined_folds(self) -> list[int]:
-        """Return the folds whose predictions a refiner has corrected."""
-        return [fold for fold, oof in self.oof.items() if oof.refiner_sha256]
+    def coarse_prediction(self, name: str) -> NDArray[np.bool_]:
+        """Return the mask, bool (height, width), as it was before it was refined."""
+        assert self.dataset is not None, "only `showable` images have a size"
+        fold, full_size = self.fold_of[name], (self.dataset.height, self.dataset.width)
+        coarse_u8 = self.stores[fold].read(name, COARSE)
+        return errors.upsample_stored(coarse_u8, self.scale_of[fold], *full_size) >= self.threshold_u8
 
     def prediction(self, name: str) -> NDArray:
         """Return the mask, bool (height, width), or the class map."""
@@ -132,7 +131,8 @@ class OofPredictions:
         if self.is_multiclass:
             layers = gallery.class_layers(truth, predicted, len(self.classes), window)
         else:
-            layers = gallery.mask_layers(truth, predicted, window)
+            coarse = self.coarse_prediction(name) if self.is_refined(name) else None
+            layers = gallery.mask_layers(truth, predicted, window, coarse)
         small, full = gallery.read_small_and_full(self.dataset, name, self.dataset.height, self.dataset.width)
         return gallery.make_card(name, small, full[window], layers, facts, tags)
 
@@ -144,12 +144,16 @@ class OofPredictions:
         return self.concatenate({fold: self.count_fold(fold) for fold in self.oof}, group_of_key)
 
     def error_table(self, group_of_key: Mapping[str, str]) -> pd.DataFrame:
-        """Return `score_table` of a binary run with `errors.PLACE_COLUMNS`, for which all images are read."""
+        """Return `score_table` of a binary run with `errors.PLACE_COLUMNS`, for which all images are read.
+
+        With a refiner also `errors.COARSE_COLUMNS`, of the predictions before they were refined.
+        """
         showable, tables = set(self.showable), {}
         for fold in self.oof:
             counts = self.count_fold(fold)
             read_prediction = self.prediction if counts["img"].isin(showable).all() else None
-            tables[fold] = errors.add_places(counts, self.truth, read_prediction)
+            read_coarse = self.coarse_prediction if read_prediction and self.oof[fold].refiner_sha256 else None
+            tables[fold] = errors.add_places(counts, self.truth, read_prediction, read_coarse)
         return self.concatenate(tables, group_of_key)
 
     def count_fold(self, fold: int) -> pd.DataFrame:

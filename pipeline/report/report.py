@@ -18,7 +18,7 @@ from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice, rle
 from pipeline.paths import Run
-from pipeline.report import charts, classes, gallery, overview, page, submitted, suspects
+from pipeline.report import charts, classes, gallery, overview, page, refinement, submitted, suspects
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
@@ -66,13 +66,15 @@ def report_binary(
     context = (
         headline(run, settings, predictions, images, logs)
         | lost_dice_section(images, predictions)
+        | {"refinement": refinement.section(images)}
         | gallery.section(in_gallery, lambda row: make_card(predictions, row))
         | {"suspects": suspects_section(run, predictions, images, others)}
         | {"threshold_chart": threshold_chart(predictions)}
         | {"submission": submitted.section(run, folder, settings.data.hq, competition, notes) if competition else None}
     )
     titles = {
-        "where": ("Where Dice is lost", context["panels"]), "gallery": ("Images", context["cards"]),
+        "where": ("Where Dice is lost", context["panels"]), "refinement": ("Refinement", context["refinement"]),
+        "gallery": ("Images", context["cards"]),
         "suspects": ("Suspect masks", context["suspects"]), "training": ("Training", context["curves"]),
         "submission": ("Submission", context["submission"]), "settings": ("Settings", True),
     }  # fmt: skip

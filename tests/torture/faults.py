@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.data import loader, image_stream
+from pipeline.data import image_stream, loader, tiles
 from pipeline.model.ema import Ema
 from tests.torture import clocks, warm
 from tests.torture.place import STAGE, Places, Stage, contents, evenly, longest_write, prepare, arguments_of
@@ -42,7 +42,7 @@ def rows(places: Places, most: int, each: bool) -> Iterator[Row]:
         for quarters in (0, 2):
             yield attempted(on_a_small_disk, places, stage, quarters)
     for stage in places.stages:
-        if stage.name in ("train", "validate", "predict"):
+        if stage.name in ("train", "refine", "validate", "predict"):
             for trouble in (worker_dies, worker_without_memory, little_shared_memory):
                 yield attempted(trouble, places, stage)
     if STAGE["train"] in places.stages:
@@ -269,7 +269,7 @@ def in_each_read(do: Callable[[], None]) -> Callable[[], None]:
     """To happen in a worker when it is asked for its third batch of images or so."""
 
     def patch() -> None:
-        for kind in (loader.TrainingDataset, loader.ValidationDataset, image_stream.ImagesAtScales):
+        for kind in (loader.TrainingDataset, loader.ValidationDataset, tiles.TileDataset, image_stream.ImagesAtScales):
             kind.__getitem__ = disturbed(kind.__getitem__)  # type: ignore[method-assign]
 
     def disturbed(read: Callable) -> Callable:

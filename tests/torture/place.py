@@ -2,11 +2,13 @@
 
 Two ends of a run are alike when every file has the same bytes, but for times: of a clock or of how fast it went.
 
-    log.jsonl                       without images_per_s, waited_fraction, seconds
-    last.pt last.previous.pt        value by value, without seconds, epoch_watch and the same three of each row of log
+    log.jsonl                       without images_per_s, tiles_per_s, waited_fraction, seconds
+    last.pt last.previous.pt        value by value, without seconds, epoch_watch and the same four of each row of log
     ledger.csv                      without time, and without Kaggle's number, which counts uploads that were cut off
     tb/                             left out: TensorBoard stamps each point with the clock
     .lock                           left out: empty files
+
+A refiner's files, with `refiner.` before these names, are treated alike.
 """
 import contextlib
 import csv
@@ -32,7 +34,7 @@ from pipeline.submission.reader import read_rows
 from tests.torture import warm
 from tests.torture.warm import Ended, Plan
 
-TIMES = ("images_per_s", "waited_fraction", "seconds")  # of a row of the log
+TIMES = ("images_per_s", "tiles_per_s", "waited_fraction", "seconds")  # of a row of the log
 TIMES_OF_LAST = ("seconds", "epoch_watch")
 CONFIG = """\
 data: {scale: 8, folds: 2, workers: 0, cache: true}
@@ -40,6 +42,10 @@ model: {width: 8, depth: 2, patch: 2}
 train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, checkpoint_steps: 3}
 predict: {tta: none, batch_size: 2, rows_per_shard: 4}
 """
+REFINE = (
+    "refine.epochs=2", "refine.batch_size=4", "refine.tiles_per_image=2", "refine.tile_px=32", "refine.margin_px=4",
+    "refine.width=4", "refine.depth=1", "refine.checkpoint_steps=3",
+)  # fmt: skip
 CARS, TEST_CARS = 2, 1
 MINE = "mine.csv.gz"
 
@@ -62,6 +68,7 @@ STAGES = (
     Stage("shrink", ("--out", "half", "--scale", "8")),
     Stage("folds"),
     Stage("train", is_long=True),
+    Stage("refine", tuple(word for setting in REFINE for word in ("--set", setting)), is_long=True),
     Stage("validate"),
     Stage("threshold"),
     Stage("submit, predicting first", (), warm.run_stages_within, at_kaggle=True, aside="submit"),
@@ -180,16 +187,20 @@ def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
     digests = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
-        if path.is_file() and not path.name.endswith("lock") and "tb" not in path.parts and not name.startswith("home"):
+        if path.is_file() and not path.name.endswith("lock") and not is_tensorboard(path) and not name.startswith("home"):
             digests[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
     return digests
 
 
+def is_tensorboard(path: pathlib.Path) -> bool:
+    return path.parent.name in ("tb", "refiner.tb")
+
+
 def timeless(path: pathlib.Path, workers: bool = True) -> bytes:
-    match path.name:
+    match path.name.removeprefix("refiner."):
         case "config.yaml" if not workers:
             return plain(without_workers(yaml.safe_load(path.read_text())))
-        case "best.pt" if not workers:
+        case "best.pt" | "pt" if not workers:
             state = torch.load(path, map_location="cpu", weights_only=True)
             return plain(state | {"settings": without_workers(state["settings"])})
         case "log.jsonl":

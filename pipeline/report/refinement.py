@@ -1,0 +1,46 @@
+"""What a refiner changed: lost Dice by distance from the edge before and after, and large errors that are still there."""
+from typing import Any
+
+import pandas as pd
+
+from pipeline.report.errors import COARSE_PREFIX
+from pipeline.report.overview import BANDS
+
+LARGE_PX = 500  # a connected region of that many wrong pixels is a part of the object, not its edge
+LARGE_SHOWN = 20
+
+
+def section(images: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the template's variables; None if no image of the table was refined."""
+    column = f"{COARSE_PREFIX}dice"
+    refined = images.dropna(subset=[column]) if column in images else images.iloc[:0]
+    if not len(refined):
+        return None
+    before, after = lost_by_band(refined, COARSE_PREFIX), lost_by_band(refined, "")
+    bands = [
+        {"band": band, "coarse": old, "refined": new, "mended": f"{1 - new / old:.0%}" if old else "–"}
+        for band, old, new in zip(BANDS.values(), before, after)
+    ]
+    gain = (refined["score"] - refined[column]).mean()
+    better, worse = (refined["score"] > refined[column]).sum(), (refined["score"] < refined[column]).sum()
+    large = refined[refined["largest_error_px"] >= LARGE_PX].sort_values("largest_error_px", ascending=False)
+    rows = [
+        {"img": row.img, "score": row.score, "refined_px": row.largest_error_px,
+         "coarse_px": getattr(row, f"{COARSE_PREFIX}largest_error_px")}
+        for row in large.head(LARGE_SHOWN).itertuples()
+    ]  # fmt: skip
+    text = (
+        f"Mean Dice {refined[column].mean():.5f} before and {refined['score'].mean():.5f} after, {gain:+.5f}: {better} "
+        f"images are better, {worse} worse. {len(large)} images still have a connected region of {LARGE_PX} or more "
+        "wrong pixels: parts that were missed or added whole."
+    )
+    return {"text": text, "bands": bands, "large": rows, "large_px": LARGE_PX}
+
+
+def lost_by_band(images: pd.DataFrame, prefix: str) -> list[float]:
+    """Return the mean Dice that is lost in each of BANDS. prefix: of the columns.
+
+    A wrong pixel costs 1 / (truth + predicted) of its image.
+    """
+    size = (images[f"{prefix}truth_px"] + images[f"{prefix}predicted_px"]).clip(lower=1)
+    return [float((images[f"{prefix}{column}"] / size).mean()) for column in BANDS]
