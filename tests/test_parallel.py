@@ -140,8 +140,8 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
 def test_two_processes_refine_with_the_loss_curve_of_one(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
     assert pipeline(demo_folder, workplace, "train", "--run", "one", "--set", "train.epochs=1").returncode == 0
     shutil.copytree("runs/one", "runs/two", dirs_exist_ok=True)
-    settings = ("refine.epochs=2", "refine.batch_size=8", "refine.tiles_per_image=2", "refine.tile_px=64", "refine.width=8")
-    overrides = [word for setting in settings for word in ("--set", setting)]
+    settings = ("epochs=2", "batch_size=8", "tiles_per_image=2", "tile_px=64", "margin_px=8", "width=8", "depth=2")
+    overrides = [word for setting in settings for word in ("--set", f"refine.{setting}")]
     for run, arguments in {"one": (), "two": ("--gpus", "2")}.items():
         done = pipeline(demo_folder, workplace, "refine", "--run", run, *overrides, *arguments)
         assert done.returncode == 0, done.stderr

@@ -253,7 +253,7 @@ def test_a_refiner_of_another_network_is_not_used(
     best = checkpoint.load(refined_copy / "fold0/best.pt", keys=())
     checkpoint.save(refined_copy / "fold0/best.pt", best | {"note": "trained again"})
     for stage in ("validate", "predict", "refine"):
-        assert pipeline(stage, "--run", "refined_copy", "--fold", "0", *(with_set(*REFINE) if stage == "refine" else []))
+        assert pipeline(stage, "--run", "refined_copy", "--fold", "0", *with_set(*REFINE)) == 1
         assert "another runs/refined_copy/fold0/best.pt" in only_line(capsys)
     assert pipeline("validate", "--run", "refined_copy", "--fold", "0", "--set", "predict.refine=false") == 0
 
@@ -285,7 +285,8 @@ def test_tiles_that_do_not_fit_are_refused(override: str) -> None:
 
 def test_several_classes_have_no_refiner() -> None:
     with pytest.raises(Problem, match="refine is for task.kind binary"):
-        config.load(pathlib.Path("tiny.yaml"), ["data.kind=folder", "task.kind=multiclass", "task.classes=3", "refine.epochs=1"])
+        of_classes = ["data.kind=folder", "task.kind=multiclass", "task.classes=3", "refine.epochs=1"]
+        config.load(pathlib.Path("tiny.yaml"), of_classes)
 
 
 # --- one image -------------------------------------------------------------------------------------------------------

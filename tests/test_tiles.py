@@ -96,8 +96,8 @@ def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(
 def test_every_tile_has_an_unsure_cell_behind_its_margin(tiles: TileDataset) -> None:
     unsure = unsure_cells(cv2.imdecode(np.frombuffer(tiles.coarse_png_of[tiles.names[0]], np.uint8), -1))
     for top, left in tiles.draw_places(unsure, 8, np.random.default_rng(0)):
-        inside = unsure[max(0, (top + MARGIN) // 8) : (top + SIDE) // 8, max(0, (left + MARGIN) // 8) : (left + SIDE) // 8]
-        assert inside.any()
+        rows, columns = (slice(max(0, start + MARGIN) // 8, (start + SIDE) // 8) for start in (top, left))
+        assert unsure[rows, columns].any()
 
 
 def test_an_image_without_an_unsure_cell_has_tiles_too(tiles: TileDataset) -> None:

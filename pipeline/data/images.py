@@ -215,6 +215,8 @@ def upsample_u8(prob: NDArray[np.float32], scale: int, height: int, width: int) 
 def upsample(prob: NDArray[np.float32], scale: int, height: int, width: int) -> NDArray[np.float32]:
     """`upsample_u8` before rounding; next to a steep edge values may lie a little below 0 or above 1."""
     rows, columns = prob.shape
+    if scale == 1:
+        return prob[:height, :width]
     full_cells = cv2.resize(prob, (columns * scale, rows * scale), interpolation=cv2.INTER_CUBIC)
     return full_cells[:height, :width]
 

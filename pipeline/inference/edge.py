@@ -18,7 +18,7 @@ from pipeline.data.tiles import cover, unsure_cells
 from pipeline.inference.probability import predict_probability, to_u8_on_device, upsample_batch
 from pipeline.inference.tta import TtaTransform
 
-TILES_AT_ONCE = {"cpu": 32, "cuda": 256}
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}  # of tiles in a batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class EdgeRefiner:
     def core(self) -> int:
         """Return the side of what is used of a tile."""
         return self.side - 2 * self.margin
+
+    def tiles_at_once(self, device: torch.device) -> int:
+        """Return how many tiles make a batch."""
+        return max(1, PIXELS_AT_ONCE[device.type] // self.side**2)
 
     @torch.inference_mode()
     def refine(
@@ -53,7 +57,7 @@ class EdgeRefiner:
         place = torch.from_numpy(np.concatenate(places_of_image))
         _, rows, columns, _ = image_NHWC.shape
         prob_NHW = to_u8_on_device(upsample_batch(coarse_NHW, factor, rows, columns))
-        tiles_at_once = TILES_AT_ONCE[image_NHWC.device.type]
+        tiles_at_once = self.tiles_at_once(image_NHWC.device)
         cores = []
         for chunk in torch.arange(len(place)).split(tiles_at_once):
             filled = torch.cat((chunk, chunk.new_zeros(tiles_at_once - len(chunk))))
@@ -62,6 +66,7 @@ class EdgeRefiner:
         prob = torch.cat(cores) if cores else coarse_NHW.new_zeros(0, self.core, self.core)
         return RefinedMaps(coarse_NHW, factor, (rows, columns), image, place, prob)
 
+    @torch.inference_mode()
     def predict_cores(self, tile_NHWC: Tensor, transforms: Sequence[TtaTransform]) -> Tensor:
         """Return the probability in the middle of each tile, float32 (N, core, core), the mean over the transforms."""
         total_NHW = torch.zeros(tile_NHWC.shape[:3], device=tile_NHWC.device)

@@ -164,6 +164,10 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
         shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
         black = {s: torch.zeros(images, *shapes[s], ensemble.channels, dtype=torch.uint8) for s in ensemble.scales}
         ensemble(black).cpu()
+        for refiner, transforms in ((member.refiner, member.transforms) for member in ensemble.members):
+            if refiner:  # black images may have no unsure cell, and so no tile
+                tiles = (refiner.tiles_at_once(ensemble.device), refiner.side, refiner.side, 4)
+                refiner.predict_cores(torch.zeros(tiles, dtype=torch.uint8, device=ensemble.device), transforms).cpu()
 
     if step_fits(predict, batch_size):
         return batch_size

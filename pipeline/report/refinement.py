@@ -1,4 +1,4 @@
-"""What a refiner changed: lost Dice by distance from the edge before and after, and large errors that are still there."""
+"""What a refiner changed: Dice lost at each distance from the edge before and after, and large errors that remain."""
 from typing import Any
 
 import pandas as pd
