@@ -11,6 +11,7 @@ class TrainingFiles:
 
     def __init__(self, folder: pathlib.Path, best: str, prefix: str = ""):
         self.folder = folder
+        self.all = folder / f"{prefix}*" if prefix else folder  # of them, for messages
         self.best = folder / best  # the weights of the epoch with the best validation score
         self.config = folder / f"{prefix}config.yaml"  # the settings that trained it
         self.last = folder / f"{prefix}last.pt"  # all that a resume needs

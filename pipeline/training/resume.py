@@ -57,8 +57,8 @@ def read_last(
         last, path = load_last(files.previous), files.previous
     trained = config.parse(last["settings"], where=str(path))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(free_keys)]:
-        advice = "set them back, choose another RUN=, or delete that folder"
-        raise Problem(f"{files.folder} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
+        advice = f"set them back, choose another RUN=, or delete {files.all}"
+        raise Problem(f"{files.all} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
     if repair and path == files.previous:
         reason = f"There is no {files.last}"
         if files.last.exists():
@@ -87,7 +87,7 @@ def check_no_epochs_are_lost(files: TrainingFiles) -> None:
     log = checkpoint.load(files.best, keys=()).get("log")
     if isinstance(log, list) and len(log) > 1:
         why = f"there is no {files.last.name} beside it to resume from, and a new start would replace it"
-        advice = f"choose another RUN=, or move {files.folder} away"
+        advice = f"choose another RUN=, or move {files.best} away"
         raise Problem(f"{files.best} is of {len(log)} epochs, but {why}; {advice}.")
 
 
@@ -95,8 +95,8 @@ def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
         refined = f", or for another {data.run.fold(data.number).best}" if "coarse_sha256" in data.facts else ""
-        what = f"{data.files.last} was begun with other images or masks than {data.folder} has{refined}"
-        raise Problem(f"{what}; choose a new RUN=, or delete it to begin anew.")
+        what = f"{data.files.all} was begun with other images or masks than {data.folder} has{refined}"
+        raise Problem(f"{what}; choose a new RUN=, or delete {data.files.all}.")
 
 
 def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:
@@ -123,5 +123,5 @@ def check_best_exists(data: FoldData, state: TrainingState) -> None:
     paths, best = data.files, state.best_row()
     if best and not paths.best.exists():
         missing = f"{paths.best}, the weights of epoch {best['epoch']}, is missing"
-        advice = f"put it back from a copy, or delete {paths.folder} and train it again"
+        advice = f"put it back from a copy, or delete {paths.all} and train it again"
         raise Problem(f"{missing}, and {paths.last} has only those of the last epoch; {advice}.")

@@ -187,7 +187,8 @@ def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
     digests = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
-        if path.is_file() and not path.name.endswith("lock") and not is_tensorboard(path) and not name.startswith("home"):
+        left_out = path.name.endswith("lock") or is_tensorboard(path) or name.startswith("home")
+        if path.is_file() and not left_out:
             digests[name] = hashlib.sha256(timeless(path, workers)).hexdigest()
     return digests
 
