@@ -58,20 +58,18 @@ def refine_fold(
         resume.check_same_data(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
-    # What it predicts for the images it was trained on
-    member = Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight=1.0)
+    # What it predicts for the images it was trained on; without TTA, which makes them more like those of unseen images
+    member = Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
     with dist.main_first():
-        made_by = f"{digest} {settings.predict.tta}"
-        coarse = coarse_predictions(fold.coarse, member, settings, data.dataset, data.training.names, made_by)
+        coarse = coarse_predictions(fold.coarse, member, settings, data.dataset, data.training.names, digest)
     assert isinstance(data.training, tiles.TileDataset)
     data.training.coarse_png_of = coarse
 
     # The refiner, and how it learns and is evaluated
     edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, side=hyper.tile_px, margin=hyper.margin_px)
-    plain = replace(member, transforms=TTA_SETS["none"])
 
     def refined(network: nn.Module) -> Member:
-        return replace(plain, refiner=edge_refiner(network))
+        return replace(member, refiner=edge_refiner(network))
 
     def load(schedule: BatchSchedule) -> loop.Batches:
         batches = training_loader(data.training, schedule, settings.data.workers, device.type == "cuda")
