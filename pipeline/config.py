@@ -322,10 +322,13 @@ def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool
 
 
 def with_refine(trained: Settings, given: Settings) -> Settings:
-    """Return the settings that trained a network, with the section `refine`, the folder and `predict` of others."""
-    free = {key: getattr(given.data, key) for key in ("folder", "workers", "cache")}
-    data = trained.data.model_copy(update=free)
-    return trained.model_copy(update={"data": data, "refine": given.refine, "predict": given.predict})
+    """Return the settings that trained a network, with the section `refine`, the folder and `predict` of others.
+
+    Raise Problem if they do not go together.
+    """
+    tree = trained.model_dump() | given.model_dump(include={"refine", "predict"})
+    tree["data"] |= given.data.model_dump(include={"folder", "workers", "cache"})
+    return parse(tree, "the settings of the trained network, with the section refine of the config")
 
 
 def check_binary(path: pathlib.Path, what: str) -> str:
@@ -371,7 +374,8 @@ def nearest(settings: Settings) -> tuple[str, list[str]]:
     candidates = []
     for path in sorted(pathlib.Path("configs").glob("*.yaml")):
         with contextlib.suppress(Problem):  # the settings cannot come from a file that cannot be read
-            candidates.append((str(path), overrides_between(load(path), settings)))
+            if (candidate := load(path)).refine is None or settings.refine is not None:  # no override removes a section
+                candidates.append((str(path), overrides_between(candidate, settings)))
     return min(candidates, key=lambda pair: len(pair[1]), default=("", []))
 
 

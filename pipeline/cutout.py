@@ -122,13 +122,12 @@ def predict_cells(ensemble: Ensemble, image: NDArray[np.uint8]) -> tuple[list[ND
         cells = math.prod(grid_shape(ensemble.height, ensemble.width, scale))
         side_px_of[scale] = side_px = math.sqrt(height * width / cells)
         size = (max(1, round(width / side_px)), max(1, round(height / side_px)))
-        if scale in ensemble.refined_scales:  # tiles are places in cells of the network before, which are `factor` wide
-            factor, coarse = ensemble.refined_scales[scale] // scale, image_of_scale[ensemble.refined_scales[scale]]
-            size = (coarse.shape[2] * factor, coarse.shape[1] * factor)
+        if image_of_scale and any(member.refiner for member in ensemble.members):
+            coarsest, coarse_NHWC = next(iter(image_of_scale.items()))  # its cells are whole pixels of the others
+            size = (coarse_NHWC.shape[2] * coarsest // scale, coarse_NHWC.shape[1] * coarsest // scale)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side_px > 1 else cv2.INTER_LINEAR)
         image_of_scale[scale] = torch.from_numpy(small)[None]
-    with torch.inference_mode():
-        predicted = ensemble.predict(image_of_scale)
+    predicted = ensemble.predict(image_of_scale)
     small_probs = [prob_NCHW[0].cpu().numpy() for prob_NCHW in predicted.prob_of_scale.values()]
     small_probs += [member.weight * maps.read_all()[:1].cpu().numpy() for member, maps in predicted.refined]
     return small_probs, min(side_px_of.values())

@@ -30,6 +30,10 @@ class Fold(TrainingFiles):
         self.refiner = TrainingFiles(folder, "refiner.pt", "refiner.")
         self.coarse = folder / "coarse.zip"  # what best.pt predicts for the images that the refiner trains on
 
+    def checkpoints(self, with_refiner: bool = True) -> list[pathlib.Path]:
+        """Return `best.pt` and, if there is one, `refiner.pt`."""
+        return [self.best, *([self.refiner.best] if with_refiner and self.refiner.best.exists() else [])]
+
 
 class Run:
     """`runs/RUN/` and its submission. What several runs make together, a blend or a comparison, is `Run("a+b")`."""
@@ -61,7 +65,7 @@ class Run:
         return self.folder / "oof" / f"fold{fold}.npz"
 
     def oof_predictions(self, fold: int) -> pathlib.Path:
-        return self.folder / "oof" / f"fold{fold}.zip"  # or class maps, for the report
+        return self.folder / "oof" / f"fold{fold}.zip"  # probabilities or class maps, for the report
 
     def lock(self, stage: str) -> pathlib.Path:
         return self.folder / f".{stage}.lock"  # locked while that stage writes

@@ -79,7 +79,7 @@ def agree_on_batch_size(plan: Plan, earlier: object, dist: ProcessGroup) -> int:
 def announce(plan: Plan, batch_size: int, shard_notes: list[str], dist: ProcessGroup) -> None:
     """Print what is predicted, with what, and what the user should know about it."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
-    weights = ", ".join(map(str, plan.weight_of_path))
+    weights = ", ".join(plan.sha256_of_path)
     print(f"Predicting {len(plan.names)} images with {weights} on {describe(dist.device)}{processes}.")
     lowered = batch_size < plan.settings.predict.batch_size
     batch_notes = [f"Only {batch_size} images at once fit into memory; batches have that size."] if lowered else []

@@ -35,7 +35,11 @@ from pipeline.training.state import create_state
 def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train the refiners of these folds on the images in `folder`."""
     if settings.refine is None:
-        raise Problem("The config has no section refine, so nothing is to train; configs/cpu_refined.yaml has one.")
+        raise Problem("The config has no section refine; configs/cpu_refined.yaml has one.")
+    with dist.main_first():
+        for path in (run.fold(number).best for number in fold_numbers):
+            if not path.is_file():
+                raise Problem(f"There is no checkpoint {path}; train this fold first.")
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
             refine_fold(settings, settings.refine, run, number, folder, dist)
@@ -53,6 +57,8 @@ def refine_fold(
             table = grouping.read_folds(run.folds)
             grouping.check_trained_on(table, read_folds_digest(fold.best), run.folds, fold.best)
         settings, digest = config.with_refine(trained, given), digest_of[str(fold.best)]
+        if dist.is_main and (other := [line for line in config.difference(settings, given) if "refine" not in line]):
+            print(f"{fold.best} was trained with other settings ({', '.join(other[:3])}); the refiner follows those.")
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
@@ -61,7 +67,9 @@ def refine_fold(
     # What it predicts for the images it was trained on; without TTA, which makes them more like those of unseen images
     member = Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
     with dist.main_first():
-        coarse = coarse_predictions(fold.coarse, member, settings, data.dataset, data.training.names, digest)
+        coarse = coarse_predictions(
+            fold.coarse, member, settings, data.dataset, data.training.names, data.fingerprint
+        )
     assert isinstance(data.training, tiles.TileDataset)
     data.training.coarse_png_of = coarse
 
@@ -72,7 +80,8 @@ def refine_fold(
         return replace(member, refiner=edge_refiner(network))
 
     def load(schedule: BatchSchedule) -> loop.Batches:
-        batches = training_loader(data.training, schedule, settings.data.workers, device.type == "cuda")
+        workers, on_gpu = settings.data.workers, device.type == "cuda"
+        batches = training_loader(data.training, schedule, workers, on_gpu, tiles.stack_tiles)
         return tiles.batches_of_tiles(batches, skip=schedule.first_step % schedule.steps_per_batch)
 
     training = loop.Training(

@@ -2,8 +2,8 @@
 
 The `.npz` holds the histogram of each image, from which `threshold` and `report` compute Dice at every threshold, or
 of several classes the counts of its confusion matrix. The `.zip` holds the predictions for `report`: probabilities on
-the network's grid, or class maps. The `.npz` is written last and names the zip by its hash: a kill between the two
-leaves a zip that nothing names.
+the network's grid, with a refiner also at full size, or class maps. The `.npz` is written last and names the zip by its
+hash: a kill between the two leaves a zip that nothing names.
 """
 import pathlib
 from typing import Any
@@ -51,7 +51,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         network, trained = load_network(best, pick_device())
         check_trained_on(table, read_folds_digest(best), run.folds, best)
         settings = config.for_later_stage(trained, overrides)
-        member = build_member(network, best, settings, weight=1.0)
+        member, _ = build_member(network, best, settings, weight=1.0)
     dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     names = find_held_out(dataset, table, fold, run)
     ensemble = build_ensemble([member], settings.task.kind == "binary", dataset.height, dataset.width)
@@ -92,7 +92,7 @@ def evaluate(
     batches = progress(loader, f"{label} on {describe(device)}")
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         if settings.task.kind == "binary":
-            histograms = evaluate_histograms(ensemble.predict_to_keep, batches, names, dataset.truth, store)
+            histograms = evaluate_histograms(ensemble.predict_to_store, batches, names, dataset.truth, store)
             return {"histograms": histograms}, f"Dice {compute_dice_scores(histograms)['dice']:.5f} at threshold 0.5"
         confusions = evaluate_confusions(ensemble, batches, names, dataset.truth, settings.task.count, store)
     scores = compute_class_scores(confusions)

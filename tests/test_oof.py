@@ -96,7 +96,7 @@ def test_storing_changes_no_histogram_and_stores_the_mean_on_the_grid(archive: p
     masks = {name: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3 for seed, name in enumerate(NAMES)}
     batches = [{4: image_NHWC} for image_NHWC in red_images(prob_NHW).split(2)]
     with oof_writer(archive) as store:
-        stored = evaluate_histograms(ensemble.predict_to_keep, batches, NAMES, masks.__getitem__, store)
+        stored = evaluate_histograms(ensemble.predict_to_store, batches, NAMES, masks.__getitem__, store)
     plain = evaluate_histograms(ensemble, batches, NAMES, masks.__getitem__)
     np.testing.assert_array_equal(stored, plain)
     grids = np.stack([OofStore(archive).read(name) for name in NAMES])

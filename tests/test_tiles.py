@@ -4,7 +4,6 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -13,7 +12,7 @@ from pipeline.carvana import CARVANA
 from pipeline.data import augment
 from pipeline.data.images import upsample_u8
 from pipeline.data.loader import BatchSchedule
-from pipeline.data.tiles import TileDataset, batches_of_tiles, cover, unsure_cells, window
+from pipeline.data.tiles import TileDataset, batches_of_tiles, cover, stack_tiles, unsure_cells, window
 from pipeline.inference.oof import png
 
 MAPS = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.booleans())
@@ -68,7 +67,9 @@ def tiles(demo_folder: pathlib.Path) -> TileDataset:
     nothing = augment.build(
         flip=0.0, shift=0.0, zoom=0.0, rotate_deg=0.0, brightness=0.0, contrast=0.0, hue_deg=0.0, saturation=0.0
     )
-    return TileDataset(dataset, names, coarse, 8, 1, SIDE, MARGIN, 5, nothing, seed=0)
+    tiles = TileDataset(dataset, names, 8, 1, SIDE, MARGIN, 5, nothing, seed=0)
+    tiles.coarse_png_of = coarse
+    return tiles
 
 
 def test_a_draw_gives_the_same_tiles_always_and_another_draw_others(tiles: TileDataset) -> None:
@@ -82,9 +83,9 @@ def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(
     image, mask = tiles.dataset.read(name, 1), tiles.dataset.truth(name)
     coarse_u8 = cv2.imdecode(np.frombuffer(tiles.coarse_png_of[name], np.uint8), cv2.IMREAD_UNCHANGED)
     prob_u8 = upsample_u8(coarse_u8 / np.float32(255), 8, *mask.shape)
-    cut, targets = tiles[0, 2]
-    assert cut.shape == (5, SIDE, SIDE, 4) and targets.shape == (5, SIDE, SIDE)
-    for tile, target in zip(cut, targets):
+    crops, targets = tiles[0, 2]
+    assert crops.shape == (5, SIDE, SIDE, 4) and targets.shape == (5, SIDE, SIDE)
+    for tile, target in zip(crops, targets):
         matches = cv2.matchTemplate(image, np.ascontiguousarray(tile[..., :3]), cv2.TM_SQDIFF)
         top, left = np.unravel_index(int(matches.argmin()), matches.shape)
         place = slice(top, top + SIDE), slice(left, left + SIDE)
@@ -96,8 +97,21 @@ def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(
 def test_every_tile_has_an_unsure_cell_behind_its_margin(tiles: TileDataset) -> None:
     unsure = unsure_cells(cv2.imdecode(np.frombuffer(tiles.coarse_png_of[tiles.names[0]], np.uint8), -1))
     for top, left in tiles.draw_places(unsure, 8, np.random.default_rng(0)):
-        rows, columns = (slice(max(0, start + MARGIN) // 8, (start + SIDE) // 8) for start in (top, left))
-        assert unsure[rows, columns].any()
+        inner = ((start + MARGIN, start + SIDE - MARGIN) for start in (top, left))
+        rows, columns = (slice(max(0, -(-first // 8)), -(-end // 8)) for first, end in inner)
+        assert unsure[rows, columns].any()  # a cell whose top left pixel lies there
+
+
+def test_the_coarse_probability_moves_with_its_tile(tiles: TileDataset) -> None:
+    moving = augment.build(
+        flip=0.5, shift=0.2, zoom=0.2, rotate_deg=20.0, brightness=0.0, contrast=0.0, hue_deg=0.0, saturation=0.0
+    )
+    target = cv2.GaussianBlur(tiles.dataset.target(tiles.names[0], 8), (5, 5), 0)
+    tile = np.dstack((*[np.zeros_like(target)] * 3, target))
+    for seed in range(5):
+        moved, moved_target = moving(tile, target, seed)
+        assert not np.array_equal(moved_target, target)
+        assert np.abs(moved[..., 3].astype(int) - moved_target).max() <= 1  # another rounding
 
 
 def test_an_image_without_an_unsure_cell_has_tiles_too(tiles: TileDataset) -> None:
@@ -109,7 +123,8 @@ def test_an_image_without_an_unsure_cell_has_tiles_too(tiles: TileDataset) -> No
 
 
 def test_a_batch_has_one_tile_of_each_image_and_a_resume_skips_what_was_trained() -> None:
-    tile, target = torch.arange(6).view(2, 3, 1, 1, 1), torch.arange(6).view(2, 3, 1, 1)
+    numbers = np.arange(6, dtype=np.uint8).reshape(2, 3)  # of 2 images with 3 tiles each
+    tile, target = stack_tiles([(image.reshape(3, 1, 1, 1), image.reshape(3, 1, 1)) for image in numbers])
     batches = list(batches_of_tiles([(tile, target)] * 2, skip=0))
     assert [batch.flatten().tolist() for batch, _ in batches] == [[0, 3], [1, 4], [2, 5]] * 2
     resumed = list(batches_of_tiles([(tile, target)] * 2, skip=2))

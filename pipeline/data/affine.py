@@ -10,6 +10,8 @@ from pipeline.masks.confusion import ignored
 class CoverageAffine(A.Affine):
     """Move an image and its coverage as one image of four channels, in a third of the time of two separate calls.
 
+    And its fourth channel by itself, if it has one.
+
     OpenCV 5 moves four channels faster than three: 0.33 ms at 480x320, against 0.81 and 0.27 for the
     coverage. The pixels are the same. Coverage is a fraction, not a label, so it is interpolated like the colours.
     """
@@ -17,7 +19,8 @@ class CoverageAffine(A.Affine):
     def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         both = cv2.insertChannel(kwargs["mask"], cv2.cvtColor(kwargs["image"], cv2.COLOR_RGB2RGBA), 3)
         both = self.apply(both, **params)
-        return {**kwargs, "image": cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), "mask": cv2.extractChannel(both, 3)}
+        depth = {key: self.apply(kwargs[key], **params) for key in ("depth",) if kwargs.get(key) is not None}
+        return {**kwargs, **depth, "image": cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), "mask": cv2.extractChannel(both, 3)}
 
 
 class ClassAffine(A.Affine):

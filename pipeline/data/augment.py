@@ -75,8 +75,9 @@ def parameters(augmentation: Callable) -> dict[str, tuple[Any, float]]:
 def build(*, of_classes: bool = False, **settings: float) -> Augment:
     """Return a function `(image, target, seed) -> (image, target)`. settings: those of the config's `augment` section.
 
-    image: RGB uint8 (H, W, 3), or (H, W, 4) with depth, which is moved too and keeps its values; target: coverage uint8
-    (H, W), or with `of_classes` class indices, which are never mixed. The same seed draws the same transform.
+    image: RGB uint8 (H, W, 3), or (H, W, 4) with depth or a coarse probability, which is moved too and keeps its
+    values; target: coverage uint8 (H, W), or with `of_classes` class indices, which are never mixed. The same seed
+    draws the same transform.
     """
     import albumentations as A
 

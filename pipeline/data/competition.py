@@ -142,8 +142,7 @@ class ImageSet:
         """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""
         if scale % self.stored_scale:
             what, least = f"{self.files.archive_path.parent} is a copy at", self.stored_scale
-            advice = f"set it, or refine.scale, to {least} or a multiple"
-            raise Problem(f"{what} 1/{least}, but data.scale is {scale}; {advice}.")
+            raise Problem(f"{what} 1/{least}, but data.scale is {scale}; set it to {least} or a multiple.")
         file_name = self.competition.image_file(name)
         data, where = self.files.read(file_name), self.files.where(file_name)
         return decode_image(data, self.competition.image_suffix, scale // self.stored_scale, *self.stored_shape, where)

@@ -60,7 +60,8 @@ def stream(
 ) -> Loader:
     """Return a loader that yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
     collate = functools.partial(fill_batch, batch_size=batch_size)
-    return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **worker_options(workers, pin_memory))
+    options = worker_options(workers, pin_memory, is_large=len(dataset.scales) > 1)
+    return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **options)
 
 
 def fill_batch(images: list[LoadedImage], batch_size: int) -> Batch:

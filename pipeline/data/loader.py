@@ -9,7 +9,7 @@ import mmap
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class TrainingDataset(Dataset):
         return len(self.names)
 
     @property
-    def kind(self) -> "Kind":
+    def kind(self) -> Kind:
         return Kind("images", "train", f"data.scale {self.scale}", "data.scale higher")
 
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
@@ -192,17 +192,21 @@ def raise_for_dead_workers() -> None:
     signal.signal(signal.SIGCHLD, raise_problem)
 
 
-def training_loader(dataset: Dataset, schedule: BatchSchedule, workers: int, pin_memory: bool) -> Loader:
-    """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices; or tiles of N images."""
-    options = worker_options(workers, pin_memory)
-    if workers and schedule.steps_per_batch > 1:  # a batch is large, and lasts
-        options["prefetch_factor"] = 2
-    return Loader(dataset, batch_sampler=schedule, collate_fn=stack_pairs, **options)
+def training_loader(
+    dataset: Dataset, schedule: BatchSchedule, workers: int, pin_memory: bool, collate: Callable | None = None
+) -> Loader:
+    """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices.
+
+    collate: makes something else of N items.
+    """
+    options = worker_options(workers, pin_memory, is_large=schedule.steps_per_batch > 1)
+    return Loader(dataset, batch_sampler=schedule, collate_fn=collate or stack_pairs, **options)
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
     """Yield {scale: images uint8 (N, H, W, channels)}, in order, the last batch as small as it must be."""
-    return Loader(dataset, batch_size=batch_size, collate_fn=stack_scales, **worker_options(workers, pin_memory))
+    options = worker_options(workers, pin_memory, is_large=len(dataset.scales) > 1)
+    return Loader(dataset, batch_size=batch_size, collate_fn=stack_scales, **options)
 
 
 def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -225,14 +229,15 @@ def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.devi
         yield ready
 
 
-def worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
+def worker_options(workers: int, pin_memory: bool, is_large: bool) -> dict[str, Any]:
+    """is_large: whether a batch takes much memory, of which /dev/shm may have 64 MB, so that few are prepared ahead."""
     if workers == 0:
         return {"pin_memory": pin_memory}
     if len(folder := tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
         why = "too long a path for the sockets through which workers send images"
         raise Problem(f"TMPDIR is {folder}, {why}; set it to a shorter one, or data.workers to 0.")
     # Only fork shares the cache and the tables that are open.
-    options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
+    options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 2 if is_large else 4}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 
 

@@ -17,7 +17,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.competition import CsvMasks
 from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.images import grid_shape, upsample_u8
-from pipeline.data.loader import Draw, Kind, read_target, seed_of
+from pipeline.data.loader import Draw, Kind, read_target, seed_of, to_shareable_tensor
 
 SURE_U8 = 5  # probabilities up to 5 / 255 and from 250 / 255 on are sure, 0.02 and 0.98
 GROWN_CELLS = 1  # cells beside an unsure one count as unsure, too
@@ -62,18 +62,18 @@ class TileDataset(Dataset):
     tile lies around an unsure cell that is drawn at random. An image is decoded once for all of its tiles, which takes
     longer than to train on one of them.
 
-    coarse_png_of: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale.
-    side, margin: of a tile; the drawn cell is at least `margin` away from its border.
+    side, margin: of a tile; the top left pixel of the drawn cell is at least `margin` away from its border.
+    `coarse_png_of`: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale; to be set
+    before a tile is drawn.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, names: list[str], coarse_png_of: dict[str, bytes], coarse_scale: int,
-        scale: int, side: int, margin: int, tiles_per_image: int, augment: Augment, seed: int,
-        relabelled: CsvMasks | None = None,
+        self, dataset: SegmentationDataset, names: list[str], coarse_scale: int, scale: int, side: int, margin: int,
+        tiles_per_image: int, augment: Augment, seed: int, relabelled: CsvMasks | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
-        self.coarse_png_of, self.coarse_scale = coarse_png_of, coarse_scale
-        self.scale, self.side, self.margin = scale, side, margin
+        self.coarse_png_of: dict[str, bytes] = {}
+        self.coarse_scale, self.scale, self.side, self.margin = coarse_scale, scale, side, margin
         self.augment, self.seed = augment, seed
         self.steps_per_batch = tiles_per_image  # of a batch of images: on their first tiles, their second ones, ...
 
@@ -131,13 +131,17 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     return image
 
 
+def stack_tiles(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+    """Stack the tiles and targets of N images: uint8 (tiles, N, side, side, 4) and (tiles, N, side, side)."""
+    tiles, targets = zip(*pairs)
+    return to_shareable_tensor(np.stack(tiles, axis=1)), to_shareable_tensor(np.stack(targets, axis=1))
+
+
 def batches_of_tiles(image_batches: Iterable[tuple[Tensor, Tensor]], skip: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the first tile of each image of a batch, then the second ones and so on; leave out the first `skip`.
 
-    image_batches: tiles (N, tiles, side, side, 4) and targets (N, tiles, side, side) of N images. A batch of tiles has
-    one of every image: the tiles of one image are alike.
+    image_batches: as `stack_tiles` makes them. A batch of tiles has one of every image: those of one image are alike.
     """
-    for tile_NTHWC, target_NTHW in image_batches:
-        for number in range(skip, tile_NTHWC.shape[1]):
-            yield tile_NTHWC[:, number].contiguous(), target_NTHW[:, number].contiguous()
+    for tile_TNHWC, target_TNHW in image_batches:
+        yield from zip(tile_TNHWC[skip:], target_TNHW[skip:])
         skip = 0

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.inference.ensemble import ByScale, Ensemble, Predicted, stack
+from pipeline.inference.ensemble import ByScale, Ensemble, Predictions, stack
 from pipeline.masks.confusion import index_dtype
 
 
@@ -30,11 +30,11 @@ class ClassEnsemble(Ensemble):
         index_NHW = stack(lambda image: self.decide(predicted, classes, image), len(predicted))
         return index_NHW.to(torch_index_dtype(classes))
 
-    def decide(self, predicted: Predicted, classes: int, image: int) -> NDArray:
+    def decide(self, predicted: Predictions, classes: int, image: int) -> NDArray:
         """Return the class map of one image, array (height, width)."""
         return find_largest(lambda index: self.upsample_mean(predicted, image, index), classes)
 
-    def decide_on_device(self, predicted: Predicted, classes: int) -> Tensor:
+    def decide_on_device(self, predicted: Predictions, classes: int) -> Tensor:
         """Return the class maps of a batch, tensor (N, height, width)."""
         size = (len(predicted), self.height, self.width)
         best_prob = torch.full(size, -torch.inf, device=self.device)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.images import upsample
 from pipeline.data.tiles import cover, unsure_cells
 from pipeline.inference.probability import predict_probability, to_u8_on_device, upsample_batch
 from pipeline.inference.tta import TtaTransform
@@ -48,23 +48,22 @@ class EdgeRefiner:
         image_NHWC: uint8 (N, H, W, 3) at 1/scale; coarse_NHW: float32 at 1/coarse_scale, on the same device;
         transforms: the results of which are averaged.
         """
-        factor = coarse_scale // self.scale
+        factor, (_, rows, columns, _) = coarse_scale // self.scale, image_NHWC.shape
         places_of_image = [  # reading the coarse map is the only time that the CPU waits for a GPU
             cover(unsure_cells(coarse_u8), self.core // factor) * factor
             for coarse_u8 in to_u8_on_device(coarse_NHW).cpu().numpy()
         ]
-        image = torch.from_numpy(np.repeat(np.arange(len(coarse_NHW)), [len(places) for places in places_of_image]))
-        place = torch.from_numpy(np.concatenate(places_of_image))
-        _, rows, columns, _ = image_NHWC.shape
-        prob_NHW = to_u8_on_device(upsample_batch(coarse_NHW, factor, rows, columns))
+        number = np.repeat(np.arange(len(coarse_NHW)), [len(places) for places in places_of_image])
+        image, place = (to_device(array, image_NHWC) for array in (number, np.concatenate(places_of_image)))
+        prob_NHW = upsample_batch(coarse_NHW, factor, rows, columns)
+        prob_u8_NHW = to_u8_on_device(prob_NHW)
         tiles_at_once = self.tiles_at_once(image_NHWC.device)
-        cores = []
-        for chunk in torch.arange(len(place)).split(tiles_at_once):
-            filled = torch.cat((chunk, chunk.new_zeros(tiles_at_once - len(chunk))))
-            tile_NHWC = cut_tiles(image_NHWC, prob_NHW, image[filled], place[filled] - self.margin, self.side)
-            cores.append(self.predict_cores(tile_NHWC, transforms)[: len(chunk)])
-        prob = torch.cat(cores) if cores else coarse_NHW.new_zeros(0, self.core, self.core)
-        return RefinedMaps(coarse_NHW, factor, (rows, columns), image, place, prob)
+        cores = [coarse_NHW.new_zeros(0, self.core, self.core)]
+        for start in range(0, len(place), tiles_at_once):
+            chunk = torch.arange(start, start + tiles_at_once, device=place.device).clamp(max=len(place) - 1)
+            tile_NHWC = crop_tiles(image_NHWC, prob_u8_NHW, image[chunk], place[chunk] - self.margin, self.side)
+            cores.append(self.predict_cores(tile_NHWC, transforms)[: len(place) - start])
+        return RefinedMaps(coarse_NHW, prob_NHW, image, place, torch.cat(cores))
 
     @torch.inference_mode()
     def predict_cores(self, tile_NHWC: Tensor, transforms: Sequence[TtaTransform]) -> Tensor:
@@ -77,48 +76,50 @@ class EdgeRefiner:
         return total_NHW[:, inner, inner]
 
 
-def cut_tiles(image_NHWC: Tensor, prob_NHW: Tensor, image: Tensor, place: Tensor, side: int) -> Tensor:
-    """Return squares of the images and of their probabilities, uint8 (tiles, side, side, 4), on the images' device.
+def to_device(array: NDArray[np.int64], like: Tensor) -> Tensor:
+    """Return an array on the device of a tensor; a copy from pinned memory lets the CPU go on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.device.type == "cuda" else tensor
 
-    image: which image each is cut out of, (tiles,); place: its top and left, (tiles, 2), both int64 on the CPU. Where a
-    square hangs over the border of the image, the border is repeated.
+
+def crop_tiles(image_NHWC: Tensor, prob_u8_NHW: Tensor, image: Tensor, place: Tensor, side: int) -> Tensor:
+    """Return squares of the images and of their probabilities, uint8 (tiles, side, side, 4).
+
+    image: which image each is of, (tiles,); place: its top and left, (tiles, 2), both int64 and on the images' device.
+    Where a square hangs over the border of the image, the border is repeated.
     """
-    device, offsets = image_NHWC.device, torch.arange(side)
-    row = (place[:, :1] + offsets).clamp(0, image_NHWC.shape[1] - 1).to(device, non_blocking=True)[:, :, None]
-    column = (place[:, 1:] + offsets).clamp(0, image_NHWC.shape[2] - 1).to(device, non_blocking=True)[:, None, :]
-    number = image.to(device, non_blocking=True)[:, None, None]
-    return torch.cat((image_NHWC[number, row, column], prob_NHW[number, row, column][..., None]), dim=3)
+    offsets = torch.arange(side, device=place.device)
+    row = (place[:, :1] + offsets).clamp(0, image_NHWC.shape[1] - 1)[:, :, None]
+    column = (place[:, 1:] + offsets).clamp(0, image_NHWC.shape[2] - 1)[:, None, :]
+    number = image[:, None, None]
+    return torch.cat((image_NHWC[number, row, column], prob_u8_NHW[number, row, column][..., None]), dim=3)
 
 
 @dataclass(frozen=True)
 class RefinedMaps:
-    """Coarse probabilities of a batch of images, and what replaces them along the edge."""
+    """Coarse probabilities of a batch of images, and what replaces them along the edge. All on one device."""
 
-    coarse_NHW: Tensor  # float32 (N, rows, columns)
-    factor: int  # by which the image that the tiles are of is larger than they are
-    shape: tuple[int, int]  # of that image: (rows, columns)
+    coarse_NHW: Tensor  # float32 (N, rows, columns) on the network's grid
+    prob_NHW: Tensor  # float32, the same at the size of the images that the tiles are of
     image: Tensor  # int64 (tiles,): which image each tile is of
     place: Tensor  # int64 (tiles, 2): top and left of each tile
-    prob: Tensor  # float32 (tiles, core, core); tiles may hang over the lower and right border
+    tile_prob: Tensor  # float32 (tiles, core, core); tiles may hang over the lower and right border
 
     def read(self, image: int) -> NDArray[np.float32]:
-        """Return the probability of one image, float32 `shape`; for results on a CPU."""
-        merged = upsample(self.coarse_NHW[image].numpy(), self.factor, *self.shape).copy()
-        core = self.prob.shape[1]
+        """Return the probability of one image, float32 (rows, columns); for results on a CPU."""
+        merged, core = self.prob_NHW[image].numpy().copy(), self.tile_prob.shape[1]
         for tile in (self.image == image).nonzero()[:, 0].tolist():
             top, left = self.place[tile].tolist()
             inside = merged[top : top + core, left : left + core]
-            inside[:] = self.prob[tile].numpy()[: inside.shape[0], : inside.shape[1]]
+            inside[:] = self.tile_prob[tile].numpy()[: inside.shape[0], : inside.shape[1]]
         return merged
 
     def read_all(self) -> Tensor:
-        """Return the probability of all images, float32 (N, *shape), on their device."""
-        rows, columns = self.shape
-        core, device = self.prob.shape[1], self.prob.device
-        merged_NHW = self.coarse_NHW.new_zeros(len(self.coarse_NHW), rows + core, columns + core)
-        merged_NHW[:, :rows, :columns] = upsample_batch(self.coarse_NHW, self.factor, rows, columns)
-        offsets = torch.arange(core)
-        row = (self.place[:, :1] + offsets).to(device, non_blocking=True)[:, :, None]
-        column = (self.place[:, 1:] + offsets).to(device, non_blocking=True)[:, None, :]
-        merged_NHW[self.image.to(device, non_blocking=True)[:, None, None], row, column] = self.prob
+        """Return the probability of all images, float32 (N, rows, columns)."""
+        _, rows, columns = self.prob_NHW.shape
+        core = self.tile_prob.shape[1]
+        merged_NHW = F.pad(self.prob_NHW, (0, core, 0, core))  # with room for what hangs over the border
+        offsets = torch.arange(core, device=self.place.device)
+        row, column = (self.place[:, :1] + offsets)[:, :, None], (self.place[:, 1:] + offsets)[:, None, :]
+        merged_NHW[self.image[:, None, None], row, column] = self.tile_prob
         return merged_NHW[:, :rows, :columns]

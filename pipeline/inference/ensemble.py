@@ -57,7 +57,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Predictions:
     """What the members of an ensemble predict for a batch of images, before it is added up at full size."""
 
     prob_of_scale: ByScale  # scale -> weighted sum over its members without a refiner, float32 (N, classes, H, W)
@@ -87,12 +87,8 @@ class Ensemble:
     @property
     def scales(self) -> tuple[int, ...]:
         """Return the scales at which it needs each image; members of the same scale share the decoding."""
-        return tuple(sorted({member.scale for member in self.members} | self.refined_scales.keys()))
-
-    @property
-    def refined_scales(self) -> dict[int, int]:
-        """Return the scale of each refiner and, for each, that of the network whose predictions it refines."""
-        return {member.refiner.scale: member.scale for member in self.members if member.refiner}
+        of_refiners = {member.refiner.scale for member in self.members if member.refiner}
+        return tuple(sorted({member.scale for member in self.members} | of_refiners))
 
     @property
     def channels(self) -> int:
@@ -105,15 +101,16 @@ class Ensemble:
         return self.round_mean(self.predict(image_of_scale))
 
     @torch.inference_mode()
-    def predict_to_keep(self, image_of_scale: ByScale) -> tuple[Tensor, ...]:
-        """Return the mean at full size, and what `validate` keeps of it, uint8 (N, H, W); for a single member.
+    def predict_to_store(self, image_of_scale: ByScale) -> tuple[Tensor, ...]:
+        """Return the mean at full size, and what `validate` stores of it, uint8 (N, H, W); for a single member.
 
         That is the prediction on the network's grid; of a network with a refiner the one at full size, and then the
         coarse one on the grid.
         """
         predicted = self.predict(image_of_scale)
         full_size_NHW = self.round_mean(predicted)
-        for _, maps in predicted.refined:
+        if predicted.refined:
+            ((_, maps),) = predicted.refined
             return full_size_NHW, full_size_NHW, to_u8_on_device(maps.coarse_NHW)
         (prob_NCHW,) = predicted.prob_of_scale.values()
         return full_size_NHW, to_u8_on_device(prob_NCHW[:, 0])
@@ -126,10 +123,11 @@ class Ensemble:
             return self.upsample_mean_on_device(predicted)
         return stack(lambda image: self.upsample_mean(predicted, image), len(predicted))
 
-    def predict(self, image_of_scale: ByScale) -> Predicted:
+    @torch.inference_mode()
+    def predict(self, image_of_scale: ByScale) -> Predictions:
         """Return what the members predict: added up for each scale, but each by itself if it has a refiner."""
         image_of_scale = {scale: image.to(self.device, non_blocking=True) for scale, image in image_of_scale.items()}
-        predicted = Predicted({}, [])
+        predicted = Predictions({}, [])
         for member in self.members:
             prob_NCHW = member.predict(image_of_scale)
             if member.refiner:
@@ -140,13 +138,13 @@ class Ensemble:
                 predicted.prob_of_scale[member.scale] = prob_NCHW.mul_(member.weight)
         return predicted
 
-    def round_mean(self, predicted: Predicted) -> Tensor:
+    def round_mean(self, predicted: Predictions) -> Tensor:
         """Return the mean at full size, uint8 (N, height, width)."""
         if self.device.type == "cuda":
             return to_u8_on_device(self.upsample_mean_on_device(predicted))
         return stack(lambda image: to_u8(self.upsample_mean(predicted, image)), len(predicted))
 
-    def upsample_mean(self, predicted: Predicted, image: int, index: int = 0) -> NDArray[np.float32]:
+    def upsample_mean(self, predicted: Predictions, image: int, index: int = 0) -> NDArray[np.float32]:
         """Return the mean of one class of one image at full size, float32 array (height, width)."""
         size = (self.height, self.width)
         maps = [upsample(prob[image, index].numpy(), s, *size) for s, prob in sorted(predicted.prob_of_scale.items())]
@@ -155,7 +153,7 @@ class Ensemble:
             maps.append(member.weight * upsample(refined.read(image), member.refiner.scale, *size))
         return sum(maps[1:], start=maps[0])
 
-    def upsample_mean_on_device(self, predicted: Predicted, index: int = 0) -> Tensor:
+    def upsample_mean_on_device(self, predicted: Predictions, index: int = 0) -> Tensor:
         """Return the mean of one class at full size, float32 (N, height, width)."""
         size = (self.height, self.width)
         maps = [upsample_on_device(prob[:, index], s, *size) for s, prob in sorted(predicted.prob_of_scale.items())]

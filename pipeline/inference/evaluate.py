@@ -69,7 +69,7 @@ def evaluate_histograms(
 ) -> NDArray[np.int32]:
     """Return for each image the histogram that gives Dice at every threshold, int32 array (images, 2, 256).
 
-    predict: returns probabilities, uint8 (N, height, width); with `store` also those that are kept, whose PNGs go there
+    predict: returns probabilities, uint8 (N, height, width); with `store` also those to store, whose PNGs go there
     in order: those on the network's grid, or the refined ones and the coarse ones. batches: scale -> uint8
     (N, H, W, channels), the images of `names` in order; read_mask: name -> mask at full size.
     """
@@ -77,9 +77,9 @@ def evaluate_histograms(
     with ThreadPoolExecutor() as pool:
 
         def finish(image_of_scale: ByScale, predicted: Tensor | tuple[Tensor, ...]) -> NDArray[np.int32]:
-            full_size_NHW, *kept = as_tuple(predicted)
+            full_size_NHW, *stored_layers = as_tuple(predicted)
             batch_names = [next(remaining) for _ in full_size_NHW]
-            pngs = [pool.map(png, each_NHW.cpu().numpy()) for each_NHW in kept] if store is not None else []
+            pngs = [pool.map(png, each_NHW.cpu().numpy()) for each_NHW in stored_layers] if store is not None else []
             histograms = count_histograms(full_size_NHW, pool.map(read_mask, batch_names), pool)
             if store is not None:
                 for name, *layers in zip(batch_names, *pngs):

@@ -44,8 +44,11 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: pathlib.P
         raise Problem(f"The checkpoint {path} does not fit its own settings ({reason}); train it again.") from None
 
 
-def load_refiner(best: pathlib.Path, settings: Settings, device: torch.device) -> EdgeRefiner | None:
-    """Load the refiner beside a `best.pt`; None if it has none, or if `predict.refine` is false.
+def load_refiner(
+    best: pathlib.Path, settings: Settings, device: torch.device
+) -> tuple[EdgeRefiner, Refine] | None:
+    """Load the refiner beside a `best.pt` and the settings that trained it; None if `predict.refine` is false or if it
+    has none.
 
     Raises Problem if the settings that trained `best.pt` ask for a refiner that is not there, or if it was trained for
     another `best.pt`.
@@ -59,11 +62,15 @@ def load_refiner(best: pathlib.Path, settings: Settings, device: torch.device) -
         raise Problem(f"{asked}; run `make refine`, or {without}.")
     state = checkpoint.load(path, keys=("settings", "network", "coarse_sha256"))
     if state["coarse_sha256"] != sha256(best):
-        raise Problem(f"{path} was trained for another {best}; train it again with `make refine`, or {without}.")
+        again = f"delete {Fold(best.parent).refiner.all} and run `make refine`"
+        raise Problem(f"{path} was trained for another {best}; {again}, or {without}.")
     hyper = read_refine(path, state)
     network = build_refiner(hyper.width, hyper.depth, hyper.patch)
     load_weights(network, state["network"], path)
-    return EdgeRefiner(network.to(device).eval(), hyper.scale, hyper.tile_px, hyper.margin_px)
+    if settings.data.scale % hyper.scale or settings.data.scale == hyper.scale:
+        coarse = f"data.scale {settings.data.scale}"
+        raise Problem(f"{path} refines at 1/{hyper.scale}, which is not finer than {coarse}; {without}.")
+    return EdgeRefiner(network.to(device).eval(), hyper.scale, hyper.tile_px, hyper.margin_px), hyper
 
 
 def read_refine(path: pathlib.Path, state: dict[str, Any]) -> Refine:
@@ -80,8 +87,8 @@ def refiner_path(best: pathlib.Path) -> pathlib.Path:
 
 
 def with_refiners(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """Return these checkpoints, and after each the refiner beside it, if there is one."""
-    return [path for best in paths for path in (best, refiner_path(best)) if path == best or path.exists()]
+    """Return these checkpoints, and after each its refiner, which may be missing."""
+    return [path for best in paths for path in (best, refiner_path(best))]
 
 
 def checkpoints_of(best: pathlib.Path, member: Member) -> list[pathlib.Path]:
@@ -104,11 +111,10 @@ def load_members(
         if trained and settings.data.hq != trained[0].data.hq:
             first = next(iter(weight_of_path))
             raise Problem(f"{first} and {path} were trained with different data.hq; predict them one by one.")
-        members.append(member := build_member(network, path, config.for_later_stage(settings, overrides), weight))
-        if member.refiner:  # which may have been trained after the network, by another config
-            state = checkpoint.load(refiner_path(path), keys=("settings",))
-            settings = settings.model_copy(update={"refine": read_refine(refiner_path(path), state)})
-        trained.append(settings)
+        member, hyper = build_member(network, path, config.for_later_stage(settings, overrides), weight)
+        members.append(member)
+        # A refiner may have been trained after the network, by another config.
+        trained.append(settings.model_copy(update={"refine": hyper}) if hyper else settings)
     return members, trained
 
 
@@ -125,16 +131,19 @@ def common_competition(paths: Iterable[pathlib.Path], trained: list[Settings], w
     return competition_of(trained[0].data.kind)
 
 
-def build_member(network: Segmenter, path: pathlib.Path, settings: Settings, weight: float) -> Member:
-    """Build a member of an ensemble from the network of `path` and its refiner, compiled if the settings ask for it."""
-    member = Member(
-        network, settings.data.scale, TTA_SETS[settings.predict.tta], weight,
-        load_refiner(path, settings, next(network.parameters()).device),
-    )  # fmt: skip
+def build_member(
+    network: Segmenter, path: pathlib.Path, settings: Settings, weight: float
+) -> tuple[Member, Refine | None]:
+    """Build a member of an ensemble from the network of `path` and its refiner, compiled if the settings ask for it.
+
+    Return it with the settings that trained its refiner, None if it has none.
+    """
+    refiner, hyper = load_refiner(path, settings, next(network.parameters()).device) or (None, None)
+    member = Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight, refiner)
     if settings.predict.compile:
         for each in networks_of(member):
             each.compile()
-    return member
+    return member, hyper
 
 
 def build_ensemble(members: list[Member], binary: bool, height: int, width: int) -> Ensemble:

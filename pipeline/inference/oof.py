@@ -4,8 +4,8 @@ The PNGs of a binary task hold mean probabilities on the network's own grid, as 
 more: `data.images.upsample` brings the grid there as it did when the image was evaluated. On 16 real images at 1/4,
 rounding to 8 bits before and not after that moved 19 of 500,000 pixels of a mask, and its Dice by at most 0.000014.
 Such a PNG has 5 kB at 1/4 and 15 kB at 1/2; the probability at full size would have 50. The PNGs of several classes
-are class maps at full size. Of a run with a refiner the zip holds both: the refined probability at full size, and under
-`.coarse.png` what the network predicted before that.
+are class maps at full size. Of a run with a refiner the zip holds both: the refined probability at full size, and in
+`coarse/` what the network predicted before that.
 """
 import contextlib
 import pathlib
@@ -24,7 +24,7 @@ from pipeline.masks.dice import THRESHOLDS
 from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
-COARSE = ".coarse"  # between the name of an image and .png: what the network predicted before its refiner did
+COARSE = "coarse/"  # before the name of a PNG: what the network predicted before its refiner did
 
 # For these images with their large flat areas, zlib's fastest strategy also makes the smallest files.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
@@ -126,7 +126,7 @@ def oof_writer(path: pathlib.Path) -> Iterator[Store]:
 
 def png_name(image_name: str, kind: str = "") -> str:
     """`"00087a6bd4dc_01.jpg"` -> `"00087a6bd4dc_01.png"`; names without a suffix, such as `scene.01`, may have dots."""
-    return f"{image_name.removesuffix('.jpg')}{kind}.png"
+    return f"{kind}{image_name.removesuffix('.jpg')}.png"
 
 
 class OofStore:

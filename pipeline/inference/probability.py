@@ -18,6 +18,8 @@ def predict_probability(network: nn.Module, image_NHWC: Tensor) -> Tensor:
 
 def upsample_on_device(prob_NHW: Tensor, scale: int, height: int, width: int) -> Tensor:
     """`data.images.upsample` for a batch on a GPU; the two agree up to the rounding of float32."""
+    if scale == 1:
+        return prob_NHW[:, :height, :width]
     return F.interpolate(prob_NHW[:, None], scale_factor=scale, mode="bicubic")[:, 0, :height, :width]
 
 

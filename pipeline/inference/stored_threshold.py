@@ -57,7 +57,11 @@ def predicted_with(settings: Settings, refined: bool) -> str:
 
 def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:
     """Return the different `predicted_with` of several folds, joined; "" if there is no fold."""
-    return "; ".join(sorted({oof.predicted_with for oof in oofs}))
+    return join_settings(oof.predicted_with for oof in oofs)
+
+
+def join_settings(settings: Iterable[str]) -> str:
+    return "; ".join(sorted(set(settings)))
 
 
 def other_network_message(run: Run, fold: int, oof: OofHistograms | OofConfusion) -> str:

@@ -20,6 +20,7 @@ from pipeline.runtime.launch import run_stage
 from pipeline.runtime.problem import Problem
 
 FOLDER_OVERRIDE = "data.folder="
+WITHOUT_REFINER = "predict.refine=false"
 
 
 def main(ledger_path: pathlib.Path, number: int, data: str | None, predict: bool) -> None:
@@ -39,7 +40,7 @@ def main(ledger_path: pathlib.Path, number: int, data: str | None, predict: bool
 def script_lines(row: Row, number: int, data: str | None) -> list[str]:
     """Return a shell script that starts from the weights; the commands that train them are comments in it."""
     folds = folds_of_runs(row)
-    overrides = make_variables(row.predict_overrides, data)
+    overrides = make_variables(overrides_of(row), data)
     prediction = {"RUN": run_of(row).name} | runs_and_folds(row) | overrides
     lines = [f"# Row {number}: {row.file} of {row.time:%Y-%m-%d %H:%M} UTC, sha256 {row.sha256}"]
     if not row.commit or not row.clean:
@@ -68,6 +69,14 @@ def run_of(row: Row) -> Run:
         return Run(row.runs[0])
     named = Run(pathlib.Path(row.file).name.removesuffix(".csv.gz"))
     return named if str(named.submission) == row.file else Run("+".join(row.runs))
+
+
+def overrides_of(row: Row) -> tuple[str, ...]:
+    """Return the overrides with which the row is predicted again: without a refiner that was trained after it."""
+    refiners = {str(pathlib.Path(path).with_name("refiner.pt")) for path in row.checkpoints}
+    newer = [path for path in refiners - row.checkpoints.keys() if pathlib.Path(path).exists()]
+    is_left_out = WITHOUT_REFINER in row.predict_overrides
+    return (*row.predict_overrides, WITHOUT_REFINER) if newer and not is_left_out else row.predict_overrides
 
 
 def folds_of_runs(row: Row) -> dict[str, str]:
@@ -116,7 +125,7 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
     check_threshold(row, run)
     arguments = ["--run", run.name, *(["--runs", *row.runs] if "RUNS" in selection else [])]
     arguments += [*(["--fold", selection["FOLD"]] if "FOLD" in selection else []), *(["--data", data] if data else [])]
-    arguments += [token for override in row.predict_overrides for token in ("--set", override)]
+    arguments += [token for override in overrides_of(row) for token in ("--set", override)]
     with keep_existing(run.submission):
         run_stage("predict", *arguments)
     if (digest := sha256(run.submission)) != row.sha256:

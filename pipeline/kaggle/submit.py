@@ -33,8 +33,8 @@ SEARCH_PAUSES_S = (2.0, 8.0)  # for an interrupted submission, which Kaggle may 
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between polls, doubled each time
 MAX_MESSAGE_CHARS = 250  # Kaggle truncates longer messages, and with them the tag
 TAG_DIGITS = 12
-OVERRIDES_IN_MESSAGE = ("predict.tta", "data.scale", "data.hq")
-MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile"}}  # the settings among SET= that change masks
+OVERRIDES_IN_MESSAGE = ("predict.tta", "predict.refine", "data.scale", "data.hq")
+MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile", "refine"}}  # those among SET= that change masks
 
 
 def main(
@@ -106,8 +106,9 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
         check_weights(run, origin)
         run, folds = Run(origin.runs[0]), list(origin.folds)
     else:
-        weights = [run.fold(fold).best for fold in folds]
-        if origin.checkpoints != {str(best): best.is_file() and sha256(best) for best in weights}:
+        is_refined = "predict.refine=false" not in origin.predict_overrides
+        weights = [path for fold in folds for path in run.fold(fold).checkpoints(with_refiner=is_refined)]
+        if origin.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
             return f"{path} was made by other weights than those of the folds {folds}: predicting again."
         if origin.runs == (run.name,) and run.threshold.is_file():
             threshold = read_threshold_json(run.threshold)["threshold"]

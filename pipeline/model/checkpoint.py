@@ -18,7 +18,7 @@ from pipeline.runtime.files import replacing, sha256
 from pipeline.runtime.problem import Problem
 
 # `train` then continues from the previous checkpoint, makes best.pt again, or says what is lost.
-ADVICE = "delete it and run `make train` again"
+ADVICE = "delete it and run the stage that writes it again, `make train` or `make refine`"
 
 
 def save(path: pathlib.Path, state: dict[str, Any], keep_as: pathlib.Path | None = None) -> None:
@@ -64,8 +64,11 @@ def unchanged(paths: Iterable[pathlib.Path]) -> Iterator[dict[str, str]]:
     Raises Problem at the end if one was replaced meanwhile, by a training that is still running: it is then unknown
     which one was loaded.
     """
-    digest_of = {str(path): sha256(path) if path.is_file() else "" for path in paths}
+    def digest(path: pathlib.Path) -> str:
+        return sha256(path) if path.is_file() else ""
+
+    digest_of = {str(path): digest(path) for path in paths}
     yield digest_of
-    for path, digest in digest_of.items():
-        if sha256(pathlib.Path(path)) != digest:
+    for path, before in digest_of.items():
+        if digest(pathlib.Path(path)) != before:
             raise Problem(f"{path} was replaced while it was loaded, perhaps by its training; start this again.")

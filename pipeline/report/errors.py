@@ -1,7 +1,8 @@
 """How much of one prediction is wrong, how far from the edge and where most; then one row an image for all of them.
 
 Dice and the pixel counts come from the stored histograms and are exact. Where the errors lie comes from the
-probabilities that are stored in 8 bits on the network's grid; it is NaN for folds without them.
+probabilities that are stored in 8 bits, on the network's grid or refined at full size; it is NaN for folds without
+them.
 """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields

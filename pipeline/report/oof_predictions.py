@@ -35,7 +35,8 @@ class OofPredictions:
     """Out-of-fold predictions of a run; `open_predictions` makes it. Several threads may call its methods at once.
 
     The two tasks differ in what a fold stores. Binary: histograms, and probabilities on the network's grid, which are
-    upsampled and thresholded at `threshold_u8`. Multiclass: counts of each class, and class maps at full size.
+    upsampled and thresholded at `threshold_u8`, or with a refiner also those at full size. Multiclass: counts of each
+    class, and class maps at full size.
     """
 
     is_multiclass: bool
@@ -102,7 +103,7 @@ class OofPredictions:
         assert self.dataset is not None, "only `showable` images have a size"
         fold, full_size = self.fold_of[name], (self.dataset.height, self.dataset.width)
         stored_u8 = self.stores[fold].read(name)
-        if stored_u8.shape == full_size:  # it was refined there
+        if self.is_refined(name):
             return stored_u8
         return errors.upsample_stored(stored_u8, self.scale_of[fold], *full_size)
 
@@ -123,16 +124,21 @@ class OofPredictions:
             return self.stores[self.fold_of[name]].read(name)
         return self.probability(name) >= self.threshold_u8
 
-    def card(self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = ()) -> gallery.Card:
-        """Make a card of a `showable` image. spot: row and column of the crop's centre."""
+    def card(
+        self, name: str, spot: tuple[int, int], facts: dict[str, Any], tags: tuple[str, ...] = (), coarse: bool = False
+    ) -> gallery.Card:
+        """Make a card of a `showable` image. spot: row and column of the crop's centre.
+
+        coarse: add a layer with the errors before it was refined, if it was.
+        """
         assert self.dataset is not None, "only `showable` images have pixels"
         truth, predicted = self.truth(name), self.prediction(name)
         window = gallery.window_around(spot, gallery.CROP_PX, predicted.shape)
         if self.is_multiclass:
             layers = gallery.class_layers(truth, predicted, len(self.classes), window)
         else:
-            coarse = self.coarse_prediction(name) if self.is_refined(name) else None
-            layers = gallery.mask_layers(truth, predicted, window, coarse)
+            before = self.coarse_prediction(name) if coarse and self.is_refined(name) else None
+            layers = gallery.mask_layers(truth, predicted, window, before)
         small, full = gallery.read_small_and_full(self.dataset, name, self.dataset.height, self.dataset.width)
         return gallery.make_card(name, small, full[window], layers, facts, tags)
 
@@ -231,8 +237,12 @@ def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> N
 
 
 def settings_of(run: Run, fold: int, overrides: list[str]) -> Settings:
-    path = run.fold(fold).config
-    return config.for_later_stage(config.load(path, check_choices=False), overrides, check_choices=False)
+    files = run.fold(fold)
+    settings = config.load(files.config, check_choices=False)
+    if files.refiner.config.is_file():  # perhaps of another config than that of the network
+        refine = config.load(files.refiner.config, check_choices=False).refine
+        settings = settings.model_copy(update={"refine": refine})
+    return config.for_later_stage(settings, overrides, check_choices=False)
 
 
 def read_groups(run: Run) -> dict[str, str]:

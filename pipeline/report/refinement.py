@@ -18,7 +18,7 @@ def section(images: pd.DataFrame) -> dict[str, Any] | None:
         return None
     before, after = lost_by_band(refined, COARSE_PREFIX), lost_by_band(refined, "")
     bands = [
-        {"band": band, "coarse": old, "refined": new, "mended": f"{1 - new / old:.0%}" if old else "–"}
+        {"band": band, "coarse": old, "refined": new, "repaired": f"{1 - new / old:.0%}" if old else "–"}
         for band, old, new in zip(BANDS.values(), before, after)
     ]
     gain = (refined["score"] - refined[column]).mean()

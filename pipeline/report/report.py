@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import carvana, config
-from pipeline.config import Settings
+from pipeline.config import Refine, Settings
 from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice, rle
@@ -123,6 +123,18 @@ def read_logs(run: Run) -> Logs:
     return logs
 
 
+def refiner_rows(run: Run, fold: int) -> list[dict[str, Any]]:
+    """Read the log of a fold's refiner; [] if it has none. Raise Problem if it is damaged."""
+    path = run.fold(fold).refiner.log
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not all(isinstance(row["seconds"], (int, float)) for row in rows):
+            raise ValueError("a line has no seconds")
+        return rows
+    except (ValueError, OSError, RecursionError, LookupError, TypeError) as error:
+        raise Problem(f"{path} is damaged ({error}); `make refine` writes it again.") from None
+
+
 def is_log_row(row: Any) -> bool:
     """Whether a line of the log has what a report needs of an epoch."""
     if not isinstance(row, dict) or not isinstance(row.get("val_dice", "missing"), (int, float, type(None))):
@@ -141,7 +153,7 @@ def run_context(
 
     facts: of the first screen, to which the time of training is added; fold_scores: the scores of each row of folds.
     """
-    seconds = {fold: sum(row["seconds"] for row in rows) for fold, rows in logs.items()}
+    seconds = {fold: sum(row["seconds"] for row in [*rows, *refiner_rows(run, fold)]) for fold, rows in logs.items()}
     last = logs[max(logs)][-1]
     commit = last.get("commit", "")[:10]  # of the code that trained it; "" outside a git checkout
     kicker = [
@@ -151,7 +163,7 @@ def run_context(
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": list(filter(None, kicker)),
-        "settings": config.changes(Settings(), settings), "curves": overview.curve_panels(logs),
+        "settings": config.changes(defaults_of(settings), settings), "curves": overview.curve_panels(logs),
         "facts": [*facts, ("Training", duration(sum(seconds.values())), f"{len(logs)} of {settings.data.folds} folds")],
         "fold_rows": [
             {"fold": fold, "epochs": f"{len(log)} of {settings.train.epochs}", "time": duration(seconds[fold])}
@@ -159,6 +171,11 @@ def run_context(
         ],
         "footer": f"Made by make report RUN={run.name}. Tables: {tables} beside this page.",
     }  # fmt: skip
+
+
+def defaults_of(settings: Settings) -> Settings:
+    """Return the defaults with which settings are compared; the section `refine` only if they have it."""
+    return Settings(refine=Refine() if settings.refine else None)
 
 
 def headline(
@@ -216,7 +233,8 @@ def make_card(predictions: OofPredictions, row: Any) -> gallery.Card:
         "group": row.group, "fold": row.fold, "score": f"{row.score:.6f}", "title": f"{row.score:.5f}",
         "right": row.group, "below": f"missed {missed}, added {added} px, {row.img}",
     } | overview.car_facts(row)  # fmt: skip
-    return predictions.card(row.img, (int(row.worst_row), int(row.worst_column)), facts, row.tags)
+    spot = (int(row.worst_row), int(row.worst_column))
+    return predictions.card(row.img, spot, facts, row.tags, coarse=True)
 
 
 def suspects_section(

@@ -23,7 +23,7 @@ POLL_S = 0.2
 
 
 def train(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
-    """Run `python -m pipeline ARGUMENTS`, a command line of `train`, on as many processes as there are `gpus`."""
+    """Run `python -m pipeline ARGUMENTS`, which is `train` or `refine`, on as many processes as there are `gpus`."""
     if len(fold_numbers) == 1:
         launch_processes(arguments, gpus)
     else:

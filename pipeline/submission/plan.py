@@ -13,7 +13,9 @@ from pipeline.config import Settings
 from pipeline.data.competition import Competition, ImageSet
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import checkpoints_of, common_competition, load_members, with_refiners
-from pipeline.inference.stored_threshold import predicted_with, read_threshold_json, stale_message
+from pipeline.inference.stored_threshold import (
+    join_settings, predicted_with, read_threshold_json, stale_message
+)  # fmt: skip
 from pipeline.masks.dice import threshold_to_u8
 from pipeline.model import checkpoint
 from pipeline.paths import Run
@@ -97,6 +99,8 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
         members, trained = load_members(weight_of_path, overrides, device)
     used = [path for best, member in zip(weight_of_path, members) for path in checkpoints_of(best, member)]
     sha256_of_path = {str(path): digest_of[str(path)] for path in used}
+    if len(runs) > 1 and run.blend.is_file():
+        check_blend_refined(run.blend, sha256_of_path)
     competition = common_competition(weight_of_path, trained, "A submission")
     settings_of_network = [config.for_later_stage(settings, overrides) for settings in trained]
     notes = []
@@ -152,13 +156,14 @@ def threshold_note(run: Run, predicted_with_of: dict[pathlib.Path, str]) -> tupl
     predicted_with_of: best.pt -> the settings by which it predicts. Returns a sentence when the two differ or the file
     does not say what it was chosen on, else ""; and whether they certainly differ.
     """
-    planned = {settings for path, settings in predicted_with_of.items() if path.parent.parent == run.folder}
+    of_run = (settings for path, settings in predicted_with_of.items() if path.parent.parent == run.folder)
+    planned = join_settings(of_run)
     chosen_on = read_threshold_json(run.threshold).get("predicted_with", "")
     if not chosen_on:
         return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False
-    if planned <= {chosen_on}:
+    if planned in ("", chosen_on):
         return "", False
-    what = f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {'; '.join(sorted(planned))}"
+    what = f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {planned}"
     return f"{what}: run `make validate threshold` with the same SET to choose a threshold for it.", True
 
 
@@ -190,6 +195,21 @@ def read_blend(path: pathlib.Path, runs: Sequence[Run]) -> dict[str, float]:
             raise Problem(f"{path} was made with another {name}; run `make blend` again.")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def check_blend_refined(path: pathlib.Path, sha256_of_path: dict[str, str]) -> None:
+    """Raise Problem unless the folds of a `blend.json` were refined by the networks that refine this prediction.
+
+    sha256_of_path: of the checkpoints of this prediction, which may have more folds.
+    """
+    blended = read_json(path)["checkpoints"]
+    refiners = {name for name in sha256_of_path if name.endswith("refiner.pt")}
+    for name in blended:
+        refiner = str(pathlib.Path(name).with_name("refiner.pt"))
+        if name in sha256_of_path and (refiner in refiners) != (refiner in blended):
+            how = "with" if refiner in blended else "without"
+            advice = "run `make blend` again with the same SET"
+            raise Problem(f"{path} was made {how} {refiner}, other than this prediction; {advice}.")
 
 
 # --- test images and state -------------------------------------------------------------------------------------------

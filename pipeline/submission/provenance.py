@@ -45,7 +45,7 @@ class Provenance(BaseModel):
     config: str = ""  # the file in configs/ that is nearest to the trained settings; "" when the folds' differ
     train_overrides: Texts = ()  # SET= that turns that file into the trained settings
     predict_overrides: Texts = ()  # SET= with which they predicted
-    config_sha256: Sha256 | None = None  # of runs/RUN/fold{k}/config.yaml; of all of them when they differ
+    config_sha256: Sha256 | None = None  # of the trained settings; of all of them when they differ
     checkpoints: Hashes = {}  # path -> sha256
     commit: str = ""  # of the code that predicted; "" if git did not know it
     clean: bool = False  # whether that code was exactly the commit's

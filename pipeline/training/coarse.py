@@ -21,8 +21,8 @@ def coarse_predictions(
 ) -> dict[str, bytes]:
     """Return name -> PNG of the probability on the network's grid, 0 to 255, of each training image.
 
-    They are read from the zip at `path`, or else predicted and stored there. made_by: sha256 of the network's
-    checkpoint, which is the zip's comment.
+    They are read from the zip at `path`, or else predicted and stored there. made_by: fingerprint of the network
+    and the images, which is the zip's comment.
     """
     if (stored := read_stored(path, made_by, names)) is not None:
         return stored

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import Refine, Settings
+from pipeline.config import Refine, Settings, Train
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.loader import TrainingDataset, ValidationDataset
@@ -40,29 +40,41 @@ class FoldData:
 
 def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:
     """Open the images of a fold; Problem unless the settings, the folds and the folder go together."""
-    hyper, scale = settings.train, settings.data.scale
+    scale = settings.data.scale
     table = grouping.read_folds(run.folds)
     dataset = open_dataset(settings.data, settings.task, folder)
     training, validation = grouping.split(table, fold_number, dataset.names, dataset.group_key)
     if len(training) + len(validation) != len(dataset.names):
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude, settings.data.kind)
-    if len(training) < hyper.batch_size or not validation:
-        images = f"{len(training)} images to train on and {len(validation)} held out"
-        too_large = f"but train.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN="
-        raise Problem(f"Fold {fold_number} of {run.folds} has {images}, {too_large}.")
-    if hyper.batch_size % (world_size * hyper.accumulate):
-        product = f"train.accumulate ({hyper.accumulate}) times the number of processes ({world_size})"
-        raise Problem(f"train.batch_size ({hyper.batch_size}) must be a multiple of {product}.")
+    images = f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out"
+    for section, each in {"train": settings.train, "refine": settings.refine}.items():
+        if each is not None:
+            check_batch_size(section, each, len(training) if validation else 0, images, world_size)
+    if settings.refine and settings.refine.scale % dataset.stored_scale:
+        copy = f"{folder} is a copy at 1/{dataset.stored_scale}, but refine.scale is {settings.refine.scale}"
+        raise Problem(f"{copy}; set it to {dataset.stored_scale}, or leave the section out.")
     relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
         run=run, number=fold_number, folder=folder, dataset=dataset,
-        training=TrainingDataset(dataset, training, scale, transform, hyper.seed, settings.data.cache, relabelled),
+        training=TrainingDataset(
+            dataset, training, scale, transform, settings.train.seed, settings.data.cache, relabelled
+        ),
         validation=ValidationDataset(dataset, validation, (scale,)), folds=table, files=run.fold(fold_number),
         fingerprint=fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled)),
         notes=relabel.relabel_summary(training, validation, dataset.names, relabelled),
     )
+
+
+def check_batch_size(section: str, hyper: Train, images: int, what: str, world_size: int) -> None:
+    """Raise Problem unless a batch fits into these images, and its parts into it. section: of `hyper`, in messages."""
+    if images < hyper.batch_size:
+        too_large = f"but {section}.batch_size is {hyper.batch_size}; lower it, or change data.folds under another RUN="
+        raise Problem(f"{what}, {too_large}.")
+    if hyper.batch_size % (world_size * hyper.accumulate):
+        product = f"{section}.accumulate ({hyper.accumulate}) times the number of processes ({world_size})"
+        raise Problem(f"{section}.batch_size ({hyper.batch_size}) must be a multiple of {product}.")
 
 
 def fingerprint_of(training: list[str], validation: list[str], dataset: SegmentationDataset, masks: str) -> str:
@@ -75,16 +87,15 @@ def fingerprint_of(training: list[str], validation: list[str], dataset: Segmenta
 def open_tiles(
     settings: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, world_size: int, digest: str
 ) -> FoldData:
-    """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are added later.
+    """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are set later.
 
     digest: sha256 of the best.pt that is refined. Raises Problem as `open_fold`.
     """
-    images = open_fold(settings.model_copy(update={"train": hyper}), run, fold_number, folder, world_size)
-    dataset, training = images.dataset, images.training
-    transform = augment.build(**settings.augment.model_dump())
+    images = open_fold(settings, run, fold_number, folder, world_size)
+    assert isinstance(images.training, TrainingDataset)
     tiles = TileDataset(
-        dataset, training.names, {}, settings.data.scale, hyper.scale, hyper.tile_px, hyper.margin_px,
-        hyper.tiles_per_image, transform, hyper.seed, training.relabelled,
+        images.dataset, images.training.names, settings.data.scale, hyper.scale, hyper.tile_px, hyper.margin_px,
+        hyper.tiles_per_image, images.training.augment, hyper.seed, images.training.relabelled,
     )
     fingerprint = hashlib.sha256(f"{images.fingerprint}\n{digest}".encode()).hexdigest()
     return dataclasses.replace(

@@ -155,4 +155,5 @@ def check_finite(data: FoldData, schedule: BatchSchedule, state: TrainingState, 
     """Raise Problem if a loss or gradient was not finite: such weights must neither be trained on nor saved."""
     if (step := int(state.non_finite_step)) >= 0:
         names = [data.training.names[index] for _, index in schedule.batch(step)]
-        raise dist.problem(messages.not_finite(step, schedule.total_steps, names, data.files.last))
+        section = data.training.kind.section
+        raise dist.problem(messages.not_finite(step, schedule.total_steps, names, data.files.last, section))

@@ -70,9 +70,9 @@ def stopped(step: int, total_steps: int) -> str:
     return f"Stopped after step {step} of {total_steps}; it is saved, and the same command resumes there."
 
 
-def not_finite(step: int, total_steps: int, names: list[str], last: pathlib.Path) -> str:
+def not_finite(step: int, total_steps: int, names: list[str], last: pathlib.Path, section: str) -> str:
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
     where = f"at step {step + 1} of {total_steps}, on the images {', '.join(names[:MAX_NAMES])}{more}"
-    advice = "Look at these images, or lower train.learning_rate"
+    advice = f"Look at these images, or lower {section}.learning_rate"
     return f"The loss or its gradient is not finite {where}; {good}. {advice}."

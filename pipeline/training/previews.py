@@ -47,11 +47,11 @@ def preview_refined(
     """Yield names and previews of refined images at full size, each cut out where most pixels are wrong."""
     ensemble = Ensemble([member], dataset.height, dataset.width)
     for name in preview_names(names):
-        image_of_scale = {scale: dataset.read(name, scale) for scale in {1, *ensemble.scales}}
-        batch = {scale: torch.from_numpy(image_of_scale[scale].copy())[None] for scale in ensemble.scales}
+        batch = {scale: torch.from_numpy(dataset.read(name, scale).copy())[None] for scale in ensemble.scales}
         predicted, truth = ensemble(batch)[0].cpu().numpy() >= threshold_to_u8(0.5), dataset.truth(name)
         window = worst_window(predicted != truth, PREVIEW_PX)
-        yield name, draw_errors(image_of_scale[1][window], truth[window], predicted[window])
+        image = cv2.resize(dataset.read(name, dataset.stored_scale), (dataset.width, dataset.height))
+        yield name, draw_errors(image[window], truth[window], predicted[window])
 
 
 def preview_names(names: list[str]) -> list[str]:
