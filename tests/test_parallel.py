@@ -140,13 +140,16 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
 def test_two_processes_refine_with_the_loss_curve_of_one(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
     assert pipeline(demo_folder, workplace, "train", "--run", "one", "--set", "train.epochs=1").returncode == 0
     shutil.copytree("runs/one", "runs/two", dirs_exist_ok=True)
-    settings = ("epochs=2", "batch_size=8", "tiles_per_image=2", "tile_px=64", "margin_px=8", "width=8", "depth=2")
+    settings = ("epochs=2", "batch_size=8", "tiles_per_image=2", "tile_px=64", "margin_px=8", "scale=2", "width=8")
     overrides = [word for setting in settings for word in ("--set", f"refine.{setting}")]
     for run, arguments in {"one": (), "two": ("--gpus", "2")}.items():
         done = pipeline(demo_folder, workplace, "refine", "--run", run, *overrides, *arguments)
         assert done.returncode == 0, done.stderr
     one, two = (losses(workplace, run, "refiner.log.jsonl") for run in ("one", "two"))
-    assert len(one) == 2 and two == [pytest.approx(row, rel=1e-3) for row in one]
+    assert len(one) == len(two) == 2
+    for (loss, score), (loss_of_two, score_of_two) in zip(one, two):
+        assert loss_of_two == pytest.approx(loss, rel=1e-3)
+        assert score_of_two == pytest.approx(score, rel=1e-2)  # of masks that a rounding may turn at one half
 
 
 def test_a_problem_of_all_ranks_is_printed_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:

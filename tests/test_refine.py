@@ -33,7 +33,7 @@ from pipeline.runtime.problem import Problem
 
 REFINE = (
     "refine.epochs=2", "refine.batch_size=8", "refine.tiles_per_image=3", "refine.tile_px=64", "refine.margin_px=12",
-    "refine.width=4", "refine.depth=2", "refine.validate_every_epochs=2",
+    "refine.scale=2", "refine.width=4", "refine.depth=2", "refine.validate_every_epochs=2",
 )  # fmt: skip
 STEPS_PER_EPOCH = 12  # 32 images in batches of 8, each with 3 tiles
 SUBMISSION = pathlib.Path("submissions/tiny.csv.gz")

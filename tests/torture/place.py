@@ -43,8 +43,8 @@ train: {epochs: 2, batch_size: 4, learning_rate: 1e-2, ema_decay: 0.9, checkpoin
 predict: {tta: none, batch_size: 2, rows_per_shard: 4}
 """
 REFINE = (
-    "refine.epochs=2", "refine.batch_size=4", "refine.tiles_per_image=2", "refine.tile_px=32", "refine.margin_px=4",
-    "refine.width=4", "refine.depth=1", "refine.checkpoint_steps=3",
+    "refine.epochs=2", "refine.batch_size=4", "refine.tiles_per_image=2", "refine.tile_px=128", "refine.margin_px=4",
+    "refine.scale=2", "refine.width=4", "refine.depth=1", "refine.patch=4", "refine.checkpoint_steps=3",
 )  # fmt: skip
 CARS, TEST_CARS = 2, 1
 MINE = "mine.csv.gz"
