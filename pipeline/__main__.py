@@ -254,7 +254,7 @@ def refine(
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
 ) -> None:
-    """Train the refiner of a trained fold, which corrects its masks along the edge, at full size."""
+    """Train the refiner of a trained fold, which corrects its masks along the edge."""
     from pipeline import refine as stage
     from pipeline.runtime import distributed, launch
     settings, numbers = common.settings, common.folds_to_train()

@@ -190,26 +190,26 @@ class Train(Section):
 
 
 class Refine(Train):
-    """The refiner: a second U-Net, on tiles at full size along the edge. It takes the keys of `train` as well."""
+    """The refiner: a second U-Net, on tiles along the edge of the object. It takes the keys of `train` as well."""
 
-    epochs: Count = 6
-    batch_size: Count = 32  # tiles, one of each of as many images
+    epochs: Count = 10
+    batch_size: Count = 64  # tiles, one of each of as many images
     optimizer: Annotated[str, in_table("pipeline.model.optim", "OPTIMIZERS")] = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     scale: Literal[1, 2] = 1  # tiles are cut out of images at 1/scale
-    tile_px: Annotated[int, Field(ge=32, le=1024)] = 128  # side of a tile, in pixels of those images
-    margin_px: Annotated[int, Field(ge=0)] = 16  # of a tile on each side, which is seen but not used
+    tile_px: Annotated[int, Field(ge=32, le=1024)] = 96  # side of a tile, in pixels of those images
+    margin_px: Annotated[int, Field(ge=0)] = 8  # of a tile on each side, which is seen but not used
     tiles_per_image: Count = 8  # in each epoch
     width: Count = 16  # of the U-Net, as of model.arch unet
-    depth: Annotated[int, Field(ge=1, le=7)] = 4
+    depth: Annotated[int, Field(ge=1, le=7)] = 3
     patch: Literal[1, 2, 4] = 2
 
     @model_validator(mode="after")
     def tiles_have_a_middle(self) -> "Refine":
         if (core := self.tile_px - 2 * self.margin_px) <= 0 or core % 8:
             middle = f"tile_px less twice margin_px is {core}"
-            raise ValueError(f"{middle}, but it must be a multiple of 8 above 0; 128 and 16 give 96")
+            raise ValueError(f"{middle}, but it must be a multiple of 8 above 0; 96 and 8 give 80")
         return self
 
 

@@ -1,8 +1,9 @@
 """Stage `refine`: best.pt and the images it was trained on in; `refiner.pt`, `refiner.log.jsonl` and coarse.zip out.
 
-A second network learns to correct the first one along the edge, at full size. Start at `refine_fold`: it lets the
-trained network predict its training images, which coarse.zip stores, builds the refiner, and hands both to the loop in
-`training/loop.py`. No held-out image is learnt from; they evaluate the refined masks, as they did the coarse ones.
+A second network learns to correct the first one along the edge, on tiles at 1/2 or full size. Start at `refine_fold`:
+it lets the trained network predict its training images, which coarse.zip stores, builds the refiner, and hands both to
+the loop in `training/loop.py`. No held-out image is learnt from; they evaluate the refined masks, as they did the
+coarse ones.
 """
 import functools
 import pathlib

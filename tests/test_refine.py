@@ -22,6 +22,9 @@ from pipeline.inference.oof import COARSE, OofStore, read_oof_histograms
 from pipeline.inference.probability import to_u8_on_device
 from pipeline.inference.stored_threshold import read_threshold_u8
 from pipeline.inference.tta import TTA_SETS
+from pipeline.kaggle.ledger import Row
+from pipeline.kaggle.reproduce import folds_of_runs, overrides_of
+from pipeline.kaggle.submit import reason_to_predict
 from pipeline.masks import dice
 from pipeline.model import checkpoint
 from pipeline.model.ema import Ema
@@ -30,6 +33,7 @@ from pipeline.paths import Run
 from pipeline.report.errors import upsample_stored
 from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
+from pipeline.training.previews import worst_window
 
 REFINE = (
     "refine.epochs=2", "refine.batch_size=8", "refine.tiles_per_image=3", "refine.tile_px=64", "refine.margin_px=12",
@@ -142,7 +146,7 @@ def remove_refiner(run: pathlib.Path) -> None:
 
 
 def test_a_blend_of_a_refined_and_a_plain_run(
-    pipeline: Pipeline, refined: dict[str, int], tiny_runs: pathlib.Path
+    pipeline: Pipeline, refined: dict[str, int], tiny_runs: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(tiny_runs / "tiny", "runs/plain", dirs_exist_ok=True)
     arguments = ("--runs", "tiny", "plain", "--fold", "0")
@@ -152,6 +156,47 @@ def test_a_blend_of_a_refined_and_a_plain_run(
         "runs/tiny/fold0/best.pt", "runs/tiny/fold0/refiner.pt", "runs/plain/fold0/best.pt"
     }  # fmt: skip
     assert pipeline("predict", *arguments) == 0
+    assert pipeline("predict", *arguments, "--set", "predict.refine=false") == 1
+    assert "was made with runs/tiny/fold0/refiner.pt, other than this prediction" in capsys.readouterr().err
+
+
+def test_submit_predicts_again_only_after_a_change_of_the_refiner(refined: dict[str, int]) -> None:
+    run, refiner = Run("tiny"), RUN / "fold0/refiner.pt"
+    before = refiner.read_bytes()
+    assert reason_to_predict(run, [0]) is None
+    try:
+        refiner.write_bytes(b"another")
+        assert "made by other weights" in str(reason_to_predict(run, [0]))
+    finally:
+        refiner.write_bytes(before)
+    assert "SET=predict.refine=false" in str(reason_to_predict(run, [0], ["predict.refine=false"]))
+
+
+def test_a_row_from_before_the_refiner_is_reproduced_without_it(refined: dict[str, int]) -> None:
+    common = {"time": "2026-11-27T12:00:00Z", "file": "submissions/tiny.csv.gz", "sha256": "0" * 64}
+    best, refiner = (f"runs/tiny/fold0/{name}={'1' * 64}" for name in ("best.pt", "refiner.pt"))
+    with_refiner, without = (Row.model_validate(common | {"message": "x tag", "runs": "tiny", "checkpoints": f"{best} {more}"}) for more in (refiner, ""))
+    assert overrides_of(with_refiner) == () and overrides_of(without) == ("predict.refine=false",)
+    assert folds_of_runs(with_refiner.model_copy(update={"runs": ("tiny", "b")})) == {"tiny": "0"}
+
+
+def test_find_batch_measures_tiles_too(
+    pipeline: Pipeline, refined: dict[str, int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pipeline.runtime.memory", "pipeline.training.find_batch"):
+        monkeypatch.setattr(f"{module}.MAX_BATCH_TRIED", {"cpu": 2})
+    assert pipeline("find-batch", *with_set(*REFINE)) == 0
+    images, tiles = capsys.readouterr().out.splitlines()[-2:]
+    assert images.startswith("2 images at once or more fit") and images.endswith("at data.scale 8.")
+    assert tiles.startswith("2 tiles at once or more fit") and tiles.endswith("at refine.tile_px 64.")
+
+
+def test_a_preview_shows_the_worst_place() -> None:
+    wrong = np.zeros((30, 40), bool)
+    wrong[20:24, 31:36] = True
+    rows, columns = worst_window(wrong, 10)
+    assert wrong[rows, columns].sum() == 20 and wrong[rows, columns].shape == (10, 10)
+    assert worst_window(wrong, 99) == (slice(0, 30), slice(0, 40))
 
 
 def test_a_cutout_is_refined(pipeline: Pipeline, refined: dict[str, int], jpeg: bytes) -> None:

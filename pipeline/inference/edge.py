@@ -1,4 +1,4 @@
-"""Refine coarse predictions along the edge: a second network looks at full size, where the coarse one is unsure.
+"""Refine coarse predictions along the edge: a second network looks closer where the first one is unsure.
 
 The unsure cells of each image are covered with tiles (`data.tiles.cover`). The tiles of all images of a batch go
 through the network in batches of one size, whatever the number of images, so that the result of a tile does not depend

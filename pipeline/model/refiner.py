@@ -1,4 +1,4 @@
-"""The refiner: a small U-Net on tiles at full size, which corrects what a coarse network predicted there.
+"""The refiner: a small U-Net on tiles at 1/2 or full size, which corrects what a coarse network predicted there.
 
 It sees the tile and the coarse probability, and its output is added to the coarse logit, so that it starts from the
 coarse prediction and learns the difference. Relatives: PointRend (https://arxiv.org/abs/1912.08193), CascadePSP
