@@ -175,7 +175,8 @@ def test_submit_predicts_again_only_after_a_change_of_the_refiner(refined: dict[
 def test_a_row_from_before_the_refiner_is_reproduced_without_it(refined: dict[str, int]) -> None:
     common = {"time": "2026-11-27T12:00:00Z", "file": "submissions/tiny.csv.gz", "sha256": "0" * 64}
     best, refiner = (f"runs/tiny/fold0/{name}={'1' * 64}" for name in ("best.pt", "refiner.pt"))
-    with_refiner, without = (Row.model_validate(common | {"message": "x tag", "runs": "tiny", "checkpoints": f"{best} {more}"}) for more in (refiner, ""))
+    common |= {"message": "x tag", "runs": "tiny"}
+    with_refiner, without = (Row.model_validate(common | {"checkpoints": f"{best} {more}"}) for more in (refiner, ""))
     assert overrides_of(with_refiner) == () and overrides_of(without) == ("predict.refine=false",)
     assert folds_of_runs(with_refiner.model_copy(update={"runs": ("tiny", "b")})) == {"tiny": "0"}
 
