@@ -96,9 +96,10 @@ def test_shards_of_another_threshold_never_get_into_a_submission(places: Places)
 def test_training_twice_gives_the_same_bytes_from_the_checkpoint_to_the_csv(places: Places) -> None:
     first = places.folder / "after" / "predict"
     with places.copy(faults.STAGE["train"]) as again:
-        for stage in (faults.STAGE[name] for name in ("train", "validate", "threshold", "predict")):
+        for stage in (faults.STAGE[name] for name in ("train", "refine", "validate", "threshold", "predict")):
             assert places.run(again, stage).code == 0
-        for name in ("runs/tiny/fold0/best.pt", "runs/tiny/oof/fold0.npz", "submissions/tiny.csv.gz"):
+        weights = ("runs/tiny/fold0/best.pt", "runs/tiny/fold0/refiner.pt")
+        for name in (*weights, "runs/tiny/oof/fold0.npz", "submissions/tiny.csv.gz"):
             assert (again / name).read_bytes() == (first / name).read_bytes(), name
         assert place.difference(place.contents(again), place.contents(first)) == ""
 
@@ -210,7 +211,7 @@ def test_a_step_that_says_nothing_new_is_left_out() -> None:
 
 def test_checkpoints_of_a_run_with_workers_may_differ_in_these_alone(places: Places) -> None:
     stage = faults.STAGE["train"]
-    with places.copy(faults.STAGE["validate"]) as here:  # as train has left it
+    with places.copy(faults.STAGE["refine"]) as here:  # as train has left it
         last = here / "runs/tiny/fold0/last.pt"
         state = torch.load(last, weights_only=True)
         state["settings"]["data"]["workers"] = 1
