@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import plain_folder
 from tiny_run import RUN, Killed, Pipeline, assert_equal, only_line, read_log, with_set
 from torch import nn
 
 from pipeline import config
+from pipeline.__main__ import main
+from pipeline.data import shrink
 from pipeline.data.images import to_u8, upsample
 from pipeline.data.tiles import unsure_cells
 from pipeline.inference.edge import EdgeRefiner
@@ -222,6 +225,37 @@ def test_the_report_shows_what_refinement_changed(refined: dict[str, int]) -> No
     size = images["coarse_truth_px"] + images["coarse_predicted_px"]
     assert np.allclose(1 - lost / size, images["coarse_dice"])  # the bands add up
     assert (images["coarse_truth_px"] == images["truth_px"]).all()
+
+
+# --- other data ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_folder_of_one_object_is_refined_at_full_size(tiny_place: None, tmp_path: pathlib.Path) -> None:
+    folder = plain_folder.draw(tmp_path / "discs", binary=True)
+    pathlib.Path("discs.yaml").write_text("""
+data: {kind: folder, height: 64, width: 96, scale: 4, folds: 2, workers: 0}
+model: {width: 8, depth: 2}
+train: {epochs: 2, batch_size: 2, learning_rate: 1e-2, ema_decay: 0.9}
+refine: {scale: 1, tile_px: 32, margin_px: 4, width: 4, depth: 2, batch_size: 2, tiles_per_image: 2, epochs: 2}
+""")
+    common = ["--config", "discs.yaml", "--data", str(folder), "--fold", "0"]
+    assert [main([stage, *common]) for stage in ("folds", "train", "validate", "threshold", "report")] == [0] * 5
+    assert main(["cutout", *common, "--image", str(folder / "images/p00.jpg"), "--out", "discs"]) == 0
+    oof = read_oof_histograms(Run("discs").oof(0))
+    assert oof.refiner_sha256 and OofStore(Run("discs").oof_predictions(0)).read(oof.names[0]).shape == (64, 96)
+
+
+def test_a_shrunk_copy_is_refined_at_its_own_scale_and_no_finer(
+    demo_folder: pathlib.Path, trained: None, run_copy: pathlib.Path, tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    half = tmp_path / "half"
+    shrink.main(demo_folder, half, scale=2, quality=95)
+    remove_refiner(run_copy)
+    common = ["refine", "--config", "tiny.yaml", "--data", str(half), "--run", "copy", *with_set(*REFINE)]
+    assert main([*common, "--set", "refine.scale=1"]) == 1
+    assert f"{half} is a copy at 1/2, but refine.scale is 1" in only_line(capsys)
+    assert main(common) == 0
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
