@@ -59,7 +59,8 @@ def main() -> None:
         source = data if is_real else drawn
         print(f"{describe(device)}, torch {torch.__version__}, images of {source if is_real else 'drawn cars'}")
         if args.run:
-            shutil.copytree(Run(args.run).folder, folder / "runs/bench", ignore=shutil.ignore_patterns("last*", "tb"))
+            not_needed = shutil.ignore_patterns("*last*", "*tb", "coarse.zip")
+            shutil.copytree(Run(args.run).folder, folder / "runs/bench", ignore=not_needed)
         else:
             train_quickly(folder, drawn, "unet_640" if on_gpu else "cpu")
         figures = (

@@ -72,6 +72,11 @@ def plant(folder: pathlib.Path, out: pathlib.Path, fraction: float, seed: int) -
     print(f"{out}: {len(planted)} of {len(names)} masks are wrong, by {min(px)} to {max(px)} pixels.")
 
 
+def full_size(stored_u8: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Return a stored prediction at full size, which it has already if it was refined."""
+    return stored_u8 if stored_u8.shape == SHAPE else upsample_stored(stored_u8, scale, *SHAPE)
+
+
 def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
     """Print the rank of each suspect, and its Dice to the correct mask before and after correction."""
     kind_of = {name: mask["kind"] for name, mask in json.loads((copy / PLANTED).read_text()).items()}
@@ -83,7 +88,7 @@ def find(folder: pathlib.Path, copy: pathlib.Path, run: Run) -> None:
         store_of |= dict.fromkeys(oof.names, open_oof_store(oof, run.oof_predictions(fold)))
         scale = load_network(run.fold(fold).best, torch.device("cpu"))[1].data.scale
     table = suspects_table(
-        store_of, wrong.read, lambda name: [upsample_stored(store_of[name].read(name), scale, *SHAPE)]
+        store_of, wrong.read, lambda name: [full_size(store_of[name].read(name), scale)]
     )
 
     planted = [name for name in store_of if name in kind_of]

@@ -317,12 +317,13 @@ def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool
     Overrides of other sections were for the stage `train`, which the same command line may have run; they are validated
     and then ignored.
     """
-    overridden = with_overrides(trained.model_dump(), overrides, check_choices)
+    tree = trained.model_dump() | {"refine": None}  # whether a refiner goes with these is checked when it is loaded
+    overridden = with_overrides(tree, overrides, check_choices)
     return trained.model_copy(update={"data": overridden.data, "predict": overridden.predict})
 
 
 def with_refine(trained: Settings, given: Settings) -> Settings:
-    """Return the settings that trained a network, with the section `refine`, the folder and `predict` of others.
+    """Return the settings that trained a network, with `refine`, `predict`, and how to read images of others.
 
     Raise Problem if they do not go together.
     """

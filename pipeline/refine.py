@@ -58,21 +58,22 @@ def refine_fold(
             table = grouping.read_folds(run.folds)
             grouping.check_trained_on(table, read_folds_digest(fold.best), run.folds, fold.best)
         settings, digest = config.with_refine(trained, given), digest_of[str(fold.best)]
-        if dist.is_main and (other := [line for line in config.difference(settings, given) if "refine" not in line]):
-            print(f"{fold.best} was trained with other settings ({', '.join(other[:3])}); the refiner follows those.")
+        ignored = [line for line in config.difference(settings, given) if not line.startswith(resume.FREE_KEYS)]
+        if dist.is_main and ignored:
+            print(f"{fold.best} was trained with other settings ({', '.join(ignored[:3])}); the refiner follows those.")
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
-    # What it predicts for the images it was trained on; without TTA, which makes them more like those of unseen images
-    member = Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
-    with dist.main_first():
-        coarse = coarse_predictions(
-            fold.coarse, member, settings, data.dataset, data.training.names, data.fingerprint
-        )
-    assert isinstance(data.training, tiles.TileDataset)
-    data.training.coarse_png_of = coarse
+    # What that network predicts for its training images: without TTA, which makes it more like unseen images
+    images, member = data.training, Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
+    assert isinstance(images, tiles.TileDataset)
+    if not loop.is_trained(hyper, data, last):
+        with dist.main_first():
+            images.coarse_png_of = coarse_predictions(
+                fold.coarse, member, settings, data.dataset, images.names, data.fingerprint
+            )
 
     # The refiner, and how it learns and is evaluated
     edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, side=hyper.tile_px, margin=hyper.margin_px)
@@ -82,7 +83,7 @@ def refine_fold(
 
     def load(schedule: BatchSchedule) -> loop.Batches:
         workers, on_gpu = settings.data.workers, device.type == "cuda"
-        batches = training_loader(data.training, schedule, workers, on_gpu, tiles.stack_tiles)
+        batches = training_loader(images, schedule, workers, on_gpu, tiles.stack_tiles)
         return tiles.batches_of_tiles(batches, skip=schedule.first_step % schedule.steps_per_batch)
 
     training = loop.Training(

@@ -249,7 +249,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
     before = listing(RUN)
     assert pipeline("folds") == 0 and pipeline("train", "--fold", "all") == 0
     out = capsys.readouterr().out
-    assert "runs/tiny/fold0/best.pt is trained already" in out and "runs/tiny/fold1 is trained already" in out
+    assert "runs/tiny/fold0/best.pt is trained already" in out and "runs/tiny/fold1/best.pt is trained already" in out
     assert listing(RUN) == before
 
 

@@ -101,7 +101,7 @@ class TileDataset(Dataset):
         pairs = []
         for number, (top, left) in enumerate(self.draw_places(unsure_cells(coarse_u8), factor, rng)):
             tile = np.dstack((window(image, top, left, self.side), window(prob_u8, top, left, self.side)))
-            seed = seed_of(self.seed, epoch, index, number)
+            seed = seed_of(self.seed, epoch, index, number + 1)  # a 0 at its end would not change a seed
             pairs.append(self.augment(tile, window(target, top, left, self.side), seed))
         tiles, targets = zip(*pairs)
         return np.stack(tiles), np.stack(targets)

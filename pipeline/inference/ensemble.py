@@ -126,7 +126,7 @@ class Ensemble:
     @torch.inference_mode()
     def predict(self, image_of_scale: ByScale) -> Predictions:
         """Return what the members predict: added up for each scale, but each by itself if it has a refiner."""
-        image_of_scale = {scale: image.to(self.device, non_blocking=True) for scale, image in image_of_scale.items()}
+        image_of_scale = {scale: image_of_scale[scale].to(self.device, non_blocking=True) for scale in self.scales}
         predicted = Predictions({}, [])
         for member in self.members:
             prob_NCHW = member.predict(image_of_scale)

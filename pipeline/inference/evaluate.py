@@ -24,7 +24,8 @@ def predict_ahead(
 ) -> Iterator[Result]:
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
-    predict: only queues work on a GPU; finish: copies the results to the CPU. A GPU gets the next batch on its main
+    predict: only queues work on a GPU, but for a refiner, which waits once for the coarse map; finish: copies the
+    results to the CPU. A GPU gets the next batch on its main
     stream before another stream waits for this one.
     """
     pending: tuple[Batch, Predicted, torch.cuda.Event] | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from pipeline.kaggle import ledger
 from pipeline.kaggle.ledger import Row
-from pipeline.paths import Run
+from pipeline.paths import Fold, Run
 from pipeline.runtime import git
 from pipeline.runtime.files import read_json, sha256
 from pipeline.runtime.launch import run_stage
@@ -72,11 +72,17 @@ def run_of(row: Row) -> Run:
 
 
 def overrides_of(row: Row) -> tuple[str, ...]:
-    """Return the overrides with which the row is predicted again: without a refiner that was trained after it."""
-    refiners = {str(pathlib.Path(path).with_name("refiner.pt")) for path in row.checkpoints}
-    newer = [path for path in refiners - row.checkpoints.keys() if pathlib.Path(path).exists()]
-    is_left_out = WITHOUT_REFINER in row.predict_overrides
-    return (*row.predict_overrides, WITHOUT_REFINER) if newer and not is_left_out else row.predict_overrides
+    """Return the overrides with which the row is predicted again: without a refiner that was trained after it.
+
+    Raise Problem if other networks of the row had theirs already.
+    """
+    refiners = {Fold(pathlib.Path(path).parent).refiner.best for path in row.checkpoints}
+    newer = sorted(path for path in refiners if path.exists() and str(path) not in row.checkpoints)
+    if not newer or WITHOUT_REFINER in row.predict_overrides:
+        return row.predict_overrides
+    if any(str(path) in row.checkpoints for path in refiners):
+        raise Problem(f"{newer[0]} was trained after {row.file} was made; move it away to make that again.")
+    return (*row.predict_overrides, WITHOUT_REFINER)
 
 
 def folds_of_runs(row: Row) -> dict[str, str]:

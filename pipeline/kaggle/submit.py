@@ -106,8 +106,7 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
         check_weights(run, origin)
         run, folds = Run(origin.runs[0]), list(origin.folds)
     else:
-        is_refined = "predict.refine=false" not in origin.predict_overrides
-        weights = [path for fold in folds for path in run.fold(fold).checkpoints(with_refiner=is_refined)]
+        weights = [path for fold in folds for path in run.fold(fold).checkpoints(with_refiner=is_refined(origin, run, folds[0]))]
         if origin.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
             return f"{path} was made by other weights than those of the folds {folds}: predicting again."
         if origin.runs == (run.name,) and run.threshold.is_file():
@@ -118,6 +117,12 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
     if overrides and not made_with(origin, run.fold(folds[0]).config, overrides):
         return f"{path} was not made with SET={shlex.quote(' '.join(overrides))}: predicting again."
     return None
+
+
+def is_refined(origin: Provenance, run: Run, fold: int) -> bool:
+    """Whether a refiner, if there had been one, would have been used for the submission."""
+    trained = config.load(run.fold(fold).config, check_choices=False)
+    return config.for_later_stage(trained, list(origin.predict_overrides), check_choices=False).predict.refine
 
 
 def check_weights(run: Run, origin: Provenance) -> None:

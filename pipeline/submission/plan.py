@@ -12,7 +12,9 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.competition import Competition, ImageSet
 from pipeline.inference.ensemble import Ensemble
-from pipeline.inference.loading import checkpoints_of, common_competition, load_members, with_refiners
+from pipeline.inference.loading import (
+    checkpoints_of, common_competition, load_members, refiner_path, with_refiners
+)  # fmt: skip
 from pipeline.inference.stored_threshold import (
     join_settings, predicted_with, read_threshold_json, stale_message
 )  # fmt: skip
@@ -203,10 +205,9 @@ def check_blend_refined(path: pathlib.Path, sha256_of_path: dict[str, str]) -> N
     sha256_of_path: of the checkpoints of this prediction, which may have more folds.
     """
     blended = read_json(path)["checkpoints"]
-    refiners = {name for name in sha256_of_path if name.endswith("refiner.pt")}
     for name in blended:
-        refiner = str(pathlib.Path(name).with_name("refiner.pt"))
-        if name in sha256_of_path and (refiner in refiners) != (refiner in blended):
+        refiner = str(refiner_path(pathlib.Path(name)))
+        if name in sha256_of_path and (refiner in sha256_of_path) != (refiner in blended):
             how = "with" if refiner in blended else "without"
             advice = "run `make blend` again with the same SET"
             raise Problem(f"{path} was made {how} {refiner}, other than this prediction; {advice}.")

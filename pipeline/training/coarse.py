@@ -49,6 +49,6 @@ def read_stored(path: pathlib.Path, made_by: str, names: list[str]) -> dict[str,
         with zipfile.ZipFile(path) as archive:
             if archive.comment == made_by.encode():
                 return {name: archive.read(png_name(name)) for name in names}
-    except (FileNotFoundError, KeyError, *DAMAGE):
+    except (KeyError, *DAMAGE):
         pass
     return None

@@ -38,8 +38,14 @@ class FoldData:
         return [key for key in self.folds.sort_values("fold", kind="stable").iloc[:, 0] if key not in present]
 
 
-def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int) -> FoldData:
-    """Open the images of a fold; Problem unless the settings, the folds and the folder go together."""
+def open_fold(
+    settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, world_size: int,
+    sections: tuple[str, ...] = ("train", "refine"),
+) -> FoldData:
+    """Open the images of a fold; Problem unless the settings, the folds and the folder go together.
+
+    sections: of the settings, those by which networks are trained now, whose batches must fit.
+    """
     scale = settings.data.scale
     table = grouping.read_folds(run.folds)
     dataset = open_dataset(settings.data, settings.task, folder)
@@ -48,12 +54,12 @@ def open_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Pa
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude, settings.data.kind)
     images = f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out"
-    for section, each in {"train": settings.train, "refine": settings.refine}.items():
-        if each is not None:
-            check_batch_size(section, each, len(training) if validation else 0, images, world_size)
+    for section in sections:
+        if (hyper := getattr(settings, section)) is not None:
+            check_batch_size(section, hyper, len(training) if validation else 0, images, world_size)
     if settings.refine and settings.refine.scale % dataset.stored_scale:
         copy = f"{folder} is a copy at 1/{dataset.stored_scale}, but refine.scale is {settings.refine.scale}"
-        raise Problem(f"{copy}; set it to {dataset.stored_scale}, or leave the section out.")
+        raise Problem(f"{copy}; use the images at full size, or leave the section refine out.")
     relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
@@ -91,7 +97,7 @@ def open_tiles(
 
     digest: sha256 of the best.pt that is refined. Raises Problem as `open_fold`.
     """
-    images = open_fold(settings, run, fold_number, folder, world_size)
+    images = open_fold(settings, run, fold_number, folder, world_size, sections=("refine",))
     assert isinstance(images.training, TrainingDataset)
     tiles = TileDataset(
         images.dataset, images.training.names, settings.data.scale, hyper.scale, hyper.tile_px, hyper.margin_px,

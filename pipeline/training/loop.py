@@ -63,15 +63,22 @@ def train(training: Training, last: dict[str, Any]) -> None:
     schedule = BatchSchedule(*sizes, hyper.seed, state.step, dist.rank, dist.world_size, data.training.steps_per_batch)
     if dist.is_main:
         resume.restore_files(settings, data, schedule, state)
-    is_trained = state.step == schedule.total_steps
-    if not is_trained:
+    was_trained = is_trained(hyper, data, last)
+    if not was_trained:
         if dist.is_main:
             write_text(data.files.config, config.dump(settings))
             print(messages.start(settings, data, schedule, state, dist))
         take_steps(training, schedule)
     if dist.is_main:
         resume.check_best_exists(data, state)
-        print(messages.trained_already(data, state) if is_trained else messages.end(data, state))
+        print(messages.trained_already(data, state) if was_trained else messages.end(data, state))
+
+
+def is_trained(hyper: Train, data: FoldData, last: dict[str, Any]) -> bool:
+    """Whether nothing is left to train. last: as for `train`."""
+    images, tiles_per_image = len(data.training), data.training.steps_per_batch
+    schedule = BatchSchedule(images, hyper.batch_size, hyper.epochs, hyper.seed, steps_per_batch=tiles_per_image)
+    return last.get("step") == schedule.total_steps
 
 
 def take_steps(training: Training, schedule: BatchSchedule) -> None:

@@ -29,12 +29,14 @@ from pipeline.__main__ import main
 from pipeline.kaggle import client, retry
 from pipeline.synthetic import write_competition
 from pipeline.kaggle import download, submit
-from pipeline import folds, predict, threshold, train, validate
+from pipeline import folds, predict, refine, threshold, train, validate
 from pipeline.report import report
 from pipeline.data import shrink
 
 # Imported before any fork.
-STAGES_AT_HAND = (write_competition, download, folds, predict, report, shrink, submit, threshold, train, validate)
+STAGES_AT_HAND = (
+    write_competition, download, folds, predict, refine, report, shrink, submit, threshold, train, validate
+)  # fmt: skip
 CHANGES = {"os.remove": 0, "os.rename": 1, "os.link": 1, "os.mkdir": 0, "os.rmdir": 0}  # event -> place of its path
 LONGEST_S = 120.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
