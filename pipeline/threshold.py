@@ -13,7 +13,9 @@ from pipeline import config
 from pipeline.data.dataset import group_key_of
 from pipeline.data.grouping import KeyOf, map_keys_to_groups, read_folds
 from pipeline.inference.oof import OofHistograms, read_oof_histograms
-from pipeline.inference.stored_threshold import oof_digests, other_network_message, prediction_settings
+from pipeline.inference.stored_threshold import (
+    oof_digests, other_network_message, prediction_settings, unrefined_note
+)  # fmt: skip
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.files import locked, write_json
@@ -75,4 +77,6 @@ def read_oofs(run: Run, folds: list[int]) -> list[OofHistograms]:
     for fold, oof in zip(folds, oofs):
         if message := other_network_message(run, fold, oof):
             raise Problem(message)
+        if note := unrefined_note(run, fold, oof):
+            print(note)
     return oofs

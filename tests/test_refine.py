@@ -148,6 +148,16 @@ def remove_refiner(run: pathlib.Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def test_predictions_from_before_the_refiner_are_pointed_out(
+    pipeline: Pipeline, refined: dict[str, int], refined_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ("--run", "refined_copy", "--fold", "0")
+    assert pipeline("validate", *arguments, "--set", "predict.refine=false") == 0
+    capsys.readouterr()
+    assert pipeline("threshold", *arguments) == 0
+    assert "was predicted without runs/refined_copy/fold0/refiner.pt" in capsys.readouterr().out
+
+
 def test_a_blend_of_a_refined_and_a_plain_run(
     pipeline: Pipeline, refined: dict[str, int], tiny_runs: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -310,10 +320,34 @@ def test_train_goes_on_into_the_refiner(pipeline: Pipeline, refined: dict[str, i
 
 
 def test_a_trained_refiner_is_not_trained_again(
-    pipeline: Pipeline, refined: dict[str, int], capsys: pytest.CaptureFixture
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert pipeline("refine", *with_set(*REFINE)) == 0
-    assert "refiner.pt is trained already" in capsys.readouterr().out
+    (run_copy / "fold0/coarse.zip").unlink()  # which is not needed any more
+    assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
+    assert "refiner.pt is trained already" in capsys.readouterr().out and not (run_copy / "fold0/coarse.zip").exists()
+
+
+def test_a_network_of_another_config_is_refined_by_its_own_settings(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    remove_refiner(run_copy)
+    other = with_set(*REFINE, "train.batch_size=16", "train.accumulate=3", "model.width=99", "data.exclude=none.csv")
+    assert pipeline("refine", "--run", "copy", *other) == 0
+    message = "was trained with other settings (data.exclude: None -> none.csv, model.width: 16 -> 99"
+    assert message in capsys.readouterr().out
+    assert_same_refiner(run_copy / "fold0", RUN / "fold0")
+
+
+def test_predictions_of_another_network_are_not_trained_on(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path
+) -> None:
+    before, coarse = (RUN / "fold0/coarse.zip").read_bytes(), run_copy / "fold0/coarse.zip"
+    for damaged in (before[: len(before) // 2], before.replace(before[-64:], b"0" * 64)):  # half; another fingerprint
+        remove_refiner(run_copy)
+        coarse.write_bytes(damaged)
+        assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
+        assert coarse.read_bytes() == before
+        assert_same_refiner(run_copy / "fold0", RUN / "fold0")
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -354,7 +388,7 @@ def test_a_refiner_of_another_network_is_not_used(
 def test_a_missing_refiner_is_a_problem_where_the_settings_ask_for_one(
     pipeline: Pipeline, new_run: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.refine.main", lambda *arguments: None)
+    monkeypatch.setattr("pipeline.refine.main", lambda *arguments: None)  # as if it had been killed before
     assert pipeline("train", "--run", "new", *with_set(*REFINE, "train.epochs=1")) == 0
     capsys.readouterr()
     assert pipeline("validate", "--run", "new", "--fold", "0") == 1

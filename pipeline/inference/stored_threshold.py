@@ -76,6 +76,14 @@ def other_network_message(run: Run, fold: int, oof: OofHistograms | OofConfusion
     return ""
 
 
+def unrefined_note(run: Run, fold: int, oof: OofHistograms | OofConfusion) -> str:
+    """Return a note if a fold has a refiner that its predictions were made without, else ""."""
+    refiner = run.fold(fold).refiner.best
+    if oof.refiner_sha256 or not refiner.exists():
+        return ""
+    return f"{run.oof(fold)} was predicted without {refiner}; `make validate` uses it."
+
+
 def stale_message(run: Run) -> str:
     """Return a message if `threshold.json` does not belong to `oof/`, or `oof/` not to the networks, else "".
 

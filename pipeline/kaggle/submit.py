@@ -106,7 +106,8 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
         check_weights(run, origin)
         run, folds = Run(origin.runs[0]), list(origin.folds)
     else:
-        weights = [path for fold in folds for path in run.fold(fold).checkpoints(with_refiner=is_refined(origin, run, folds[0]))]
+        refined = is_refined(origin, run, folds[0])
+        weights = [path for fold in folds for path in run.fold(fold).checkpoints(with_refiner=refined)]
         if origin.checkpoints != {str(path): path.is_file() and sha256(path) for path in weights}:
             return f"{path} was made by other weights than those of the folds {folds}: predicting again."
         if origin.runs == (run.name,) and run.threshold.is_file():

@@ -21,7 +21,7 @@ from pipeline.inference.oof import (
     COARSE, OofConfusion, OofHistograms, OofStore, open_oof_store, read_oof_confusion, read_oof_histograms
 )  # fmt: skip
 from pipeline.inference.stored_threshold import (
-    other_network_message, prediction_settings, read_threshold_u8, stale_message
+    other_network_message, prediction_settings, read_threshold_u8, stale_message, unrefined_note
 )  # fmt: skip
 from pipeline.masks import confusion
 from pipeline.masks.dice import threshold_from_u8, threshold_to_u8
@@ -220,7 +220,7 @@ def open_fold(predictions: OofPredictions, run: Run, fold: int, scale: int) -> N
     notes, read = predictions.missing_notes, read_oof_confusion if predictions.is_multiclass else read_oof_histograms
     try:
         oof = read(run.oof(fold))
-        if note := other_network_message(run, fold, oof):
+        if note := other_network_message(run, fold, oof) or unrefined_note(run, fold, oof):
             notes.append(note)
     except Problem as problem:
         notes.append(f"Fold {fold} has no scores of its images: {problem}")
