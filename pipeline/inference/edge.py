@@ -106,12 +106,14 @@ class RefinedMaps:
     tile_prob: Tensor  # float32 (tiles, core, core); tiles may hang over the lower and right border
 
     def read(self, image: int) -> NDArray[np.float32]:
-        """Return the probability of one image, float32 (rows, columns); for results on a CPU."""
-        merged, core = self.prob_NHW[image].numpy().copy(), self.tile_prob.shape[1]
-        for tile in (self.image == image).nonzero()[:, 0].tolist():
-            top, left = self.place[tile].tolist()
-            inside = merged[top : top + core, left : left + core]
-            inside[:] = self.tile_prob[tile].numpy()[: inside.shape[0], : inside.shape[1]]
+        """Return the probability of one image, float32 (rows, columns); for results on a CPU.
+
+        Several threads call it, each for another image: numpy's work, since torch would start threads in each of them.
+        """
+        merged, is_of_image = self.prob_NHW.numpy()[image].copy(), self.image.numpy() == image
+        for (top, left), prob in zip(self.place.numpy()[is_of_image], self.tile_prob.numpy()[is_of_image]):
+            inside = merged[top : top + prob.shape[0], left : left + prob.shape[1]]
+            inside[:] = prob[: inside.shape[0], : inside.shape[1]]
         return merged
 
     def read_all(self) -> Tensor:

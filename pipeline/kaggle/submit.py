@@ -122,7 +122,8 @@ def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> 
 
 def is_refined(origin: Provenance, run: Run, fold: int) -> bool:
     """Whether a refiner, if there had been one, would have been used for the submission."""
-    trained = config.load(run.fold(fold).config, check_choices=False)
+    path = run.fold(fold).config
+    trained = config.load(path, check_choices=False) if path.is_file() else config.Settings()
     return config.for_later_stage(trained, list(origin.predict_overrides), check_choices=False).predict.refine
 
 
