@@ -47,7 +47,7 @@ PLACE_COLUMNS = tuple(field.name for field in fields(Errors) if field.name not i
 COARSE_PREFIX = "coarse_"  # of the same figures before a prediction was refined
 COARSE_COLUMNS = tuple(
     COARSE_PREFIX + field.name for field in fields(Errors)
-    if field.name in ("dice", "truth_px", "predicted_px", "largest_error_px") or field.name.startswith("errors_")
+    if field.name in ("dice", "truth_px", "predicted_px") or field.name.startswith("errors_")
 )  # fmt: skip
 
 

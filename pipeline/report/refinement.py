@@ -6,7 +6,7 @@ import pandas as pd
 from pipeline.report.errors import COARSE_PREFIX
 from pipeline.report.overview import BANDS
 
-LARGE_PX = 500  # a connected region of that many wrong pixels is a part of the object, not its edge
+LARGE_PX = 500  # so many wrong pixels further than 8 from the edge are a part of the object, and not its edge
 LARGE_SHOWN = 20
 
 
@@ -23,16 +23,16 @@ def section(images: pd.DataFrame) -> dict[str, Any] | None:
     ]
     gain = (refined["score"] - refined[column]).mean()
     better, worse = (refined["score"] > refined[column]).sum(), (refined["score"] < refined[column]).sum()
-    large = refined[refined["largest_error_px"] >= LARGE_PX].sort_values("largest_error_px", ascending=False)
+    large = refined[refined["errors_far_px"] >= LARGE_PX].sort_values("errors_far_px", ascending=False)
     rows = [
-        {"img": row.img, "score": row.score, "refined_px": row.largest_error_px,
-         "coarse_px": getattr(row, f"{COARSE_PREFIX}largest_error_px")}
+        {"img": row.img, "score": row.score, "refined_px": row.errors_far_px,
+         "coarse_px": getattr(row, f"{COARSE_PREFIX}errors_far_px")}
         for row in large.head(LARGE_SHOWN).itertuples()
     ]  # fmt: skip
     text = (
         f"Mean Dice {refined[column].mean():.5f} before and {refined['score'].mean():.5f} after, {gain:+.5f}: {better} "
-        f"images are better, {worse} worse. {len(large)} images still have a connected region of {LARGE_PX} or more "
-        "wrong pixels: parts that were missed or added whole."
+        f"images are better, {worse} worse. {len(large)} images still have {LARGE_PX} or more wrong pixels more than 8 "
+        "pixels from the edge: parts that are missed or added whole."
     )
     return {"text": text, "bands": bands, "large": rows, "large_px": LARGE_PX}
 
