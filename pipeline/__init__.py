@@ -34,8 +34,8 @@ The files in this folder are the mission, in this order:
 Packages hold what the stages share. Each knows only its arguments, and imports only from packages above it in this list
 (tests/test_house.py):
 
-    runtime/        the machine: device, processes (distributed, launch, signals), memory, files, git, progress bars,
-                    and Problem, the one exception that a user is meant to see
+    runtime/        the machine: device, processes (distributed, launch, signals), memory, files, yaml_text, arguments,
+                    git, progress bars, and Problem, the one exception that a user is meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), refiner, losses, optim, ema, checkpoint
     data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol

@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import pathlib
-import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,47 +19,18 @@ from typer import BadParameter, Context, Option
 
 from pipeline.config import Settings, load
 from pipeline.paths import LEDGER, Run
+from pipeline.runtime.arguments import fold_numbers, positive_number, run_name, whole_number
 from pipeline.runtime.problem import Problem, sentence_of
 
 PROGRAM = "python -m pipeline"
 DEFAULT_CONFIG = "configs/unet_640.yaml"
 DEFAULT_DATA = "data/carvana"
-MAX_DIGITS = 18  # of a number; Python refuses to convert thousands
 UsageError: Any = BadParameter.__base__  # typer has no public name for it
 
 app = typer.Typer(
     help="From Kaggle's archives to a submission.", add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, context_settings={"terminal_width": 120},
 )  # fmt: skip
-
-
-# --- parsers of values -----------------------------------------------------------------------------------------------
-
-
-def fold_numbers(text: str) -> Sequence[int]:
-    """"0" -> [0], "0,1" -> [0, 1], "all" -> []."""
-    if text == "all":
-        return []
-    if not all(number.isdecimal() and len(number) <= MAX_DIGITS for number in text.split(",")):
-        raise BadParameter(f"{reprlib.repr(text)} is not a number, several such as 0,1, or all")
-    return [int(number) for number in text.split(",")]
-
-
-def whole_number(text: str | int, least: int = 0) -> int:
-    text = str(text)  # typer parses the default too
-    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) < least:
-        raise BadParameter(f"{reprlib.repr(text)} must be a whole number from {least} up")
-    return int(text)
-
-
-def positive_number(text: str | int) -> int:
-    return whole_number(text, least=1)
-
-
-def run_name(text: str) -> str:
-    if text != pathlib.Path(text).name or text == "..":
-        raise BadParameter(f"{reprlib.repr(text)} must be the plain name of a folder")
-    return text
 
 
 # --- options that every command takes --------------------------------------------------------------------------------
@@ -233,18 +203,9 @@ def train(
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
-    from pipeline import refine as refine_stage
-    from pipeline import train as stage
-    from pipeline.runtime import distributed, launch
-    settings, numbers = common.settings, common.folds_to_train()
-    if gpus > 1 and not distributed.launched_by_torchrun():
-        launch.train(context.obj, numbers, gpus)
-        return
-    arguments = settings, common.named_run(), numbers, pathlib.Path(settings.data.folder)
-    with distributed.trainers(deterministic) as dist:
-        stage.main(*arguments, dist)
-        if settings.refine:
-            refine_stage.main(*arguments, dist)
+    from pipeline import refine, train
+    stages = [train.main, *([refine.main] if common.settings.refine else [])]
+    run_trainers(stages, common, context.obj, gpus, deterministic)
 
 
 @command()
@@ -256,13 +217,21 @@ def refine(
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
     from pipeline import refine as stage
+    run_trainers([stage.main], common, context.obj, gpus, deterministic)
+
+
+def run_trainers(
+    stages: list[Callable[..., None]], common: Common, arguments: list[str], gpus: int, deterministic: bool
+) -> None:
+    """Run stages that train, one after another; on several GPUs by starting the same command line on each."""
     from pipeline.runtime import distributed, launch
     settings, numbers = common.settings, common.folds_to_train()
     if gpus > 1 and not distributed.launched_by_torchrun():
-        launch.train(context.obj, numbers, gpus)
+        launch.train(arguments, numbers, gpus)
         return
     with distributed.trainers(deterministic) as dist:
-        stage.main(settings, common.named_run(), numbers, pathlib.Path(settings.data.folder), dist)
+        for main_of_stage in stages:
+            main_of_stage(settings, common.named_run(), numbers, pathlib.Path(settings.data.folder), dist)
 
 
 @command()

@@ -25,13 +25,10 @@ from pydantic_core import PydanticCustomError
 from pipeline.data.augment import AUGMENTATIONS, Fraction, parameters
 from pipeline.data.dataset import COMPETITIONS
 from pipeline.runtime.problem import Problem
+from pipeline.runtime.yaml_text import NOT_YAML, Yaml, read_tree
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
-MAX_BYTES = 2**18  # of a config; PyYAML reads 100 kB a second
-# What PyYAML raises for a text that it cannot read, and for one that it can whose values make no sense: a 13th month,
-# a number of 5,000 digits, an empty !!int, brackets in brackets in brackets.
-NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def keys_of(module: str, *tables: str) -> list[str]:
@@ -278,20 +275,7 @@ class Settings(Section):
 
 def load(path: pathlib.Path, overrides: list[str] = [], check_choices: bool = True) -> Settings:
     """Return the settings of a YAML file with `a.b=1` overrides. check_choices: see the top of this file."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise Problem(f"The config {path} has {path.stat().st_size:,} bytes; is it another file?")
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml)
-    except FileNotFoundError:
-        available = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.yaml"))))
-        raise Problem(f"There is no config {path}; available are {available or 'those in configs/'}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"The config {path} cannot be read: {error}.") from None
-    except NOT_YAML as error:
-        raise Problem(f"The config {path} is not YAML: {' '.join(str(error).split())[:200]}.") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise Problem(f"The config {path} holds {type(tree).__name__}, but it must hold sections such as `train:`.")
+    tree = read_tree(path)
     settings = parse(tree, str(path), check_choices)
     return with_overrides(tree, overrides, check_choices) if overrides else settings
 
@@ -362,11 +346,11 @@ def changes(old: Settings, new: Settings) -> list[tuple[str, Any, Any]]:
     """Return (key, value before, value after) of the keys that differ; a loss that is not named has weight 0."""
     before, after = ({name: section or {} for name, section in each.model_dump().items()} for each in (old, new))
     keys = [(section, key) for section in before for key in before[section] | after[section]]
-    both = [
-        (f"{section}.{key}", before[section].get(key, missing), after[section].get(key, missing))
-        for section, key in keys
-        for missing in (0.0 if section == "loss" else None,)
-    ]
+
+    def value(side: dict[str, Any], section: str, key: str) -> Any:
+        return side[section].get(key, 0.0 if section == "loss" else None)
+
+    both = [(f"{section}.{key}", value(before, section, key), value(after, section, key)) for section, key in keys]
     return [(name, old_value, new_value) for name, old_value, new_value in both if old_value != new_value]
 
 
@@ -416,19 +400,3 @@ def suggest(unknown: str, known: list[str], prefix: str) -> str:
     """Return the known name that an unknown one resembles; all of them if it resembles none."""
     near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
     return f"the nearest is {prefix}{near[0]}" if near else f"there are {', '.join(prefix + name for name in known)}"
-
-
-class Yaml(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a repeated key, as YAML 1.2 does and PyYAML does not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value[:40]!r} is repeated in line {key.start_mark.line + 1}")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-EXPONENTIAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-Yaml.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+.0123456789"))

@@ -115,12 +115,13 @@ def read_arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, NDArray]
 
 
 @contextlib.contextmanager
-def oof_writer(path: pathlib.Path) -> Iterator[Store]:
+def oof_writer(path: pathlib.Path, comment: str = "") -> Iterator[Store]:
     """Yield a `Store`; the zip appears at `path` when the block ends without an error.
 
-    The same PNGs in the same order give the same bytes.
+    The same PNGs in the same order give the same bytes. comment: of the zip.
     """
     with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = comment.encode()
         yield lambda image_name, png, kind="": archive.writestr(zipfile.ZipInfo(png_name(image_name, kind)), png)
 
 

@@ -8,10 +8,9 @@ from pipeline.data.dataset import SegmentationDataset
 from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.data.zip_reader import DAMAGE
 from pipeline.inference.ensemble import Member
-from pipeline.inference.oof import png, png_name
+from pipeline.inference.oof import oof_writer, png, png_name
 from pipeline.inference.probability import to_u8_on_device
 from pipeline.runtime.device import describe
-from pipeline.runtime.files import replacing
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.progress import in_order, progress
 
@@ -36,10 +35,9 @@ def coarse_predictions(
         for image_of_scale in progress(loader, "training images"):
             prob_NHW = to_u8_on_device(member.predict(image_of_scale)[:, 0]).cpu().numpy()
             png_of |= {next(remaining): encoded for encoded in in_order(png, prob_NHW)}
-    with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = made_by.encode()
+    with oof_writer(path, comment=made_by) as store:
         for name, encoded in png_of.items():
-            archive.writestr(zipfile.ZipInfo(png_name(name)), encoded)
+            store(name, encoded)
     return png_of
 
 
