@@ -76,7 +76,7 @@ def refine_fold(
             )
 
     # The refiner, and how it learns and is evaluated
-    edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, side=hyper.tile_px, margin=hyper.margin_px)
+    edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, tile_px=hyper.tile_px, margin_px=hyper.margin_px)
 
     def refined(network: nn.Module) -> Member:
         return replace(member, refiner=edge_refiner(network))

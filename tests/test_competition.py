@@ -236,7 +236,7 @@ def test_a_damaged_marker_of_a_shrunk_copy_is_a_problem(folder: pathlib.Path, te
 
 def test_a_shrunk_copy_cannot_be_read_at_a_finer_scale(folder: pathlib.Path) -> None:
     (folder / "shrink.json").write_text('{"scale": 4}')
-    with pytest.raises(Problem, match="copy at 1/4, but data.scale is 2"):
+    with pytest.raises(Problem, match="copy at 1/4, but images at 1/2 are needed"):
         CARVANA.open_images(folder, "train").read("011330127438_01.jpg", scale=2)
 
 

@@ -43,7 +43,7 @@ def test_gif_masks_are_copied_as_run_lengths(demo_copy: pathlib.Path, tmp_path: 
 
 def test_a_copy_cannot_be_read_at_a_finer_scale_than_its_own(half: pathlib.Path) -> None:
     images = CARVANA.open_images(half, "train")
-    with pytest.raises(Problem, match="copy at 1/2, but data.scale is 1"):
+    with pytest.raises(Problem, match="copy at 1/2, but images at 1/1 are needed"):
         images.read(images.names[0], 1)
 
 

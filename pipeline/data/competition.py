@@ -141,8 +141,10 @@ class ImageSet:
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         """RGB uint8 array (rows, columns, 3) at 1/scale of the competition's size."""
         if scale % self.stored_scale:
-            what, least = f"{self.files.archive_path.parent} is a copy at", self.stored_scale
-            raise Problem(f"{what} 1/{least}, but data.scale is {scale}; set it to {least} or a multiple.")
+            folder, stored = self.files.archive_path.parent, self.stored_scale
+            what = f"{folder} is a copy at 1/{stored}, but images at 1/{scale} are needed"
+            advice = f"set data.scale (and refine.scale) to {stored} or a multiple, or name the full-size images"
+            raise Problem(f"{what}; {advice} with DATA=.")
         file_name = self.competition.image_file(name)
         data, where = self.files.read(file_name), self.files.where(file_name)
         return decode_image(data, self.competition.image_suffix, scale // self.stored_scale, *self.stored_shape, where)

@@ -58,22 +58,22 @@ def next_set(flags: Any, start: int) -> int:
 class TileDataset(Dataset):
     """`[(epoch, index)]` -> `tiles_per_image` tiles of an image and their targets, each augmented by itself.
 
-    Tiles are uint8 (tiles, side, side, 4), targets uint8 (tiles, side, side), coverage 0 to 255, both at 1/scale. Each
-    tile lies around an unsure cell that is drawn at random. An image is decoded once for all of its tiles, which takes
-    longer than to train on one of them.
+    Tiles are uint8 (tiles, tile_px, tile_px, 4), targets uint8 (tiles, tile_px, tile_px), coverage 0 to 255, both at
+    1/scale. Each tile lies around an unsure cell that is drawn at random. An image is decoded once for all of its
+    tiles, which takes longer than to train on one of them.
 
-    side, margin: of a tile; the top left pixel of the drawn cell is at least `margin` away from its border.
+    tile_px, margin_px: of a tile; the top left pixel of the drawn cell is at least `margin_px` away from its border.
     `coarse_png_of`: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale; to be set
     before a tile is drawn.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, names: list[str], coarse_scale: int, scale: int, side: int, margin: int,
-        tiles_per_image: int, augment: Augment, seed: int, relabelled: CsvMasks | None = None,
+        self, dataset: SegmentationDataset, names: list[str], coarse_scale: int, scale: int, tile_px: int,
+        margin_px: int, tiles_per_image: int, augment: Augment, seed: int, relabelled: CsvMasks | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
         self.coarse_png_of: dict[str, bytes] = {}
-        self.coarse_scale, self.scale, self.side, self.margin = coarse_scale, scale, side, margin
+        self.coarse_scale, self.scale, self.tile_px, self.margin_px = coarse_scale, scale, tile_px, margin_px
         self.augment, self.seed = augment, seed
         self.steps_per_batch = tiles_per_image  # of a batch of images: on their first tiles, their second ones, ...
 
@@ -82,11 +82,11 @@ class TileDataset(Dataset):
 
     @property
     def kind(self) -> Kind:
-        return Kind("tiles", "refine", f"refine.tile_px {self.side}", "refine.tile_px lower")
+        return Kind("tiles", "refine", f"refine.tile_px {self.tile_px}", "refine.tile_px lower")
 
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return a black tile and its target, to measure how many of them fit into memory."""
-        return np.zeros((self.side, self.side, 4), np.uint8), np.zeros((self.side, self.side), np.uint8)
+        return np.zeros((self.tile_px, self.tile_px, 4), np.uint8), np.zeros((self.tile_px, self.tile_px), np.uint8)
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
@@ -100,9 +100,9 @@ class TileDataset(Dataset):
         rng = np.random.default_rng(seed_of(self.seed, epoch, index))
         pairs = []
         for number, (top, left) in enumerate(self.draw_places(unsure_cells(coarse_u8), factor, rng)):
-            tile = np.dstack((window(image, top, left, self.side), window(prob_u8, top, left, self.side)))
+            tile = np.dstack((window(image, top, left, self.tile_px), window(prob_u8, top, left, self.tile_px)))
             seed = seed_of(self.seed, epoch, index, number + 1)  # a 0 at its end would not change a seed
-            pairs.append(self.augment(tile, window(target, top, left, self.side), seed))
+            pairs.append(self.augment(tile, window(target, top, left, self.tile_px), seed))
         tiles, targets = zip(*pairs)
         return np.stack(tiles), np.stack(targets)
 
@@ -113,16 +113,16 @@ class TileDataset(Dataset):
         cells = np.argwhere(unsure if unsure.any() else ~unsure)
         for _ in range(self.steps_per_batch):
             row, column = cells[rng.integers(len(cells))] * factor
-            down, right = rng.integers(self.margin, self.side - self.margin, 2)
+            down, right = rng.integers(self.margin_px, self.tile_px - self.margin_px, 2)
             yield int(row - down), int(column - right)
 
 
-def window(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
+def window(image: NDArray[np.uint8], top: int, left: int, side_px: int) -> NDArray[np.uint8]:
     """Return a square of an image (rows, columns, ...), whose border is repeated where the square hangs over it."""
     rows, columns = image.shape[:2]
-    if 0 <= top <= rows - side and 0 <= left <= columns - side:
-        return image[top : top + side, left : left + side]
-    row, column = np.arange(top, top + side).clip(0, rows - 1), np.arange(left, left + side).clip(0, columns - 1)
+    if 0 <= top <= rows - side_px and 0 <= left <= columns - side_px:
+        return image[top : top + side_px, left : left + side_px]
+    row, column = np.arange(top, top + side_px).clip(0, rows - 1), np.arange(left, left + side_px).clip(0, columns - 1)
     return image[np.ix_(row, column)]
 
 
@@ -132,7 +132,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 def stack_tiles(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
-    """Stack the tiles and targets of N images: uint8 (tiles, N, side, side, 4) and (tiles, N, side, side)."""
+    """Stack the tiles and targets of N images, uint8: (tiles, N, tile_px, tile_px, 4), (tiles, N, tile_px, tile_px)."""
     tiles, targets = zip(*pairs)
     return to_shareable_tensor(np.stack(tiles, axis=1)), to_shareable_tensor(np.stack(targets, axis=1))
 

@@ -175,7 +175,7 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
         ensemble(black).cpu()
         for refiner, transforms in ((member.refiner, member.transforms) for member in ensemble.members):
             if refiner:  # black images may have no unsure cell, and so no tile
-                tiles = (refiner.tiles_at_once(ensemble.device), refiner.side, refiner.side, 4)
+                tiles = (refiner.tiles_at_once(ensemble.device), refiner.tile_px, refiner.tile_px, 4)
                 refiner.predict_cores(torch.zeros(tiles, dtype=torch.uint8, device=ensemble.device), transforms).cpu()
 
     if step_fits(predict, batch_size):

@@ -20,7 +20,8 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
     parameters = f"{count_parameters(state.network) / 1e6:.2f} M parameters"
     if isinstance(data.training, TileDataset):
-        network, seen = f"refiner of {parameters}", f"{data.training.side}-pixel tiles of {len(data.training)} images"
+        network = f"refiner of {parameters}"
+        seen = f"{data.training.tile_px}-pixel tiles of {len(data.training)} images"
     else:
         network = f"{settings.model.arch} of {parameters}"
         seen = f"{len(data.training)} images at 1/{settings.data.scale}"
