@@ -458,7 +458,7 @@ def test_every_tta_set_brings_tiles_back_to_their_place(transforms: str) -> None
     ensemble = refined_ensemble(build_refiner(4, 2, 2), transforms, margin_px=8)
     coarse = Ensemble([Member(Coarse(), 4, TTA_SETS[transforms], 1.0)], 158, 150)
     difference = (ensemble(images(3)).int() - coarse(images(3)).int()).abs()
-    assert difference.max() <= (8 if "scales" in transforms else 2)
+    assert difference.max() <= (16 if "scales" in transforms else 2) and difference.float().mean() < 0.5
 
 
 def test_an_image_without_an_unsure_cell_stays_as_it_is() -> None:

@@ -19,6 +19,7 @@ from pipeline.model import checkpoint
 from pipeline.model.factory import Segmenter, build
 from pipeline.model.refiner import build_refiner
 from pipeline.paths import Fold
+from pipeline.runtime.device import check_compiler
 from pipeline.runtime.files import sha256
 from pipeline.runtime.memory import largest_that_fits, step_fits
 from pipeline.runtime.problem import Problem
@@ -141,6 +142,7 @@ def build_member(
     refiner, hyper = load_refiner(path, settings, next(network.parameters()).device) or (None, None)
     member = Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight, refiner)
     if settings.predict.compile:
+        check_compiler(member.device, "predict.compile")
         for each in networks_of(member):
             each.compile()
     return member, hyper

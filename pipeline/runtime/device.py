@@ -1,7 +1,11 @@
 """The device that the network runs on, and the precision that it computes in."""
 import contextlib
 import os
+import pathlib
 import platform
+import re
+import shutil
+import sysconfig
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +14,39 @@ from pipeline.runtime.problem import Problem
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU, else the CPU. Raises Problem for a GPU that is older than the kernels of this torch."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    check_capability(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
+    return torch.device("cuda")
+
+
+def check_capability(name: str, capability: tuple[int, int], architectures: list[str]) -> None:
+    """Raise Problem for a GPU that is older than all `architectures`, such as sm_75, that torch has kernels for.
+
+    Newer ones can run kernels of older ones, or compile them at their start. Wheels of torch 2.8 and later begin at
+    7.5, a T4: a P100 (6.0) or V100 (7.0) would fail at its first kernel, with "no kernel image is available".
+    """
+    oldest = min((int(number) for each in architectures for number in re.findall(r"sm_(\d+)", each)), default=0)
+    if 10 * capability[0] + capability[1] < oldest:
+        what = f"The GPU {name} has compute capability {capability[0]}.{capability[1]}"
+        needed = f"this torch has kernels for {oldest // 10}.{oldest % 10} and newer"
+        raise Problem(f"{what}, but {needed}; take a T4 or newer, or set CUDA_VISIBLE_DEVICES= to use the CPU.")
+
+
+def check_compiler(device: torch.device, setting: str) -> None:
+    """Raise Problem if torch.compile lacks what it builds kernels with; `setting` names the setting that asked for it.
+
+    Triton builds launchers for a GPU in C (https://github.com/triton-lang/triton, runtime/build.py), inductor kernels
+    for a CPU in C++; both include Python.h. Slim images have neither, and torch would fail in the first step.
+    """
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    programs = [os.environ[variable]] if os.environ.get(variable) else names
+    missing = [] if any(map(shutil.which, programs)) else [f"a compiler ({' or '.join(programs)})"]
+    if not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python's headers (Python.h, from python3-dev)")
+    if missing:
+        raise Problem(f"{setting} needs {' and '.join(missing)}; install what is missing, or set {setting}=false.")
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -30,7 +66,7 @@ def cpu_line(key: str) -> str:
 def precision(device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions: bf16 where the processor has it, else float16 on a GPU, float32 on a CPU.
 
-    The first two halve the memory traffic; bf16 has the range of float32, float16 (T4, P100, V100) has not.
+    The first two halve the memory traffic; bf16 has the range of float32, float16 (T4) has not.
     """
     if has_bf16(device):
         return torch.bfloat16

@@ -17,6 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.runtime.device import explain_missing_kernel, pick_device, set_up
 from pipeline.runtime.problem import Problem
 
+LONGEST_CAUSE = 300  # characters of a library's error that are shown
+# What gloo, the store and NCCL say when the process at the other end has gone. NCCL's ncclRemoteError and its proxies:
+# https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclresult-t
+PEER_EXIT_MESSAGES = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection was likely closed",
+    "closed by remote peer", "remote process exited", "communicator was aborted",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -89,16 +97,22 @@ def process_group() -> Iterator[ProcessGroup]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # gloo communicates CPU tensors, NCCL GPU tensors
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
+        # gloo communicates CPU tensors, NCCL GPU tensors
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
     except RuntimeError as error:
-        if not is_peer_exit(error):
+        if is_peer_exit(error):
+            raise SystemExit(1) from None  # the process that ended has printed why
+        if not is_communication_failure(error):
             raise
-        raise SystemExit(1) from None  # the process that ended has printed why
+        cause = " ".join(str(error).split())[:LONGEST_CAUSE]
+        rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        what = f"Process {rank} of {world_size} cannot communicate with the others ({cause})"
+        raise Problem(f"{what}; set NCCL_DEBUG=WARN to see more, or train on one GPU with GPUS=1.") from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -109,9 +123,14 @@ def trainers(deterministic: bool) -> Iterator[ProcessGroup]:
         yield dist
 
 
+def is_communication_failure(error: RuntimeError) -> bool:
+    """Whether gloo, NCCL, or the store at which the processes meet raised this."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def is_peer_exit(error: RuntimeError) -> bool:
     """Whether gloo or NCCL raised this because another process of the group has ended."""
-    return isinstance(error, dist.DistBackendError) or "gloo" in str(error)
+    return is_communication_failure(error) and any(message in str(error) for message in PEER_EXIT_MESSAGES)
 
 
 def sync_gradients(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[Any]:

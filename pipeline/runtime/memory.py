@@ -10,8 +10,12 @@ import torch
 from pipeline.runtime.problem import Problem
 
 MAX_BATCH_TRIED = {"cuda": 1024, "cpu": 64}  # images at once
-# What allocators that raise a plain RuntimeError say: torch's for CPUs, C++'s, CUDA's own, cuBLAS's.
-OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
+# What allocators that raise a plain RuntimeError say: torch's for CPUs, C++'s, CUDA's runtime and driver, cuBLAS's; and
+# cuDNN, when none of its algorithms gets its workspace.
+OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory", "bad_alloc", "CUDA error: out of memory", "CUDA driver error: out of memory",
+    "ALLOC_FAILED", "unable to find an engine",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

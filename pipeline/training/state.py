@@ -18,7 +18,7 @@ from pipeline.model.ema import Ema
 from pipeline.model.losses import LossOf
 from pipeline.model.sync_batchnorm import sync_batch_norm
 from pipeline.runtime import git
-from pipeline.runtime.device import autocast, loss_scaler
+from pipeline.runtime.device import autocast, check_compiler, loss_scaler
 from pipeline.runtime.distributed import ProcessGroup, sync_gradients
 from pipeline.runtime.files import write_text
 from pipeline.runtime.problem import Problem
@@ -152,6 +152,7 @@ def create_state(
     ema = Ema(network, hyper.ema_decay)
     optimizer = optim.build(hyper.optimizer, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     if hyper.compile:
+        check_compiler(dist.device, "train.compile")
         network.compile()
     return TrainingState(
         network=network, forward=dist.wrap(network), ema=ema, optimizer=optimizer, scaler=loss_scaler(dist.device),
