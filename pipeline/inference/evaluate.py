@@ -25,29 +25,31 @@ def predict_ahead(
     """Yield `finish(batch, predict(batch))` for each batch, in order.
 
     predict: only queues work on a GPU, but for a refiner, which waits once for the coarse map; finish: copies the
-    results to the CPU. A GPU gets the next batch on its main
-    stream before another stream waits for this one.
+    results to the CPU. A GPU gets the next batch on its main stream before another stream waits for this one.
     """
+    # One side stream for all batches: the allocator keeps the memory of each stream for that stream alone.
+    side: torch.cuda.Stream | None = None
     pending: tuple[Batch, Predicted, torch.cuda.Event] | None = None
     for batch in batches:
         predicted = predict(batch)
-        if as_tuple(predicted)[0].device.type != "cuda":
+        if (device := as_tuple(predicted)[0].device).type != "cuda":
             yield finish(batch, predicted)
             continue
         done = torch.cuda.Event()
         done.record()
+        side = side or torch.cuda.Stream(device)
         if pending is not None:
-            yield finish_on_side_stream(*pending, finish)
+            yield finish_on_side_stream(side, *pending, finish)
         pending = (batch, predicted, done)
-    if pending is not None:
-        yield finish_on_side_stream(*pending, finish)
+    if side is not None and pending is not None:
+        yield finish_on_side_stream(side, *pending, finish)
 
 
 def finish_on_side_stream(
-    batch: Batch, predicted: Predicted, done: torch.cuda.Event, finish: Callable[[Batch, Predicted], Result]
-) -> Result:
-    """Return `finish(batch, predicted)`, run on a stream of its own once the event `done` has occurred."""
-    side = torch.cuda.Stream(as_tuple(predicted)[0].device)
+    side: torch.cuda.Stream, batch: Batch, predicted: Predicted, done: torch.cuda.Event,
+    finish: Callable[[Batch, Predicted], Result],
+) -> Result:  # fmt: skip
+    """Return `finish(batch, predicted)`, run on the stream `side` once the event `done` has occurred."""
     with torch.cuda.stream(side):
         side.wait_event(done)
         for tensor in as_tuple(predicted):
