@@ -40,8 +40,8 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
     model/          tensors -> logits: unet, factory (architectures), refiner, losses, optim, ema, checkpoint
     data/           bytes -> tensors: zip_reader, csv_table, images (decoding, the grid), augment; dataset (the protocol
                     and its table of readers: competition, image_folder, nyuv2); grouping (who is held out with whom);
-                    loader (training and validation batches), tiles (along the edge), image_stream (test images),
-                    relabel, shrink
+                    inspection (of all files before the first step); loader (training and validation batches), tiles
+                    (along the edge), image_stream (test images), relabel, shrink
     inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,
                     evaluate, oof (what is stored of held-out predictions), stored_threshold
     training/       loop (steps, epochs, checkpoints: of both networks) and what surrounds it: fold_data, state, resume,
