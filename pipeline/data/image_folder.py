@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data import grouping
-from pipeline.data.csv_table import stream_rows
 from pipeline.data.images import (
     PILLOW_ERRORS, coverage, downsample_image, downsample_labels, upright_rgb, upright_size,
 )  # fmt: skip
+from pipeline.data.spreadsheet import read_spreadsheet
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.runtime.files import digest, digest_arrays, stamp
 from pipeline.runtime.problem import Problem
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 GROUPS = "groups.csv"
-HEADER = ["image", "group"]
+HEADER = ("image", "group")
 
 
 class ImageFolder:
@@ -150,12 +150,11 @@ def read_groups(path: pathlib.Path, image_of: dict[str, pathlib.Path]) -> dict[s
     """Map image -> its group in `groups.csv`; to "", a group of its own, if there is no such file."""
     if not path.is_file():
         return dict.fromkeys(image_of, "")
-    header, *rows = [fields for _, fields in stream_rows(path, advice="correct that row")] or [[]]
-    if header != HEADER:
-        raise Problem(f"{path} must have the columns image,group, and a line for each image.")
-    stems = [pathlib.Path(image).stem if pathlib.Path(image).suffix.lower() in SUFFIXES else image for image, _ in rows]
-    group_of = {stem: group for stem, (_, group) in zip(stems, rows)}
-    if len(group_of) < len(rows):
+    table = read_spreadsheet(path, HEADER)
+    names = map(pathlib.Path, table["image"])
+    stems = [path.stem if path.suffix.lower() in SUFFIXES else str(path) for path in names]
+    group_of = dict(zip(stems, table["group"]))
+    if len(group_of) < len(stems):
         raise Problem(f"{path} has two lines for {max(stems, key=stems.count)}; each image is in one group.")
     if only_one := sorted(group_of.keys() ^ image_of.keys()):
         raise Problem(f"{path} and images/ do not name the same images: {only_one[0]} is in only one of them.")
