@@ -21,6 +21,7 @@ SAVED = {
     "no last line end": TEXT[:-1].encode(),
     "UTF-8 with its mark": TEXT.encode("utf-8-sig"),
     "Excel's Unicode text": TEXT.replace(",", "\t").replace("\n", "\r\n").encode("utf-16"),
+    "converted to UTF-16": TEXT.encode("utf-8-sig").decode().encode("utf-16"),
     "UTF-16 without its mark": TEXT.encode("utf-16-le"),
     "UTF-16 big-endian": b"\xfe\xff" + TEXT.encode("utf-16-be"),
     "UTF-16 big-endian without its mark": TEXT.encode("utf-16-be"),

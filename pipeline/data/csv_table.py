@@ -20,6 +20,7 @@ from pipeline.runtime.problem import Problem
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x1280 pixels has 12 million
 LARGEST_TABLE_BYTES = 2**29  # of a table that is read whole; the run lengths of Kaggle's 5,088 masks have 40 MB
 LARGEST_STREAM_BYTES = 2**40  # of a table that is read row by row
+BYTE_ORDER_MARK = "\ufeff"
 ENCODINGS = {"ascii": "ASCII without a byte-order mark"}  # in which a table is to be saved; any other: in UTF-8
 
 
@@ -61,7 +62,7 @@ def stream_rows(
 
 def tidy(row: list[str], fields: int) -> list[str]:
     """Strip blanks, and drop empty fields beyond the first `fields`; [] if all are empty or it is Excel's `sep=;`."""
-    row = [field.strip() for field in row]
+    row = [field.replace(BYTE_ORDER_MARK, "").strip() for field in row]  # a conversion to UTF-16 leaves a second one
     if not any(row) or row[0].casefold() == "sep=":
         return []
     while len(row) > fields and not row[-1]:

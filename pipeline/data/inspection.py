@@ -60,7 +60,8 @@ def inspect_unknown(
                 remember(path, dataset.fingerprint, memory)
                 timer.restart()
     finally:
-        remember(path, dataset.fingerprint, memory)
+        if len(problem_of) < len(names):
+            remember(path, dataset.fingerprint, memory)
 
 
 def describe_bad(problems: list[str], images: int) -> str:
