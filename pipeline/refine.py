@@ -22,12 +22,13 @@ from pipeline.inference.loading import load_network, read_folds_digest
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
 from pipeline.paths import Run
+from pipeline.runtime import files
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.problem import Problem
 from pipeline.training import loop, resume
 from pipeline.training.coarse import coarse_predictions
 from pipeline.training.evaluation import evaluate_epoch
-from pipeline.training.fold_data import open_tiles
+from pipeline.training.fold_data import inspect_fold, open_tiles
 from pipeline.training.networks import build_refiner, build_refiner_loss
 from pipeline.training.previews import preview_refined
 from pipeline.training.state import create_state
@@ -64,6 +65,8 @@ def refine_fold(
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
+        data = inspect_fold(data)
+        resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
     # What that network predicts for its training images: without TTA, which makes it more like unseen images
@@ -71,8 +74,9 @@ def refine_fold(
     assert isinstance(images, tiles.TileDataset)
     if not loop.is_trained(hyper, data, last):
         with dist.main_first():
+            made_by = files.digest(data.fingerprint, data.digest_of)
             images.coarse_png_of = coarse_predictions(
-                fold.coarse, member, settings, data.dataset, images.names, data.fingerprint
+                fold.coarse, member, settings, data.dataset, images.names, made_by
             )
 
     # The refiner, and how it learns and is evaluated

@@ -16,7 +16,7 @@ from pipeline.paths import Run
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.training import loop, resume
 from pipeline.training.evaluation import evaluate_epoch
-from pipeline.training.fold_data import open_fold
+from pipeline.training.fold_data import inspect_fold, open_fold
 from pipeline.training.networks import build_loss, build_network
 from pipeline.training.previews import preview_images
 from pipeline.training.state import create_state
@@ -40,6 +40,8 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
         data = open_fold(settings, run, fold_number, folder, dist.world_size)
         resume.check_same_data(last, data)
+        data = inspect_fold(data)
+        resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
     # The network, and how it learns and is evaluated

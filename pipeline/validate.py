@@ -15,6 +15,7 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
 from pipeline.data.grouping import check_trained_on, find_missing_keys, plural, read_folds, split
+from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.evaluate import (
@@ -54,6 +55,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         member, _ = build_member(network, best, settings, weight=1.0)
     dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     names = find_held_out(dataset, table, fold, run)
+    inspect_images(dataset, names, run.inspected)  # a bad mask would end the validation at its last image
     ensemble = build_ensemble([member], settings.task.kind == "binary", dataset.height, dataset.width)
 
     predictions, oof = run.oof_predictions(fold), run.oof(fold)

@@ -5,6 +5,7 @@ training image has its mask, and what `Competition.read_groups` checks, such as 
 """
 import pathlib
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.data.csv_table import find_table, read_table
-from pipeline.data.images import coverage, coverage_of_runs, decode_image, decode_mask, grid_shape
+from pipeline.data.images import check_jpeg, coverage, coverage_of_runs, decode_image, decode_mask, grid_shape
 from pipeline.data.zip_reader import FileSet
 from pipeline.masks import rle
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import digest_arrays, read_json
 from pipeline.runtime.problem import Problem
 
 
@@ -149,6 +150,18 @@ class ImageSet:
         data, where = self.files.read(file_name), self.files.where(file_name)
         return decode_image(data, self.competition.image_suffix, scale // self.stored_scale, *self.stored_shape, where)
 
+    def inspect(self, name: str) -> str:
+        """Check header, last bytes and checksum of a JPEG, and hash its bytes; decode a PNG, and hash its pixels."""
+        if self.competition.image_suffix != ".jpg":
+            return digest_arrays(self.read(name, self.stored_scale))
+        file_name = self.competition.image_file(name)
+        data = self.files.read(file_name)
+        check_jpeg(data, *self.stored_shape, self.files.where(file_name))
+        return f"{zlib.crc32(data):08x}"  # an archive's reader has computed and compared the same
+
+    def stamp(self, name: str) -> str:
+        return self.files.stamp(self.competition.image_file(name))
+
 
 class CsvMasks:
     """Masks from a table of run lengths: three times as fast to decode as Carvana's GIFs."""
@@ -168,6 +181,9 @@ class CsvMasks:
         if scale == 1:  # nothing to average
             return coverage(self.read(name), scale)
         return coverage_of_runs(self.runs(name), self.competition.height_px, self.competition.width_px, scale)
+
+    def stamp(self, name: str) -> str:
+        return f"{zlib.crc32(self.text_of[name].encode()):08x}"
 
     def runs(self, name: str) -> NDArray[np.int64]:
         """Bounds of the row-major runs, int64 array (runs, 2), as `rle.bounds` gives them."""
@@ -197,6 +213,9 @@ class FileMasks:
         """`images.coverage` of the mask of an image, uint8 array (rows, columns) at 1/scale."""
         return coverage(self.read(name), scale)
 
+    def stamp(self, name: str) -> str:
+        return self.files.stamp(self.competition.mask_file(name))
+
     def runs(self, name: str) -> NDArray[np.int64]:
         """Bounds of the row-major runs, as those of `CsvMasks`."""
         return rle.bounds(self.read(name))
@@ -210,7 +229,7 @@ class CompetitionDataset:
 
     channels = 3
     classes: tuple[str, ...] = ()
-    fingerprint = ""  # a competition's data are the same for everybody
+    fingerprint = ""  # the facts of a competition decide all that is read
 
     def __init__(self, competition: Competition, folder: pathlib.Path, hq: bool):
         """hq: read the images with less compression."""
@@ -234,6 +253,12 @@ class CompetitionDataset:
 
     def truth(self, name: str) -> NDArray[np.bool_]:
         return self.masks.read(name)
+
+    def inspect(self, name: str) -> str:
+        return f"{self.images.inspect(name)} {digest_arrays(self.masks.runs(name))}"
+
+    def stamp(self, name: str) -> str:
+        return f"{self.images.stamp(name)} {self.masks.stamp(name)}"
 
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn

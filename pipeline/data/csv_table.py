@@ -20,27 +20,30 @@ from pipeline.runtime.problem import Problem
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x1280 pixels has 12 million
 LARGEST_TABLE_BYTES = 2**29  # of a table that is read whole; the run lengths of Kaggle's 5,088 masks have 40 MB
 LARGEST_STREAM_BYTES = 2**40  # of a table that is read row by row
-ENCODINGS = {"ascii": "ASCII without a byte-order mark", "utf-8-sig": "UTF-8"}
+BYTE_ORDER_MARK = "\ufeff"
+ENCODINGS = {"ascii": "ASCII without a byte-order mark"}  # in which a table is to be saved; any other: in UTF-8
 
 
 def stream_rows(
     path: pathlib.Path, encoding: str = "utf-8-sig", *, member: str | None = None, skip_blank: bool = True,
     largest_bytes: int = LARGEST_TABLE_BYTES, advice: str = "download it again",
+    delimiter: str = ",", spreadsheet: bool = False,
 ) -> Iterator[tuple[int, list[str]]]:  # fmt: skip
     """Yield (line number counted from 1, fields) of each row of a .csv, .csv.gz or .csv.zip, its header first.
 
-    encoding: one of ENCODINGS. member: the name of the table inside a .zip; None: the archive's only file.
+    encoding: as Python names it. member: the name of the table inside a .zip; None: the archive's only file.
     skip_blank: skip blank lines, which otherwise are rows of no field. largest_bytes: of the unpacked table.
-    advice: what to do about a damaged table. Raises Problem when the file is damaged, cut short, too large or not a
-    table, and FileNotFoundError when it is missing.
+    advice: what to do about a damaged table. spreadsheet: `tidy` the rows. Raises Problem when the file is damaged, cut
+    short, too large or not a table, and FileNotFoundError when it is missing.
     """
     csv.field_size_limit(LONGEST_FIELD)
     line, fields = 0, 0  # the last line that was read; fields of a row
     try:
         with open_text(path, encoding, member, largest_bytes) as text:
-            reader = csv.reader(limited_lines(text), strict=True)
+            reader = csv.reader(limited_lines(text), strict=True, delimiter=delimiter, skipinitialspace=spreadsheet)
             for row in reader:
                 line = reader.line_num
+                row = tidy(row, fields) if spreadsheet else row
                 if not row and skip_blank:
                     continue
                 fields = fields or len(row)
@@ -49,12 +52,22 @@ def stream_rows(
                 yield line, row
     except UnicodeDecodeError as error:
         what = f"the byte {error.object[error.start]:#x} does not belong in a table"
-        raise Problem(f"{path}, near line {line + 1}: {what}; save it as {ENCODINGS[encoding]}.") from None
+        raise Problem(f"{path}, near line {line + 1}: {what}; save it as {ENCODINGS.get(encoding, 'UTF-8')}.") from None
     except (FileNotFoundError, Problem):
         raise
     except (*DAMAGE, csv.Error) as error:
         reason = " ".join(reason_of(error).split())[:200]
         raise Problem(f"{path} cannot be read as a CSV table ({reason}); {advice}.") from None
+
+
+def tidy(row: list[str], fields: int) -> list[str]:
+    """Strip blanks, and drop empty fields beyond the first `fields`; [] if all are empty or it is Excel's `sep=;`."""
+    row = [field.replace(BYTE_ORDER_MARK, "").strip() for field in row]  # a conversion to UTF-16 leaves a second one
+    if not any(row) or row[0].casefold() == "sep=":
+        return []
+    while len(row) > fields and not row[-1]:
+        row.pop()
+    return row
 
 
 def limited_lines(text: IO[str]) -> Iterator[str]:
@@ -94,11 +107,11 @@ def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
 
 
-def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], allow_empty: bool = False) -> pd.DataFrame:
+def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a table of the competition, all columns as text: the car `331659860e11` is not a number.
 
     Raises Problem when the table is missing or damaged, when it lacks one of `columns` or has it twice, when two rows
-    have the same first of `columns`, and when it has no row, unless `allow_empty`.
+    have the same first of `columns`, and when it has no row.
     """
     path = find_table(folder, name)
     if path is None:
@@ -110,7 +123,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...], allow_
         raise Problem(f"{path}, line 1: the column {repeated[0]} stands there twice; download it again.")
     if missing := [column for column in columns if column not in header]:
         raise Problem(f"{path} has no column {missing[0]}; its first line is {','.join(header)[:80]}.")
-    if not rows and not allow_empty:
+    if not rows:
         raise Problem(f"{path} has no row below its first line; download it again.")
     table = pd.DataFrame(rows, columns=header, dtype=str)
     if repeated := table[columns[0]][table[columns[0]].duplicated()].tolist():

@@ -36,7 +36,7 @@ class SegmentationDataset(Protocol):
     channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
     classes: tuple[str, ...]  # their names, by index; () if binary
     where: str  # the folder or file, for messages
-    fingerprint: str  # distinguishes most other data from these at little cost, wherever they lie; "" if nothing does
+    fingerprint: str  # of what decides what is read, beside the files: full size and classes; "" if nothing does
     has_angles: bool  # whether each key (car) was seen from the same numbered angles, as Carvana's cars were
 
     def read(self, name: str, scale: int) -> NDArray:
@@ -47,6 +47,12 @@ class SegmentationDataset(Protocol):
 
     def truth(self, name: str) -> NDArray:
         """Return what metrics compare with at full size: mask bool (height, width), or class indices."""
+
+    def inspect(self, name: str) -> str:
+        """Return a hash of the pixels of an image and its mask. Raises Problem if a training cannot read them."""
+
+    def stamp(self, name: str) -> str:
+        """Return a text that differs once the files of an image have changed, without reading them."""
 
     def group_key(self, name: str) -> str:
         """Return what the first column of folds.csv lists for an image: its car, or its own name."""

@@ -23,7 +23,7 @@ from scipy.io.matlab import MatReadError
 
 from pipeline.data import grouping, nyuv2_classes
 from pipeline.data.images import downsample_image, downsample_labels
-from pipeline.runtime.files import digest
+from pipeline.runtime.files import digest, digest_arrays, stamp
 from pipeline.masks.confusion import ignored, index_dtype
 from pipeline.runtime.problem import Problem
 
@@ -67,7 +67,7 @@ class NyuV2:
         self.room_of = dict(zip(self.names, map(room_of_scene, scenes)))
         self.classes, self.class_of_label = map_labels(self.words, classes, self.path)
         size = (self.height, self.width)
-        self.fingerprint = digest(self.path.stat().st_size, size, self.words, inputs, self.classes)
+        self.fingerprint = digest(size, self.words, inputs, self.classes)
         self.handle: tuple[int, h5py.File] | None = None  # the process that opened the file, and the file
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
@@ -88,6 +88,12 @@ class NyuV2:
             what = f"the labels of image {name} reach {labels.max()}, but `names` has only {len(self.words)} words"
             raise Problem(f"{self.path}: {what}; download it again.")
         return self.class_of_label[labels]
+
+    def inspect(self, name: str) -> str:
+        return digest_arrays(self.read(name, 1), self.truth(name))
+
+    def stamp(self, name: str) -> str:
+        return stamp(self.path)
 
     def folds(self, count: int) -> pd.DataFrame:
         """Columns image, group (the room) and fold: the official split if it is there, else `count` folds of rooms.

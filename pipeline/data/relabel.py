@@ -8,8 +8,8 @@ import pathlib
 import pandas as pd
 
 from pipeline.data.competition import CsvMasks
-from pipeline.data.csv_table import read_table
 from pipeline.data.dataset import competition_of
+from pipeline.data.spreadsheet import read_spreadsheet
 from pipeline.masks import rle
 from pipeline.runtime.problem import Problem
 
@@ -47,7 +47,7 @@ def read_suspects(path: str, columns: tuple[str, ...], setting: str, kind: str) 
     file, competition = pathlib.Path(path), competition_of(kind)
     if not file.is_file():
         raise Problem(f"{setting} is {path}, but there is no such file; `make report` writes one, or set it to null.")
-    table = read_table(file.parent, file.name, columns, allow_empty=True)  # perhaps all masks are right
+    table = read_spreadsheet(file, columns)  # perhaps of no row: all masks are right
     for name in table[columns[0]]:
         if not competition.pattern(competition.image_suffix).fullmatch(competition.image_file(name)):
             raise Problem(f"{path}: {name[:40]!r} is not an image's name; write it as {competition.sample_table} does.")

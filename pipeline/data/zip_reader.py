@@ -15,6 +15,7 @@ import struct
 import zipfile
 import zlib
 
+from pipeline.runtime.files import stamp
 from pipeline.runtime.problem import Problem
 
 # What zipfile raises on damage: RuntimeError for an encrypted member, its subclass NotImplementedError for
@@ -94,6 +95,13 @@ class FileSet:
     def where(self, name: str) -> str:
         """Where a file lies, for messages."""
         return str(self.loose[name]) if name in self.loose else f"{self.archive_path}, member {self.members[name]}"
+
+    def stamp(self, name: str) -> str:
+        """Return a text that differs once a file has changed: of a member, its checksum and the archive's time."""
+        if name in self.loose:
+            return stamp(self.loose[name])
+        info = self.open_archive().getinfo(self.members[name])
+        return f"{info.CRC:08x} {info.file_size} {stamp(self.archive_path)}"
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises Problem when they cannot be read or fail their checksum."""

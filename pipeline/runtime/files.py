@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+from numpy.typing import NDArray
+
 from pipeline.runtime.problem import Problem
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # a read may raise EIO too
@@ -112,6 +114,24 @@ def length_bytes(path: pathlib.Path) -> int:
 def digest(*values: Any) -> str:
     """Return the SHA-256 of values as JSON, in hex: equal values have equal digests."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def digest_arrays(*arrays: NDArray) -> str:
+    """Return a hash of arrays, their shapes and dtypes, in 16 hex digits."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str} {array.shape} ".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()[:16]
+
+
+def stamp(path: pathlib.Path) -> str:
+    """Return the size and time of a file, of which one differs after a change; "" if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from pipeline.config import Refine, Settings, Train
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, open_dataset
+from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import TrainingDataset, ValidationDataset
 from pipeline.data.tiles import TileDataset
 from pipeline.paths import Run, TrainingFiles
@@ -27,9 +28,10 @@ class FoldData:
     training: TrainingDataset | TileDataset
     validation: ValidationDataset
     folds: pd.DataFrame  # folds.csv
-    fingerprint: str  # tells these images, this copy of them and these masks from others
+    fingerprint: str  # tells these names, this copy of the images and the replaced masks from others
     notes: str  # on images that are left out and masks that are replaced, for messages
     files: TrainingFiles  # what the training writes
+    digest_of: dict[str, str] = field(default_factory=dict)  # name -> hash of the pixels of its image and mask
     facts: dict[str, Any] = field(default_factory=dict)  # saved beside the best weights
 
     def missing_groups(self) -> list[str]:
@@ -88,6 +90,12 @@ def fingerprint_of(training: list[str], validation: list[str], dataset: Segmenta
     lines = [*training, "held out", *validation, f"stored at 1/{dataset.stored_scale}", *masks.splitlines()]
     text = "\n".join([*lines, *dataset.fingerprint.splitlines()])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inspect_fold(data: FoldData) -> FoldData:
+    """Return the fold with `digest_of` its images, all of which were looked at. Raises Problem if some are bad."""
+    names = [*data.training.names, *data.validation.names]
+    return dataclasses.replace(data, digest_of=inspect_images(data.dataset, names, data.run.inspected))
 
 
 def open_tiles(

@@ -18,7 +18,7 @@ from pipeline.training.state import TrainingState
 KEYS: dict[str, type] = {  # of last.pt, and the types of their values
     **{"settings": dict, "fingerprint": str, "step": int, "network": dict, "average": dict, "optimizer": dict},
     **{"scaler": dict, "loss_sum": float, "log": list, "best_score": float, "score_name": str, "seconds": float},
-    **{"epoch_watch": dict},
+    **{"epoch_watch": dict, "digests": dict},
 }
 # Settings that change how fast a run goes and what is done with it later, but not what it learns.
 ALWAYS_FREE = (
@@ -70,7 +70,8 @@ def read_last(
 
 def load_last(path: pathlib.Path) -> dict[str, Any]:
     """Load `last.pt` or `last.previous.pt`; Problem unless it has all KEYS with values of their types."""
-    last = checkpoint.load(path, keys=tuple(KEYS))
+    last = checkpoint.load(path, keys=tuple(key for key in KEYS if key != "digests"))
+    last.setdefault("digests", {})  # an earlier version saved none
     if wrong := [key for key, kind in KEYS.items() if not isinstance(last[key], kind)]:
         reason = f"its {wrong[0]} is not a {KEYS[wrong[0]].__name__}"
         raise Problem(f"The checkpoint {path} is not one of ours ({reason}); {checkpoint.ADVICE}.")
@@ -97,6 +98,15 @@ def check_same_data(last: dict[str, Any], data: FoldData) -> None:
         refined = f", or for another {data.run.fold(data.number).best}" if "coarse_sha256" in data.facts else ""
         what = f"{data.files.all} was begun with other images or masks than {data.folder} has{refined}"
         raise Problem(f"{what}; choose a new RUN=, or delete {data.files.all}.")
+
+
+def check_same_pixels(last: dict[str, Any], data: FoldData) -> None:
+    """Raise Problem if an image or a mask has other pixels than when the training was begun."""
+    began = last.get("digests", {})
+    if changed := [name for name, digest in data.digest_of.items() if began.get(name, digest) != digest]:
+        names = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
+        what = f"{data.files.all} was begun with other pixels in {len(changed)} images or masks of {data.folder}"
+        raise Problem(f"{what} ({names}); put them back, choose a new RUN=, or delete {data.files.all}.")
 
 
 def check_ranks_agree(dist: ProcessGroup, last: dict[str, Any], data: FoldData, settings: Settings) -> None:

@@ -102,6 +102,7 @@ class TrainingState:
     def save_last(self, settings: Settings, data: FoldData) -> None:
         """Write `last.pt`; the one before stays as `last.previous.pt`."""
         contents: dict[str, Any] = {"settings": settings.model_dump(), "fingerprint": data.fingerprint}
+        contents |= {"digests": data.digest_of}
         contents |= {"step": self.step, "network": self.network.state_dict()}
         contents |= {"average": self.ema.average.state_dict(), "optimizer": self.optimizer.state_dict()}
         contents |= {"scaler": self.scaler.state_dict(), "loss_sum": self.loss_sum.item(), "log": self.log}

@@ -51,7 +51,7 @@ predict: {tta: none, batch_size: 2}
 PREDICT, TRAIN, FOLDS = ("predict",), ("train",), ("folds",)
 VALIDATE, THRESHOLD, CHECK = ("validate",), ("threshold",), ("check", "--file", "submissions/tiny.csv.gz")
 # What a stage may leave that stops in the middle of its work: where it goes on, not what it makes.
-LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/fold0/(config\.yaml|tb.*)")
+LEFT_BEHIND = re.compile(r".*lock|submissions/\.tiny\.shards.*|runs/tiny/(inspected\.json|fold0/(config\.yaml|tb.*))")
 
 
 @dataclass(frozen=True)
