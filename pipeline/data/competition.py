@@ -233,6 +233,9 @@ class CompetitionDataset:
     def truth(self, name: str) -> NDArray[np.bool_]:
         return self.masks.read(name)
 
+    def notes(self, names: list[str]) -> list[str]:
+        return []
+
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn
 

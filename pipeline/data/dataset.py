@@ -48,6 +48,9 @@ class SegmentationDataset(Protocol):
     def truth(self, name: str) -> NDArray:
         """Return what metrics compare with at full size: mask bool (height, width), or class indices."""
 
+    def notes(self, names: list[str]) -> list[str]:
+        """Return sentences, for the start of a training, on what is unusual in the masks of these images; often []."""
+
     def group_key(self, name: str) -> str:
         """Return what the first column of folds.csv lists for an image: its car, or its own name."""
 

@@ -89,6 +89,9 @@ class NyuV2:
             raise Problem(f"{self.path}: {what}; download it again.")
         return self.class_of_label[labels]
 
+    def notes(self, names: list[str]) -> list[str]:
+        return []
+
     def folds(self, count: int) -> pd.DataFrame:
         """Columns image, group (the room) and fold: the official split if it is there, else `count` folds of rooms.
 
