@@ -341,6 +341,18 @@ def test_palettes_of_one_folder_must_agree_on_the_colours_of_classes(folder: pat
         opened(folder, classes=()).truth("p03")
 
 
+def test_a_palette_in_which_black_is_another_class_than_the_first_is_noted(folder: pathlib.Path) -> None:
+    """As `Image.quantize` makes of masks in colour."""
+    dataset = opened(folder)
+    for name in dataset.names:
+        coloured(folder, name, np.indices(mask_shape(folder, name)).sum(0) % 3, (0, 200, 0), (200, 0, 0), (0, 0, 0))
+    (note,) = opened(folder).notes(dataset.names)
+    assert "black is the class square, and ground is (0, 200, 0)" in note
+    for name in dataset.names:
+        coloured(folder, name, np.indices(mask_shape(folder, name)).sum(0) % 3, (0, 0, 0), (0, 200, 0), (200, 0, 0))
+    assert opened(folder).notes(dataset.names) == []
+
+
 # --- notes at the start of a training ----------------------------------------------------------------
 
 

@@ -149,7 +149,18 @@ class ImageFolder:
         facts = [self.check(names[index * len(names) // count]) for index in range(count)]
         which = counted(len(names), "training mask")
         which = which if count == len(names) else f"{count} of the {which}"
-        return [*note_masks(facts, self.classes, which), *([self.left_out] if self.left_out else [])]
+        left_out = [self.left_out] if self.left_out else []
+        return [*note_masks(facts, self.classes, which), *self.note_black(), *left_out]
+
+    def note_black(self) -> list[str]:
+        """Return a sentence if a class, but not the first, is black in the masks' palettes: often the background is."""
+        colours = {index: colour for index, (_, colour) in self.first_colours.items() if index < len(self.classes)}
+        black = [index for index, colour in colours.items() if not any(colour)]
+        if not black or 0 in black:
+            return []
+        others = f"{self.classes[0]} is {colours[0]}" if 0 in colours else f"{self.classes[0]} has no colour"
+        what = f"In the palettes of {self.where} black is the class {self.classes[black[0]]}, and {others}"
+        return [f"{what}; if that is wrong, save masks as grey PNGs with class indices as their values."]
 
     def group_key(self, name: str) -> str:
         return name
