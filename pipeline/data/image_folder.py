@@ -79,12 +79,18 @@ class ImageFolder:
         path = self.image_of[name]
         with open_image(path) as image:
             pixels = upright_rgb(image, str(path))
+        self.check_size(path, *pixels.shape[:2])
         if pixels.shape[:2] != (self.height, self.width):
-            self.check_resizes(path, pixels.shape[:2])
             shrinks = pixels.shape[0] >= self.height and pixels.shape[1] >= self.width
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             pixels = cv2.resize(pixels, (self.width, self.height), interpolation=interpolation)
         return downsample_image(pixels, scale)
+
+    def check_size(self, path: pathlib.Path, height: int, width: int) -> None:
+        """Raise Problem for an image of another size than the first, if images are not resized."""
+        if not self.resizes and (height, width) != (self.height, self.width):
+            what = f"{path} is {width}x{height}, but the first image {self.width}x{self.height}"
+            raise Problem(f"{what}; set data.height and data.width, and all are brought to that size.")
 
     def target(self, name: str, scale: int) -> NDArray:
         truth = self.truth(name)
@@ -132,16 +138,9 @@ class ImageFolder:
         Raises Problem for what `truth` and `read` would refuse, but for an image that is damaged behind its header.
         """
         truth, grey_px, _ = self.read_mask(name)
-        if self.size_of_image[name] != (self.height, self.width):
-            self.check_resizes(self.image_of[name], self.size_of_image[name])
+        self.check_size(self.image_of[name], *self.size_of_image[name])
         present = frozenset(np.unique(truth).astype(int).tolist())
         return MaskFacts(present - ({ignored(truth.dtype)} if self.classes else set()), grey_px, truth.size)
-
-    def check_resizes(self, path: pathlib.Path, size: tuple[int, ...]) -> None:
-        """Raise Problem for an image of another size than the first, (height, width), unless images are resized."""
-        if not self.resizes:
-            what = f"{path} is {size[1]}x{size[0]}, but the first image {self.width}x{self.height}"
-            raise Problem(f"{what}; set data.height and data.width, and all are brought to that size.")
 
     def notes(self, names: list[str]) -> list[str]:
         """Return sentences on what is unusual in the masks of these images; of many images it reads MAX_NOTED masks."""
