@@ -39,8 +39,9 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), refiner, losses, optim, ema, checkpoint
     data/           bytes -> tensors: zip_reader, csv_table, spreadsheet (tables that people write), images (decoding,
-                    the grid), augment; dataset (the protocol and its table of readers: competition, image_folder,
-                    nyuv2); grouping (who is held out with whom); inspection (of all files before the first step);
+                    the grid), augment; dataset (the protocol and its table of readers: competition, image_folder with
+                    folder_files and mask_files, nyuv2); grouping (who is held out with whom); inspection (of all files
+                    before the first step);
                     loader (training and validation batches), tiles (along the edge), image_stream (test images),
                     relabel, shrink
     inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.config import Settings
 from pipeline.data.dataset import open_dataset
-from pipeline.data.grouping import digest, map_keys_to_groups, plural, read_folds
+from pipeline.data.grouping import count_of, digest, map_keys_to_groups, read_folds
 from pipeline.paths import Run
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
@@ -22,10 +22,10 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
             with no_fold_in_training(run):
                 check_trained_folds(run, table, settings.data.folds, folder)
                 write_text(run.folds, text)
-    keys_name, groups_name = map(plural, table.columns[:2])
+    key_column, group_column, _ = table.columns
     groups = table.iloc[:, 0].map(map_keys_to_groups(table)).groupby(table["fold"])
-    sizes = ", ".join(f"{len(group)} of {group.nunique()} {groups_name}" for _, group in groups)
-    print(f"{run.folds}: {len(table)} {keys_name} in {len(groups)} folds ({sizes}).")
+    sizes = ", ".join(f"{len(group)} of {count_of(group_column, group.nunique())}" for _, group in groups)
+    print(f"{run.folds}: {count_of(key_column, len(table))} in {len(groups)} folds ({sizes}).")
 
 
 @contextlib.contextmanager

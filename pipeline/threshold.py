@@ -19,7 +19,7 @@ from pipeline.inference.stored_threshold import (
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.runtime.files import locked, write_json
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 
 
 def main(run: Run) -> None:
@@ -31,8 +31,9 @@ def main(run: Run) -> None:
     with locked(run.lock("threshold"), f"{run.threshold} is being written by another process; wait until it is done."):
         content = find_threshold(run, folds, group_key_of(kinds[0]))
         write_json(run.threshold, content)
+    images = counted(content["images"], "image")
     scores = f"Dice {content['oof_dice']:.5f}, cross-fitted {content['oof_dice_cross_fitted']:.5f}"
-    print(f"{run.threshold}: threshold {content['threshold']:.3f}, {scores}, over {content['images']} images.")
+    print(f"{run.threshold}: threshold {content['threshold']:.3f}, {scores}, over {images}.")
 
 
 def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:

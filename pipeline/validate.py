@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.data.dataset import SegmentationDataset, open_dataset
-from pipeline.data.grouping import check_trained_on, find_missing_keys, plural, read_folds, split
+from pipeline.data.grouping import check_trained_on, count_of, find_missing_keys, read_folds, split
 from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.inference.ensemble import Ensemble
@@ -31,7 +31,7 @@ from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
 from pipeline.runtime.files import locked, replacing, sha256
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 from pipeline.runtime.progress import progress
 
 CLASSES_SHOWN = 4
@@ -69,7 +69,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         with replacing(oof) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **arrays, **provenance)
     how = f"predict.tta {settings.predict.tta}{', refined' if member.refiner else ''}"
-    print(f"fold {fold}: {summary}, {how}, over {len(names)} held-out images, in {oof}.")
+    print(f"fold {fold}: {summary}, {how}, over {counted(len(names), 'held-out image')}, in {oof}.")
 
 
 def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, run: Run) -> list[str]:
@@ -78,8 +78,8 @@ def find_held_out(dataset: SegmentationDataset, table: pd.DataFrame, fold: int, 
     if not names:
         raise Problem(f"{dataset.where} holds no image of fold {fold} in {run.folds}; is it another folder?")
     if missing := find_missing_keys(table, fold, names, dataset.group_key):
-        what = f"held-out {plural(table.columns[0])}, the first is {missing[0]}"
-        print(f"fold {fold}: {dataset.where} lacks {len(missing)} {what}; they are not evaluated.")
+        what = f"{count_of(table.columns[0], len(missing))} held out, the first is {missing[0]}"
+        print(f"fold {fold}: {dataset.where} lacks {what}; they are not evaluated.")
     return names
 
 

@@ -2,6 +2,7 @@
 import pathlib
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -9,8 +10,9 @@ from plain_folder import CLASSES, COLOURS, draw
 
 from pipeline.__main__ import main
 from pipeline.config import Data, Settings, Task
+from pipeline.data import image_folder
 from pipeline.data.dataset import open_dataset
-from pipeline.data.image_folder import ImageFolder, resize_nearest
+from pipeline.data.image_folder import ImageFolder, MaskFacts, resize_nearest
 from pipeline.data.images import TRANSPOSE_OF
 from pipeline.runtime.problem import Problem
 
@@ -165,12 +167,12 @@ def test_a_config_opens_it(folder: pathlib.Path) -> None:
 
 def a_mask_is_missing(folder: pathlib.Path) -> str:
     (folder / "masks" / "p02.png").unlink()
-    return r"masks lacks the masks of 1 images; the first is p02\.png"
+    return r"masks lacks 1 mask; the first is that of p02\.jpg"
 
 
 def an_image_is_missing(folder: pathlib.Path) -> str:
     (folder / "images" / "p02.jpg").unlink()
-    return r"images lacks the images of 1 masks; the first is p02\."
+    return r"images lacks 1 image; the first is that of the mask p02\.png"
 
 
 def there_are_no_masks(folder: pathlib.Path) -> str:
@@ -225,30 +227,30 @@ def a_quote_of_the_table_is_not_closed(folder: pathlib.Path) -> str:
 
 def an_image_is_empty(folder: pathlib.Path) -> str:
     (folder / "images" / "p00.jpg").write_bytes(b"")
-    return r"p00\.jpg is not a whole JPEG or PNG image"
+    return r"p00\.jpg is not a whole JPEG, PNG or TIFF image"
 
 
 def an_image_is_cut_short(folder: pathlib.Path) -> str:
     path = folder / "images" / "p00.jpg"
     path.write_bytes(path.read_bytes()[:-400])
-    return r"p00\.jpg is not a whole JPEG or PNG image"
+    return r"p00\.jpg is not a whole JPEG, PNG or TIFF image"
 
 
 def an_image_has_16_bits(folder: pathlib.Path) -> str:
     (folder / "images" / "p00.jpg").unlink()
     Image.fromarray(np.full(mask_shape(folder, "p00"), 900, np.uint16)).save(folder / "images" / "p00.png")
-    return r"p00\.png has more than 8 bits a colour \(Pillow's mode I;16\); save it with 8"
+    return r"p00\.png has 16 bits a colour, but only 8 can be read"
 
 
 def a_mask_is_cut_short(folder: pathlib.Path) -> str:
     path = folder / "masks" / "p00.png"
     path.write_bytes(path.read_bytes()[:60])
-    return r"p00\.png is not a whole JPEG or PNG image"
+    return r"p00\.png is not a whole JPEG, PNG or TIFF image"
 
 
 def a_mask_is_in_colour(folder: pathlib.Path) -> str:
-    write_mask(folder, "p00", np.zeros((*mask_shape(folder, "p00"), 3), np.uint8))
-    return r"p00\.png: the mask's colours are RGB, but it must be a grey or palette PNG"
+    write_mask(folder, "p00", np.full((*mask_shape(folder, "p00"), 3), (9, 0, 0), np.uint8))
+    return r"p00\.png: the mask is in colour; save it as grey PNG with class indices"
 
 
 def a_mask_has_another_size(folder: pathlib.Path) -> str:
@@ -280,8 +282,122 @@ def test_what_is_wrong_is_one_sentence(folder: pathlib.Path, damage) -> None:
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
+def test_depth_is_refused_when_the_folder_is_opened(folder: pathlib.Path) -> None:
+    (folder / "images" / "p04.jpg").unlink()
+    deep = np.full((*mask_shape(folder, "p04"), 3), 900, np.uint16)
+    cv2.imwrite(str(folder / "images" / "p04.png"), deep)
+    with pytest.raises(Problem, match=r"p04\.png has 16 bits a colour"):
+        opened(folder)
+
+
+def test_a_tiff_of_several_pages_is_a_problem_and_one_with_a_preview_is_not(folder: pathlib.Path) -> None:
+    with Image.open(folder / "masks" / "p00.png") as mask:
+        mask.load()
+    (folder / "masks" / "p00.png").unlink()
+    path, preview = folder / "masks" / "p00.tif", mask.resize((9, 6))
+    mask.save(path, save_all=True, append_images=[preview])
+    np.testing.assert_array_equal(opened(folder, size=mask.size[::-1]).truth("p00"), np.asarray(mask))
+    mask.save(path, save_all=True, append_images=[mask, mask])
+    with pytest.raises(Problem, match=r"p00\.tif has 3 pages of one size"):
+        opened(folder).truth("p00")
+
+
+def test_a_jpeg_of_12_bits_is_one_sentence(folder: pathlib.Path) -> None:
+    path = folder / "images" / "p00.jpg"
+    data = path.read_bytes()
+    frame = data.index(b"\xff\xc0") + 4
+    path.write_bytes(data[:frame] + b"\x0c" + data[frame + 1 :])
+    with pytest.raises(Problem, match=r"p00\.jpg is not a whole JPEG.* or has colours or bits that are not read"):
+        opened(folder)
+
+
+def coloured(folder: pathlib.Path, name: str, values: np.ndarray, *colours: tuple[int, int, int]) -> None:
+    mask = Image.fromarray(values.astype(np.uint8), mode="P")
+    mask.putpalette([value for colour in colours for value in colour])
+    mask.save(folder / "masks" / f"{name}.png")
+
+
+def test_palettes_of_one_folder_must_agree_on_the_colours_of_classes(folder: pathlib.Path) -> None:
+    """Programs that choose a palette for each file, as `Image.quantize` does, give a class any index."""
+    indices = {name: np.indices(mask_shape(folder, name)).sum(0) % 2 for name in ("p01", "p03")}
+    black, red, green = (0, 0, 0), (255, 0, 0), (0, 255, 0)
+    coloured(folder, "p01", indices["p01"], black, red, green)
+    coloured(folder, "p03", indices["p03"], black, red)
+    assert set(np.unique(opened(folder).truth("p03"))) == {0, 1}
+    coloured(folder, "p03", indices["p03"], black, green)
+    dataset = opened(folder)
+    assert dataset.check("p01").present == {0, 1}
+    with pytest.raises(Problem, match=r"p01\.png and .*p03\.png have palettes in which index 1 has different colours"):
+        dataset.truth("p03")
+    one_object = opened(folder, classes=())  # may have any colour, on one background
+    assert one_object.truth("p03").mean() == one_object.truth("p01").mean() == pytest.approx(0.5, abs=0.01)
+    coloured(folder, "p03", indices["p03"], green, red)
+    with pytest.raises(Problem, match="index 0 has different colours"):
+        opened(folder, classes=()).truth("p03")
+
+
+def test_a_palette_in_which_black_is_another_class_than_the_first_is_noted(folder: pathlib.Path) -> None:
+    """As `Image.quantize` makes of masks in colour."""
+    dataset = opened(folder)
+    for name in dataset.names:
+        coloured(folder, name, np.indices(mask_shape(folder, name)).sum(0) % 3, (0, 200, 0), (200, 0, 0), (0, 0, 0))
+    (note,) = opened(folder).notes(dataset.names)
+    assert "black is the class square, and ground is (0, 200, 0)" in note
+    for name in dataset.names:
+        coloured(folder, name, np.indices(mask_shape(folder, name)).sum(0) % 3, (0, 0, 0), (0, 200, 0), (200, 0, 0))
+    assert opened(folder).notes(dataset.names) == []
+
+
+# --- notes at the start of a training ----------------------------------------------------------------
+
+
+def test_notes_name_classes_that_no_pixel_has(folder: pathlib.Path) -> None:
+    dataset = opened(folder, classes=(*CLASSES, "star", "moon"))
+    assert opened(folder).notes(dataset.names) == []
+    assert dataset.notes(dataset.names) == ["No pixel of 6 training masks has 2 of the 5 classes: star, moon."]
+    assert dataset.notes(dataset.names[:1])[0].startswith("No pixel of 1 training mask has")
+    for name in dataset.names:
+        write_mask(folder, name, np.where(np.indices(mask_shape(folder, name))[0] > 20, 255, 0).astype(np.uint8))
+    (note,) = opened(folder).notes(dataset.names)
+    assert "2 of the 3 classes: disc, square" in note and "remove the line `task:`" in note
+
+
+def test_of_a_large_folder_notes_are_from_some_of_its_masks(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "MAX_NOTED", 3)
+    dataset = opened(folder, classes=(*CLASSES, "star"))
+    read = []
+    monkeypatch.setattr(dataset, "check", lambda name: read.append(name) or MaskFacts(frozenset({0, 1}), 0, 1))
+    (note,) = dataset.notes(dataset.names)
+    assert read == ["p00", "p02", "p04"] and note.startswith("No pixel of 3 of the 6 training masks has 2 of the 4")
+
+
+def test_notes_count_grey_pixels_once_for_all_masks(folder: pathlib.Path) -> None:
+    for name in ("p00", "p01", "p02"):
+        values = np.zeros(mask_shape(folder, name), np.uint8)
+        values[30:], values[0, :10] = 255, 100
+        write_mask(folder, name, values)
+    dataset = opened(folder, classes=())
+    pixels = sum(np.prod(mask_shape(folder, name)) for name in ("p00", "p01", "p02"))
+    (note,) = dataset.notes(["p00", "p01", "p02"])
+    assert note.startswith(f"30 pixels ({30 / pixels:.2%}) of 3 training masks are grey")
+    write_mask(folder, "p00", np.zeros(mask_shape(folder, "p00"), np.uint8))
+    assert dataset.notes(["p00"]) == ["No pixel of 1 training mask has the object."]
+
+
+def test_check_finds_what_training_would_stumble_on(folder: pathlib.Path) -> None:
+    dataset = opened(folder, size=(None, None))
+    assert dataset.check("p00") == MaskFacts(frozenset({0, 1, 2}), 0, np.prod(mask_shape(folder, "p00")))
+    with pytest.raises(Problem, match=r"p01\.jpg is .*, but the first image .*set data.height and data.width"):
+        dataset.check("p01")
+    write_mask(folder, "p00", np.zeros((9, 9), np.uint8))
+    with pytest.raises(Problem, match="the mask is 9x9, but its image"):
+        dataset.check("p00")
+
+
 def test_a_binary_mask_of_other_values_is_a_problem(folder: pathlib.Path) -> None:
-    with pytest.raises(Problem, match=r"p00\.png: the mask has the values 0, 1, 2, 255, but a binary one has 0 and 1"):
+    with pytest.raises(Problem, match=r"p00\.png: the mask has the values 0, 1, 2, 255, but one object is"):
         opened(folder, classes=()).truth("p00")
 
 
@@ -291,7 +407,7 @@ def test_an_ignore_index_that_is_a_class_is_a_problem(folder: pathlib.Path) -> N
 
 
 def test_more_folds_than_groups_are_a_problem(folder: pathlib.Path) -> None:
-    with pytest.raises(Problem, match=r"data\.folds is 3, but the \w+ have only 2 groups"):
+    with pytest.raises(Problem, match=r"data\.folds is 3, but the 6 images have only 2 groups, not"):
         opened(folder).folds(3)
 
 
@@ -304,4 +420,7 @@ def test_folds_counts_images_without_groups_as_a_group_each(
     pathlib.Path("mine.yaml").write_text(f"data: {{kind: folder, folds: 2, height: 64, width: 96}}\n{task}")
     assert main(["folds", "--config", "mine.yaml", "--data", str(folder)]) == 0
     images = len(list((folder / "images").iterdir()))
-    assert f"{images // 2} of {images // 2} groups" in capsys.readouterr().out
+    assert f"{images} images in 2 folds ({images // 2} of {images // 2} groups, " in capsys.readouterr().out
+    (folder / "groups.csv").write_text("image,group\n" + "".join(f"p0{number},{number // 3}\n" for number in range(6)))
+    assert main(["folds", "--config", "mine.yaml", "--data", str(folder), "--run", "b"]) == 0
+    assert "6 images in 2 folds (3 of 1 group, 3 of 1 group)" in capsys.readouterr().out

@@ -260,6 +260,9 @@ class CompetitionDataset:
     def stamp(self, name: str) -> str:
         return f"{self.images.stamp(name)} {self.masks.stamp(name)}"
 
+    def notes(self, names: list[str]) -> list[str]:
+        return []
+
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn
 

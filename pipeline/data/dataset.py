@@ -54,6 +54,9 @@ class SegmentationDataset(Protocol):
     def stamp(self, name: str) -> str:
         """Return a text that differs once the files of an image have changed, without reading them."""
 
+    def notes(self, names: list[str]) -> list[str]:
+        """Return sentences, for the start of a training, on what is unusual in the masks of these images; often []."""
+
     def group_key(self, name: str) -> str:
         """Return what the first column of folds.csv lists for an image: its car, or its own name."""
 

@@ -14,11 +14,11 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from pipeline.runtime import files
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 
 KeyOf = Callable[[str], str]  # the name of an image -> its key
 IMAGE_COLUMNS = ("image", "group")  # of a key and its group
-PLURALS = {"car_id": "cars", "make": "makes"}  # of columns, in messages; else an s is appended
+NOUNS = {"car_id": "car"}  # of columns, in messages; else the column's own name
 
 
 def assign_folds(group_of_key: dict[str, str], folds: int, columns: tuple[str, str] = IMAGE_COLUMNS) -> pd.DataFrame:
@@ -33,8 +33,8 @@ def assign_folds(group_of_key: dict[str, str], folds: int, columns: tuple[str, s
     named = [group or f"{alone}{key}" for key, group in zip(keys, groups)]
     if (count := len(set(named))) < folds:
         advice = f"set data.folds to {count} or less" if count > 1 else "two are the least to hold one out"
-        what, of_what = map(plural, columns)
-        raise Problem(f"data.folds is {folds}, but the {what} have only {count} {of_what}, not to be split; {advice}.")
+        what = f"the {count_of(columns[0], len(keys))} have only {count_of(columns[1], count)}"
+        raise Problem(f"data.folds is {folds}, but {what}, not to be split; {advice}.")
     table = pd.DataFrame(dict(zip((*columns, "fold"), (keys, groups, 0))))
     for fold, (_, held_out) in enumerate(GroupKFold(folds).split(keys, groups=named)):
         table.loc[held_out, "fold"] = fold
@@ -63,9 +63,9 @@ def read_folds(path: pathlib.Path) -> pd.DataFrame:
     return table
 
 
-def plural(column: str) -> str:
-    """Return what a message calls the keys or groups of a column, such as "images" or "makes"."""
-    return PLURALS.get(column, f"{column}s")
+def count_of(column: str, count: int) -> str:
+    """Return a number of keys or groups of a column for a message, such as "4 images" or "1 make"."""
+    return counted(count, NOUNS.get(column, column))
 
 
 def digest(table: pd.DataFrame) -> str:

@@ -95,6 +95,9 @@ class NyuV2:
     def stamp(self, name: str) -> str:
         return stamp(self.path)
 
+    def notes(self, names: list[str]) -> list[str]:
+        return []
+
     def folds(self, count: int) -> pd.DataFrame:
         """Columns image, group (the room) and fold: the official split if it is there, else `count` folds of rooms.
 

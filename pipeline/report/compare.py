@@ -12,7 +12,7 @@ from pipeline.paths import Run
 from pipeline.report import charts, classes, errors, gallery, overview, page, paired
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups
 from pipeline.runtime.files import locked, write_text
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 from pipeline.runtime.progress import in_order, progress
 
 MAX_ROWS = 60  # images, each twice: half with the largest gains of b, half with its largest losses
@@ -36,7 +36,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
         text = page.render(
             "compare.html.j2", a=a, b=b, title=f"{b} against {a}", maker="compare",
             difference=difference, verdict=verdict(difference, a, b), metric=both[0].metric, cluster=cluster,
-            kicker=[f"{len(pairs)} images evaluated in both, {cluster}s: {difference.clusters}"],
+            kicker=[f"{counted(len(pairs), 'image')} evaluated in both, of {counted(difference.clusters, cluster)}"],
             palette=class_legend(both[0]), facts=headline_facts(difference, pairs, (a, b), both, cluster),
             panels=panels(pairs, a, b, both[0].metric), missing_notes=list(dict.fromkeys(notes)),
             footer=f'Made by make compare RUNS="{a} {b}".', **gallery_section(pairs, both),
@@ -45,7 +45,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
     interval = f"95 % interval {difference.low:+.5f} to {difference.high:+.5f}"
     if not difference.has_interval:
         interval = f"without an interval, which needs {paired.MIN_CLUSTERS} {cluster}s"
-    extent = f"over {len(pairs)} images; {cluster}s: {difference.clusters}"
+    extent = f"over {counted(len(pairs), 'image')} of {counted(difference.clusters, cluster)}"
     print(f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, {extent}.")
 
 

@@ -12,6 +12,11 @@ class Problem(Exception):
     """
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun for a sentence: "1 image", "4 images". plural: if not the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def sentence_of(error: Problem | OSError) -> str:
     """Return the message as one printable line, whatever file names and values it quotes."""
     text = str(error)

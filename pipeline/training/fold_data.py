@@ -14,7 +14,7 @@ from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import TrainingDataset, ValidationDataset
 from pipeline.data.tiles import TileDataset
 from pipeline.paths import Run, TrainingFiles
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def open_fold(
     if len(training) + len(validation) != len(dataset.names):
         raise Problem(f"{folder} has images that {run.folds} does not list; run `make folds` under another RUN=.")
     training = relabel.without(training, settings.data.exclude, settings.data.kind)
-    images = f"Fold {fold_number} of {run.folds} has {len(training)} images to train on and {len(validation)} held out"
+    images = f"Fold {fold_number} of {run.folds} has {counted(len(training), 'image')} to train on"
+    images += f" and {len(validation)} held out"
     for section in sections:
         if (hyper := getattr(settings, section)) is not None:
             check_batch_size(section, hyper, len(training) if validation else 0, images, world_size)

@@ -66,8 +66,9 @@ def train(training: Training, last: dict[str, Any]) -> None:
     was_trained = is_trained(hyper, data, last)
     if not was_trained:
         if dist.is_main:
+            message = messages.start(settings, data, schedule, state, dist)  # a Problem of a mask leaves no file behind
             write_text(data.files.config, config.dump(settings))
-            print(messages.start(settings, data, schedule, state, dist))
+            print(message)
         take_steps(training, schedule)
     if dist.is_main:
         resume.check_best_exists(data, state)

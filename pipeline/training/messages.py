@@ -8,6 +8,7 @@ from pipeline.data.tiles import TileDataset
 from pipeline.model.factory import count_parameters
 from pipeline.runtime.device import describe
 from pipeline.runtime.distributed import ProcessGroup
+from pipeline.runtime.problem import counted
 from pipeline.training.fold_data import FoldData
 from pipeline.training.state import TrainingState
 
@@ -19,17 +20,18 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
     """Return what is trained, on what; and what is missing, or done already."""
     processes = f", {dist.world_size} processes" if dist.world_size > 1 else ""
     parameters = f"{count_parameters(state.network) / 1e6:.2f} M parameters"
+    count = counted(len(data.training), "image")
     if isinstance(data.training, TileDataset):
-        network = f"refiner of {parameters}"
-        seen = f"{data.training.tile_px}-pixel tiles of {len(data.training)} images"
+        network, seen = f"refiner of {parameters}", f"{data.training.tile_px}-pixel tiles of {count}"
     else:
         network = f"{settings.model.arch} of {parameters}"
-        seen = f"{len(data.training)} images at 1/{settings.data.scale}"
+        seen = f"{count} at 1/{settings.data.scale}"
     images = f"{seen}, {len(data.validation)} held out{data.notes}"
     lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]
     if missing := data.missing_groups():
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
+    lines += data.dataset.notes(data.training.names)
     if state.step:
         lines.append(f"{data.files.last}: resuming after step {state.step} of {schedule.total_steps}.")
     return "\n".join(lines)
