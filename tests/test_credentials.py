@@ -252,6 +252,19 @@ def test_variables_come_before_kaggle_json_and_are_trimmed_too(home: pathlib.Pat
     assert refusal().startswith("KAGGLE_KEY holds no key")
 
 
+def test_a_key_that_is_not_used_is_a_secret_too(home: pathlib.Path, monkeypatch: Patch) -> None:
+    (home / "access_token").write_text(TOKEN)
+    assert find_credentials().secrets == [TOKEN]
+    (home / "kaggle.json").write_text(json.dumps(KEY_FILE))
+    assert find_credentials().secrets == [TOKEN, "0f3e"]
+    (home / "kaggle.json").write_text("damaged")
+    assert find_credentials().secrets == [TOKEN]
+    (home / "access_token").unlink()
+    monkeypatch.setenv("KAGGLE_USERNAME", "newcomer")
+    monkeypatch.setenv("KAGGLE_KEY", "77")
+    assert set(find_credentials().secrets) == {"77"}
+
+
 def test_a_folder_of_kaggle_json_that_does_not_exist_is_named(home: pathlib.Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", "~/none")
     assert refusal().startswith("KAGGLE_CONFIG_DIR names no folder")

@@ -286,9 +286,10 @@ def connect(competition: Competition) -> Client:
     adapter, build = KaggleAdapter(), api.build_kaggle_client
     api.build_kaggle_client = lambda: with_adapter(build(), adapter)  # for the calls of the log-in too
     credentials = find_credentials()
+    secrets = credentials.secrets
     with environment(credentials.variables):
         try:
-            with_retries(lambda: call_api(api.authenticate), "the log-in", credentials.secrets, competition)
+            with_retries(lambda: call_api(api.authenticate), "the log-in", secrets, competition)
         except SystemExit:
             if not credentials.token:
                 raise Problem(f"There are no credentials for Kaggle; {LOGIN_ADVICE}.") from None
@@ -296,8 +297,8 @@ def connect(competition: Competition) -> Client:
             # The package would continue with user and key, but still send this token.
             what = f"Kaggle does not accept the access token of {credentials.source}"
             raise Problem(f"{what}; remove it, or {LOGIN_ADVICE}.")
-        secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
-        return Client(api.build_kaggle_client(), adapter, secrets, competition)
+        login = api.config_values.get("token")  # of an OAuth login, too
+        return Client(api.build_kaggle_client(), adapter, [*secrets, *([str(login)] if login else [])], competition)
 
 
 def with_adapter(package_client: Any, adapter: KaggleAdapter) -> Any:
