@@ -5,6 +5,7 @@
 #     common/list/SET/--set       a.b=1   override settings of the config
 #
 # There are a value, a list (every word of the variable is a value of its own) and a switch (off for 0 and nothing).
+# A list of paths is one value: a path may have blanks, and the command knows which of them exist.
 
 /^class Common\(/ { name = "common" }
 /^@command\(/ { decorated = 1 }
@@ -17,7 +18,7 @@ name != "" && match($0, /^    [a-z_]+: Annotated\[/) {
     variable = toupper(substr($1, 1, length($1) - 1))
     flag = "--" tolower(variable)
     gsub("_", "-", flag)
-    kind = /Annotated\[bool/ ? "switch" : /Annotated\[list\[/ ? "list" : "value"
+    kind = /Annotated\[bool/ ? "switch" : /Annotated\[list\[/ && !/metavar="PATH"/ ? "list" : "value"
     example = kind == "switch" ? "1" : quoted("metavar=\"")
     if (example == "" && match($0, /Literal\[[^]]*/)) {
         example = substr($0, RSTART + 8, RLENGTH - 8)

@@ -340,13 +340,15 @@ def compare(
 @command()
 def cutout(
     common: Common,
-    image: Annotated[list[str], Option(metavar="FILE", help="images of any size")],
+    image: Annotated[list[str], Option(metavar="PATH", help="images, folders of them, wildcards")],
     out: Annotated[str, Option(metavar="DIR", help="folder to write to")],
+    mask: Annotated[bool, Option("--mask", help="masks alone: grey PNGs of 0 and 255, or of class indices")] = False,
+    max_megapixels: Annotated[int, Option(parser=positive_number, metavar="N", help="refuse larger images")] = 250,
 ) -> None:
     """Cut the object out of images: PNGs with a transparent background, or classes."""
     from pipeline import cutout as stage
-    paths = [pathlib.Path(path) for path in image]
-    stage.main(common.named_run(), common.trained_folds(), common.overrides, paths, pathlib.Path(out))
+    folds = common.trained_folds()
+    stage.main(common.named_run(), folds, common.overrides, image, pathlib.Path(out), mask, max_megapixels)
 
 
 @command()

@@ -4,14 +4,17 @@ For several classes the PNG is the class map in colours, with a palette.
 """
 import math
 import pathlib
+import sys
+from collections.abc import Iterator, Mapping
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipeline.data.images import grid_shape, upright_rgb
+from pipeline.data.image_files import find_images, read_image
+from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import find_largest
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import build_ensemble, load_members, read_size_and_classes
@@ -19,52 +22,93 @@ from pipeline.masks.colours import palette_image
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
 from pipeline.runtime.files import replacing
-from pipeline.runtime.memory import explain_out_of_memory
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.memory import explain_out_of_memory, limited_to_free_memory
+from pipeline.runtime.problem import Problem, sentence_of
 
 CLASSES_SHOWN = 4  # the largest of an image
 EDGE_PX = 2  # width of the soft edge where the network is sure
+STRIP_PX = 2**21  # of an image, for which probabilities are held at once
+CUBIC = -0.75  # the parameter of OpenCV's bicubic interpolation
 
 
-def main(run: Run, folds: list[int], overrides: list[str], images: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Write `out/NAME.png` for each image, from the mean of the networks of these folds."""
+def main(
+    run: Run, folds: list[int], overrides: list[str], given: list[str], out: pathlib.Path, mask: bool,
+    max_megapixels: int,
+) -> None:  # fmt: skip
+    """Write `out/NAME.png` for each image, from the mean of the networks of these folds.
+
+    given: images, folders and wildcards, as `find_images` takes them; an image of a sub-folder is written to the same
+    sub-folder of `out`. mask: write the mask alone. Of several images, those that cannot be cut out are left out; a
+    Problem at the end counts them.
+    """
     if not folds:
         raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
-    target_of_image = name_targets(images, out)
+    files = find_images(given, leave_out=out)
+    target_of_image = name_targets(files.names, out)
     device = pick_device()
     paths = [run.fold(fold).best for fold in folds]
     members, (settings, *_) = load_members({path: 1 / len(paths) for path in paths}, overrides, device)
     if settings.data.channels != 3:
         raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but images have no depth.")
     full_size, classes = read_size_and_classes(paths[0])
-    binary = settings.task.kind == "binary"
-    ensemble = build_ensemble(members, binary, *full_size)
-    print(f"{len(images)} images, {', '.join(map(str, paths))}, on {describe(device)}.")
+    ensemble = build_ensemble(members, settings.task.kind == "binary", *full_size)
+    print(f"{len(target_of_image)} images, {', '.join(map(str, paths))}, on {describe(device)}.")
+    if files.skipped:
+        print(f"Other files in these folders: {len(files.skipped)}, skipped; the first is {files.skipped[0]}.")
+    bad_images = 0
     for path, target in target_of_image.items():
-        image = read_image(path)
-        with explain_out_of_memory(lambda: f"The memory is too small for {path}; make the image smaller."):
-            result = cut_out(ensemble, image) if binary else predict_class_map(ensemble, image)
+        try:
+            too_large = f"The memory is too small for {path}; make the image smaller."
+            with limited_to_free_memory(device), explain_out_of_memory(lambda: too_large):
+                result = predict_image(ensemble, classes, read_image(path, max_megapixels))
+        except Problem as problem:
+            if len(target_of_image) == 1:
+                raise
+            print(f"cutout: {sentence_of(problem)}", file=sys.stderr)
+            bad_images += 1
+            continue
         with replacing(target) as draft:
-            (Image.fromarray(result) if binary else palette_image(result, len(classes))).save(draft, format="PNG")
-        print(f"{target}: {result.shape[1]}x{result.shape[0]}, {describe_result(result, binary, classes)}.")
+            to_png(result, len(classes), mask).save(draft, format="PNG")
+        print(f"{target}: {result.shape[1]}x{result.shape[0]}, {describe_result(result, classes)}.")
+    if bad_images:
+        raise Problem(f"{bad_images} of {len(target_of_image)} images were left out, see above; {out} has the others.")
 
 
-def name_targets(images: list[pathlib.Path], out: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
-    """Return image -> PNG to write. Raise Problem if an image is missing, or would be replaced, or two collide."""
-    targets = {image: out / f"{image.stem}.png" for image in images}
+def name_targets(names: Mapping[pathlib.Path, pathlib.Path], out: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
+    """Return image -> PNG to write. Raise Problem if an image would be replaced, or two collide.
+
+    names: image -> its path below the folder that the user named.
+    """
+    targets = {image: out / name.with_name(f"{name.stem}.png") for image, name in names.items()}
+    image_of_file = {image.resolve(): image for image in targets}
+    image_of_target: dict[pathlib.Path, pathlib.Path] = {}
     for image, target in targets.items():
-        if twins := [other for other in images if other != image and targets[other] == target]:
-            raise Problem(f"{image} and {twins[0]} would both become {target}; rename one, or cut them out one by one.")
-        if image.resolve() == target.resolve():
-            raise Problem(f"{image} would be overwritten by its own cut-out; choose another OUT=.")
-    if missing := [image for image in images if not image.is_file()]:
-        raise Problem(f"There is no {missing[0]}; IMAGE= takes paths without blanks, separated by blanks.")
+        if (twin := image_of_target.setdefault(target, image)) != image:
+            raise Problem(f"{twin} and {image} would both become {target}; rename one, or cut them out one by one.")
+        if overwritten := image_of_file.get(target.resolve()):
+            raise Problem(f"{overwritten} would be overwritten by the cut-out of {image}; choose another OUT=.")
     return targets
 
 
-def describe_result(result: NDArray, binary: bool, classes: tuple[str, ...]) -> str:
+def predict_image(ensemble: Ensemble, classes: tuple[str, ...], image: NDArray[np.uint8]) -> NDArray:
+    """Return what `cut_out` does, or a class map if there are classes."""
+    return predict_class_map(ensemble, image) if classes else cut_out(ensemble, image)
+
+
+def to_png(result: NDArray, classes: int, mask: bool) -> Image.Image:
+    """Return a result as the image to write. mask: 0 and 255, or class indices, in grey, as `data.kind: folder` reads.
+
+    classes: 0 if there is only an object.
+    """
+    if not classes:
+        is_object = result[..., 3] >= 128
+        return Image.fromarray(is_object.view(np.uint8) * np.uint8(255) if mask else result)
+    return Image.fromarray(result) if mask else palette_image(result, classes)
+
+
+def describe_result(result: NDArray, classes: tuple[str, ...]) -> str:
     """Describe how much of an image the object covers, or its largest classes."""
-    if binary:
+    if not classes:
         return f"the object covers {(result[..., 3] >= 128).mean():.0%}"
     fraction_of_class = np.bincount(result.ravel(), minlength=len(classes)) / result.size
     largest = np.argsort(-fraction_of_class)[:CLASSES_SHOWN]
@@ -74,45 +118,71 @@ def describe_result(result: NDArray, binary: bool, classes: tuple[str, ...]) -> 
 # --- one image -------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: pathlib.Path) -> NDArray[np.uint8]:
-    """Return an image as RGB array (height, width, 3), upright as its EXIF says. Raise Problem if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return upright_rgb(image, str(path))
-    except FileNotFoundError:
-        raise Problem(f"There is no {path}.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise Problem(f"{path} is not an image that can be read ({reason}); save it as JPEG or PNG again.") from None
-
-
 def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image (height, width, 3) with its transparency, RGBA (height, width, 4); black outside the object."""
-    height, width = image.shape[:2]
-    prob = np.zeros((height, width), np.float32)
+    """Return an image with its transparency, RGBA (height, width, 4); black outside the object.
+
+    image: RGB (height, width, 3); or RGBA, whose own opacity is multiplied with the object's.
+    """
+    height, width, channels = image.shape
     small_probs, side_px = predict_cells(ensemble, image)
-    for small_prob in small_probs:
-        prob += cv2.resize(small_prob[0], (width, height), interpolation=cv2.INTER_CUBIC)
-    alpha = compute_alpha(prob, side_px)
-    return np.dstack((np.where(alpha[..., None] > 0, image, 0), alpha))
+    rgba = np.zeros((height, width, 4), np.uint8)
+    for rows in strips(height, width):
+        alpha = compute_alpha(upsample_rows([prob[0] for prob in small_probs], rows, height, width), side_px)
+        if channels == 4:
+            alpha = cv2.multiply(alpha, image[rows, :, 3], scale=1 / 255)
+        rgba[rows, :, :3] = np.where(alpha[..., None] > 0, image[rows, :, :3], 0)
+        rgba[rows, :, 3] = alpha
+    return rgba
 
 
 def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray:
-    """Return the most probable class of each pixel, indices (height, width)."""
+    """Return the most probable class of each pixel of an RGB or RGBA image, indices (height, width)."""
     height, width = image.shape[:2]
     small_probs, _ = predict_cells(ensemble, image)
 
-    def upsample_class(index: int) -> NDArray[np.float32]:
-        maps = (cv2.resize(prob[index], (width, height), interpolation=cv2.INTER_CUBIC) for prob in small_probs)
-        return sum(maps, start=next(maps))
+    def class_map(rows: slice) -> NDArray:
+        def upsample_class(index: int) -> NDArray[np.float32]:
+            return upsample_rows([prob[index] for prob in small_probs], rows, height, width)
 
-    return find_largest(upsample_class, classes=len(small_probs[0]))
+        return find_largest(upsample_class, classes=len(small_probs[0]))
+
+    return np.concatenate([class_map(rows) for rows in strips(height, width)])
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Divide the rows of an image into strips of about `STRIP_PX`."""
+    rows = max(1, STRIP_PX // width)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def upsample_rows(maps: list[NDArray[np.float32]], rows: slice, height: int, width: int) -> NDArray[np.float32]:
+    """Return these rows of the sum of maps at full size, as OpenCV upsamples them (bicubic), without the other rows.
+
+    All rows of an image of 192 megapixels would take 0.8 GB for each map.
+    """
+    total = np.zeros((rows.stop - rows.start, width), np.float32)
+    for prob in maps:
+        middle = (np.arange(rows.start, rows.stop) + 0.5) * len(prob) / height - 0.5  # of each row, in cells
+        cell = np.floor(middle).astype(int)
+        first, last = max(0, cell[0] - 1), min(len(prob), cell[-1] + 3)
+        wide = cv2.resize(prob[first:last], (width, last - first), interpolation=cv2.INTER_CUBIC)
+        for offset in (-1, 0, 1, 2):  # the four cells around a row
+            weight = cubic_weight(np.abs(middle - cell - offset)).astype(np.float32)
+            total += weight[:, None] * wide[np.clip(cell + offset, 0, len(prob) - 1) - first]
+    return total
+
+
+def cubic_weight(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weight of cells at these distances, 0 to 2, in OpenCV's bicubic interpolation."""
+    near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+    far = ((CUBIC * distance - 5 * CUBIC) * distance + 8 * CUBIC) * distance - 4 * CUBIC
+    return np.where(distance <= 1, near, far)
 
 
 def predict_cells(ensemble: Ensemble, image: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], float]:
     """Return the probability at each scale of the networks, (classes, rows, columns), and the side of its finest cells.
 
-    The networks see the image (height, width, 3) with as many pixels as the images they were trained on, in its own
+    The networks see the image, RGB or RGBA, with as many pixels as the images they were trained on, in its own
     proportions: an object that fills the image then has about the size that they know. The side is in its pixels.
     """
     height, width = image.shape[:2]
@@ -126,7 +196,7 @@ def predict_cells(ensemble: Ensemble, image: NDArray[np.uint8]) -> tuple[list[ND
             coarsest, coarse_NHWC = next(iter(image_of_scale.items()))  # its cells are whole pixels of the others
             size = (coarse_NHWC.shape[2] * coarsest // scale, coarse_NHWC.shape[1] * coarsest // scale)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if side_px > 1 else cv2.INTER_LINEAR)
-        image_of_scale[scale] = torch.from_numpy(small)[None]
+        image_of_scale[scale] = torch.from_numpy(np.ascontiguousarray(small[..., :3]))[None]
     predicted = ensemble.predict(image_of_scale)
     small_probs = [prob_NCHW[0].cpu().numpy() for prob_NCHW in predicted.prob_of_scale.values()]
     small_probs += [member.weight * maps.read_all()[:1].cpu().numpy() for member, maps in predicted.refined]

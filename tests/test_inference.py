@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.blend import MAX_WEIGHTINGS, Tally, blend_histograms, list_weightings
 from pipeline.config import Predict
-from pipeline.cutout import compute_alpha, cut_out, read_image
+from pipeline.cutout import compute_alpha, cut_out
+from pipeline.data.image_files import read_image
 from pipeline.data.images import upsample_u8
 from pipeline.inference.ensemble import Ensemble, Member
 from pipeline.inference.probability import to_u8_on_device, upsample_on_device
@@ -304,15 +305,15 @@ def test_an_image_is_read_upright_and_a_file_that_is_none_is_a_problem(tmp_path:
     rotated = Image.Exif()
     rotated[0x0112] = 6  # the camera lay on its side
     Image.new("L", (30, 20), 7).save(tmp_path / "a.jpg", exif=rotated.tobytes())
-    assert read_image(tmp_path / "a.jpg").shape == (30, 20, 3)
+    assert read_image(tmp_path / "a.jpg", 1).shape == (30, 20, 3)
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:200])
     with pytest.raises(Problem, match="b.jpg is not an image"):
-        read_image(tmp_path / "b.jpg")
+        read_image(tmp_path / "b.jpg", 1)
     Image.fromarray(np.full((3, 4), 900, np.uint16)).save(tmp_path / "d.png")
     with pytest.raises(Problem, match="d.png has more than 8 bits a colour"):
-        read_image(tmp_path / "d.png")
+        read_image(tmp_path / "d.png", 1)
     with pytest.raises(Problem, match="no .*c.jpg"):
-        read_image(tmp_path / "c.jpg")
+        read_image(tmp_path / "c.jpg", 1)
 
 
 def test_counts_of_a_batch_do_not_depend_on_the_device() -> None:

@@ -16,7 +16,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 VALUES: dict[str, tuple[str, object]] = {
     "config": ("c.yaml", "c.yaml"), "fold": ("1", [1]), "data": ("my data", "my data"), "run": ("it's", "it's"),
     "set": ("a.b=1 c.d=$x", ["a.b=1", "c.d=$x"]), "file": ("a b.csv", "a b.csv"), "message": ("it's; so", "it's; so"),
-    "ledger": ("my ledger", "my ledger"), "runs": ("a b", ["a", "b"]), "image": ("x.jpg y.png", ["x.jpg", "y.png"]),
+    "ledger": ("my ledger", "my ledger"), "runs": ("a b", ["a", "b"]), "image": ("my x.jpg y.png", ["my x.jpg y.png"]),
     "only": ("a.zip b.zip", ["a.zip", "b.zip"]), "on_bad_image": ("empty", "empty"), "scale": ("4", 4),
 }  # fmt: skip
 

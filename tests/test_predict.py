@@ -427,8 +427,6 @@ def test_runs_are_averaged_with_equal_weights_or_those_of_blend(capsys: pytest.C
         (["blend", "--runs", "one", "none"], "No fold is trained in all of runs/one, runs/none"),
         (["predict", "--runs", "one", "none"], "runs/none has no trained fold"),
         (["cutout", "--image", "none.jpg", "--run", "one", "--out", "o"], "no none.jpg"),
-        (["cutout", "--image", "a/x.jpg", "b/x.png", "--run", "one", "--out", "o"], "would both become o/x.png"),
-        (["cutout", "--image", "o/x.png", "--run", "one", "--out", "o"], "overwritten"),
         (["cutout", "--image", "x.jpg", "--run", "none", "--out", "o"], "no trained fold"),
     ],
 )

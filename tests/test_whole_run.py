@@ -161,14 +161,17 @@ def test_the_demo_downloads_from_and_submits_to_the_fake_kaggle(
     assert main(["demo", *arguments]) == 0
     ends = ["download", "submit"]
     assert [stage for stage in stages if stage not in ends] == [
-        "demo-data", "folds", "train", "validate", "threshold", "predict", "check", "score"
+        "demo-data", "folds", "train", "validate", "threshold", "predict", "check", "score", "report"
     ]  # fmt: skip
     assert [stage for stage in stages if stage in ends] == ends
-    scores = re.findall(r"^(public \S+  private \S+)  ", capsys.readouterr().out, flags=re.MULTILINE)
+    output = capsys.readouterr().out
+    scores = re.findall(r"^(public \S+  private \S+)  ", output, flags=re.MULTILINE)
     assert len(scores) == 2 and scores[0] == scores[1]  # computed here, and returned by the server
     (row,) = ledger.read(RUN / "ledger.csv")
     assert (row.runs, row.folds, row.status) == (("tiny",), (0, 1), "complete")
     assert not pathlib.Path("submissions/ledger.csv").exists()
+    page = RUN / "report/index.html"
+    assert output.splitlines()[-1].endswith(f" {page}") and scores[0].split()[1] in page.read_text()
 
     stages.clear()
     assert main(["demo", *arguments, "--offline"]) == 0

@@ -22,6 +22,7 @@ JPEG_READ_FLAG = {
     1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8,
 }  # fmt: skip
 JPEG_END = b"\xff\xd9"
+ROWS_AT_ONCE = 256  # of an image that is converted to an array
 # EXIF orientation -> what turns such an image upright; the last four exchange rows and columns.
 TRANSPOSE_OF = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -111,14 +112,22 @@ def decode_mask(data: bytes, suffix: str, height: int, width: int, where: str) -
     return mask
 
 
-def upright_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
+def upright_rgb(image: Image.Image, where: str, with_alpha: bool = False) -> NDArray[np.uint8]:
     """An opened image as an RGB uint8 array (height, width, 3), turned upright as its EXIF says.
+
+    with_alpha: an RGBA array (height, width, 4) instead if the image has transparency, of whatever kind.
 
     Raises Problem for more than 8 bits a colour, where `where` names the image, and whatever Pillow raises while it
     decodes.
     """
     check_depth(image, where)
-    return np.asarray(upright(image).convert("RGB"))
+    turned = upright(image)
+    mode = "RGBA" if with_alpha and image.has_transparency_data else "RGB"
+    pixels = np.empty((turned.height, turned.width, len(mode)), np.uint8)
+    for top in range(0, turned.height, ROWS_AT_ONCE):  # at once, the copies would take 15 bytes more a pixel
+        bottom = min(top + ROWS_AT_ONCE, turned.height)
+        pixels[top:bottom] = np.asarray(turned.crop((0, top, turned.width, bottom)).convert(mode))
+    return pixels
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from typing import Any
 import requests
 
 from pipeline.data.competition import Competition
+from pipeline.kaggle.credentials import find_credentials
 from pipeline.kaggle.retry import (
     LOGIN_ADVICE, NETWORK_ERRORS, Answer, KaggleAdapter, RetryPolicy, UnusableAnswer, may_have_succeeded, with_retries
 )  # fmt: skip
@@ -280,31 +281,24 @@ def connect(competition: Competition) -> Client:
     """Log in with the credentials that the `kaggle` package finds; Problem if there are none or Kaggle rejects them."""
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings contain signed links
     api = import_package()()
-    home = credentials_folder()
-    api.config_dir, api.config = str(home), str(home / "kaggle.json")
+    api.config = ""  # kaggle.json is read below
     api.args = ["--local"] if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST" else []
     adapter, build = KaggleAdapter(), api.build_kaggle_client
     api.build_kaggle_client = lambda: with_adapter(build(), adapter)  # for the calls of the log-in too
-    token, source = access_token()
-    try:
-        with environment({}):
-            with_retries(lambda: call_api(api.authenticate), "the log-in", [token] if token else [], competition)
-    except SystemExit:
-        if not token:
-            raise Problem(f"There are no credentials for Kaggle; {LOGIN_ADVICE}.") from None
-    if token and api.config_values.get("token") != token:
-        # The package would continue with user and key, but still send this token.
-        raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {LOGIN_ADVICE}.")
-    secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
-    return Client(api.build_kaggle_client(), adapter, secrets, competition)
-
-
-def access_token() -> tuple[str | None, str]:
-    """Return the access token that the package prefers to other credentials, and where it was found."""
-    from kagglesdk.kaggle_env import get_access_token_from_env
-
-    token, source = get_access_token_from_env()
-    return token, "~/.kaggle/access_token" if source == "access_token" else str(source)
+    credentials = find_credentials()
+    secrets = credentials.secrets
+    with environment(credentials.variables):
+        try:
+            with_retries(lambda: call_api(api.authenticate), "the log-in", secrets, competition)
+        except SystemExit:
+            if not credentials.token:
+                raise Problem(f"There are no credentials for Kaggle; {LOGIN_ADVICE}.") from None
+        if credentials.token and api.config_values.get("token") != credentials.token:
+            # The package would continue with user and key, but still send this token.
+            what = f"Kaggle does not accept the access token of {credentials.source}"
+            raise Problem(f"{what}; remove it, or {LOGIN_ADVICE}.")
+        login = api.config_values.get("token")  # of an OAuth login, too
+        return Client(api.build_kaggle_client(), adapter, [*secrets, *([str(login)] if login else [])], competition)
 
 
 def with_adapter(package_client: Any, adapter: KaggleAdapter) -> Any:
@@ -329,15 +323,6 @@ def import_package() -> type:
         except ImportError as error:
             raise Problem(f"The Kaggle client is not installed ({error}); pip install -e '.[kaggle]'.") from None
     return KaggleApi
-
-
-def credentials_folder() -> pathlib.Path:
-    """Return the folder in which the package looks for `kaggle.json`."""
-    if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
-        return pathlib.Path(folder)
-    if (old := pathlib.Path(os.path.expanduser("~/.kaggle"))).is_dir():
-        return old
-    return pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "kaggle"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Stage `demo`: draw a competition, train on it, predict, submit, and print the score.
+"""Stage `demo`: draw a competition, train on it, predict, submit, print the score, and show where it comes from.
 
 A fake Kaggle on the loopback interface lets the real `kaggle` package download the competition and submit to it without
 an account. The demo's ledger lies in its run's folder, since its scores are those of drawn cars.
@@ -34,6 +34,7 @@ def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments:
         ("Check the submission", "check", arguments),
         ("Score it as Kaggle would", "score", [*arguments, "--solution", str(drawn / SOLUTION)]),
         ("Submit it and wait for the score", "submit", [*arguments, "--force", "--ledger", str(run.demo_ledger)]),
+        ("Write a page that shows where the networks are wrong", "report", arguments),
     ]
     steps = [step for step in steps if not (offline and step[1] in KAGGLE_STAGES)]
     with contextlib.ExitStack() as stack:
@@ -46,7 +47,7 @@ def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments:
             if stage == "download":
                 remove_outdated(drawn, folder)
             run_stage(stage, *stage_arguments, environment=environment)
-    print_header(f"Done: {run.submission}. To see where the networks are wrong, run: make report RUN={run.name}")
+    print_header(f"Done. The submission is {run.submission}; open its report in a browser: {run.report_page}")
 
 
 def remove_outdated(drawn: pathlib.Path, folder: pathlib.Path) -> None:
