@@ -84,9 +84,14 @@ class TileDataset(Dataset):
     def kind(self) -> Kind:
         return Kind("tiles", "refine", f"refine.tile_px {self.side}", "refine.tile_px lower")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return rows, columns and channels of a tile."""
+        return self.side, self.side, 4
+
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return a black tile and its target, to measure how many of them fit into memory."""
-        return np.zeros((self.side, self.side, 4), np.uint8), np.zeros((self.side, self.side), np.uint8)
+        return np.zeros(self.shape, np.uint8), np.zeros((self.side, self.side), np.uint8)
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
