@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
-    AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, model_validator,
+    AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, create_model,
+    model_validator,
 )  # fmt: skip
 from pydantic_core import PydanticCustomError
 
@@ -53,6 +54,17 @@ def checks_choices(info: ValidationInfo) -> bool:
     return info.context is None or info.context["check_choices"]
 
 
+def check_names(value: Any) -> Any:
+    """Refuse what is neither a list of texts nor a number of classes; YAML reads [no, on, 7, null] as other things."""
+    if isinstance(value, list):
+        if others := [name for name in value if not isinstance(name, str)]:
+            what = f"a name in it is read as {reprlib.repr(others[0])}, not as text"
+            raise PydanticCustomError("names", f'{what}; put names in quotes, as in ["no","on","7"]')
+    elif isinstance(value, bool) or not isinstance(value, int) or value < 2:
+        raise PydanticCustomError("names", "it must be a list of names such as [cat,dog], or their number, 2 or more")
+    return value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -81,7 +93,7 @@ class Task(Section):
     """What a pixel is: object or not (binary), or one of several classes (multiclass)."""
 
     kind: Literal["binary", "multiclass"] = "binary"
-    classes: list[str] | Annotated[int, Field(ge=2)] = []  # names by index, or their number
+    classes: Annotated[list[str] | int, BeforeValidator(check_names)] = []  # names by index, or their number
     class_weights: list[Weight] = []  # of the cross-entropy, one per class; only their ratios matter; empty: all equal
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255  # folder: the value of ignored pixels
 
@@ -386,6 +398,10 @@ def explain(error: ValidationError) -> str:
         return f"{key}: {first['ctx']['error']}." if key else f"{first['ctx']['error']}."
     if first["type"] != "extra_forbidden":
         value = reprlib.repr(first["input"])[:60]  # deeply nested values may be very long
+        if first["type"] == "invalid_key":
+            return f"{key.rpartition('.')[0] or 'it'} has a key that is read as {value}; a key is a setting's name."
+        if first["type"] == "string_type" and not isinstance(first["input"], (list, dict)):
+            return f"{key} is {value}: it is not read as text; put it in quotes."
         return f"{key or 'the whole'} is {value}: {first['msg'][0].lower()}{first['msg'][1:]}."
     *parents, unknown = first["loc"]
     section: type[BaseModel] = Settings

@@ -29,7 +29,7 @@ from pipeline.training import loop, resume
 from pipeline.training.coarse import coarse_predictions
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import inspect_fold, open_tiles
-from pipeline.training.networks import build_refiner, build_refiner_loss
+from pipeline.training.networks import build_refiner, build_refiner_loss, check_step
 from pipeline.training.previews import preview_refined
 from pipeline.training.state import create_state
 
@@ -65,6 +65,7 @@ def refine_fold(
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
+        least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper, dist.world_size)
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
@@ -95,6 +96,6 @@ def refine_fold(
         loss_of=build_refiner_loss(hyper, device), load=load,
         evaluate=lambda network: evaluate_epoch(settings, data, refined(network), dist),
         previews=lambda network: preview_refined(refined(network), data.validation.names, data.dataset),
-        dist=dist,
+        dist=dist, least_batch=least_batch,
     )
     loop.train(training, last)

@@ -17,7 +17,7 @@ from pipeline.runtime.distributed import ProcessGroup
 from pipeline.training import loop, resume
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import inspect_fold, open_fold
-from pipeline.training.networks import build_loss, build_network
+from pipeline.training.networks import build_loss, build_network, check_step
 from pipeline.training.previews import preview_images
 from pipeline.training.state import create_state
 
@@ -40,6 +40,8 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
         data = open_fold(settings, run, fold_number, folder, dist.world_size)
         resume.check_same_data(last, data)
+        random_network = functools.partial(build_network, settings, pretrained=False)
+        least_batch = check_step(random_network, data.training, settings.train, dist.world_size)
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
@@ -55,6 +57,6 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         load=lambda schedule: training_loader(data.training, schedule, settings.data.workers, device.type == "cuda"),
         evaluate=lambda network: evaluate_epoch(settings, data, member_of(network), dist),
         previews=lambda network: preview_images(network, data.validation, data.dataset, device),
-        dist=dist,
+        dist=dist, least_batch=least_batch,
     )
     loop.train(training, last)

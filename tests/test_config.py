@@ -132,6 +132,56 @@ def test_a_loss_that_makes_no_sense_is_a_problem(file: pathlib.Path, overrides: 
         config.load(file, overrides)
 
 
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("no", "False"), ("off", "False"), ("on", "True"), ("7", "7"), ("1.5", "1.5"), ("null", "None"), ("~", "None"),
+        ("2024-01-01", "datetime.date(2024, 1, 1)"), ("1:30", "90"), ("a: b", "{'a': 'b'}"), ("[a]", "['a']"),
+    ],
+)  # fmt: skip
+def test_a_name_that_yaml_does_not_read_as_text_is_a_problem_that_says_to_quote_it(
+    file: pathlib.Path, written: str, value: str
+) -> None:
+    sentence = rf"task\.classes is .*: a name in it is read as {re.escape(value)}, not as text; put names in quotes"
+    classes = f"task.classes=[{written},b,c]"
+    with pytest.raises(Problem, match=f"^In SET: {sentence}"):
+        config.load(file, ["data.kind=folder", "task.kind=multiclass", classes])
+    file.write_text(f"data: {{kind: folder}}\ntask:\n  kind: multiclass\n  classes:\n  - b\n  - {written}\n")
+    with pytest.raises(Problem, match=rf"^In .*run\.yaml: {sentence}"):
+        config.load(file)
+    file.write_text("")
+    for quote in ('"', "'"):
+        quoted = f"task.classes=[{quote}{written}{quote},b,c]"
+        task = config.load(file, ["data.kind=folder", "task.kind=multiclass", quoted]).task
+        assert task.names == (written, "b", "c")
+
+
+@pytest.mark.parametrize("written", ["no", "1", "2.0", "a,b", "null", "{a: 1}", "true"])
+def test_classes_are_a_list_of_names_or_their_number(file: pathlib.Path, written: str) -> None:
+    with pytest.raises(Problem, match=r"task\.classes is .*: it must be a list of names .* or their number, 2 or more"):
+        config.load(file, ["data.kind=folder", "task.kind=multiclass", f"task.classes={written}"])
+
+
+@pytest.mark.parametrize(
+    "written, shown", [("no", "False"), ("2024", "2024"), ("2024-01-01", "datetime.date"), ("null", "None")]
+)
+def test_any_other_text_that_yaml_reads_otherwise_is_to_be_quoted_too(
+    file: pathlib.Path, written: str, shown: str
+) -> None:
+    with pytest.raises(Problem, match=rf"^In SET: data.folder is {shown}.*: it is not read as text; put it in quotes"):
+        config.load(file, [f"data.folder={written}"])
+    assert config.load(file, [f"data.folder='{written}'"]).data.folder == written
+
+
+@pytest.mark.parametrize(
+    "text, section", [("yes: 1", "it"), ("1: 2", "it"), ("null: 1", "it"), ("train: {no: 1}", "train")]
+)
+def test_a_key_that_yaml_does_not_read_as_text_is_a_problem(file: pathlib.Path, text: str, section: str) -> None:
+    file.write_text(text)
+    with pytest.raises(Problem, match=rf"run\.yaml: {section} has a key that is read as (True|False|1|None); a key"):
+        config.load(file)
+
+
 CLASSES = ["task.kind=multiclass", "task.classes=[a,b,c]", "data.kind=folder"]
 
 

@@ -39,6 +39,19 @@ def test_the_largest_batch_is_found(limit: int, kind: str) -> None:
     assert max(tried) <= MAX_BATCH_TRIED[kind] and len(tried) <= 2 * 11
 
 
+@pytest.mark.parametrize("limit, largest", [(0, 0), (1, 0), (2, 2), (3, 3), (9, 9)])
+def test_no_batch_below_the_least_is_tried_nor_named(limit: int, largest: int) -> None:
+    tried = []
+
+    def step(images: int) -> None:
+        tried.append(images)
+        if images > limit:
+            raise MemoryError
+
+    assert largest_that_fits(step, at_most=64, at_least=2) == largest
+    assert min(tried) == 2
+
+
 def test_another_error_of_a_step_is_not_hidden() -> None:
     def step(images: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -93,6 +106,22 @@ def test_the_advice_is_a_setting_that_training_accepts(
 ) -> None:
     sentence = smaller_batch_advice(batch_size, accumulate, world_size, IMAGES, largest, torch.device("cpu"))
     assert f"train.batch_size {batch_size} at data.scale 2" in sentence and advice in sentence
+
+
+@pytest.mark.parametrize(
+    "batch_size, accumulate, largest, advice",
+    [
+        (16, 1, 5, "set train.accumulate=4,"),
+        (6, 2, 2, "set train.accumulate=3,"),
+        (5, 1, 3, "set train.batch_size=3, data.scale higher or train.check"),  # 5 cannot be split into twos and threes
+        (2, 1, 0, "set data.scale higher or train.checkpoint_activations=true."),
+    ],
+)
+def test_a_step_that_needs_two_images_is_not_advised_to_take_one(
+    batch_size: int, accumulate: int, largest: int, advice: str
+) -> None:
+    arguments = batch_size, accumulate, 1, IMAGES, largest, torch.device("cpu")
+    assert advice in smaller_batch_advice(*arguments, least=2)
 
 
 @pytest.mark.parametrize("kind, images, is_limit", [("cuda", 1024, True), ("cuda", 64, False), ("cpu", 64, True)])

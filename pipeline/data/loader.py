@@ -68,6 +68,11 @@ class TrainingDataset(Dataset):
     def kind(self) -> Kind:
         return Kind("images", "train", f"data.scale {self.scale}", "data.scale higher")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return rows, columns and channels of an image."""
+        return (*grid_shape(self.dataset.height, self.dataset.width, self.scale), self.dataset.channels)
+
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return an image and its target, to measure how many of them fit into memory."""
         return self[0, 0]

@@ -84,9 +84,14 @@ class TileDataset(Dataset):
     def kind(self) -> Kind:
         return Kind("tiles", "refine", f"refine.tile_px {self.tile_px}", "refine.tile_px lower")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return rows, columns and channels of a tile."""
+        return self.tile_px, self.tile_px, 4
+
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return a black tile and its target, to measure how many of them fit into memory."""
-        return np.zeros((self.tile_px, self.tile_px, 4), np.uint8), np.zeros((self.tile_px, self.tile_px), np.uint8)
+        return np.zeros(self.shape, np.uint8), np.zeros((self.tile_px, self.tile_px), np.uint8)
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw

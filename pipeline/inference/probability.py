@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.data.images import upsample
+from pipeline.model.factory import explain_size
 from pipeline.runtime.device import autocast
 from pipeline.runtime.progress import in_order
 
 
 def predict_probability(network: nn.Module, image_NHWC: Tensor) -> Tensor:
     """Return the probability of each class, or only of the object, float32 (N, classes, H, W), on the images' grid."""
-    with autocast(image_NHWC.device):
+    with autocast(image_NHWC.device), explain_size(image_NHWC):
         logits_NCHW = network(image_NHWC)
     return logits_NCHW.float().sigmoid() if logits_NCHW.shape[1] == 1 else logits_NCHW.float().softmax(1)
 

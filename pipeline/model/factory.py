@@ -4,8 +4,9 @@
 this project or a network of segmentation-models-pytorch: it normalises bytes on the device (a byte crosses the bus four
 times as fast as a float), pads any size to what the network can halve, and crops the padding off again.
 """
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
 MEAN_DEPTH, STD_DEPTH = 200.0, 30.0  # of a fourth channel: about those of rooms, as `data.nyuv2.depth_to_u8` has them
 SMP_MULTIPLE = 32  # encoders of segmentation-models-pytorch halve five times
+# What torch and timm say of an image whose size a network cannot take.
+SIZE_MESSAGES = (
+    "size is too small", "match model", "divisible by window", "Sizes of tensors must match", "must match the size"
+)  # fmt: skip
 
 
 class Segmenter(nn.Module):
@@ -87,7 +92,7 @@ def build_smp(
     is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
     downloaded = None if is_file else encoder_weights
     try:
-        network = factory(encoder_name=encoder, encoder_weights=downloaded, in_channels=channels, classes=classes)
+        network = create_smp(factory, encoder, encoder_weights=downloaded, in_channels=channels, classes=classes)
     except Exception as error:  # smp, timm and the hub's client have no common one
         if downloaded is None or isinstance(error, KeyError):
             reason = " ".join(str(error).split())[:200]
@@ -100,6 +105,14 @@ def build_smp(
     if is_file:
         load_encoder(network.get_submodule("encoder"), file)
     return network, SMP_MULTIPLE
+
+
+def create_smp(factory: Callable[..., nn.Module], encoder: str, **options: Any) -> nn.Module:
+    """Create a network of segmentation-models-pytorch; a transformer of timm is asked to take images of any size."""
+    if encoder.startswith("tu-"):
+        with contextlib.suppress(TypeError):  # of an encoder that does not know the option; most take any size
+            return factory(encoder_name=encoder, dynamic_img_size=True, **options)
+    return factory(encoder_name=encoder, **options)
 
 
 def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
@@ -120,6 +133,20 @@ ARCHITECTURES: dict[str, Callable[..., tuple[nn.Module, int]]] = {"unet": build_
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+@contextlib.contextmanager
+def explain_size(image_NHWC: Tensor) -> Iterator[None]:
+    """Turn the error of a network that cannot take images of this size into a Problem."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        if not any(message in str(error) for message in SIZE_MESSAGES):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        rows, columns = image_NHWC.shape[1:3]
+        what = f"The network cannot take an image of {columns}x{rows} pixels ({reason})"
+        raise Problem(f"{what}; choose another network, or predict.tta without zoom, or other images.") from None
 
 
 Margins = tuple[int, int, int, int]  # columns left and right, rows above and below

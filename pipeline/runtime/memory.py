@@ -45,16 +45,19 @@ def too_large_message(batch_size: int, scale: int) -> str:
     return f"The memory is too small for predict.batch_size {batch_size} at data.scale {scale}; lower the batch size."
 
 
-def largest_that_fits(step: Callable[[int], object], at_most: int) -> int:
-    """Return the largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0."""
-    fits, fails = 0, at_most + 1
+def largest_that_fits(step: Callable[[int], object], at_most: int, at_least: int = 1) -> int:
+    """Return the largest number of images up to `at_most` for which `step(number)` does not run out of memory, or 0.
+
+    at_least: the smallest number that is tried.
+    """
+    fits, fails = at_least - 1, at_most + 1
     while fails - fits > 1:
-        number = min(max(1, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2
+        number = min(max(at_least, 2 * fits), at_most) if fails > at_most else (fits + fails) // 2
         if step_fits(step, number):
             fits = number
         else:
             fails = number
-    return fits
+    return fits if fits >= at_least else 0
 
 
 def step_fits(step: Callable[[int], object], number: int) -> bool:

@@ -51,6 +51,7 @@ class Training:
     evaluate: Callable[[nn.Module], dict[str, float]]  # the averaged network -> scores of the held-out images
     previews: Callable[[nn.Module], Iterator[tuple[str, NDArray[np.uint8]]]]  # -> names and images for TensorBoard
     dist: ProcessGroup
+    least_batch: int  # images that a step needs at once, 1 or 2
 
 
 def train(training: Training, last: dict[str, Any]) -> None:
@@ -89,7 +90,9 @@ def take_steps(training: Training, schedule: BatchSchedule) -> None:
     state.network.train()
     with (
         StopSignals() as stop,
-        explain_out_of_memory(lambda: out_of_memory_advice(hyper, state, data.training, training.loss_of, dist)),
+        explain_out_of_memory(
+            lambda: out_of_memory_advice(hyper, state, data.training, training.loss_of, dist, training.least_batch)
+        ),
         TensorBoardLog(data.files.tensorboard, len(state.log) + 1) if dist.is_main else nullcontext() as curves,
         progress(total=schedule.total_steps, initial=state.step, unit="step", wanted=dist.is_main) as bar,
     ):
