@@ -43,7 +43,7 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     folder_files and mask_files, nyuv2); grouping (who is held out with whom); inspection (of all files
                     before the first step);
                     loader (training and validation batches), tiles (along the edge), image_stream (test images),
-                    image_files (any images, to be cut out), relabel, shrink
+                    image_files (any images, to be cut out), pseudo (labels of test images), relabel, shrink
     inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,
                     evaluate, oof (what is stored of held-out predictions), stored_threshold
     training/       loop (steps, epochs, checkpoints: of both networks) and what surrounds it: fold_data, state, resume,

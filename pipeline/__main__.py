@@ -199,11 +199,13 @@ def folds(common: Common) -> None:
 def train(
     common: Common,
     context: Context,
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
     from pipeline import refine, train
+    common = with_pseudo(common, pseudo)
     stages = [train.main, *([refine.main] if common.settings.refine else [])]
     run_trainers(stages, common, context.obj, gpus, deterministic)
 
@@ -212,12 +214,18 @@ def train(
 def refine(
     common: Common,
     context: Context,
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
     from pipeline import refine as stage
-    run_trainers([stage.main], common, context.obj, gpus, deterministic)
+    run_trainers([stage.main], with_pseudo(common, pseudo), context.obj, gpus, deterministic)
+
+
+def with_pseudo(common: Common, pseudo: str | None) -> Common:
+    """Return the options with --pseudo as one more override."""
+    return common._replace(set=[*common.set, f"data.pseudo={json.dumps(pseudo)}"]) if pseudo else common
 
 
 def run_trainers(

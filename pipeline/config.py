@@ -82,6 +82,9 @@ class Data(Section):
     cache: bool = False  # keep decoded images in memory: 0.5 GB at 1/8, 2 GB at 1/4, for 3,400 images
     exclude: str | None = None  # a table such as runs/RUN/report/suspects.csv: do not train on its images
     relabel: str | None = None  # such a table: train on its masks instead of the competition's
+    pseudo: str | None = None  # a submission: train on the test images with its masks, too (pseudo-labels)
+    pseudo_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of its masks, the surest first
+    pseudo_weight: Annotated[float, Field(gt=0, le=1)] = 1.0  # the fraction of them that each epoch visits
 
     @property
     def channels(self) -> int:

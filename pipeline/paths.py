@@ -43,6 +43,7 @@ class Run:
         self.folder = RUNS / name
         self.folds = self.folder / "folds.csv"
         self.inspected = self.folder / "inspected.json"  # which images and masks are good, and when they were read
+        self.pseudo = self.folder / "pseudo.csv"  # which pseudo-labels are trained on, and how unsure they are
         self.threshold = self.folder / "threshold.json"
         self.blend = self.folder / "blend.json"  # the weights of several runs
         self.report = self.folder / "report"  # the page and its tables

@@ -13,14 +13,16 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data import pseudo
 from pipeline.data.image_stream import Batch, ImagesAtScales, OnBadImage, stream
 from pipeline.inference.evaluate import predict_ahead
 from pipeline.inference.loading import batch_that_fits
+from pipeline.inference.probability import unsure_fractions
 from pipeline.masks import on_device, rle
 from pipeline.paths import Run
 from pipeline.runtime.device import describe
 from pipeline.runtime.distributed import ProcessGroup, process_group
-from pipeline.runtime.files import locked, sha256
+from pipeline.runtime.files import locked, sha256, write_text
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.progress import batches, progress
 from pipeline.submission import provenance
@@ -97,17 +99,28 @@ def predict_shards(
     loader = stream(dataset, name_batches, batch_size, plan.settings.data.workers, pin_memory=on_gpu)
     total = sum(len(shards.names_of(number)) for number in numbers)
     with explain_out_of_memory(lambda: too_large_message(batch_size, plan.settings.data.scale)):
-        rows = predict_rows(plan, loader, shards)
+        unsure_of: dict[str, float] = {}
+        rows = predict_rows(plan, loader, shards, unsure_of)
         rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
         for number in numbers:
-            shards.write_shard(number, itertools.islice(rows, len(shards.names_of(number))))
+            shards.write_shard(number, rows_of_shard(number, rows, shards, unsure_of))
     return total
 
 
-def predict_rows(plan: Plan, image_batches: Iterable[Batch], shards: Shards) -> Iterator[Row]:
+def rows_of_shard(number: int, rows: Iterator[Row], shards: Shards, unsure_of: dict[str, float]) -> Iterator[Row]:
+    """Yield the rows of a shard; note how unsure they are before the shard is complete, so that a kill loses none."""
+    names = shards.names_of(number)
+    yield from itertools.islice(rows, len(names))
+    shards.note_unsure(number, {name: unsure_of.pop(name) for name in names})
+
+
+def predict_rows(
+    plan: Plan, image_batches: Iterable[Batch], shards: Shards, unsure_of: dict[str, float]
+) -> Iterator[Row]:
     """Yield the row of each image, in order. An image that cannot be read has an empty row and is noted in `shards`.
 
-    One row of `predict.verify_every_rows` is decoded again and compared with its mask.
+    One row of `predict.verify_every_rows` is decoded again and compared with its mask. unsure_of: gets the fraction of
+    unsure pixels of each image.
     """
     row_numbers, verify_every_rows = itertools.count(), plan.settings.predict.verify_every_rows
     column_major = plan.images.competition.column_major
@@ -119,6 +132,7 @@ def predict_rows(plan: Plan, image_batches: Iterable[Batch], shards: Shards) -> 
     def encode(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
         """Encode at once: masks that outlive their batch fragment memory, 1 MB an image with glibc 2.36."""
         shards.note_bad_images(batch.problems)
+        unsure_of.update(zip(batch.names, unsure_fractions(probability_u8_NHW)))
         rows = []
         for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, plan.threshold_u8)):
             verify = next(row_numbers) % verify_every_rows == 0
@@ -148,6 +162,7 @@ def finish(plan: Plan, shards: Shards, origin: dict[str, Any]) -> None:
     print_lines(f"{name} has an empty row: {problem}" for name, problem in sorted(bad_images.items()))
     submission = plan.run.submission
     shards.join(submission, plan.images.competition.submission_header)
+    write_text(pseudo.unsure_table(submission), shards.unsure_csv(plan.images.competition.submission_header[0]))
     origin = origin | {"sha256": sha256(submission), "bad_images": sorted(bad_images)}
     provenance.write(plan.run.provenance, provenance.Provenance(**origin))
     print_lines([shards.remove()])

@@ -77,7 +77,7 @@ def refine_fold(
         with dist.main_first():
             made_by = files.digest(data.fingerprint, data.digest_of)
             images.coarse_png_of = coarse_predictions(
-                fold.coarse, member, settings, data.dataset, images.names, made_by
+                fold.coarse, member, settings, images.dataset, images.names, made_by
             )
 
     # The refiner, and how it learns and is evaluated

@@ -14,6 +14,7 @@ from pipeline.inference.ensemble import Member
 from pipeline.inference.tta import TTA_SETS
 from pipeline.paths import Run
 from pipeline.runtime.distributed import ProcessGroup
+from pipeline.runtime.files import write_text
 from pipeline.training import loop, resume
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import inspect_fold, open_fold
@@ -45,6 +46,8 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
+    if data.pseudo and dist.is_main:
+        write_text(run.pseudo, data.pseudo.table.to_csv(index=False))
 
     # The network, and how it learns and is evaluated
     hyper, device = settings.train, dist.device

@@ -21,7 +21,22 @@ if TYPE_CHECKING:  # so that `pipeline.config` may import the tables
     from pipeline.data.competition import Competition
 
 
-class SegmentationDataset(Protocol):
+class TrainableImages(Protocol):
+    """What a training reads: images and targets by their names, all of one size."""
+
+    height: int  # pixels at full size
+    width: int
+    channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
+    classes: tuple[str, ...]  # their names, by index; () if binary
+
+    def read(self, name: str, scale: int) -> NDArray:
+        """Return an image at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
+
+    def target(self, name: str, scale: int) -> NDArray:
+        """Return what a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""
+
+
+class SegmentationDataset(TrainableImages, Protocol):
     """Images with their masks, all of one size, checked when opened as far as that needs no decoding.
 
     An instance may be passed to forked workers; one that keeps a file open opens it again in each process. Methods
@@ -30,20 +45,10 @@ class SegmentationDataset(Protocol):
     """
 
     names: list[str]  # of all images with a mask, sorted
-    height: int  # pixels at full size
-    width: int
     stored_scale: int  # 1, or the scale at which `make shrink` copied the images
-    channels: int  # 3: red, green, blue. 4: and depth, 0 near to 255 far
-    classes: tuple[str, ...]  # their names, by index; () if binary
     where: str  # the folder or file, for messages
     fingerprint: str  # of what decides what is read, beside the files: full size and classes; "" if nothing does
     has_angles: bool  # whether each key (car) was seen from the same numbered angles, as Carvana's cars were
-
-    def read(self, name: str, scale: int) -> NDArray:
-        """Return an image at 1/scale, uint8 (rows, columns, channels), on the grid of `images.grid_shape`."""
-
-    def target(self, name: str, scale: int) -> NDArray:
-        """Return what a network learns on that grid: coverage uint8 (rows, columns), 0 to 255, or class indices."""
 
     def truth(self, name: str) -> NDArray:
         """Return what metrics compare with at full size: mask bool (height, width), or class indices."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.augment import Augment
 from pipeline.data.competition import CsvMasks
-from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape
 from pipeline.masks.confusion import index_dtype
 from pipeline.runtime.problem import Problem
@@ -29,6 +29,25 @@ Draw = tuple[int, int]  # (epoch, index of the image)
 # Characters of TMPDIR. Multiprocessing adds `/pymp-12345678/listener-12345678`, and Linux allows 107 in a socket's
 # path: with more, the worker's thread that answers dies, and the trainer would wait for ever.
 MAX_TMPDIR_LENGTH = 75
+
+
+class Sampling(NamedTuple):
+    """Which images an epoch visits: all of the first `always`, and of the `sometimes` behind them a fraction."""
+
+    always: int
+    sometimes: int = 0
+    fraction: float = 1.0  # of `sometimes`, drawn anew for each epoch
+
+    @property
+    def per_epoch(self) -> int:
+        return self.always + round(self.fraction * self.sometimes)
+
+    def order(self, rng: np.random.Generator) -> list[int]:
+        """Return the indices of the images that an epoch visits, in its order."""
+        if not self.sometimes:
+            return rng.permutation(self.always).tolist()
+        drawn = rng.permutation(self.sometimes)[: self.per_epoch - self.always] + self.always
+        return rng.permutation(np.concatenate((np.arange(self.always), drawn))).tolist()
 
 
 class Kind(NamedTuple):
@@ -44,16 +63,17 @@ class TrainingDataset(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
     relabelled: masks that replace the dataset's. cache: decode each image once and keep it in memory that forked
-    workers share.
+    workers share. sampling: of the last ones of `names`, how many each epoch visits.
     """
 
     steps_per_batch = 1
 
     def __init__(
-        self, dataset: SegmentationDataset, names: list[str], scale: int, augment: Augment, seed: int, cache: bool,
-        relabelled: CsvMasks | None = None,
+        self, dataset: TrainableImages, names: list[str], scale: int, augment: Augment, seed: int, cache: bool,
+        relabelled: CsvMasks | None = None, sampling: Sampling | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
+        self.sampling = sampling or Sampling(len(names))
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
@@ -94,7 +114,7 @@ class TrainingDataset(Dataset):
         return self.dataset.read(name, self.scale), read_target(self.dataset, self.relabelled, name, self.scale)
 
 
-def read_target(dataset: SegmentationDataset, relabelled: CsvMasks | None, name: str, scale: int) -> NDArray:
+def read_target(dataset: TrainableImages, relabelled: CsvMasks | None, name: str, scale: int) -> NDArray:
     """Return the target of an image at 1/scale, from the masks that replace the dataset's if they have it."""
     if relabelled is not None and name in relabelled.text_of:
         return relabelled.coverage(name, scale)
@@ -104,7 +124,7 @@ def read_target(dataset: SegmentationDataset, relabelled: CsvMasks | None, name:
 class ValidationDataset(Dataset):
     """`[index]` -> {scale: image uint8 (H, W, channels) at 1/scale}, without augmentation."""
 
-    def __init__(self, dataset: SegmentationDataset, names: list[str], scales: tuple[int, ...]):
+    def __init__(self, dataset: TrainableImages, names: list[str], scales: tuple[int, ...]):
         self.dataset, self.names, self.scales = dataset, names, scales
 
     def __len__(self) -> int:
@@ -124,12 +144,13 @@ class BatchSchedule(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, images: int, batch_size: int, epochs: int, seed: int,
+        self, images: int | Sampling, batch_size: int, epochs: int, seed: int,
         first_step: int = 0, rank: int = 0, world_size: int = 1, steps_per_batch: int = 1,
     ):
-        self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
+        self.sampling = Sampling(images) if isinstance(images, int) else images
+        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
         self.first_step, self.steps_per_batch = first_step, steps_per_batch
-        self.batches_per_epoch = images // batch_size
+        self.batches_per_epoch = self.sampling.per_epoch // batch_size
         self.steps_per_epoch = self.batches_per_epoch * steps_per_batch
         self.total_steps = self.steps_per_epoch * epochs
         self.rank_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
@@ -146,7 +167,7 @@ class BatchSchedule(Sampler[list[Draw]]):
 
     def epoch(self, epoch: int) -> list[list[Draw]]:
         """Return the batches of an epoch, each as all processes together get it."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
+        order = self.sampling.order(np.random.default_rng((self.seed, epoch)))
         draws = [(epoch, index) for index in order]
         return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches_per_epoch)]
 

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from pipeline.data.augment import Augment
 from pipeline.data.competition import CsvMasks
-from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape, upsample_u8
-from pipeline.data.loader import Draw, Kind, read_target, seed_of, to_shareable_tensor
+from pipeline.data.loader import Draw, Kind, Sampling, read_target, seed_of, to_shareable_tensor
 
 SURE_U8 = 5  # probabilities up to 5 / 255 and from 250 / 255 on are sure, 0.02 and 0.98
 GROWN_CELLS = 1  # cells beside an unsure one count as unsure, too
@@ -63,15 +63,18 @@ class TileDataset(Dataset):
     tiles, which takes longer than to train on one of them.
 
     tile_px, margin_px: of a tile; the top left pixel of the drawn cell is at least `margin_px` away from its border.
+    sampling: as of `TrainingDataset`.
     `coarse_png_of`: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale; to be set
     before a tile is drawn.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, names: list[str], coarse_scale: int, scale: int, tile_px: int,
+        self, dataset: TrainableImages, names: list[str], coarse_scale: int, scale: int, tile_px: int,
         margin_px: int, tiles_per_image: int, augment: Augment, seed: int, relabelled: CsvMasks | None = None,
+        sampling: Sampling | None = None,
     ):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
+        self.sampling = sampling or Sampling(len(names))
         self.coarse_png_of: dict[str, bytes] = {}
         self.coarse_scale, self.scale, self.tile_px, self.margin_px = coarse_scale, scale, tile_px, margin_px
         self.augment, self.seed = augment, seed

@@ -3,6 +3,7 @@
     submissions/.RUN.shards/state.json       what every shard depends on: weights, threshold, images, settings
                           00000.csv.gz      the rows of the first `rows_per_shard` images; whole, or not there
                           ...
+                          00000.json        how unsure they are: the fraction of unsure pixels of each image
                           bad_images.jsonl  images that could not be read, whose rows are empty
                 .RUN.shards.1a2b3c4d5e6f/    the same for another state, set aside until a start has that state again
 
@@ -18,6 +19,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.data.pseudo import UNSURE_COLUMN
 from pipeline.runtime.files import digest, read_json, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.submission import writer
@@ -107,6 +109,19 @@ class Shards:
         expected = len(self.names_of(number))
         if (written := writer.write_shard(self.path(number), rows)) != expected:
             raise AssertionError(f"shard {number} has {written} rows, but must have {expected}; this is a bug")
+
+    def note_unsure(self, number: int, unsure_of: dict[str, float]) -> None:
+        """Write how unsure the masks of a shard are, before the shard itself."""
+        write_json(self.folder / f"{number:05d}.json", unsure_of)
+
+    def unsure_csv(self, image_column: str) -> str:
+        """Return a CSV table of all images and the fraction of their pixels that are unsure."""
+        unsure_of = {name: value for number in self.numbers for name, value in self.read_unsure(number).items()}
+        rows = (f"{name},{unsure_of[name]:.6f}\n" for name in self.names)
+        return f"{image_column},{UNSURE_COLUMN}\n" + "".join(rows)
+
+    def read_unsure(self, number: int) -> dict[str, float]:
+        return read_json(self.folder / f"{number:05d}.json")
 
     def note_bad_images(self, problems: dict[str, str]) -> None:
         """Append images and what is wrong with them; before their shard is written, so that a kill loses none."""

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Iterator
 
 from pipeline.config import Settings
-from pipeline.data.dataset import SegmentationDataset
+from pipeline.data.dataset import TrainableImages
 from pipeline.data.loader import ValidationDataset, validation_loader
 from pipeline.data.zip_reader import DAMAGE
 from pipeline.inference.ensemble import Member
@@ -16,7 +16,7 @@ from pipeline.runtime.progress import in_order, progress
 
 
 def coarse_predictions(
-    path: pathlib.Path, member: Member, settings: Settings, dataset: SegmentationDataset, names: list[str], made_by: str
+    path: pathlib.Path, member: Member, settings: Settings, dataset: TrainableImages, names: list[str], made_by: str
 ) -> dict[str, bytes]:
     """Return name -> PNG of the probability on the network's grid, 0 to 255, of each training image.
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import Refine, Settings, Train
+from pipeline.config import Data, Refine, Settings, Train
 from pipeline.data import augment, grouping, relabel
-from pipeline.data.dataset import SegmentationDataset, open_dataset
+from pipeline.data.dataset import SegmentationDataset, TrainableImages, competition_of, open_dataset
 from pipeline.data.inspection import inspect_images
-from pipeline.data.loader import TrainingDataset, ValidationDataset
+from pipeline.data.loader import Sampling, TrainingDataset, ValidationDataset
+from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels
 from pipeline.data.tiles import TileDataset
 from pipeline.paths import Run, TrainingFiles
+from pipeline.runtime.files import digest
 from pipeline.runtime.problem import Problem, counted
 
 
@@ -33,6 +35,11 @@ class FoldData:
     files: TrainingFiles  # what the training writes
     digest_of: dict[str, str] = field(default_factory=dict)  # name -> hash of the pixels of its image and mask
     facts: dict[str, Any] = field(default_factory=dict)  # saved beside the best weights
+    pseudo: PseudoLabels | None = None  # predicted masks that are trained on, too
+
+    def labelled_names(self) -> list[str]:
+        """Return the names of the training images whose masks are no pseudo-labels."""
+        return self.training.names[: self.training.sampling.always]
 
     def missing_groups(self) -> list[str]:
         """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""
@@ -64,15 +71,33 @@ def open_fold(
         copy = f"{folder} is a copy at 1/{dataset.stored_scale}, but refine.scale is {settings.refine.scale}"
         raise Problem(f"{copy}; use the images at full size, or leave the section refine out.")
     relabelled = relabel.read_relabelled(training, settings.data.relabel, settings.data.kind)
+    notes = relabel.relabel_summary(training, validation, dataset.names, relabelled)
+    fingerprint = fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled))
+    source: TrainableImages = dataset
+    sampling = Sampling(len(training))
+    if (pseudo := open_pseudo_labels(settings.data, folder)) is not None:
+        source, sampling = WithPseudoLabels(dataset, pseudo), Sampling(len(training), len(pseudo.names), pseudo.weight)
+        training = [*training, *pseudo.names]
+        notes, fingerprint = notes + pseudo.summary, digest(fingerprint, pseudo.sha256, pseudo.names)
     transform = augment.build(**settings.augment.model_dump(), of_classes=settings.task.kind == "multiclass")
     return FoldData(
         run=run, number=fold_number, folder=folder, dataset=dataset,
         training=TrainingDataset(
-            dataset, training, scale, transform, settings.train.seed, settings.data.cache, relabelled
+            source, training, scale, transform, settings.train.seed, settings.data.cache, relabelled, sampling
         ),
         validation=ValidationDataset(dataset, validation, (scale,)), folds=table, files=run.fold(fold_number),
-        fingerprint=fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled)),
-        notes=relabel.relabel_summary(training, validation, dataset.names, relabelled),
+        fingerprint=fingerprint, notes=notes, pseudo=pseudo,
+        facts={"pseudo_sha256": pseudo.sha256} if pseudo else {},
+    )
+
+
+def open_pseudo_labels(data: Data, folder: pathlib.Path) -> PseudoLabels | None:
+    """Read the pseudo-labels that the settings ask for, if any."""
+    if data.pseudo is None:
+        return None
+    competition = competition_of(data.kind)
+    return read_pseudo_labels(
+        pathlib.Path(data.pseudo), data.pseudo_fraction, data.pseudo_weight, competition, folder, data.hq
     )
 
 
@@ -95,25 +120,27 @@ def fingerprint_of(training: list[str], validation: list[str], dataset: Segmenta
 
 def inspect_fold(data: FoldData) -> FoldData:
     """Return the fold with `digest_of` its images, all of which were looked at. Raises Problem if some are bad."""
-    names = [*data.training.names, *data.validation.names]
+    names = [*data.labelled_names(), *data.validation.names]
     return dataclasses.replace(data, digest_of=inspect_images(data.dataset, names, data.run.inspected))
 
 
 def open_tiles(
-    settings: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, world_size: int, digest: str
+    settings: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, world_size: int,
+    coarse_sha256: str,
 ) -> FoldData:
     """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are set later.
 
-    digest: sha256 of the best.pt that is refined. Raises Problem as `open_fold`.
+    coarse_sha256: of the best.pt that is refined. Raises Problem as `open_fold`.
     """
     images = open_fold(settings, run, fold_number, folder, world_size, sections=("refine",))
     assert isinstance(images.training, TrainingDataset)
     tiles = TileDataset(
-        images.dataset, images.training.names, settings.data.scale, hyper.scale, hyper.tile_px, hyper.margin_px,
-        hyper.tiles_per_image, images.training.augment, hyper.seed, images.training.relabelled,
+        images.training.dataset, images.training.names, settings.data.scale, hyper.scale, hyper.tile_px,
+        hyper.margin_px, hyper.tiles_per_image, images.training.augment, hyper.seed, images.training.relabelled,
+        images.training.sampling,
     )
-    fingerprint = hashlib.sha256(f"{images.fingerprint}\n{digest}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{images.fingerprint}\n{coarse_sha256}".encode()).hexdigest()
     return dataclasses.replace(
         images, training=tiles, fingerprint=fingerprint, files=run.fold(fold_number).refiner,
-        facts={"coarse_sha256": digest},
+        facts=images.facts | {"coarse_sha256": coarse_sha256},
     )

@@ -60,7 +60,7 @@ def train(training: Training, last: dict[str, Any]) -> None:
     dist = training.dist
     if last:
         state.restore(last, data.files.last)
-    sizes = len(data.training), hyper.batch_size, hyper.epochs
+    sizes = data.training.sampling, hyper.batch_size, hyper.epochs
     schedule = BatchSchedule(*sizes, hyper.seed, state.step, dist.rank, dist.world_size, data.training.steps_per_batch)
     if dist.is_main:
         resume.restore_files(settings, data, schedule, state)
@@ -78,8 +78,8 @@ def train(training: Training, last: dict[str, Any]) -> None:
 
 def is_trained(hyper: Train, data: FoldData, last: dict[str, Any]) -> bool:
     """Whether nothing is left to train. last: as for `train`."""
-    images, tiles_per_image = len(data.training), data.training.steps_per_batch
-    schedule = BatchSchedule(images, hyper.batch_size, hyper.epochs, hyper.seed, steps_per_batch=tiles_per_image)
+    sampling, tiles_per_image = data.training.sampling, data.training.steps_per_batch
+    schedule = BatchSchedule(sampling, hyper.batch_size, hyper.epochs, hyper.seed, steps_per_batch=tiles_per_image)
     return last.get("step") == schedule.total_steps
 
 

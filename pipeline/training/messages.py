@@ -31,7 +31,7 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
     if missing := data.missing_groups():
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
-    lines += data.dataset.notes(data.training.names)
+    lines += data.dataset.notes(data.labelled_names())
     if state.step:
         lines.append(f"{data.files.last}: resuming after step {state.step} of {schedule.total_steps}.")
     return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""Pseudo-labels: which masks of a submission join the training, how often, and never the truth."""
+import csv
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_run import Pipeline, only_line, with_set
+
+from pipeline import carvana
+from pipeline.data.images import coverage
+from pipeline.data.loader import BatchSchedule, Sampling
+from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels, unsure_table
+from pipeline.inference.probability import unsure_fractions
+from pipeline.masks import rle
+from pipeline.model import checkpoint
+from pipeline.paths import Run
+from pipeline.runtime.files import sha256
+from pipeline.runtime.problem import Problem
+
+HEADER = ",".join(carvana.CARVANA.submission_header)
+
+
+# --- how often -------------------------------------------------------------------------------------------------------
+
+
+@given(always=st.integers(0, 30), sometimes=st.integers(0, 30), fraction=st.floats(0.01, 1), seed=st.integers(0, 9))
+def test_an_epoch_visits_all_labelled_images_and_a_fraction_of_the_others(
+    always: int, sometimes: int, fraction: float, seed: int
+) -> None:
+    sampling = Sampling(always, sometimes, fraction)
+    order = sampling.order(np.random.default_rng(seed))
+    assert len(order) == len(set(order)) == sampling.per_epoch == always + round(fraction * sometimes)
+    assert set(range(always)) <= set(order) <= set(range(always + sometimes))
+
+
+def test_each_epoch_draws_other_pseudo_labelled_images_until_all_were_seen() -> None:
+    schedule = BatchSchedule(Sampling(4, 8, 0.5), 2, epochs=12, seed=0)
+    seen_in = [{index for batch in schedule.epoch(epoch) for _, index in batch} for epoch in range(12)]
+    assert {len(seen) for seen in seen_in} == {8} and len({frozenset(seen) for seen in seen_in}) > 1
+    assert set().union(*seen_in) == set(range(12))
+    resumed = BatchSchedule(Sampling(4, 8, 0.5), 2, epochs=12, seed=0, first_step=17)
+    assert list(resumed) == list(schedule)[17:]
+
+
+def test_without_pseudo_labels_the_batches_are_those_of_before() -> None:
+    assert list(BatchSchedule(Sampling(11), 3, epochs=3, seed=5)) == list(BatchSchedule(11, 3, epochs=3, seed=5))
+
+
+# --- which masks -----------------------------------------------------------------------------------------------------
+
+
+def write_submission(path: pathlib.Path, text_of: dict[str, str]) -> pathlib.Path:
+    path.write_text(HEADER + "\n" + "".join(f"{name},{text}\n" for name, text in text_of.items()))
+    return path
+
+
+@pytest.fixture
+def text_of(demo_folder: pathlib.Path) -> dict[str, str]:
+    """A run of its own for each test image, in the middle of the image."""
+    names = carvana.CARVANA.open_images(demo_folder, "test").names
+    return {name: f"{640 * carvana.WIDTH_PX + 500} {100 + number}" for number, name in enumerate(names)}
+
+
+def read(path: pathlib.Path, folder: pathlib.Path, fraction: float = 1.0) -> PseudoLabels:
+    return read_pseudo_labels(path, fraction, 0.5, carvana.CARVANA, folder, hq=False)
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+def test_the_target_of_a_test_image_is_its_predicted_mask(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str], scale: int
+) -> None:
+    pseudo = read(write_submission(tmp_path / "x.csv", text_of), demo_folder)
+    dataset = carvana.CARVANA.open_dataset(demo_folder)
+    both, name = WithPseudoLabels(dataset, pseudo), pseudo.names[3]
+    mask = rle.decode(text_of[name], carvana.HEIGHT_PX, carvana.WIDTH_PX)
+    assert np.array_equal(both.target(name, scale), coverage(mask, scale)) and mask.sum() > 100
+    assert np.array_equal(both.read(name, 8), pseudo.images.read(name, 8))
+    labelled = dataset.names[5]
+    assert np.array_equal(both.target(labelled, scale), dataset.target(labelled, scale))
+    assert np.array_equal(both.read(labelled, 8), dataset.read(labelled, 8))
+
+
+def test_an_empty_mask_is_not_trained_on(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    first, *others = text_of
+    pseudo = read(write_submission(tmp_path / "x.csv", text_of | {first: ""}), demo_folder)
+    assert pseudo.names == others and pseudo.summary == ", 15 of 15 pseudo-labelled with weight 0.5"
+
+
+def test_the_surest_masks_come_first(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    path = write_submission(tmp_path / "x.csv", text_of)
+    with pytest.raises(Problem, match="pseudo_fraction is 0.25, but .*x.csv.unsure.csv does not tell"):
+        read(path, demo_folder, fraction=0.25)
+    names = list(text_of)
+    rows = [f"{name},{(number * 7 % 16) / 100}\n" for number, name in enumerate(names)]
+    unsure_table(path).write_text("img,unsure_fraction\n" + "".join(rows))
+    pseudo = read(path, demo_folder, fraction=0.25)
+    assert pseudo.names == sorted(names[number] for number in range(16) if number * 7 % 16 < 4)
+    assert pseudo.table["used"].tolist() == [True] * 4 + [False] * 12
+    assert pseudo.table["unsure_fraction"].is_monotonic_increasing
+
+
+def test_the_table_lies_beside_the_submission() -> None:
+    assert unsure_table(pathlib.Path("submissions/a.csv.gz")) == pathlib.Path("submissions/a.unsure.csv")
+
+
+def test_training_images_are_no_pseudo_labels(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    training = carvana.CARVANA.open_images(demo_folder, "train").names[0]
+    with pytest.raises(Problem, match=f"x.csv: {training} is a training image"):
+        read(write_submission(tmp_path / "x.csv", text_of | {training: "1 1"}), demo_folder)
+
+
+def test_the_truth_is_no_prediction(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with open(demo_folder / "solution.csv") as file:
+        truth = {row["img"]: row["rle_mask"] for row in csv.DictReader(file)}
+    with pytest.raises(Problem, match="x.csv is no prediction: 16 of its masks are those of .*solution.csv"):
+        read(write_submission(tmp_path / "x.csv", truth), demo_folder)
+
+
+@pytest.mark.parametrize(
+    "text, reason", [("5 x", "'x' is not a whole number"), ("5", "1 numbers"), ("9 9 9 9", "begins before")]
+)
+def test_a_mask_that_cannot_be_read_is_a_problem(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str], text: str, reason: str
+) -> None:
+    first = next(iter(text_of))
+    with pytest.raises(Problem, match=f"image {first}: .*{reason}"):
+        read(write_submission(tmp_path / "x.csv", text_of | {first: text}), demo_folder)
+
+
+def test_an_image_that_is_not_there_is_a_problem(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    with pytest.raises(Problem, match="cafe_01.jpg is not an image of"):
+        read(write_submission(tmp_path / "x.csv", text_of | {"cafe_01.jpg": "1 1"}), demo_folder)
+
+
+def test_a_pixel_is_unsure_between_a_fiftieth_and_its_complement() -> None:
+    prob_u8 = torch.tensor([[[0, 5, 6, 100]], [[249, 250, 255, 128]]], dtype=torch.uint8)
+    assert unsure_fractions(prob_u8) == [0.5, 0.5]
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_on_what_another_run_predicted(
+    pipeline: Pipeline, trained: None, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Predicting tells how unsure each mask is; a run on its masks holds out what it would hold out without them."""
+    assert pipeline("validate", "--fold", "0") == pipeline("threshold") == pipeline("predict", "--fold", "0") == 0
+    submission = pathlib.Path("submissions/tiny.csv.gz")
+    unsure = pd.read_csv(unsure_table(submission))
+    assert unsure["img"].tolist() == carvana.CARVANA.read_sample(demo_folder)
+    assert unsure["unsure_fraction"].between(0.001, 0.9).all()
+
+    settings = with_set("data.pseudo_fraction=0.5", "data.pseudo_weight=0.25", "train.epochs=1")
+    train = ["--run", "pseudo", "--fold", "0", "--pseudo", str(submission), *settings]
+    assert pipeline("folds", "--run", "pseudo") == 0
+    capsys.readouterr()
+    assert pipeline("train", *train) == 0
+    assert "40 images at 1/8, 32 held out, 8 of 16 pseudo-labelled with weight 0.25" in capsys.readouterr().out
+    run = Run("pseudo")
+    state = checkpoint.load(run.fold(0).best, keys=("pseudo_sha256", "settings"))
+    assert state["pseudo_sha256"] == sha256(submission) and state["settings"]["data"]["pseudo"] == str(submission)
+    used = pd.read_csv(run.pseudo)
+    assert used["used"].sum() == 8 and used["unsure_fraction"].is_monotonic_increasing
+
+    other = pathlib.Path("submissions/other.csv")
+    name = carvana.CARVANA.read_sample(demo_folder)[0]
+    write_submission(other, {name: "1000 10"})
+    train[train.index("--pseudo") + 1] = str(other)
+    assert pipeline("train", *train[:-6], *with_set("train.epochs=1")) == 1
+    assert "data.pseudo" in only_line(capsys)
