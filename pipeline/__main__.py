@@ -297,10 +297,11 @@ def check(
     common: Common,
     runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="the submission of their average")] = [],
     file: Annotated[str | None, Option(metavar="CSV", help="default: the run's")] = None,
+    force: Annotated[bool, Option("--force", help="accept what looks like a known mistake")] = False,
 ) -> None:
     """Check a submission for errors."""
     from pipeline import check as stage
-    stage.main(path_or_none(file) or common.named_run(runs).submission, *common.folder_and_kind(runs))
+    stage.main(path_or_none(file) or common.named_run(runs).submission, *common.folder_and_kind(runs), force)
 
 
 @command()
@@ -310,7 +311,7 @@ def submit(
     file: Annotated[str | None, Option(metavar="CSV", help="default: the run's, predicted if missing")] = None,
     message: Annotated[str | None, Option(metavar="TEXT", help="default: how the submission was made")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="do not upload, but print the command that would")] = False,
-    force: Annotated[bool, Option("--force", help="submit even what was submitted already")] = False,
+    force: Annotated[bool, Option("--force", help="submit what was submitted before, or looks wrong")] = False,
     ledger: Annotated[str, Option(metavar="CSV", help="table of submissions")] = str(LEDGER),
 ) -> None:
     """Predict if missing, check, upload to Kaggle and wait for the score."""

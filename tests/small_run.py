@@ -26,7 +26,7 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         {car: carvana.normal_make(makes[car]) for car in cars}, 2, carvana.CARVANA.group_columns
     )
     write_text(run.folds, table.to_csv(index=False))
-    overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
+    overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2", "refine=null"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)
     masks = carvana.CARVANA.open_masks(folder)
     for fold in (0, 1):

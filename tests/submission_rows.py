@@ -1,5 +1,4 @@
 """Rows of a small submission, for tests that write, check and score one."""
-import functools
 import gzip
 import pathlib
 import tempfile
@@ -13,10 +12,14 @@ from pipeline.submission import checks, writer
 
 HEADER = carvana.CARVANA.submission_header
 NAMES = [carvana.image_name("0004d4463b50", angle) for angle in carvana.ANGLE_CODES[:6]]
-check = functools.partial(checks.check, competition=carvana.CARVANA)
 PIXELS = carvana.WIDTH_PX * carvana.HEIGHT_PX
 CAR = f"{PIXELS // 3} {PIXELS // 5}"  # a run over a fifth of the image
 Rows = list[list[str]]
+
+
+def check(path: pathlib.Path, names: list[str]) -> float:
+    """Check a submission without training masks; return the mean coverage."""
+    return checks.check(path, names, carvana.CARVANA).mean_coverage
 
 
 def good_rows() -> Rows:

@@ -25,6 +25,7 @@ from pipeline.runtime.launch import run_stage
 from pipeline.runtime.problem import Problem
 from pipeline.submission import provenance
 from pipeline.submission.checks import check
+from pipeline.submission.known_mistakes import read_mean_masks
 from pipeline.submission.provenance import Provenance
 from pipeline.submission.shards import read_state
 
@@ -53,7 +54,11 @@ def main(
         print(reason)
         run_stage("predict", *predict_arguments)
     competition = competition_of(kind)
-    check(path, competition.read_sample(folder), competition, provenance.read_bad_images(SUBMISSIONS, path))
+    bad_images, (means, why_none) = provenance.read_bad_images(SUBMISSIONS, path), read_mean_masks(folder, competition)
+    for note in check(path, competition.read_sample(folder), competition, bad_images, means, force).notes:
+        print(note)
+    if why_none:
+        print(why_none)
     origin = provenance.find_by_file(SUBMISSIONS, path)
     print(f"{path} is valid, {path.stat().st_size / 1e6:.1f} MB; {describe(origin)}.")
 

@@ -248,7 +248,7 @@ def submissions() -> Iterator[Case]:
         ("has an unknown image", lambda rows: [*rows, b"a.jpg,1 1"], "line 18: the image 'a.jpg' is"),
         ("has an image twice", lambda rows: [*rows, rows[-1]], "line 18: the image .* is in line 17"),
         ("has another order", lambda rows: [rows[0], *rows[:0:-1]], "line 2: .* the order differs"),
-        ("lacks an image", lambda rows: rows[:-1], "ends after 15 of 16"),
+        ("lacks an image", lambda rows: rows[:-1], "has 15 of 16 images"),
         ("has an odd count", masked(b"1 2 3"), first + "3 numbers"),
         ("counts from 0", masked(b"0 5"), first + "the number 0"),
         ("has fractions", masked(b"1.5 5"), first + "'1.5' is not"),

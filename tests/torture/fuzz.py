@@ -90,7 +90,7 @@ def checker(data: bytes, folder: pathlib.Path) -> None:
         path = folder / {b"G": "s.csv.gz", b"Z": "s.csv.zip"}.get(form, "s.csv")
         path.write_bytes(content)
     try:
-        mean_coverage = check(path, NAMES, carvana.CARVANA)
+        mean_coverage = check(path, NAMES, carvana.CARVANA).mean_coverage
     except Problem:
         return
     if form not in (b"G", b"Z"):
