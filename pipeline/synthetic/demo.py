@@ -27,7 +27,7 @@ def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments:
         ("Draw a competition of synthetic cars", "demo-data", ["--data", str(drawn), *drawing_arguments]),
         ("Download it from a fake Kaggle on this machine", "download", arguments),
         ("Split the cars into folds, each make in one fold only", "folds", arguments),
-        ("Train a network on each of two folds", "train", arguments),
+        ("Train a network and its refiner on each of two folds", "train", arguments),
         ("Validate each network on makes that it never saw", "validate", arguments),
         ("Find the threshold with the best out-of-fold Dice", "threshold", arguments),
         ("Predict the test images", "predict", arguments),
