@@ -1,5 +1,7 @@
 """Images, masks and probabilities prob one grid, and files that are not what they should be are a Problem."""
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ from pipeline.data.images import (
     decode_mask,
     grid_shape,
     runs_by_row,
+    upright_rgb,
     upsample_u8,
 )
 from pipeline.masks import rle
@@ -305,3 +308,57 @@ def test_a_png_mask_has_0_and_one_other_value(high: int, dtype: type) -> None:
     for other in (np.zeros((101, 90, 3), np.uint8), np.arange(101 * 90, dtype=np.uint16).reshape(101, 90)):
         with pytest.raises(Problem, match="a.png: the mask has"):
             decode_mask(save(Image.fromarray(other), "PNG"), ".png", 101, 90, "a.png")
+
+
+# --- more than 8 bits a colour ------------------------------------------------------------------------
+
+DARK = np.random.default_rng(0).integers(100, 896, (20, 30, 3), dtype=np.uint16)  # upper bytes from 0 to 3
+
+
+def encoded(suffix: str, values: np.ndarray, *options: int) -> bytes:
+    return cv2.imencode(suffix, values, options)[1].tobytes()
+
+
+def png_of_16_bits(colour_type: int, channels: int) -> bytes:
+    """A PNG as the standard says; neither Pillow nor OpenCV writes grey with opacity of 16 bits."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes([2, 9] * 30 * channels) for _ in range(20))
+    header = struct.pack(">IIBBBBB", 30, 20, 16, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+DEEP = {
+    "rgb.png": encoded(".png", DARK), "rgba.png": encoded(".png", np.dstack([DARK, DARK[..., :1]])),
+    "grey.png": encoded(".png", DARK[..., 0]), "grey with opacity.png": png_of_16_bits(4, 2),
+    "rgb.tif": encoded(".tif", DARK), "rgb uncompressed.tif": encoded(".tif", DARK, cv2.IMWRITE_TIFF_COMPRESSION, 1),
+    "rgba.tif": encoded(".tif", np.dstack([DARK, DARK[..., :1]])), "grey.tif": encoded(".tif", DARK[..., 0]),
+    "float.tif": save(Image.fromarray(DARK[..., 0].astype(np.float32)), "TIFF"),
+    "32 bits.tif": save(Image.fromarray(DARK[..., 0].astype(np.int32)), "TIFF"),
+    "rgb.ppm": b"P6 30 20 65535\n" + DARK.astype(">u2").tobytes(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_an_image_of_more_than_8_bits_a_colour_is_refused(name: str) -> None:
+    with pytest.raises(Problem, match=rf"{name} has (16|32) bits a colour, but only 8 can be read"):
+        upright_rgb(Image.open(io.BytesIO(DEEP[name])), name)
+
+
+@pytest.mark.parametrize("name", [name for name in DEEP if name.endswith(".png")])
+def test_so_is_that_of_a_competition(name: str) -> None:
+    with pytest.raises(Problem, match=rf"{name} has 16 bits a colour"):
+        decode_image(DEEP[name], ".png", 1, 20, 30, name)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "JPEG", "PPM", "BMP", "WEBP"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"])
+def test_one_of_8_bits_or_less_is_read_whatever_its_mode(mode: str, image_format: str) -> None:
+    try:
+        data = save(Image.new("RGB", (30, 20), (204, 204, 204)).convert(mode), image_format)
+    except OSError:
+        return  # this format has no such mode
+    values = upright_rgb(Image.open(io.BytesIO(data)), "a")
+    assert values.shape == (20, 30, 3) and (mode == "1" or np.abs(values - 204.0).max() <= 3)

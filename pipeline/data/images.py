@@ -14,7 +14,7 @@ import warnings
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.runtime.problem import Problem
 
@@ -120,17 +120,44 @@ def upright_rgb(image: Image.Image, where: str, with_alpha: bool = False) -> NDA
     Raises Problem for more than 8 bits a colour, where `where` names the image, and whatever Pillow raises while it
     decodes.
     """
-    if image.mode.startswith(("I", "F")):  # Pillow would take all values beyond 255 for 255
-        raise Problem(f"{where} has more than 8 bits a colour (Pillow's mode {image.mode}); save it with 8.")
+    check_depth(image, where)
+    turned = upright(image)
+    mode = "RGBA" if with_alpha and image.has_transparency_data else "RGB"
+    pixels = np.empty((turned.height, turned.width, len(mode)), np.uint8)
+    for top in range(0, turned.height, ROWS_AT_ONCE):  # at once, the copies would take 8 bytes more a pixel
+        bottom = min(top + ROWS_AT_ONCE, turned.height)
+        pixels[top:bottom] = np.asarray(turned.crop((0, top, turned.width, bottom)).convert(mode))
+    return pixels
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image, decoded and turned upright as its EXIF says. Raises whatever Pillow raises."""
     image.load()
     transpose = TRANSPOSE_OF.get(read_orientation(image))
-    mode = "RGBA" if with_alpha and image.has_transparency_data else "RGB"
-    upright = image if transpose is None else image.transpose(transpose)
-    pixels = np.empty((upright.height, upright.width, len(mode)), np.uint8)
-    for top in range(0, upright.height, ROWS_AT_ONCE):  # at once, the copies would take 15 bytes more a pixel
-        bottom = min(top + ROWS_AT_ONCE, upright.height)
-        pixels[top:bottom] = np.asarray(upright.crop((0, top, upright.width, bottom)).convert(mode))
-    return pixels
+    return image if transpose is None else image.transpose(transpose)
+
+
+def check_depth(image: Image.Image, where: str) -> None:
+    """Raise Problem for an opened image of more than 8 bits a colour; only its header is read."""
+    if (bits := bits_per_colour(image)) > 8:
+        raise Problem(f"{where} has {bits} bits a colour, but only 8 can be read; save it with 8 bits a colour.")
+
+
+def bits_per_colour(image: Image.Image) -> int:
+    """Return the bits of each colour that a PNG, TIFF or PNM file has, from its header; for other files 8.
+
+    The image must be opened and not yet decoded. Its mode does not tell: Pillow reads colours of 16 bits in mode RGB,
+    by their upper bytes, so that values from 100 to 896 become 0 to 3.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(np.max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
+    if image.mode.startswith(("I", "F")):
+        return 32 if image.mode == "F" else 16
+    tiles = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""  # of Pillow's decoder: such as "RGB;16B", of PNM ("RGB", highest value)
+    if isinstance(arguments, tuple):
+        return 16 if image.format == "PPM" and arguments[-1] > 255 else 8
+    return 16 if image.format == "PNG" and ";16" in str(arguments) else 8
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
