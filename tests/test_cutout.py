@@ -1,7 +1,9 @@
 """Images as users have them are cut out: transparent, large, in folders, with blanks in their names, or damaged."""
 import os
 import pathlib
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -146,6 +148,31 @@ def test_every_kind_of_transparency_is_read(
     save(tmp_path / f"a.{suffix}")
     pixels = read_image(tmp_path / f"a.{suffix}", 1)
     assert pixels.shape == (4, 6, 4) and pixels[0, :, 3].tolist() == [255] * 3 + [right] * 3
+
+
+def save_deep_grey(path: pathlib.Path) -> None:
+    """A PNG of grey and opacity in 16 bits each, which neither Pillow nor OpenCV writes."""
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 4, 0, 0, 0)  # 2 x 1 pixels, grey with opacity
+    row = zlib.compress(b"\0" + struct.pack(">4H", 40_000, 65_535, 40_000, 300))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b""))
+
+
+def save_deep_colours(path: pathlib.Path) -> None:
+    cv2.imwrite(str(path), np.full((4, 6, 4), 300, np.uint16))
+
+
+@pytest.mark.parametrize("save, suffix", [
+    (save_deep_grey, "png"), (save_deep_colours, "png"), (save_deep_colours, "tif"),
+])  # fmt: skip
+def test_transparency_of_16_bits_is_refused_as_colours_are(
+    tmp_path: pathlib.Path, save: Callable[[pathlib.Path], None], suffix: str
+) -> None:
+    save(tmp_path / f"a.{suffix}")
+    with pytest.raises(Problem, match=f"a.{suffix} has 16 bits a colour"):
+        read_image(tmp_path / f"a.{suffix}", 1)
 
 
 def test_transparency_is_turned_upright_with_the_image(tmp_path: pathlib.Path) -> None:
