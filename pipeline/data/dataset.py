@@ -37,6 +37,7 @@ class SegmentationDataset(Protocol):
     classes: tuple[str, ...]  # their names, by index; () if binary
     where: str  # the folder or file, for messages
     fingerprint: str  # distinguishes most other data from these at little cost, wherever they lie; "" if nothing does
+    notes: str  # a sentence on masks that may be wrong; "" if there are none
     has_angles: bool  # whether each key (car) was seen from the same numbered angles, as Carvana's cars were
 
     def read(self, name: str, scale: int) -> NDArray:

@@ -40,7 +40,7 @@ class ImageFolder:
     is missing, an image has no mask or a mask no image, or groups.csv does not list exactly the images.
     """
 
-    stored_scale, channels, has_angles = 1, 3, False
+    stored_scale, channels, has_angles, notes = 1, 3, False, ""
 
     def __init__(
         self, folder: pathlib.Path, classes: tuple[str, ...], ignore_index: int, height: int | None, width: int | None

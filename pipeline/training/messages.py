@@ -26,6 +26,8 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
         seen = f"{len(data.training)} images at 1/{settings.data.scale}"
     images = f"{seen}, {len(data.validation)} held out{data.notes}"
     lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]
+    if data.dataset.notes:
+        lines.append(data.dataset.notes)
     if missing := data.missing_groups():
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
