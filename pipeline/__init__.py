@@ -27,7 +27,7 @@ The files in this folder are the mission, in this order:
     threshold.py    out-of-fold histograms -> the threshold with the best Dice
     blend.py        several runs -> the weights of their mean
     predict.py      checkpoints, threshold, test images -> a submission
-    check.py        what Kaggle would refuse in a submission
+    check.py        what Kaggle would refuse in a submission, or score badly by mistake
     score.py        a submission and a solution.csv -> public and private Dice
     cutout.py       any images -> the object on a transparent background, or class maps
 
@@ -38,10 +38,10 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     git, progress bars, and Problem, the one exception that a user is meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), refiner, losses, optim, ema, checkpoint
-    data/           bytes -> tensors: zip_reader, csv_table, spreadsheet (tables that people write), images (decoding,
-                    the grid), augment; dataset (the protocol and its table of readers: competition, image_folder with
-                    folder_files and mask_files, nyuv2); grouping (who is held out with whom); inspection (of all files
-                    before the first step);
+    data/           bytes -> tensors: file_kind, zip_reader, csv_table, cut_off (damaged masks), spreadsheet (tables that
+                    people write), images (decoding, the grid), augment; dataset (the protocol and its table of
+                    readers: competition, image_folder with folder_files and mask_files, nyuv2); grouping (who is held
+                    out with whom); inspection (of all files before the first step);
                     loader (training and validation batches), tiles (along the edge), image_stream (test images),
                     image_files (any images, to be cut out), pseudo (labels of test images), relabel, shrink
     inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,
@@ -49,7 +49,7 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
     training/       loop (steps, epochs, checkpoints: of both networks) and what surrounds it: fold_data, state, resume,
                     coarse (predictions to refine), evaluation, monitor (TensorBoard), previews, find_batch
     submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
-                    checks, scoring, provenance
+                    checks, known_mistakes (of masks), scoring, provenance
     report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
     kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce
     synthetic/      test doubles: drawn cars and rooms, a local fake Kaggle, the demo

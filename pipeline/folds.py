@@ -15,7 +15,8 @@ from pipeline.runtime.problem import Problem
 
 def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     """Assign the folds, write the table unless it is there already, and print how large they are."""
-    table = open_dataset(settings.data, settings.task, folder).folds(settings.data.folds)
+    dataset = open_dataset(settings.data, settings.task, folder)
+    table = dataset.folds(settings.data.folds)
     text = table.to_csv(index=False, lineterminator="\n")
     if not run.folds.is_file() or run.folds.read_text() != text:
         with locked(run.lock("folds"), f"{run.folds} is being written by another process; wait until it is done."):

@@ -2,6 +2,7 @@
 import io
 import pathlib
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -185,6 +186,29 @@ def test_coverage_is_that_of_the_mask_from_run_lengths_and_from_gifs(demo_folder
         expected = coverage(from_csv.read(name), scale)
         np.testing.assert_array_equal(from_csv.coverage(name, scale), expected, strict=True)
         np.testing.assert_array_equal(from_gifs.coverage(name, scale), expected, strict=True)
+
+
+@pytest.mark.parametrize("highest", [1, 255])
+def test_masks_may_be_pngs(demo_folder: pathlib.Path, tmp_path: pathlib.Path, highest: int) -> None:
+    gifs = FileMasks(demo_folder, CARVANA)
+    (tmp_path / "train_masks").mkdir()
+    for name in gifs.names[:3]:
+        data = png(gifs.read(name).astype(np.uint8) * np.uint8(highest))
+        (tmp_path / "train_masks" / CARVANA.mask_file(name)).with_suffix(".png").write_bytes(data)
+    pngs = CARVANA.open_masks(tmp_path)
+    assert isinstance(pngs, FileMasks) and pngs.names == gifs.names[:3]
+    for name in pngs.names:
+        np.testing.assert_array_equal(pngs.read(name), gifs.read(name))
+    shutil.copy(demo_folder / "train_masks.zip", tmp_path)  # the competition's own files win
+    assert FileMasks(tmp_path, CARVANA).names == gifs.names
+
+
+def test_a_coloured_png_mask_is_a_problem(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "train_masks").mkdir()
+    data = png(np.zeros((1280, 1918, 3), np.uint8))
+    (tmp_path / "train_masks/011330127438_01_mask.png").write_bytes(data)
+    with pytest.raises(Problem, match=r"011330127438_01_mask\.png: the mask has colours, but it must be grey"):
+        CARVANA.open_masks(tmp_path).read("011330127438_01.jpg")
 
 
 def test_without_train_masks_csv_the_gifs_are_read(folder: pathlib.Path) -> None:

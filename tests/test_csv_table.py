@@ -1,6 +1,8 @@
 """One strict CSV reader: what it reads, what it refuses, and that a huge table is never in memory as a whole."""
 import gzip
+import io
 import pathlib
+import re
 import tracemalloc
 import zipfile
 
@@ -46,7 +48,9 @@ def test_blank_lines_are_skipped_or_rows_without_fields(tmp_path: pathlib.Path) 
         (DATA + b'c,"1\n', "cannot be read as a CSV table .*; try again"),
         (DATA + b'c,"1"2\n', "cannot be read as a CSV table .*; try again"),
         (DATA + b"\xff,1\n", "near line .: the byte 0xff .*; save it as UTF-8"),
-        (DATA.decode().encode("utf-16"), "near line 1: the byte 0xff"),
+        (DATA.decode().encode("utf-16"), "is text in UTF-16, not a CSV table; save it as ASCII or UTF-8"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page, not a CSV table; .*accept the rules"),
+        (gzip.compress(DATA, mtime=0), "is a gzip file, not a CSV table; rename it to end in .csv.gz"),
     ],
 )
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.zip"])
@@ -54,6 +58,56 @@ def test_what_is_not_a_table_is_one_sentence(tmp_path: pathlib.Path, name: str, 
     with pytest.raises(Problem, match=sentence) as caught:
         list(stream_rows(write(tmp_path / name, data), advice="try again"))
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def workbook() -> bytes:
+    """The beginning of an .xlsx file."""
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    return file.getvalue()
+
+
+def packed_table() -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("t.csv", DATA)
+    return file.getvalue()
+
+
+PAGE = b"\n <html><head><title>Kaggle: Your Home for Data Science</title>"
+
+
+@pytest.mark.parametrize("name, data, sentence", [
+    ("t.csv", gzip.compress(DATA, mtime=0), "is a gzip file, not a CSV table; rename it to end in .csv.gz"),
+    ("t.csv", packed_table(), "is a zip archive, not a CSV table; rename it to end in .csv.zip"),
+    ("t.csv", workbook(), "is an Excel workbook, not a CSV table; save it as CSV"),
+    ("t.csv", b"\xd0\xcf\x11\xe0" + bytes(99), "is an Excel workbook, not a CSV table; save it as CSV"),
+    ("t.csv", DATA.decode().encode("utf-16-be").join([b"\xfe\xff", b""]), "is text in UTF-16"),
+    ("t.csv", PAGE, "is a web page, not a CSV table; it may be Kaggle's login page"),
+    ("t.csv.gz", PAGE, "is a web page, not a gzip file; it may be Kaggle's login page"),
+    ("t.csv.zip", PAGE, "is a web page, not a zip archive; it may be Kaggle's login page"),
+    ("t.csv.gz", DATA, "is not a gzip file, as its name says; rename it"),
+    ("t.csv.zip", DATA, "is not a zip archive, as its name says; rename it"),
+    ("t.csv.gz", packed_table(), "is a zip archive, not a gzip file; rename it to end in .csv.zip"),
+    ("t.csv.zip", gzip.compress(DATA, mtime=0), "is a gzip file, not a zip archive; rename it to end in .csv.gz"),
+    ("t.csv.zip", workbook(), "is an Excel workbook, not a zip archive; save it as CSV"),
+])  # fmt: skip
+def test_a_file_of_another_kind_than_its_name_is_named(
+    tmp_path: pathlib.Path, name: str, data: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(Problem, match=rf"{re.escape(name)} {sentence}"):
+        list(stream_rows(tmp_path / name, "ascii"))
+
+
+def test_a_table_in_a_folder_of_its_name_is_read_and_one_elsewhere_is_pointed_at(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "t.csv").mkdir()
+    write(tmp_path / "t.csv/t.csv", DATA)
+    assert read_table(tmp_path, "t.csv", ("id",))["id"].tolist() == ["a", "b"]
+    (tmp_path / "inner").mkdir()
+    write(tmp_path / "inner/u.csv.zip", DATA)
+    with pytest.raises(Problem, match=rf"neither u\.csv nor u\.csv\.zip; it is in .*DATA={tmp_path}/inner"):
+        read_table(tmp_path, "u.csv", ("id",))
 
 
 def test_ascii_refuses_letters_and_a_byte_order_mark(tmp_path: pathlib.Path) -> None:

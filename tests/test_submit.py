@@ -19,6 +19,7 @@ from pipeline.__main__ import DEFAULT_CONFIG, main
 from pipeline.kaggle import client as kaggle_client
 from pipeline.kaggle import ledger, retry, submit
 from pipeline.kaggle.ledger import Row
+from pipeline.masks import rle
 from pipeline.paths import SUBMISSIONS, Run
 from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.problem import Problem
@@ -135,7 +136,7 @@ def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
 def test_a_file_that_check_refuses_is_not_submitted(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
     MINE.write_bytes(gzip.compress(gzip.decompress(MINE.read_bytes()).replace(b"_02.jpg", b"_03.jpg", 1)))
     assert submit_mine() == 1
-    assert "mine.csv.gz, line 3" in only_line(capsys)
+    assert "mine.csv.gz, line 4" in only_line(capsys)
     assert uploads(kaggle) == 0 and rows() == []
 
 
@@ -382,6 +383,41 @@ def test_without_credentials_nothing_is_written(
     assert submit_mine() == 1
     assert "There are no credentials for Kaggle" in only_line(capsys)
     assert rows() == []
+
+
+@pytest.mark.parametrize("fault", ["no credentials", "no network", "401"])
+def test_a_dry_run_needs_no_kaggle_and_says_that_it_could_not_ask(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch, fault: str
+) -> None:
+    if fault == "no credentials":
+        monkeypatch.delenv("KAGGLE_API_TOKEN")
+    elif fault == "no network":
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    else:
+        kaggle.faults["ListSubmissions"] = [answering(401, "Unauthenticated")] * ALWAYS
+    assert submit_mine("--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "mine.csv.gz is valid" in out and "kaggle competitions submit -f mine.csv.gz" in out
+    assert "How many submissions are left today could not be asked: " in out.splitlines()[-1]
+    assert rows() == [] and uploads(kaggle) == 0
+    MINE.write_bytes(gzip.compress(b"img,rle_mask\n"))
+    assert submit_mine("--dry-run") == 1  # what check refuses is still refused
+    assert "has 0 of" in only_line(capsys)
+
+
+def test_a_submission_that_looks_like_a_known_mistake_is_not_sent_unless_forced(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture
+) -> None:
+    lines = gzip.decompress(MINE.read_bytes()).decode().splitlines()
+    texts = [line.partition(",")[2] for line in lines[1:]]
+    upside_down = [rle.encode(rle.decode(text, carvana.HEIGHT_PX, carvana.WIDTH_PX)[::-1]) for text in texts]
+    names = [line.partition(",")[0] for line in lines[1:]]
+    MINE.write_text("\n".join([lines[0], *(f"{name},{text}" for name, text in zip(names, upside_down)), ""]))
+    MINE.write_bytes(gzip.compress(MINE.read_bytes(), mtime=0))
+    assert submit_mine() == 1
+    assert "upside down" in only_line(capsys) and uploads(kaggle) == 0 and rows() == []
+    assert submit_mine("--force") == 0
+    assert uploads(kaggle) == 1 and rows()[0].status == "complete"
 
 
 def test_a_message_that_is_too_long_is_a_problem(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:

@@ -83,6 +83,65 @@ def test_members_with_other_names_are_ignored(tmp_path: pathlib.Path) -> None:
     assert FileSet(tmp_path, "test", NAMES).names == ["a.jpg"]
 
 
+@pytest.mark.parametrize("inner", ["test", "images/part1", "a/b/c"])
+def test_files_in_nested_folders_are_read(tmp_path: pathlib.Path, inner: str) -> None:
+    (tmp_path / "test" / inner).mkdir(parents=True)
+    for name, data in FILES.items():
+        (tmp_path / "test" / inner / name).write_bytes(data)
+    assert read_all(FileSet(tmp_path, "test", NAMES)) == FILES
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for name, data in FILES.items():
+            archive.writestr(f"train/{inner}/{name}", data)
+    assert read_all(FileSet(tmp_path, "train", NAMES)) == FILES
+
+
+def test_a_name_in_two_folders_of_a_folder_is_a_problem(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "test/test").mkdir(parents=True)
+    for folder in ("test", "test/test"):
+        (tmp_path / folder / "a.jpg").write_bytes(b"apple")
+    with pytest.raises(Problem, match=r"test/a\.jpg .*have the same name"):
+        FileSet(tmp_path, "test", NAMES)
+
+
+def test_members_with_backslashes_are_read(tmp_path: pathlib.Path) -> None:
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+        for name, data in FILES.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = f"test\\{name}"  # the constructor would not keep it on Windows
+            archive.writestr(info, data)
+    assert read_all(FileSet(tmp_path, "test", NAMES)) == FILES
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("..\\a.jpg", b"")
+    with pytest.raises(Problem, match="would be unpacked outside"):
+        FileSet(tmp_path, "train", NAMES)
+
+
+@pytest.mark.parametrize("member", ["test.zip", "carvana/test.zip", "test/a.jpg", "test\\test\\a.jpg"])
+def test_an_archive_of_all_archives_is_a_problem_with_the_command_that_unpacks_it(
+    tmp_path: pathlib.Path, member: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "all of it.zip", "w") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(Problem, match=rf"all of it\.zip holds it, unpack that: unzip -n '{tmp_path}/all of it.zip' -d"):
+        FileSet(tmp_path, "test", NAMES)
+    with zipfile.ZipFile(tmp_path / "all of it.zip", "w") as archive:
+        archive.writestr("other.zip", b"")
+    with pytest.raises(Problem, match="run `make download`"):
+        FileSet(tmp_path, "test", NAMES)
+
+
+def test_an_archive_one_folder_further_down_is_a_problem_that_names_the_folder(tmp_path: pathlib.Path) -> None:
+    pack(tmp_path / "carvana-image-masking-challenge", FILES)
+    with pytest.raises(Problem, match=rf"DATA={tmp_path}/carvana-image-masking-challenge"):
+        FileSet(tmp_path, "test", NAMES)
+
+
+def test_files_of_other_names_are_shown(tmp_path: pathlib.Path) -> None:
+    pack(tmp_path, {"1.jpeg": b"", "2.jpeg": b""})
+    with pytest.raises(Problem, match=r"hold no file whose name matches .*, but 2 others, such as 1\.jpeg"):
+        FileSet(tmp_path, "test", NAMES)
+
+
 def test_nothing_is_written(packed: pathlib.Path) -> None:
     (packed / "a.jpg").write_bytes(b"loose")
     before = {path: path.stat().st_mtime_ns for path in [packed, *packed.rglob("*")]}
@@ -125,7 +184,10 @@ def test_an_archive_that_is_cut_short_is_a_problem(packed: pathlib.Path, tenths:
 
 def test_a_web_page_in_place_of_the_archive_is_a_problem(packed: pathlib.Path) -> None:
     (packed / "test.zip").write_text("<html>Accept the rules first.</html>")
-    with pytest.raises(Problem, match=r"test\.zip is not a whole zip archive"):
+    with pytest.raises(Problem, match=r"test\.zip is not a whole zip archive but a web page, .*accept the rules"):
+        FileSet(packed, "test", NAMES)
+    (packed / "test.zip").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(Problem, match=r"test\.zip is not a whole zip archive but a gzip file; download it again"):
         FileSet(packed, "test", NAMES)
 
 

@@ -1,11 +1,13 @@
 """A Kaggle competition with one binary mask for each image: its facts, and the readers of its files.
 
 What can be checked without decoding an image is checked when a folder is opened, before hours of training: each
-training image has its mask, and what `Competition.read_groups` checks, such as the 16 angles of a car.
+training image has its mask, the run lengths of each can be read, and what `Competition.read_groups` checks, such as
+the 16 angles of a car.
 """
 import pathlib
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.data.csv_table import find_table, read_table
+from pipeline.data.cut_off import are_cut_off
 from pipeline.data.images import check_jpeg, coverage, coverage_of_runs, decode_image, decode_mask, grid_shape
 from pipeline.data.zip_reader import FileSet
 from pipeline.masks import rle
@@ -194,17 +197,29 @@ class CsvMasks:
 
 
 class FileMasks:
-    """Masks from image files, out of `train_masks.zip` or `train_masks/`."""
+    """Masks from image files, out of `train_masks.zip` or `train_masks/`.
+
+    They may be PNGs, into which some convert the GIFs of a competition.
+    """
 
     def __init__(self, folder: pathlib.Path, competition: Competition):
-        self.competition = competition
-        self.files = FileSet(folder, competition.mask_set, competition.pattern(competition.mask_suffix))
+        self.competition, self.suffix = competition, competition.mask_suffix
+        as_png = self.suffix.rpartition(".")[0] + ".png"
+        either = re.compile(f"(?:{competition.stem})(?:{re.escape(self.suffix)}|{re.escape(as_png)})")
+        self.files = FileSet(folder, competition.mask_set, either)
+        if not any(name.endswith(self.suffix) for name in self.files.names):
+            self.suffix = as_png
         self.where = str(self.files.archive_path)
-        self.names = [competition.name_of_file(file, competition.mask_suffix) for file in self.files.names]
+        file_names = [name for name in self.files.names if name.endswith(self.suffix)]
+        self.names = [competition.name_of_file(name, self.suffix) for name in file_names]
+
+    def file_name(self, name: str) -> str:
+        """The name of the file with the mask of an image."""
+        return self.competition.image_file(name).removesuffix(self.competition.image_suffix) + self.suffix
 
     def read(self, name: str) -> NDArray[np.bool_]:
         """The mask of an image, bool array (height, width)."""
-        file_name = self.competition.mask_file(name)
+        file_name = self.file_name(name)
         data, where = self.files.read(file_name), self.files.where(file_name)
         suffix = pathlib.PurePath(file_name).suffix
         return decode_mask(data, suffix, self.competition.height_px, self.competition.width_px, where)
@@ -214,7 +229,7 @@ class FileMasks:
         return coverage(self.read(name), scale)
 
     def stamp(self, name: str) -> str:
-        return self.files.stamp(self.competition.mask_file(name))
+        return self.files.stamp(self.file_name(name))
 
     def runs(self, name: str) -> NDArray[np.int64]:
         """Bounds of the row-major runs, as those of `CsvMasks`."""
@@ -222,6 +237,8 @@ class FileMasks:
 
 
 Masks = CsvMasks | FileMasks
+COMPARED_MASKS = 16  # of a table, with the files of the same masks: as many suspects, and others
+NAMED_MASKS = 8  # in a message
 
 
 class CompetitionDataset:
@@ -244,6 +261,7 @@ class CompetitionDataset:
             self.group_of_key = competition.read_groups(folder, self.images)
         if missing := sorted(set(self.names) - set(self.masks.names)):
             raise Problem(f"{self.masks.where} lacks {len(missing)} masks, as that of {missing[0]}; download it again.")
+        self.cut_off_note = check_table(self.masks, self.names, folder) if isinstance(self.masks, CsvMasks) else ""
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.images.read(name, scale)
@@ -261,7 +279,7 @@ class CompetitionDataset:
         return f"{self.images.stamp(name)} {self.masks.stamp(name)}"
 
     def notes(self, names: list[str]) -> list[str]:
-        return []
+        return [self.cut_off_note] if self.cut_off_note else []
 
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn
@@ -270,6 +288,41 @@ class CompetitionDataset:
 
     def group_key(self, name: str) -> str:
         return self.competition.group_key(name)
+
+
+def area_px(bounds: NDArray[np.int64]) -> int:
+    return int((bounds[:, 1] - bounds[:, 0]).sum())
+
+
+def check_table(masks: CsvMasks, names: list[str], folder: pathlib.Path) -> str:
+    """Return a sentence on masks of these images that seem to be cut off; "" if there are none.
+
+    Where the masks' files are there too, these rows and some others are compared with them, and a row that differs is a
+    Problem. So is a row that cannot be read.
+    """
+    competition, bounds_of = masks.competition, {name: masks.runs(name) for name in names}
+    suspects = list[str]()
+    if competition.angles > 1 and set(Counter(map(competition.group_key, names)).values()) == {competition.angles}:
+        is_cut_off = are_cut_off(list(bounds_of.values()), competition.width_px, competition.angles)
+        suspects = [name for name, is_suspect in zip(names, is_cut_off) if is_suspect]
+    chosen = [*suspects[:COMPARED_MASKS], *names[:: -(-len(names) // COMPARED_MASKS)]]
+    try:
+        files = FileMasks(folder, competition)
+        runs_of_file = {name: files.runs(name) for name in set(chosen) & set(files.names)}
+    except Problem:
+        runs_of_file = {}  # there are none, or damaged ones, which nothing else reads
+    px_of = {name: (area_px(bounds_of[name]), area_px(bounds)) for name, bounds in runs_of_file.items()}
+    if differing := sorted(name for name, (px, file_px) in px_of.items() if px != file_px):
+        px, file_px = px_of[differing[0]]
+        what = f"{masks.where}, row {differing[0]}: the run lengths cover {px:,} pixels, but the mask in {files.where}"
+        others = f" (of {len(px_of)} compared rows {len(differing)} differ)"
+        raise Problem(f"{what} {file_px:,}{others}; download the table again, or move away the one that is wrong.")
+    rest = [name for name in suspects if name not in runs_of_file]
+    if not rest:
+        return ""
+    shown = ", ".join(rest[:NAMED_MASKS]) + (", ..." if len(rest) > NAMED_MASKS else "")
+    advice = "look at them, and download the table again if they are cut off"
+    return f"{masks.where}: the run lengths of {len(rest)} masks seem to end too early ({shown}); {advice}."
 
 
 def read_stored_scale(folder: pathlib.Path) -> int:

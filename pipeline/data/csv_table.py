@@ -14,7 +14,8 @@ from typing import IO
 
 import pandas as pd
 
-from pipeline.data.zip_reader import DAMAGE, WHERE_TO_GET, check_member, reason_of
+from pipeline.data.file_kind import ADVICE, DESCRIPTIONS, FIRST_BYTES, kind_of
+from pipeline.data.zip_reader import DAMAGE, check_member, reason_of, where_to_get
 from pipeline.runtime.problem import Problem
 
 LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x1280 pixels has 12 million
@@ -81,9 +82,13 @@ def limited_lines(text: IO[str]) -> Iterator[str]:
 @contextlib.contextmanager
 def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_bytes: int) -> Iterator[IO[str]]:
     """Open a .csv, .csv.gz or .csv.zip as text, unpacked while it is read."""
+    packed = {".gz": "gzip", ".zip": "zip"}.get(path.suffix, "")
+    with open(path, "rb") as file:
+        check_kind(file.read(FIRST_BYTES), packed, str(path))
     if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding=encoding, newline="") as text:
-            yield text
+        with gzip.open(path) as unpacked:
+            check_kind(unpacked.peek(FIRST_BYTES), "", f"{path}, unpacked,")
+            yield io.TextIOWrapper(unpacked, encoding, newline="")
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -93,8 +98,10 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
                 raise Problem(f"{path} has no member {member}; download it again.")
             info = archive.getinfo(names[0] if member is None else member)
             check_member(info, largest_bytes)
-            with archive.open(info) as file:
-                yield io.TextIOWrapper(file, encoding, newline="")
+            with archive.open(info) as unpacked:
+                first = unpacked.peek(FIRST_BYTES)  # type: ignore[attr-defined]
+                check_kind(first, "", f"{path}, member {info.filename},")
+                yield io.TextIOWrapper(unpacked, encoding, newline="")
     else:
         if path.stat().st_size > largest_bytes:
             raise Problem(f"{path} has {path.stat().st_size:,} bytes, but the largest table has {largest_bytes:,}.")
@@ -102,9 +109,22 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
             yield text
 
 
+def check_kind(first: bytes, expected: str, where: str) -> None:
+    """Raise Problem if these first bytes are of a known kind of file, but not the expected one; "": of a table."""
+    kind, wanted = kind_of(first), DESCRIPTIONS.get(expected, "a CSV table")
+    if kind and kind != expected:
+        raise Problem(f"{where} is {DESCRIPTIONS[kind]}, not {wanted}; {ADVICE.get(kind, 'name the table itself')}.")
+    if first and expected and not kind:
+        raise Problem(f"{where} is not {wanted}, as its name says; rename it if it is a plain table, or get it again.")
+
+
 def find_table(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first."""
-    return next((path for path in (folder / name, folder / f"{name}.zip") if path.is_file()), None)
+    """`folder/metadata.csv` or `folder/metadata.csv.zip`, whichever is there first.
+
+    Else `folder/metadata.csv/metadata.csv`: some programs unpack an archive into a folder of its name.
+    """
+    paths = (folder / name, folder / f"{name}.zip", folder / name / name)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -115,7 +135,7 @@ def read_table(folder: pathlib.Path, name: str, columns: tuple[str, ...]) -> pd.
     """
     path = find_table(folder, name)
     if path is None:
-        raise Problem(f"{folder} holds neither {name} nor {name}.zip; {WHERE_TO_GET}.")
+        raise Problem(f"{folder} holds neither {name} nor {name}.zip; {where_to_get(folder, name)}.")
     header, *rows = [fields for _, fields in stream_rows(path, member=name)] or [[]]
     if not header:
         raise Problem(f"{path} is empty; download it again.")

@@ -101,6 +101,8 @@ def decode_mask(data: bytes, suffix: str, height: int, width: int, where: str) -
             values = np.asarray(image)
     except PILLOW_ERRORS:
         raise Problem(f"{where}: the mask is not a whole {image_format}; download it again.") from None
+    if values.ndim != 2:
+        raise Problem(f"{where}: the mask has colours, but it must be grey: 0, and one other value on the object.")
     highest = 1 if suffix == ".gif" else values.max()
     if values.shape != (height, width) or values.max() > highest:
         raise Problem(f"{where}: the mask has values up to {values.max()}, but only 0 and 1 are allowed.")

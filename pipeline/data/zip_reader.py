@@ -6,15 +6,19 @@ The same file may lie in three places below the competition folder; the first pl
     test/29bb3ece3180_11.jpg      unpacked
     test.zip                      packed: test/29bb3ece3180_11.jpg inside
 
-Nothing is ever unpacked or written. Each read of a member checks its CRC.
+In the folder and in the archive files may lie in folders of any depth, as in test/test/. Nothing is ever unpacked or
+written. Each read of a member checks its CRC.
 """
+import contextlib
 import os
 import pathlib
 import re
+import shlex
 import struct
 import zipfile
 import zlib
 
+from pipeline.data.file_kind import DESCRIPTIONS, FIRST_BYTES, kind_of
 from pipeline.runtime.files import stamp
 from pipeline.runtime.problem import Problem
 
@@ -30,6 +34,29 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # a few bytes of another m
 def reason_of(error: Exception) -> str:
     """Return what is wrong in words: for an OSError without its number and path, as "Is a directory"."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def where_to_get(folder: pathlib.Path, name: str) -> str:
+    """Say what to do about a file that a competition folder lacks: unpack what holds it, or name another folder.
+
+    name: such as `train` for train.zip or a folder train/, or that of a table. A browser's "Download All" gives one
+    archive that holds all others.
+    """
+    names = {name, f"{name}.zip"}
+    for path in sorted(folder.glob("*/*")):
+        if path.name in names:
+            return f"it is in {path.parent}: name that folder with DATA={shlex.quote(str(path.parent))}"
+    for path in sorted(folder.glob("*.zip")):
+        with contextlib.suppress(*DAMAGE), zipfile.ZipFile(path) as archive:
+            if any(names & set(split_member(member)) for member in archive.namelist()):
+                command = shlex.join(["unzip", "-n", str(path), "-d", str(folder)])
+                return f"{path.name} holds it, unpack that: {command}"
+    return WHERE_TO_GET
+
+
+def split_member(name: str) -> list[str]:
+    """Split the name of an archive's member into folders and file; some programs write backslashes."""
+    return re.split(r"[/\\]", name)
 
 
 def check_member(info: zipfile.ZipInfo, largest_bytes: int) -> None:
@@ -55,23 +82,42 @@ class FileSet:
         self.members: dict[str, str] = {}
         unpacked = folder / name
         if not unpacked.is_dir() and not self.archive_path.is_file():
-            raise Problem(f"{folder} holds neither {name}.zip nor a folder {name}/; {WHERE_TO_GET}.")
+            raise Problem(f"{folder} holds neither {name}.zip nor a folder {name}/; {where_to_get(folder, name)}.")
         if self.archive_path.is_file():
             self.members = self.index_archive(pattern)
         if unpacked.is_dir():
-            self.loose |= {path.name: path for path in unpacked.iterdir() if pattern.fullmatch(path.name)}
+            self.loose = self.index_folder(unpacked, pattern)
         names = self.loose.keys() | self.members.keys()
         self.loose |= {path.name: path for path in folder.iterdir() if path.name in names}
         self.names = sorted(names)
         if not self.names:
-            what = f"hold no file whose name matches {pattern.pattern}"
-            raise Problem(f"{self.archive_path} and {unpacked}/ {what}; download it again, or name another with DATA=.")
+            raise Problem(self.describe_others(unpacked, pattern))
+
+    def index_folder(self, unpacked: pathlib.Path, pattern: re.Pattern[str]) -> dict[str, pathlib.Path]:
+        """Map the name of each file to its path in an unpacked folder, or in folders inside it."""
+        paths: dict[str, pathlib.Path] = {}
+        for folder, _, file_names in os.walk(unpacked):
+            for file_name in filter(pattern.fullmatch, file_names):
+                path = pathlib.Path(folder, file_name)
+                if file_name in paths:
+                    raise Problem(f"{paths[file_name]} and {path} have the same name; delete one of them.")
+                paths[file_name] = path
+        return paths
+
+    def describe_others(self, unpacked: pathlib.Path, pattern: re.Pattern[str]) -> str:
+        """Say that no name matches, and which files are there instead."""
+        members = self.open_archive().namelist() if self.archive_path.is_file() else []
+        names = [split_member(name)[-1] for name in members] + [path.name for path in unpacked.rglob("*.*")]
+        others = sorted(name for name in names if name)
+        there = f", but {len(others)} others, such as {others[0][:60]}" if others else ""
+        what = f"{self.archive_path} and {unpacked}/ hold no file whose name matches {pattern.pattern}{there}"
+        return f"{what}; download it again, or name another with DATA=."
 
     def index_archive(self, pattern: re.Pattern[str]) -> dict[str, str]:
         """Map the name of each file to its path inside the archive; ignore other members."""
         members: dict[str, str] = {}
         for info in self.open_archive().infolist():
-            *folders, file_name = info.filename.split("/")
+            *folders, file_name = split_member(info.filename)
             if ".." in folders or "" in folders[:1]:
                 what = f"the member {info.filename[:80]!r} would be unpacked outside of its folder"
                 raise Problem(f"{self.archive_path}: {what}; download it again, from Kaggle.")
@@ -87,10 +133,20 @@ class FileSet:
             try:
                 self.archive = zipfile.ZipFile(self.archive_path)
             except DAMAGE as error:
-                what = f"{self.archive_path} is not a whole zip archive ({reason_of(error)})"
-                raise Problem(f"{what}; download it again.") from error
+                raise Problem(f"{self.archive_path} is not a whole zip archive{self.explain(error)}.") from error
             self.owner_pid = os.getpid()
         return self.archive
+
+    def explain(self, error: Exception) -> str:
+        """Say what lies in place of the archive, and what to do."""
+        kind = ""
+        with contextlib.suppress(OSError), open(self.archive_path, "rb") as file:
+            kind = kind_of(file.read(FIRST_BYTES))
+        if kind == "web page":
+            return " but a web page, perhaps Kaggle's login page; accept the rules there and download it again"
+        if kind and kind != "zip":
+            return f" but {DESCRIPTIONS[kind]}; download it again"
+        return f" ({reason_of(error)}); download it again"
 
     def where(self, name: str) -> str:
         """Where a file lies, for messages."""

@@ -78,11 +78,11 @@ def submit_file(
     if dry_run:
         by_hand = manual_command(path, row.message, competition.slug)
         print(f"This dry run uploads nothing. To submit by hand, run:\n{by_hand}")
+        ask_kaggle(row, competition)
+        return
     client = connect(competition)
     was_interrupted = number is not None and row.status == "pending"
     row = find_at_kaggle(client, row, SEARCH_PAUSES_S if was_interrupted else ())
-    if dry_run:
-        return
     if row.ref is None:
         row = upload(client, path, row, ledger_path)
     for row in wait_for_score(client, row):
@@ -90,6 +90,19 @@ def submit_file(
     if row.status == "failed":
         raise Problem(f"Kaggle has {path} (ref {row.ref}) but could not score it: {row.error or 'no reason given'}.")
     print(result_line(row, number, ledger_path))
+
+
+def ask_kaggle(row: Row, competition: Competition) -> None:
+    """Print how many submissions are left, and whether Kaggle has the file; or why Kaggle cannot be asked."""
+    try:
+        client = connect(competition)
+        listed_row, left_today = ledger.updated(row, client.submissions()), client.submissions_left()
+    except Problem as problem:
+        print(f"How many submissions are left today could not be asked: {problem}")
+        return
+    print(f"Submissions left today: {'unknown' if left_today is None else left_today}.")
+    if listed_row is not None:
+        print(f"Kaggle has the file (ref {listed_row.ref}).")
 
 
 def reason_to_predict(run: Run, folds: list[int], overrides: list[str] = []) -> str | None:

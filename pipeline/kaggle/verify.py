@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pipeline.data.competition import Competition
 from pipeline.data.csv_table import find_table, stream_rows
 from pipeline.data.images import decode_image
-from pipeline.data.zip_reader import DAMAGE
+from pipeline.data.zip_reader import DAMAGE, split_member
 from pipeline.runtime.problem import Problem
 
 BLOCK_BYTES = 2**20
@@ -79,7 +79,7 @@ def check_archive(path: pathlib.Path, checked: Checked) -> list[str]:
                     with archive.open(info) as member:
                         while member.read(BLOCK_BYTES):
                             pass
-                names.append(name.rpartition("/")[2])
+                names.append(split_member(name)[-1])
     except DAMAGE as error:
         raise Damaged(f"it is not a whole zip archive: {name}: {error}") from None
     return names
