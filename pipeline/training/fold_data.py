@@ -31,6 +31,12 @@ class FoldData:
     notes: str  # on images that are left out and masks that are replaced, for messages
     files: TrainingFiles  # what the training writes
     facts: dict[str, Any] = field(default_factory=dict)  # saved beside the best weights
+    trained_before: tuple[str, ...] = ()  # keys of the images that the weights it starts from were trained on
+
+    def trained_on(self) -> list[str]:
+        """Return the keys that its network is trained on, in this run or in those that it started from."""
+        here = self.folds.iloc[:, 0][self.folds["fold"] != self.number]
+        return sorted({*here, *self.trained_before})
 
     def missing_groups(self) -> list[str]:
         """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""
