@@ -30,6 +30,7 @@ from pipeline.runtime.yaml_text import NOT_YAML, Yaml, read_tree
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def keys_of(module: str, *tables: str) -> list[str]:
@@ -150,6 +151,7 @@ class Model(Section):
     patch: Literal[1, 2, 4] = 1  # unet: pixels folded into channels
     encoder: str = "resnet34"  # smp
     encoder_weights: str | None = None  # smp: null (from scratch), a name such as imagenet, or a file
+    encoder_sha256: Sha256 | None = None  # of that file; checked if given, and noted when the training starts
 
 
 class Loss(Section):
@@ -181,6 +183,8 @@ class Loss(Section):
 
 class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    init_from: str | None = None  # start from the weights of this best.pt, or refiner.pt, instead of random ones
+    init_sha256: Sha256 | None = None  # of that file; checked if given, and noted when the training starts
     epochs: Count = 5
     batch_size: Count = 8
     accumulate: Count = 1  # micro-batches that a batch is split into

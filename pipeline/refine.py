@@ -25,7 +25,7 @@ from pipeline.paths import Run
 from pipeline.runtime import files
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.problem import Problem
-from pipeline.training import loop, resume
+from pipeline.training import init_from, loop, resume
 from pipeline.training.coarse import coarse_predictions
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import inspect_fold, open_tiles
@@ -63,8 +63,11 @@ def refine_fold(
         if dist.is_main and ignored:
             print(f"{fold.best} was trained with other settings ({', '.join(ignored[:3])}); the refiner follows those.")
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
+        settings = init_from.note_sha256(settings, "refine", last)
+        hyper = settings.refine or hyper
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
+        data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
         least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper, dist.world_size)
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
@@ -92,7 +95,8 @@ def refine_fold(
         return tiles.batches_of_tiles(batches, skip=schedule.first_step % schedule.steps_per_batch)
 
     training = loop.Training(
-        settings=settings, hyper=hyper, data=data, state=create_state(lambda: build_refiner(hyper), hyper, dist),
+        settings=settings, hyper=hyper, data=data,
+        state=create_state(functools.partial(build_refiner, hyper, pretrained=not last), hyper, dist),
         loss_of=build_refiner_loss(hyper, device), load=load,
         evaluate=lambda network: evaluate_epoch(settings, data, refined(network), dist),
         previews=lambda network: preview_refined(refined(network), data.validation.names, data.dataset),

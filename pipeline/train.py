@@ -15,7 +15,7 @@ from pipeline.inference.tta import TTA_SETS
 from pipeline.paths import Run
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import write_text
-from pipeline.training import loop, resume
+from pipeline.training import init_from, loop, resume
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import inspect_fold, open_fold
 from pipeline.training.networks import build_loss, build_network, check_step
@@ -39,8 +39,10 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
     # The images, and the checkpoint of an earlier start
     with dist.main_first():
         last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
+        settings = init_from.note_sha256(settings, "train", last)
         data = open_fold(settings, run, fold_number, folder, dist.world_size)
         resume.check_same_data(last, data)
+        data = init_from.inherit(data, settings, "train", last, wanted=dist.is_main)
         random_network = functools.partial(build_network, settings, pretrained=False)
         least_batch = check_step(random_network, data.training, settings.train, dist.world_size)
         data = inspect_fold(data)

@@ -2,11 +2,14 @@
 import io
 import pathlib
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from pipeline import config
@@ -168,10 +171,83 @@ def test_an_encoders_weights_are_loaded_from_a_file(tmp_path: pathlib.Path) -> N
     assert all(torch.equal(loaded[key], saved[key]) for key in saved)
 
 
-def test_weights_of_another_encoder_are_a_problem(tmp_path: pathlib.Path) -> None:
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "encoder.pt")
-    with pytest.raises(Problem, match="encoder.pt does not hold the weights of this encoder"):
+def prefixed(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda weights: {"state_dict": weights, "epoch": 3},
+    lambda weights: prefixed(weights, "module."),
+    lambda weights: {"model": prefixed(weights, "module.encoder."), "optimizer": {"step": 7}},
+    lambda weights: {"state_dict_ema": weights, "state_dict": {name: 0 * each for name, each in weights.items()}},
+    lambda weights: {**weights, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)},
+    lambda weights: {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")},
+])  # fmt: skip
+def test_an_encoders_weights_are_taken_out_of_what_is_around_them(
+    tmp_path: pathlib.Path, wrap: Callable[[dict[str, torch.Tensor]], dict[str, Any]]
+) -> None:
+    saved = network(arch="smp.Unet").network.encoder.state_dict()
+    torch.save(wrap(saved), tmp_path / "encoder.pt")
+    loaded = network(arch="smp.Unet", encoder_weights=str(tmp_path / "encoder.pt")).network.encoder.state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
+def test_timms_own_file_is_loaded_into_an_encoder_of_that_name(tmp_path: pathlib.Path, name: str) -> None:
+    import timm
+
+    weights = {key: torch.full_like(tensor, 7) for key, tensor in timm.create_model(name).state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    loaded = network(arch="smp.Unet", encoder=f"tu-{name}", encoder_weights=str(tmp_path / "model.safetensors"))
+    assert all((tensor == 7).all() for tensor in loaded.network.encoder.state_dict().values())
+
+
+def test_the_encoder_of_a_best_pt_is_loaded_into_another_decoder(tmp_path: pathlib.Path) -> None:
+    saved = network(arch="smp.Unet").state_dict()
+    checkpoint.save(tmp_path / "best.pt", {"settings": {}, "network": saved, "folds": ""})
+    loaded = network(arch="smp.FPN", encoder_weights=str(tmp_path / "best.pt")).state_dict()
+    names = [name for name in saved if name.startswith("network.encoder.")]
+    assert names and all(torch.equal(loaded[name], saved[name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    "weights, reason",
+    [
+        (nn.Linear(2, 2).state_dict(), "it has no conv1.weight"),
+        (UNet(width=2, depth=2).state_dict(), "it has no conv1.weight"),
+        ({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, "it has no bn1.weight"),
+        ({}, "it has no tensors by name"),
+        ({"epoch": 3}, "it has no tensors by name"),
+        ([torch.zeros(2)], "it has no tensors by name"),
+        (torch.zeros(2), "it has no tensors by name"),
+    ],
+)
+def test_weights_of_another_encoder_are_a_problem(tmp_path: pathlib.Path, weights: object, reason: str) -> None:
+    torch.save(weights, tmp_path / "encoder.pt")
+    with pytest.raises(Problem, match=rf"encoder.pt does not hold the weights of this encoder \({reason}"):
         network(arch="smp.Unet", encoder_weights=str(tmp_path / "encoder.pt"))
+
+
+def test_weights_of_a_larger_encoder_or_of_other_shapes_are_a_problem(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "encoder.pt"
+    torch.save(network(arch="smp.Unet", encoder="resnet34").network.encoder.state_dict(), path)
+    with pytest.raises(Problem, match="it has also layer1_2_conv1_weight, the first of 96"):
+        network(arch="smp.Unet", encoder_weights=str(path))
+    torch.save(network(arch="smp.Unet").network.encoder.state_dict(), path)
+    with pytest.raises(Problem, match="another shape of conv1.weight"):
+        network(arch="smp.Unet", channels=4, encoder_weights=str(path))
+
+
+def test_an_encoders_file_for_our_own_unet_is_a_problem() -> None:
+    with pytest.raises(Problem, match="model.encoder_weights is for networks of smp, .* train.init_from"):
+        network(encoder_weights="imagenet")
+
+
+def test_code_in_an_encoders_file_is_a_problem_and_never_runs(tmp_path: pathlib.Path) -> None:
+    torch.save({"state_dict": {}, "args": Code(tmp_path / "trace")}, tmp_path / "encoder.pt")
+    with pytest.raises(Problem, match="does not hold the weights of this encoder .*save its state_dict alone"):
+        network(arch="smp.Unet", encoder_weights=str(tmp_path / "encoder.pt"))
+    assert not (tmp_path / "trace").exists()
 
 
 # --- losses ---------------------------------------------------------------------------------------

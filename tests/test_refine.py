@@ -36,6 +36,7 @@ from pipeline.paths import Run
 from pipeline.report.errors import upsample_stored
 from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
+from pipeline.training.networks import build_refiner as build_network_of_refiner
 from pipeline.training.previews import worst_window
 
 REFINE = (
@@ -325,6 +326,39 @@ def test_a_trained_refiner_is_not_trained_again(
     (run_copy / "fold0/coarse.zip").unlink()  # which is not needed any more
     assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
     assert "refiner.pt is trained already" in capsys.readouterr().out and not (run_copy / "fold0/coarse.zip").exists()
+
+
+def test_a_refiner_starts_from_another_one_of_the_same_fold(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    parent = RUN / "fold0/refiner.pt"
+    assert pipeline("refine", *with_set(*REFINE, "refine.epochs=3")) == 1
+    line = only_line(capsys)
+    assert "runs/tiny/fold0/refiner.* is trained for all of its 2 epochs" in line
+    overrides = line.partition('SET="')[2].partition('"')[0].split()
+    assert overrides == [f"refine.init_from={parent}", "refine.epochs=1"]
+    remove_refiner(run_copy)
+    assert pipeline("refine", "--run", "copy", *with_set(*REFINE, *overrides)) == 0
+    state = checkpoint.load(run_copy / "fold0/refiner.pt", ("settings", "trained_on"))
+    assert state["settings"]["refine"]["init_sha256"] == sha256(parent) and len(state["trained_on"]) == 2
+    first_losses = [read_losses(run / "fold0")[0] for run in (run_copy, RUN)]
+    assert first_losses[0] < first_losses[1]
+    hyper = config.parse(state["settings"], "").refine
+    saved = checkpoint.load(parent, ("network",))["network"]
+    assert_equal(build_network_of_refiner(hyper, pretrained=True).state_dict(), saved)
+
+    remove_refiner(run_copy)
+    shutil.copytree(run_copy / "fold0", run_copy / "fold1")
+    override = f"refine.init_from={parent}"
+    assert pipeline("refine", "--run", "copy", "--fold", "1", *with_set(*REFINE, override)) == 1
+    assert "too good" in only_line(capsys)
+    other = with_set(*REFINE, f"refine.init_from={RUN}/fold0/best.pt")
+    assert pipeline("refine", "--run", "copy", *other) == 1
+    assert "which is of another network" in only_line(capsys)
+
+
+def read_losses(fold: pathlib.Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (fold / "refiner.log.jsonl").read_text().splitlines()]
 
 
 def test_a_network_of_another_config_is_refined_by_its_own_settings(

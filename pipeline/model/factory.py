@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model.pretrained import load_encoder
 from pipeline.model.unet import UNet
+from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
 
 # Mean and standard deviation of ImageNet's images, 0 to 255, which pretrained encoders expect; a network
@@ -69,16 +71,19 @@ def build(
 
 def build_unet(
     arch: str, channels: int, classes: int, checkpoint_activations: bool,
-    *, width: int, depth: int, patch: int, **_: Any,
+    *, width: int, depth: int, patch: int, encoder_weights: str | None = None, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build this project's own U-Net."""
+    if encoder_weights is not None:
+        advice = "set it to null, or start from a best.pt with train.init_from"
+        raise Problem(f"model.encoder_weights is for networks of smp, but model.arch is {arch}; {advice}.")
     unet = UNet(channels, classes, width, depth, patch, checkpoint_activations)
     return unet, unet.multiple
 
 
 def build_smp(
     arch: str, channels: int, classes: int, checkpoint_activations: bool,
-    *, encoder: str, encoder_weights: str | None, **_: Any,
+    *, encoder: str, encoder_weights: str | None, encoder_sha256: str | None = None, **_: Any,
 ) -> tuple[nn.Module, int]:
     """Build a network of segmentation-models-pytorch, its encoder fresh, pretrained, or loaded from a file."""
     if checkpoint_activations:
@@ -88,9 +93,8 @@ def build_smp(
     factory = getattr(smp, arch.removeprefix("smp."), None)
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
         raise Problem(f"model.arch is {arch}, which segmentation-models-pytorch {smp.__version__} does not have.")
-    file = pathlib.Path(encoder_weights or "")
-    is_file = file.is_file() or file.suffix != "" or len(file.parts) > 1
-    downloaded = None if is_file else encoder_weights
+    file = file_of(encoder_weights)
+    downloaded = None if file else encoder_weights
     try:
         network = create_smp(factory, encoder, encoder_weights=downloaded, in_channels=channels, classes=classes)
     except Exception as error:  # smp, timm and the hub's client have no common one
@@ -102,8 +106,10 @@ def build_smp(
         advice = "download them on a machine with a network, save the encoder's state_dict with torch.save"
         setting = "give the file's path as model.encoder_weights, or set it to null to train from scratch"
         raise Problem(f"{failed}; {advice}, and {setting}.") from error
-    if is_file:
+    if file:
         load_encoder(network.get_submodule("encoder"), file)
+        if encoder_sha256 not in (None, sha256(file)):
+            raise Problem(f"{file} was replaced while it was loaded, perhaps by its training; start this again.")
     return network, SMP_MULTIPLE
 
 
@@ -115,15 +121,10 @@ def create_smp(factory: Callable[..., nn.Module], encoder: str, **options: Any) 
     return factory(encoder_name=encoder, **options)
 
 
-def load_encoder(encoder: nn.Module, file: pathlib.Path) -> None:
-    """Load a state_dict into an encoder of segmentation-models-pytorch; only tensors are ever unpickled."""
-    try:
-        encoder.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise Problem(f"model.encoder_weights names {file}, but there is no such file.") from None
-    except Exception as error:  # the bytes of a damaged file may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise Problem(f"{file} does not hold the weights of this encoder ({reason}).") from None
+def file_of(encoder_weights: str | None) -> pathlib.Path | None:
+    """Return the file that `model.encoder_weights` names; None if it is null or a name such as imagenet."""
+    file = pathlib.Path(encoder_weights or "")
+    return file if file.is_file() or file.suffix != "" or len(file.parts) > 1 else None
 
 
 # (arch, channels, classes, checkpoint_activations, **options) -> network, and what both sides of its input must be a

@@ -36,10 +36,16 @@ class FoldData:
     digest_of: dict[str, str] = field(default_factory=dict)  # name -> hash of the pixels of its image and mask
     facts: dict[str, Any] = field(default_factory=dict)  # saved beside the best weights
     pseudo: PseudoLabels | None = None  # predicted masks that are trained on, too
+    trained_before: tuple[str, ...] = ()  # keys of the images that the weights it starts from were trained on
 
     def labelled_names(self) -> list[str]:
         """Return the names of the training images whose masks are no pseudo-labels."""
         return self.training.names[: self.training.sampling.always]
+
+    def trained_on(self) -> list[str]:
+        """Return the keys that its network is trained on, in this run or in those that it started from."""
+        here = self.folds.iloc[:, 0][self.folds["fold"] != self.number]
+        return sorted({*here, *self.trained_before})
 
     def missing_groups(self) -> list[str]:
         """Return the rows of `folds.csv` of which the dataset has no image: cars, or images."""

@@ -1,4 +1,5 @@
 """The networks that a run trains, with their losses, as its settings describe them."""
+import pathlib
 from collections.abc import Callable
 
 import torch
@@ -11,13 +12,19 @@ from pipeline.model import factory, losses, refiner
 from pipeline.model.losses import LossOf
 from pipeline.runtime.memory import is_out_of_memory
 from pipeline.runtime.problem import Problem
+from pipeline.training.init_from import load_initial_weights
 
 
 def build_network(settings: Settings, pretrained: bool) -> nn.Module:
-    """Build the network of `best.pt`. pretrained: load model.encoder_weights; a resume needs none."""
-    model = settings.model if pretrained else settings.model.model_copy(update={"encoder_weights": None})
+    """Build the network of `best.pt`. pretrained: load the weights that it starts from; a resume needs none."""
+    init_from = settings.train.init_from if pretrained else None
+    with_encoder = pretrained and init_from is None
+    model = settings.model if with_encoder else settings.model.model_copy(update={"encoder_weights": None})
     options = model.model_dump() | {"checkpoint_activations": settings.train.checkpoint_activations}
-    return factory.build(**options, channels=settings.data.channels, classes=settings.task.outputs)
+    network = factory.build(**options, channels=settings.data.channels, classes=settings.task.outputs)
+    if init_from is not None:
+        load_initial_weights(network, pathlib.Path(init_from), settings.train.init_sha256, "train.init_from")
+    return network
 
 
 def build_loss(settings: Settings, device: torch.device) -> LossOf:
@@ -26,9 +33,12 @@ def build_loss(settings: Settings, device: torch.device) -> LossOf:
     return losses.build(task.kind == "binary", task.class_weights, settings.loss.model_dump(), device)
 
 
-def build_refiner(hyper: Refine) -> nn.Module:
-    """Build the network of `refiner.pt`."""
-    return refiner.build_refiner(hyper.width, hyper.depth, hyper.patch, hyper.checkpoint_activations)
+def build_refiner(hyper: Refine, pretrained: bool = False) -> nn.Module:
+    """Build the network of `refiner.pt`. pretrained: load refine.init_from."""
+    network = refiner.build_refiner(hyper.width, hyper.depth, hyper.patch, hyper.checkpoint_activations)
+    if pretrained and hyper.init_from is not None:
+        load_initial_weights(network, pathlib.Path(hyper.init_from), hyper.init_sha256, "refine.init_from")
+    return network
 
 
 def build_refiner_loss(hyper: Refine, device: torch.device) -> LossOf:

@@ -24,6 +24,7 @@ KEYS: dict[str, type] = {  # of last.pt, and the types of their values
 ALWAYS_FREE = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
+    *("train.init_sha256", "model.encoder_sha256"),  # noted when the training starts
 )
 # A refiner has its own settings in the section `refine`, which the network before it does not depend on.
 FREE_KEYS = (*ALWAYS_FREE, "refine.")
@@ -57,6 +58,8 @@ def read_last(
         last, path = load_last(files.previous), files.previous
     trained = config.parse(last["settings"], where=str(path))
     if changed := [line for line in config.difference(trained, settings) if not line.startswith(free_keys)]:
+        if more := more_epochs(files, trained, settings, last, changed):
+            raise Problem(more)
         advice = f"set them back, choose another RUN=, or delete {files.all}"
         raise Problem(f"{files.all} was begun with other settings ({', '.join(changed[:3])}); {advice}.")
     if repair and path == files.previous:
@@ -66,6 +69,25 @@ def read_last(
             reason = f"{files.last} was damaged or unreadable and is renamed to {files.damaged}"
         print(f"{reason}; resuming from {files.previous}, the checkpoint before.")
     return last
+
+
+def more_epochs(
+    files: TrainingFiles, trained: Settings, settings: Settings, last: dict[str, Any], changed: list[str]
+) -> str:
+    """Return how to train a finished network for more epochs, if that is all that was changed; else "".
+
+    Its learning rate has gone down to its end, so more epochs need a schedule of their own, and a run of their own.
+    """
+    section = "refine" if files.best.name == "refiner.pt" else "train"
+    before, after = getattr(trained, section).epochs, getattr(settings, section).epochs
+    if after <= before or len(last["log"]) < before or not all(line.startswith(f"{section}.") for line in changed):
+        return ""
+    what = f"{files.all} is trained for all of its {before} epochs, but {section}.epochs is {after} now"
+    override = f'SET="{section}.init_from={files.best} {section}.epochs={after - before}"'
+    if section == "train":
+        return f"{what}; to go on with a new schedule, add RUN=NAME and {override} to the command."
+    copy = f"copy {files.folder.parent} to runs/NAME without its {files.best.name.split('.')[0]}.* files"
+    return f"{what}; to go on with a new schedule, {copy}, then run `make refine` with RUN=NAME and {override}."
 
 
 def load_last(path: pathlib.Path) -> dict[str, Any]:

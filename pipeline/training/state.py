@@ -108,6 +108,7 @@ class TrainingState:
         contents |= {"scaler": self.scaler.state_dict(), "loss_sum": self.loss_sum.item(), "log": self.log}
         contents |= {"best_score": self.best_score, "score_name": self.score_name}
         contents |= {"seconds": self.seconds(), "epoch_watch": self.watch.readings()}
+        contents |= {"trained_before": list(data.trained_before)}
         checkpoint.save(data.files.last, contents, keep_as=data.files.previous)
 
     def restore(self, last: dict[str, Any], path: pathlib.Path) -> None:
@@ -133,6 +134,7 @@ class TrainingState:
         contents: dict[str, Any] = {"settings": settings.model_dump(), "network": self.ema.average.state_dict()}
         contents |= {"log": without_circumstances(self.log), "full_size": [data.dataset.height, data.dataset.width]}
         contents |= {"classes": list(data.dataset.classes), "folds": grouping.digest(data.folds)}
+        contents |= {"trained_on": data.trained_on()}
         checkpoint.save(data.files.best, contents | data.facts)
 
     def write_log(self, path: pathlib.Path) -> None:
