@@ -84,7 +84,7 @@ def test_no_run_starts_from_a_network_that_has_seen_its_held_out_images(
     for path in (BEST, elsewhere):
         assert pipeline("train", "--run", "new", "--fold", "1", "--set", f"train.init_from={path}") == 1
         line = only_line(capsys)
-        assert "2 of the cars that fold 1 of runs/new/folds.csv holds out" in line and "too good" in line
+        assert "2 cars of those that fold 1 of runs/new/folds.csv holds out" in line and "too good" in line
     assert not list((new_run / "fold1").glob("*.pt"))
 
 
@@ -180,13 +180,13 @@ def inherit(state: dict[str, Any], number: int, table: pd.DataFrame = TABLE, *ov
 
 def test_the_same_fold_may_go_on_and_another_may_not(parent: dict[str, Any]) -> None:
     assert inherit(parent, 0) == ("c", "d")
-    with pytest.raises(Problem, match="on 2 of the images that fold 1 of runs/new/folds.csv .* the first is c;"):
+    with pytest.raises(Problem, match="on 2 images of those that fold 1 of runs/new/folds.csv .* the first is c;"):
         inherit(parent, 1)
 
 
 def test_one_image_of_another_split_is_too_many(parent: dict[str, Any]) -> None:
     other = TABLE.assign(fold=[0, 1, 0, 1])
-    with pytest.raises(Problem, match="trained on 1 of the images that fold 0 .* the first is c;"):
+    with pytest.raises(Problem, match="trained on 1 image of those that fold 0 .* the first is c;"):
         inherit(parent, 0, other)
 
 

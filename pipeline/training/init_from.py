@@ -114,7 +114,7 @@ def inherit(data: FoldData, settings: Settings, section: str, last: dict[str, An
     held_out = set(data.folds[key][data.folds[fold] == data.number])
     notes = []
     if both := sorted(held_out.intersection(trained_on or ())):
-        images = f"{grouping.count_of(key, len(both))} that fold {data.number} of {data.run.folds} holds out"
+        images = f"{grouping.count_of(key, len(both))} of those that fold {data.number} of {data.run.folds} holds out"
         what = f"{source.setting} names {source.path}, which was trained on {images}, the first is {both[0][:60]}"
         if is_same_data(parent, settings):
             advice = f"start from the {source.path.name} of the fold that held them out"
