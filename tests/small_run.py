@@ -26,8 +26,9 @@ def make(name: str, folder: pathlib.Path, shift_cells: float) -> Run:
         {car: carvana.normal_make(makes[car]) for car in cars}, 2, carvana.CARVANA.group_columns
     )
     write_text(run.folds, table.to_csv(index=False))
-    overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2", "refine=null"]
+    overrides = [f"data.folder={folder}", f"data.scale={SCALE}", "data.folds=2", "train.epochs=2"]
     settings = config.load(pathlib.Path(__file__).parent.parent / "configs/demo.yaml", overrides)
+    settings = settings.model_copy(update={"refine": None})
     masks = carvana.CARVANA.open_masks(folder)
     for fold in (0, 1):
         held_out = table[table["fold"] == fold]["car_id"]

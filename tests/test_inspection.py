@@ -90,7 +90,7 @@ def test_an_image_that_is_cut_short_is_bad_though_its_header_is_good(
     image.save(path := path.with_suffix(suffix))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * fraction)])
-    with pytest.raises(Problem, match=rf"p01\{suffix} is not a whole JPEG or PNG image"):
+    with pytest.raises(Problem, match=rf"p01\{suffix} is not a whole JPEG, PNG or TIFF image"):
         opened(folder).inspect("p01")
 
 

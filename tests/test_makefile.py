@@ -87,7 +87,7 @@ def test_help_of_a_command_names_each_option_and_its_default() -> None:
     )
     assert ended.returncode == 0 and f"[default: {DEFAULT_CONFIG}]" in ended.stdout
     assert set(re.findall(r"^  (--[a-z-]+)", ended.stdout, flags=re.MULTILINE)) == {
-        "--config", "--fold", "--data", "--run", "--set", "--debug", "--gpus", "--deterministic", "--help"
+        "--config", "--fold", "--data", "--run", "--set", "--debug", "--gpus", "--deterministic", "--pseudo", "--help"
     }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_a_command_is_a_target_that_forwards_all_its_options(name: str) -> None:
     switches = {option for option in options if options[option].is_flag}  # type: ignore[attr-defined]
     arguments = {option: "1" if option in switches else VALUES.get(option, ("7", 7))[0] for option in options}
     wanted = {option: True if option in switches else VALUES.get(option, ("7", 7))[1] for option in options}
-    for option in ("out", "solution"):  # texts
+    for option in ("out", "solution", "pseudo"):  # texts
         wanted |= {option: "7"} if option in wanted else {}
     variables = [f"{option.upper()}={text.replace('$', '$$')}" for option, text in arguments.items()]
     *_, command = commands(name, *variables)

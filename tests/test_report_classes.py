@@ -162,7 +162,7 @@ def test_compare_of_classes_shows_the_difference_of_mean_iou(place: None, capsys
     assert "mean IoU of worse" in text and "By group" in text
     assert not re.search(r"\bDice\b|Angle<|By angle|\bcars\b", text)
     assert text.count('<article class="card"') == 12
-    assert "over 12 images; groups: 4." in capsys.readouterr().out
+    assert "over 12 images of 4 groups." in capsys.readouterr().out
 
 
 def test_a_binary_run_and_one_of_classes_cannot_be_compared(place: None) -> None:

@@ -48,7 +48,8 @@ def made(demo_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(ROOT / ".ci", ".ci")
         pathlib.Path("configs").mkdir()
         pathlib.Path("configs/tiny.yaml").write_text(CONFIG)
-        ignored = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/.*", "__pycache__/")
+        ignored = ("runs/", "submissions/*.gz", "submissions/*.json", "submissions/*.unsure.csv", "submissions/.*",
+                   "__pycache__/")  # fmt: skip
         pathlib.Path(".gitignore").write_text("\n".join(ignored) + "\n")
         LEDGER.parent.mkdir()
         LEDGER.write_text(",".join(ledger.COLUMNS) + "\n")
@@ -126,7 +127,8 @@ def test_go_predicts_the_same_bytes(checkout: pathlib.Path, capsys: pytest.Captu
     assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert f"has the sha256 of row 1, {sha256(SUBMISSION)}" in capsys.readouterr().out
     assert SUBMISSION.read_bytes() == before
-    assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == ["ledger.csv", "tiny.csv.gz", "tiny.json"]
+    files = ["ledger.csv", "tiny.csv.gz", "tiny.json", "tiny.unsure.csv"]
+    assert sorted(path.name for path in SUBMISSION.parent.glob("[!.]*")) == files
 
 
 def predicting(data: bytes) -> Callable[..., None]:

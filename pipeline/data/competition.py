@@ -298,9 +298,13 @@ def check_table(masks: CsvMasks, names: list[str], folder: pathlib.Path) -> str:
     """Return a sentence on masks of these images that seem to be cut off; "" if there are none.
 
     Where the masks' files are there too, these rows and some others are compared with them, and a row that differs is a
-    Problem. So is a row that cannot be read.
+    Problem. A row that cannot be read is left to `inspection`, which names all of them.
     """
-    competition, bounds_of = masks.competition, {name: masks.runs(name) for name in names}
+    competition = masks.competition
+    try:
+        bounds_of = {name: masks.runs(name) for name in names}
+    except Problem:
+        return ""
     suspects = list[str]()
     if competition.angles > 1 and set(Counter(map(competition.group_key, names)).values()) == {competition.angles}:
         is_cut_off = are_cut_off(list(bounds_of.values()), competition.width_px, competition.angles)

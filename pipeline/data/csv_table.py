@@ -84,10 +84,10 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
     """Open a .csv, .csv.gz or .csv.zip as text, unpacked while it is read."""
     packed = {".gz": "gzip", ".zip": "zip"}.get(path.suffix, "")
     with open(path, "rb") as file:
-        check_kind(file.read(FIRST_BYTES), packed, str(path))
+        check_kind(file.read(FIRST_BYTES), packed, str(path), encoding)
     if path.suffix == ".gz":
         with gzip.open(path) as unpacked:
-            check_kind(unpacked.peek(FIRST_BYTES), "", f"{path}, unpacked,")
+            check_kind(unpacked.peek(FIRST_BYTES), "", f"{path}, unpacked,", encoding)
             yield io.TextIOWrapper(unpacked, encoding, newline="")
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
@@ -100,7 +100,7 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
             check_member(info, largest_bytes)
             with archive.open(info) as unpacked:
                 first = unpacked.peek(FIRST_BYTES)  # type: ignore[attr-defined]
-                check_kind(first, "", f"{path}, member {info.filename},")
+                check_kind(first, "", f"{path}, member {info.filename},", encoding)
                 yield io.TextIOWrapper(unpacked, encoding, newline="")
     else:
         if path.stat().st_size > largest_bytes:
@@ -109,10 +109,14 @@ def open_text(path: pathlib.Path, encoding: str, member: str | None, largest_byt
             yield text
 
 
-def check_kind(first: bytes, expected: str, where: str) -> None:
-    """Raise Problem if these first bytes are of a known kind of file, but not the expected one; "": of a table."""
+def check_kind(first: bytes, expected: str, where: str, encoding: str) -> None:
+    """Raise Problem if these first bytes are of a known kind of file, but not the expected one; "": of a table.
+
+    encoding: of the table; where it is not one of ENCODINGS or UTF-8, the table may be in UTF-16.
+    """
     kind, wanted = kind_of(first), DESCRIPTIONS.get(expected, "a CSV table")
-    if kind and kind != expected:
+    is_readable = kind == "UTF-16" and not expected and encoding not in (*ENCODINGS, "utf-8-sig")
+    if kind and kind != expected and not is_readable:
         raise Problem(f"{where} is {DESCRIPTIONS[kind]}, not {wanted}; {ADVICE.get(kind, 'name the table itself')}.")
     if first and expected and not kind:
         raise Problem(f"{where} is not {wanted}, as its name says; rename it if it is a plain table, or get it again.")
