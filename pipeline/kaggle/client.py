@@ -5,6 +5,7 @@ never contains a key, a token or a signed link. `connect` imports the package, s
 """
 import contextlib
 import datetime
+import importlib.metadata
 import io
 import logging
 import os
@@ -51,7 +52,10 @@ class Submission:
 class Client:
     """An authenticated connection to the competition. Every method raises Problem."""
 
-    def __init__(self, package_client: Any, adapter: KaggleAdapter, secrets: list[str], competition: Competition):
+    def __init__(
+        self, package_client: Any, adapter: KaggleAdapter, secrets: list[str], competition: Competition, user: str
+    ):
+        self.package_client, self.user = package_client, user  # user: whose credentials these are
         self.calls = package_client.competitions.competition_api_client
         self.adapter, self.secrets, self.competition = adapter, secrets, competition
         self.upload_session = requests.Session()  # without credentials that could leak
@@ -113,8 +117,8 @@ class Client:
 
         None where that is unknown: before the team's first submission, or when Kaggle cannot be reached.
         """
-        request = self.request("GetSubmissionLimits")
         try:
+            request = self.request("GetSubmissionLimits")  # which older packages do not have
             answer = self.call(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
         except Problem:
             return None
@@ -188,13 +192,23 @@ class Client:
         """Return the package's request of this name about the competition, with these fields."""
         from kagglesdk.competitions.types import competition_api_service
 
-        request = getattr(competition_api_service, f"Api{name}Request")()
-        for field, value in {"competition_name": self.competition.slug, **fields}.items():
-            setattr(request, field, value)
-        return request
+        return build_request(competition_api_service, name, {"competition_name": self.competition.slug, **fields})
 
     def call(self, method: Callable[[Any], Any], request: Any, what: str) -> Any:
         return with_retries(lambda: call_api(method, request), what, self.secrets, self.competition)
+
+
+def build_request(module: Any, name: str, fields: dict[str, Any]) -> Any:
+    """Return the request `Api{name}Request` of a module of kagglesdk; Problem if the package is too old to have it."""
+    try:
+        request = getattr(module, f"Api{name}Request")()
+        for field, value in fields.items():
+            setattr(request, field, value)
+        return request
+    except AttributeError:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("kaggle", "kagglesdk"))
+        what = f"The installed Kaggle client ({versions}) is too old: it has no {name}"
+        raise Problem(f"{what}; pip install -e '.[kaggle]'.") from None
 
 
 def call_api(call: Callable[..., Answer], *request: Any) -> Answer:
@@ -296,7 +310,7 @@ def connect(competition: Competition) -> Client:
         # The package would continue with user and key, but still send this token.
         raise Problem(f"Kaggle does not accept the access token of {source}; remove it, or {LOGIN_ADVICE}.")
     secrets = [str(api.config_values[key]) for key in ("token", "key") if api.config_values.get(key)]
-    return Client(api.build_kaggle_client(), adapter, secrets, competition)
+    return Client(api.build_kaggle_client(), adapter, secrets, competition, str(api.config_values.get("username", "")))
 
 
 def access_token() -> tuple[str | None, str]:
