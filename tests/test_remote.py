@@ -247,7 +247,8 @@ def test_a_push_whose_answer_is_lost_starts_one_session(kaggle: Kaggle) -> None:
 KILLS = {
     "before the first look at the session": (remote, "follow"),
     "when the session has ended": (remote, "bring_home"),
-    "before the files are moved": (homecoming, "write_record"),
+    "after the start": (kernels, "check_pushed"),
+    "before the files are moved": (homecoming, "download_all"),
     "between two files": (homecoming.os, "replace"),
 }
 

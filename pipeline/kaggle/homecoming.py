@@ -6,6 +6,7 @@ that ever did.
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,6 +23,7 @@ LEFT_THERE = ("coarse.zip",)  # what only trains a refiner: large, and made agai
 class Record(BaseModel):
     """The contents of `remote.json`."""
 
+    started: str = ""  # the last session that was asked for here, whether Kaggle heard of it or not
     reported: str = ""  # the last session whose failure the user has seen
     brought: list[str] = []  # sha256 of the files that came from sessions
 
@@ -46,7 +48,7 @@ def bring_home(kernels: Kernels, run: Run, slug: str) -> Outputs:
     drafts = run.folder / ".remote"
     download_all(kernels, slug, drafts, new, links)
     brought = sorted({*record.brought, *(file.sha256 for file in wanted.values())})
-    write_record(run, record.model_copy(update={"brought": brought}))  # before the files: a kill between is harmless
+    note(run, brought=brought)  # before the files: a kill between is harmless
     for name in new:
         pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(drafts / name, name)
@@ -100,9 +102,6 @@ def read_record(run: Run) -> Record:
         return Record()
 
 
-def write_record(run: Run, record: Record) -> None:
-    write_text(run.remote, record.model_dump_json(indent=1) + "\n")
-
-
-def mark_reported(run: Run, slug: str) -> None:
-    write_record(run, read_record(run).model_copy(update={"reported": slug}))
+def note(run: Run, **values: Any) -> None:
+    """Change these values of the record."""
+    write_text(run.remote, read_record(run).model_copy(update=values).model_dump_json(indent=1) + "\n")

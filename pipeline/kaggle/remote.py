@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.config import Settings
@@ -29,6 +29,7 @@ from pipeline.runtime.files import digest, locked
 from pipeline.runtime.problem import Problem
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0  # between looks at a session, doubled while it prints nothing
+MISSING_LOOKS = 5  # at a new kernel that Kaggle does not know yet; one that stays unknown was deleted
 OUTAGE_S = 6 * 3600.0  # of the network, after which following a session ends
 NAME_CHARS = 24  # of a run's name in a slug; Kaggle's titles have 50 at most
 LAST_LINES = 3  # of a log, in the message of a session that failed without a message of ours
@@ -79,12 +80,12 @@ def run_job(kernels: Kernels, run: Run, job: Job) -> None:
     if part is None or not belongs_to(part, job) or was_reported(run, part):
         part = start_part(kernels, run, job, part)
     while True:
-        status = follow(kernels, run, part)
+        status = follow(kernels, part)
         state, message = bring_home(kernels, run, part, status)
         if state == "done":
             return
         if state == "failed":
-            homecoming.mark_reported(run, part.slug)  # so that the same command starts another session
+            homecoming.note(run, reported=part.slug)  # so that the same command starts another session
             raise Problem(message)
         print("The session stopped before its time limit; the next one goes on from its checkpoints.")
         part = start_part(kernels, run, job, part)
@@ -95,9 +96,11 @@ def run_job(kernels: Kernels, run: Run, job: Job) -> None:
 
 def newest_part(kernels: Kernels, run: Run) -> Part | None:
     """Return the last session of the run that Kaggle knows; None if there is none."""
-    number, newest = 0, None
-    while (status := kernels.status(slug_of(run, number + 1, kernels.client.competition))) is not None:
-        number, newest = number + 1, status
+    number, newest, started = 0, None, homecoming.read_record(run).started
+    while (status := kernels.status(slug := slug_of(run, number + 1, kernels.client.competition))) is not None or (
+        slug == started and kernels.appears(slug)  # a start that was interrupted, which Kaggle may not list yet
+    ):
+        number, newest = number + 1, status or Status("QUEUED", "")
     if newest is None:
         return None
     slug = slug_of(run, number, kernels.client.competition)
@@ -136,6 +139,7 @@ def start_part(kernels: Kernels, run: Run, job: Job, last: Part | None) -> Part:
     slug = slug_of(run, number, kernels.client.competition)
     title = slug.replace("-", " ")  # Kaggle makes the slug of it
     source = next((one for one in earlier_slugs(kernels, run, number) if has_outputs(kernels, one)), None)
+    homecoming.note(run, started=slug)
     kernels.push(slug, title, pack(title, job), source, job.gpu, internet=bool(job.packages))
     print(f"Started {kernels.page(slug)}; it runs {'; '.join(map(shlex.join, job.stages))}.", flush=True)
     return Part(number, slug, Status("QUEUED", ""), job)
@@ -186,30 +190,39 @@ class LogPrinter:
         return ours[-1] if ours else " / ".join(lines[-LAST_LINES:])
 
 
-def follow(kernels: Kernels, run: Run, part: Part) -> Status:
-    """Print the log of a session until it ends; return its status, with the reason in it if it failed.
+def follow(kernels: Kernels, part: Part) -> Status:
+    """Print the log of a session until it ends; return its status, with the reason in it if it failed."""
+    printer, shown = LogPrinter(), ""
+    for status in looks(kernels, part.slug, printer):
+        if status.is_active and status.name != shown:
+            print(f"{part.slug}: {status.name.lower()}.", flush=True)
+            shown = status.name
+        if status.name != "QUEUED":
+            print_log(kernels, part.slug, printer)
+        if not status.is_active:
+            return Status(status.name, "; ".join(filter(None, [printer.reason(), status.failure])))
+    raise AssertionError("looks never ends by itself")
 
-    A lost connection is made again; only when the network is away for hours, Problem says how to come back.
+
+def looks(kernels: Kernels, slug: str, printer: LogPrinter) -> Iterator[Status]:
+    """Yield the status of a session now and then, more often while its log grows.
+
+    A lost connection is made again; Problem only when the network is away for hours.
     """
-    printer, shown, pause_s, lost_at = LogPrinter(), "", FIRST_PAUSE_S, 0.0
+    pause_s, lost_at, missing, client = FIRST_PAUSE_S, 0.0, 0, kernels.client
     while True:
-        before = printer.printed.total()
+        printed = printer.printed.total()
         try:
-            status = kernels.status_once(part.slug) or Status("CANCEL_ACKNOWLEDGED", "the kernel was deleted")
-            if status.name != shown and status.is_active:
-                print(f"{part.slug}: {status.name.lower()}.", flush=True)
-                shown = status.name
-            if status.name != "QUEUED":
-                print_log(kernels, part.slug, printer)
-            if not status.is_active:
-                return Status(status.name, "; ".join(filter(None, [printer.reason(), status.failure])))
-            lost_at = 0.0
+            status = kernels.status_once(slug)
         except NETWORK_ERRORS as error:
             lost_at = lost_at or time.monotonic()
-            client = kernels.client
             if not is_transient(error) or time.monotonic() - lost_at > OUTAGE_S:
-                raise Problem(explain(error, f"following {part.slug}", client.secrets, 1, client.competition)) from None
-        pause_s = FIRST_PAUSE_S if printer.printed.total() > before else min(2 * pause_s, LONGEST_PAUSE_S)
+                raise Problem(explain(error, f"following {slug}", client.secrets, 1, client.competition)) from None
+        else:
+            lost_at, missing = 0.0, 0 if status else missing + 1
+            if status or missing == MISSING_LOOKS:
+                yield status or Status("CANCEL_ACKNOWLEDGED", "its kernel was deleted")
+        pause_s = FIRST_PAUSE_S if printer.printed.total() > printed else min(2 * pause_s, LONGEST_PAUSE_S)
         time.sleep(pause_s)
 
 
@@ -265,6 +278,7 @@ def cancel(run: Run, settings: Settings, force: bool) -> None:
         return
     for slug in [part.slug, *(earlier_slugs(kernels, run, part.number) if force else [])]:
         kernels.delete(slug)
+        homecoming.note(run, started="")
         print(f"Deleted {kernels.page(slug)}.")
 
 
