@@ -16,10 +16,13 @@ from pipeline.__main__ import main
 from pipeline.kaggle import homecoming, kernels, remote, retry
 from pipeline.kaggle.packing import needed_packages, pack, read_job
 from pipeline.kaggle.session import Job, Outputs, find_competition
+from pipeline.kaggle.submit import describe
 from pipeline.config import Settings
 from pipeline.paths import Run
 from pipeline.runtime import git
+from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
+from pipeline.submission.provenance import Provenance
 from pipeline.synthetic.fake_kaggle import Handler
 
 Capture = pytest.CaptureFixture
@@ -388,6 +391,15 @@ def test_a_file_that_was_made_here_is_not_replaced(kaggle: Kaggle, capsys: Captu
     assert train() == 1
     assert "runs/tiny/fold0/best.pt here is not what an earlier session wrote" in last_error(capsys)
     assert [path.name for path in FOLD.iterdir()] == ["best.pt"] and (FOLD / "best.pt").read_text() == "my own"
+
+
+def test_the_message_of_a_submission_says_that_its_weights_came_from_kaggle(kaggle: Kaggle) -> None:
+    assert train() == 0
+    digest = sha256(FOLD / "best.pt")
+    facts = {"sha256": "0" * 64, "runs": ("tiny",), "folds": (0,), "threshold": 0.5}
+    for value, there in ((digest, True), ("1" * 64, False)):
+        origin = Provenance(**facts, checkpoints={str(FOLD / "best.pt"): value})  # type: ignore[arg-type]
+        assert ("trained on Kaggle" in describe(origin)) == there
 
 
 # --- what is sent ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ that ever did.
 import os
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -100,6 +101,12 @@ def read_record(run: Run) -> Record:
         return Record.model_validate_json(run.remote.read_bytes())
     except (OSError, ValidationError):
         return Record()
+
+
+def came_from_kaggle(runs: Iterable[str], digests: Iterable[str]) -> bool:
+    """Return whether a session on Kaggle made one of the files with these sha256, which belong to these runs."""
+    brought = {digest for name in runs for digest in read_record(Run(name)).brought}
+    return not brought.isdisjoint(digests)
 
 
 def note(run: Run, **values: Any) -> None:
