@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import small_checkout
 from kaggle_server import ALWAYS, Kaggle, answering, disconnect, leaks
-from tiny_run import CONFIG, Killed
+from tiny_run import CONFIG, Killed, assert_same_training, read_log
 
 from pipeline.__main__ import main
 from pipeline.kaggle import homecoming, kernels, remote, retry
@@ -154,6 +154,18 @@ def install_driver(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, names:
     program.write_text(f"#!/bin/sh\necho '{names}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def test_the_real_stages_train_there_as_they_do_here(
+    kaggle: Kaggle, tiny_runs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one test that sends this checkout; its training is that of the fixture, on one thread, to the last bit."""
+    monkeypatch.setattr(git, "CHECKOUT", small_checkout.ROOT)
+    monkeypatch.setattr(git, "__file__", str(small_checkout.ROOT / "pipeline/runtime/git.py"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert train("--fold", "0", "--force") == 0
+    assert_same_training(FOLD, tiny_runs / "tiny/fold0")
+    assert read_log(FOLD)[-1]["commit"] == git.commit()
 
 
 def test_status_and_cancel(kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Path) -> None:
