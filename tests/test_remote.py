@@ -397,9 +397,24 @@ def test_an_output_that_is_missing_at_kaggle_is_named(
     assert "Kaggle does not have runs/tiny/fold0/best.pt" in last_error(capsys) and not FOLD.exists()
 
 
-def test_a_file_that_was_made_here_is_not_replaced(kaggle: Kaggle, capsys: Capture) -> None:
+def test_a_run_that_was_trained_here_is_not_trained_there(kaggle: Kaggle, capsys: Capture) -> None:
     FOLD.mkdir(parents=True)
-    (FOLD / "best.pt").write_text("my own")
+    (FOLD / "last.pt").write_text("my own")
+    assert train() == 1
+    assert "runs/tiny/fold0/last.pt was trained here" in last_error(capsys) and not kaggle.kernels.sessions
+
+
+def test_a_file_that_was_made_here_meanwhile_is_not_replaced(
+    kaggle: Kaggle, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = remote.follow
+
+    def write_then_follow(*arguments: object) -> kernels.Status:
+        FOLD.mkdir(parents=True)
+        (FOLD / "best.pt").write_text("my own")
+        return follow(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(remote, "follow", write_then_follow)
     assert train() == 1
     assert "runs/tiny/fold0/best.pt here is not what an earlier session wrote" in last_error(capsys)
     assert [path.name for path in FOLD.iterdir()] == ["best.pt"] and (FOLD / "best.pt").read_text() == "my own"

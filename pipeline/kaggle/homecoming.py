@@ -103,6 +103,15 @@ def read_record(run: Run) -> Record:
         return Record()
 
 
+def check_nothing_made_here(run: Run) -> None:
+    """Raise Problem, before hours of training, if a checkpoint of the run here is not from a session."""
+    brought = read_record(run).brought
+    for path in sorted(run.folder.glob("fold*/*.pt")):
+        if sha256(path) not in brought:
+            what = f"{path} was trained here, and a session on Kaggle would not go on from it"
+            raise Problem(f"{what}; choose another RUN=, or move {path.parent} away.")
+
+
 def came_from_kaggle(runs: Iterable[str], digests: Iterable[str]) -> bool:
     """Return whether a session on Kaggle made one of the files with these sha256, which belong to these runs."""
     brought = {digest for name in runs for digest in read_record(Run(name)).brought}

@@ -28,6 +28,7 @@ from pipeline.runtime import git
 from pipeline.runtime.files import digest, locked
 from pipeline.runtime.problem import Problem
 
+TRAINING_STAGES = ("train", "refine")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0  # between looks at a session, doubled while it prints nothing
 MISSING_LOOKS = 5  # at a new kernel that Kaggle does not know yet; one that stays unknown was deleted
 OUTAGE_S = 6 * 3600.0  # of the network, after which following a session ends
@@ -65,7 +66,7 @@ def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str
         try:
             run_job(kernels, run, job)
         except KeyboardInterrupt:
-            goes_on = f"The session goes on at Kaggle ({overview_page(kernels)})"
+            goes_on = f"What was started goes on at Kaggle ({overview_page(kernels)})"
             raise Problem(
                 f"{goes_on}; the same command follows it again, `make remote-cancel RUN={run.name}` cancels it."
             ) from None
@@ -134,6 +135,8 @@ def was_reported(run: Run, part: Part) -> bool:
 def start_part(kernels: Kernels, run: Run, job: Job, last: Part | None) -> Part:
     """Start the session after `last`, with the outputs of the last one that has any."""
     number = last.number + 1 if last else 1
+    if any(stage in TRAINING_STAGES for stage, *_ in job.stages):
+        homecoming.check_nothing_made_here(run)
     if job.gpu != NO_GPU:
         check_quota(kernels)
     slug = slug_of(run, number, kernels.client.competition)

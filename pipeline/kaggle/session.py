@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.runtime.files import digest, sha256, write_text
 from pipeline.runtime.problem import Problem, sentence_of
@@ -119,7 +119,10 @@ def check_gpus(job: Job, names: list[str]) -> None:
 def restore(run: str, working: pathlib.Path) -> None:
     """Copy what the last session of the run has left, if it is an input of this one."""
     for path in find_all(working.parent / "input", MANIFEST):
-        earlier = Outputs.model_validate_json(path.read_bytes())
+        try:
+            earlier = Outputs.model_validate_json(path.read_bytes())
+        except ValidationError:
+            continue  # of something else
         for name, file in earlier.files.items() if earlier.run == run else ():
             source = path.parent / name
             if not source.is_file():  # Kaggle may leave hidden files out: shards, which are predicted again
