@@ -36,7 +36,7 @@ types: ## mypy
 	$(PY) -m mypy
 unit: ## all tests, on all cores
 	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
-test-kaggle-image: ## all tests with the versions of Kaggle's image, in a second environment of 6 GB, .venv-kaggle
+test-kaggle-image: ## all tests with the versions of Kaggle's image, in .venv-kaggle (6 GB)
 	@tests/kaggle_image.sh
 torture: ## kill stages, fill disks, damage files: a table of how every stage reacts (SUITES SEED SHORT)
 	$(PY) -m tests.torture $(SUITES) $(call pass_value,SEED,--seed) $(call pass_switch,SHORT,--short)

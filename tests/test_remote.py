@@ -172,15 +172,15 @@ def test_status_and_cancel(kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Pa
     assert command("remote-status") == 0 and "Kaggle has no session of tiny" in capsys.readouterr().out
     assert command("remote-cancel") == 0 and "No session of tiny is running." in capsys.readouterr().out
     behave(kaggle, f"wait {tmp_path / 'never'}")
-    follower = threading.Thread(target=train)
-    follower.start()
+    other_terminal = threading.Thread(target=train)
+    other_terminal.start()
     wait_until(lambda: kaggle.kernels.sessions)
     assert command("remote-status") == 0
     out = capsys.readouterr().out
     assert "train --config tiny.yaml" in out and "GPU hours left" in out
     assert command("validate", "--run", "tiny") == 1  # another command follows
     assert command("remote-cancel") == 0
-    follower.join()
+    other_terminal.join()
     assert not kaggle.kernels.sessions and "was cancelled" in capsys.readouterr().err
 
 
@@ -347,12 +347,12 @@ def test_one_command_at_a_time_follows_a_run(kaggle: Kaggle, capsys: Capture) ->
 def test_an_output_that_is_cut_short_is_fetched_again(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
     read_manifest = kernels.Kernels.read_manifest
 
-    def read_then_cut(self: kernels.Kernels, link: str) -> bytes:
+    def read_then_truncate(self: kernels.Kernels, link: str) -> bytes:
         data = read_manifest(self, link)
         kaggle.faults["output"] = [lambda handler: handler.send_bytes(200, b"w", "text/plain"), disconnect]
         return data
 
-    monkeypatch.setattr(kernels.Kernels, "read_manifest", read_then_cut)
+    monkeypatch.setattr(kernels.Kernels, "read_manifest", read_then_truncate)
     assert train() == 0
     assert (FOLD / "best.pt").read_text() == "weights" and not kaggle.faults["output"]
 

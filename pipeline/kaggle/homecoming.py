@@ -75,8 +75,8 @@ def read_outputs(kernels: Kernels, run: Run, slug: str, links: dict[str, str]) -
 
 def comes_home(name: str) -> bool:
     """Return whether an output is worth its download; hidden files are drafts for the next session."""
-    parts = pathlib.PurePosixPath(name).parts
-    return parts[-1] not in LEFT_THERE and not any(part.startswith(".") for part in parts)
+    folders_and_file = name.split("/")
+    return folders_and_file[-1] not in LEFT_THERE and not any(each.startswith(".") for each in folders_and_file)
 
 
 def download_all(
