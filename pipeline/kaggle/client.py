@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -342,6 +343,8 @@ def import_package() -> type:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError as error:
             raise Problem(f"The Kaggle client is not installed ({error}); pip install -e '.[kaggle]'.") from None
+        except SystemExit:  # kaggle 2.0.1 of Kaggle's image leaves like this without credentials; the class is loaded
+            KaggleApi = sys.modules["kaggle.api.kaggle_api_extended"].KaggleApi
     return KaggleApi
 
 
