@@ -36,6 +36,8 @@ types: ## mypy
 	$(PY) -m mypy
 unit: ## all tests, on all cores
 	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test-kaggle-image: ## all tests with the versions of Kaggle's image, in .venv-kaggle (6 GB)
+	@tests/kaggle_image.sh
 torture: ## kill stages, fill disks, damage files: a table of how every stage reacts (SUITES SEED SHORT)
 	$(PY) -m tests.torture $(SUITES) $(call pass_value,SEED,--seed) $(call pass_switch,SHORT,--short)
 soak: ## predict 100,064 images and watch memory and open files (IMAGES)
@@ -69,8 +71,7 @@ lock: ## make requirements.lock again from the ranges in setup.cfg (UPGRADE)
 	$(PY) -m uv pip compile setup.cfg --output-file requirements.lock $(if $(UPGRADE),--upgrade) --quiet --all-extras \
 		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 clean: ## remove caches; data, runs and submissions stay
-	rm -rf .mypy_cache .pytest_cache .hypothesis *.egg-info
-	find pipeline benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .pytest_cache .hypothesis *.egg-info `find pipeline benchmarks tests -name __pycache__`
 help: ## where to start
 	@$(commands_table) | awk -v only="$(basics) $(basic_variables)" -f .ci/help.awk - Makefile
 	@printf '\n%s\n' 'To compete: make download, make train FOLD=0, make submission, make submit (README.md).' \
@@ -114,6 +115,6 @@ endif
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@echo $(lock_hash) > $@
 
-.PHONY: $(commands) $(python_targets) submission test browser clean help help-all force
+.PHONY: $(commands) $(python_targets) submission test test-kaggle-image browser clean help help-all force
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages named in one command follow one another

@@ -56,7 +56,7 @@ function add_variable(example, command, words,    key) {
 }
 
 function print_target(name,    line, more) {
-    line = sprintf("  %-15s%s", name, help[name])
+    line = sprintf("  %-13s  %s", name, help[name])
     more = only || !(name in takes) ? "" : " (" substr(takes[name], 2) ")"
     if (length(line more) > 110) more = sprintf("\n%16s%s", "", more)
     print line more

@@ -53,6 +53,7 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
     submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
                     checks, known_mistakes (of masks), scoring, provenance
     report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
-    kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce
+    kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce; remote (stages on Kaggle's GPUs:
+                    packing what is sent, session there, homecoming of its outputs, kernels for the calls)
     synthetic/      test doubles: drawn cars and rooms, a local fake Kaggle, the demo
 """

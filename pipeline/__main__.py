@@ -45,6 +45,8 @@ class Common(NamedTuple):
     run: Annotated[str | None, Option(parser=run_name, metavar="NAME", help="default: config's file name")] = None
     set: Annotated[list[str], Option(metavar="a.b=1", help="override settings of the config")] = []
     debug: Annotated[bool, Option("--debug", help="show the traceback of a problem")] = False
+    on: Annotated[Literal["here", "kaggle"], Option(help="where to train, validate and predict")] = "here"
+    gpu: Annotated[str, Option(metavar="SHAPE", help="on Kaggle; none: a CPU, which costs no quota")] = "NvidiaTeslaT4"
 
     @property
     def settings(self) -> Settings:
@@ -87,8 +89,9 @@ class Common(NamedTuple):
         """Return these options as the command line of another stage."""
         folds = [] if self.fold is None else ["--fold", ",".join(map(str, self.fold)) or "all"]
         data = ["--data", self.data] if self.data else []
+        there = ["--on", self.on, "--gpu", self.gpu] if self.on != "here" else []
         lists = [*(["--runs", *runs] if runs else []), *(["--set", *self.set] if self.set else [])]
-        return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *lists]
+        return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *there, *lists]
 
 
 def runs_of(names: Sequence[str]) -> list[Run]:
@@ -97,6 +100,16 @@ def runs_of(names: Sequence[str]) -> list[Run]:
 
 def path_or_none(path: str | None) -> pathlib.Path | None:
     return pathlib.Path(path) if path else None
+
+
+def run_on_kaggle(common: Common, stages: list[list[str]], force: bool) -> None:
+    """Run stages, each a name and its own options, in a session on Kaggle, and bring home what they make."""
+    from pipeline.kaggle import remote
+    if pathlib.Path(common.config).is_absolute() or ".." in pathlib.Path(common.config).parts:
+        raise Problem(f"{common.config} must lie in this folder, since it goes to Kaggle under the same name.")
+    arguments = common._replace(data=None, on="here").arguments()
+    lines = [[stage, *own, *arguments] for stage, *own in stages]
+    remote.main(common.named_run(), lines, common.settings, common.config, common.gpu, force)
 
 
 def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -133,8 +146,12 @@ def demo(
     """Run every stage on synthetic cars, from no data to a score from (a local stand-in for) Kaggle."""
     from pipeline.synthetic import demo as stage
     drawing = ["--cars", str(cars), "--test-cars", str(test_cars), "--seed", str(seed)]
-    arguments = common._replace(data=None).arguments()
-    stage.main(common.named_run(), pathlib.Path(common.data or "data/demo"), drawing, arguments, offline)
+    on_kaggle = common.on == "kaggle"
+    if on_kaggle and offline:
+        raise Problem("OFFLINE=1 leaves Kaggle out, and ON=kaggle trains there; set one of them.")
+    run = common.named_run(["demo-kaggle"] if on_kaggle else [])  # not among the files of a demo that trained here
+    arguments = common._replace(data=None, on="here", run=run.name).arguments()
+    stage.main(run, pathlib.Path(common.data or "data/demo"), drawing, arguments, offline, on_kaggle)
 
 
 @command()
@@ -191,6 +208,9 @@ def shrink(
 def folds(common: Common) -> None:
     """Split the images into folds so that no make (or other group) is in two of them."""
     from pipeline import folds as stage
+    if common.on == "kaggle":
+        print("The session on Kaggle splits the images itself, before it trains.")
+        return
     settings = common.settings
     stage.main(settings, common.named_run(), pathlib.Path(settings.data.folder))
 
@@ -202,8 +222,12 @@ def train(
     pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
+    force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
+    if common.on == "kaggle":
+        run_on_kaggle(common, [["folds"], ["train", *(["--deterministic"] if deterministic else [])]], force)
+        return
     from pipeline import refine, train
     common = with_pseudo(common, pseudo)
     stages = [train.main, *([refine.main] if common.settings.refine else [])]
@@ -217,8 +241,12 @@ def refine(
     pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
+    force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
+    if common.on == "kaggle":
+        run_on_kaggle(common, [["refine", *(["--deterministic"] if deterministic else [])]], force)
+        return
     from pipeline import refine as stage
     run_trainers([stage.main], with_pseudo(common, pseudo), context.obj, gpus, deterministic)
 
@@ -251,8 +279,15 @@ def find_batch(common: Common) -> None:
 
 
 @command()
-def validate(common: Common) -> None:
+def validate(
+    common: Common,
+    force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
+) -> None:
     """Predict the held-out images of every trained fold and evaluate them."""
+    if common.on == "kaggle":
+        threshold = [["threshold"]] if common.settings.task.kind == "binary" else []
+        run_on_kaggle(common, [["validate"], *threshold], force)
+        return
     from pipeline import validate as stage
     stage.main(common.named_run(), common.trained_folds(), common.overrides)
 
@@ -281,8 +316,14 @@ def predict(
     runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="average these runs")] = [],
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="split the images among these")] = 1,
     on_bad_image: Annotated[Literal["error", "empty"], Option(help="stop, or write an empty mask and warn")] = "error",
+    force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Write submissions/RUN.csv.gz, or continue where it was stopped."""
+    if common.on == "kaggle":
+        if runs:
+            raise Problem("RUNS= averages runs of several sessions, which Kaggle's cannot; predict them here.")
+        run_on_kaggle(common, [["predict", "--on-bad-image", on_bad_image], ["check"]], force)
+        return
     from pipeline import predict as stage
     from pipeline.runtime import distributed, launch
     if gpus > 1 and not distributed.launched_by_torchrun():
@@ -300,6 +341,9 @@ def check(
     force: Annotated[bool, Option("--force", help="accept what looks like a known mistake")] = False,
 ) -> None:
     """Check a submission for errors."""
+    if common.on == "kaggle":
+        print("The session on Kaggle checks the submission itself, after it predicts.")
+        return
     from pipeline import check as stage
     stage.main(path_or_none(file) or common.named_run(runs).submission, *common.folder_and_kind(runs), force)
 
@@ -382,6 +426,23 @@ def leaderboard(
     """Show the ledger of submissions, and where their scores would rank."""
     from pipeline.kaggle import leaderboard as stage
     stage.main(pathlib.Path(ledger), common.kind)
+
+
+@command()
+def remote_status(common: Common) -> None:
+    """Show a run's last session on Kaggle, and how many GPU hours are left."""
+    from pipeline.kaggle import remote
+    remote.show_status(common.named_run(), common.settings)
+
+
+@command()
+def remote_cancel(
+    common: Common,
+    force: Annotated[bool, Option("--force", help="delete all that Kaggle keeps of the run")] = False,
+) -> None:
+    """Cancel a run's session on Kaggle; what is here stays."""
+    from pipeline.kaggle import remote
+    remote.cancel(common.named_run(), common.settings, force)
 
 
 @command()

@@ -46,6 +46,7 @@ class Run:
         self.pseudo = self.folder / "pseudo.csv"  # which pseudo-labels are trained on, and how unsure they are
         self.threshold = self.folder / "threshold.json"
         self.blend = self.folder / "blend.json"  # the weights of several runs
+        self.remote = self.folder / "remote.json"  # what came from sessions on Kaggle
         self.report = self.folder / "report"  # the page and its tables
         self.report_page = self.report / "index.html"
         self.compare_page = self.folder / "compare" / "index.html"

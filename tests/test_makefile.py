@@ -17,6 +17,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "config": ("c.yaml", "c.yaml"), "fold": ("1", [1]), "data": ("my data", "my data"), "run": ("it's", "it's"),
     "set": ("a.b=1 c.d=$x", ["a.b=1", "c.d=$x"]), "file": ("a b.csv", "a b.csv"), "message": ("it's; so", "it's; so"),
     "ledger": ("my ledger", "my ledger"), "runs": ("a b", ["a", "b"]), "image": ("my x.jpg y.png", ["my x.jpg y.png"]),
+    "on": ("kaggle", "kaggle"), "gpu": ("NvidiaTeslaT4", "NvidiaTeslaT4"),
     "only": ("a.zip b.zip", ["a.zip", "b.zip"]), "on_bad_image": ("empty", "empty"), "scale": ("4", 4),
 }  # fmt: skip
 
@@ -87,7 +88,8 @@ def test_help_of_a_command_names_each_option_and_its_default() -> None:
     )
     assert ended.returncode == 0 and f"[default: {DEFAULT_CONFIG}]" in ended.stdout
     assert set(re.findall(r"^  (--[a-z-]+)", ended.stdout, flags=re.MULTILINE)) == {
-        "--config", "--fold", "--data", "--run", "--set", "--debug", "--gpus", "--deterministic", "--pseudo", "--help"
+        "--config", "--fold", "--data", "--run", "--set", "--debug", "--on", "--gpu", "--gpus", "--deterministic",
+        "--pseudo", "--force", "--help",
     }  # fmt: skip
 
 

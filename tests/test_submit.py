@@ -518,3 +518,24 @@ def test_two_at_once_do_not_submit_twice(
     kaggle.released.set()
     assert process.wait(timeout=LONG_S) == 0
     assert uploads(kaggle) == 1 and len(rows()) == 1
+
+
+# --- an older package, such as the one in Kaggle's image --------------------------------------------------------------
+
+
+def test_an_older_package_submits_without_the_count_of_the_day(
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from kagglesdk.competitions.types import competition_api_service
+    monkeypatch.delattr(competition_api_service, "ApiGetSubmissionLimitsRequest", raising=False)
+    assert submit_mine() == 0 and uploads(kaggle) == 1
+    assert "left today" not in capsys.readouterr().out
+
+
+def test_a_call_that_an_older_package_lacks_is_named(
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from kagglesdk.competitions.types import competition_api_service
+    monkeypatch.delattr(competition_api_service, "ApiListSubmissionsRequest")
+    assert submit_mine() == 1 and uploads(kaggle) == 0
+    assert "is too old: it has no ListSubmissions; pip install" in only_line(capsys)

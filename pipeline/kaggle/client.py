@@ -5,10 +5,12 @@ never contains a key, a token or a signed link. `connect` imports the package, s
 """
 import contextlib
 import datetime
+import importlib.metadata
 import io
 import logging
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +54,10 @@ class Submission:
 class Client:
     """An authenticated connection to the competition. Every method raises Problem."""
 
-    def __init__(self, package_client: Any, adapter: KaggleAdapter, secrets: list[str], competition: Competition):
+    def __init__(
+        self, package_client: Any, adapter: KaggleAdapter, secrets: list[str], competition: Competition, user: str
+    ):
+        self.package_client, self.user = package_client, user  # user: whose credentials these are
         self.calls = package_client.competitions.competition_api_client
         self.adapter, self.secrets, self.competition = adapter, secrets, competition
         self.upload_session = requests.Session()  # without credentials that could leak
@@ -114,8 +119,8 @@ class Client:
 
         None where that is unknown: before the team's first submission, or when Kaggle cannot be reached.
         """
-        request = self.request("GetSubmissionLimits")
         try:
+            request = self.request("GetSubmissionLimits")  # which older packages do not have
             answer = self.call(self.calls.get_submission_limits, request, "asking Kaggle for the day's limit")
         except Problem:
             return None
@@ -189,13 +194,23 @@ class Client:
         """Return the package's request of this name about the competition, with these fields."""
         from kagglesdk.competitions.types import competition_api_service
 
-        request = getattr(competition_api_service, f"Api{name}Request")()
-        for field, value in {"competition_name": self.competition.slug, **fields}.items():
-            setattr(request, field, value)
-        return request
+        return build_request(competition_api_service, name, {"competition_name": self.competition.slug, **fields})
 
     def call(self, method: Callable[[Any], Any], request: Any, what: str) -> Any:
         return with_retries(lambda: call_api(method, request), what, self.secrets, self.competition)
+
+
+def build_request(module: Any, name: str, fields: dict[str, Any]) -> Any:
+    """Return the request `Api{name}Request` of a module of kagglesdk; Problem if the package is too old to have it."""
+    try:
+        request = getattr(module, f"Api{name}Request")()
+        for field, value in fields.items():
+            setattr(request, field, value)
+        return request
+    except AttributeError:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("kaggle", "kagglesdk"))
+        what = f"The installed Kaggle client ({versions}) is too old: it has no {name}"
+        raise Problem(f"{what}; pip install -e '.[kaggle]'.") from None
 
 
 def call_api(call: Callable[..., Answer], *request: Any) -> Answer:
@@ -298,7 +313,9 @@ def connect(competition: Competition) -> Client:
             what = f"Kaggle does not accept the access token of {credentials.source}"
             raise Problem(f"{what}; remove it, or {LOGIN_ADVICE}.")
         login = api.config_values.get("token")  # of an OAuth login, too
-        return Client(api.build_kaggle_client(), adapter, [*secrets, *([str(login)] if login else [])], competition)
+        secrets = [*secrets, *([str(login)] if login else [])]
+        user = str(api.config_values.get("username", ""))
+        return Client(api.build_kaggle_client(), adapter, secrets, competition, user)
 
 
 def with_adapter(package_client: Any, adapter: KaggleAdapter) -> Any:
@@ -322,6 +339,8 @@ def import_package() -> type:
             from kaggle.api.kaggle_api_extended import KaggleApi
         except ImportError as error:
             raise Problem(f"The Kaggle client is not installed ({error}); pip install -e '.[kaggle]'.") from None
+        except SystemExit:  # kaggle 2.0.1 of Kaggle's image leaves like this without credentials; the class is loaded
+            KaggleApi = sys.modules["kaggle.api.kaggle_api_extended"].KaggleApi
     return KaggleApi
 
 

@@ -16,7 +16,7 @@ from pipeline import config
 from pipeline.data.competition import Competition
 from pipeline.data.dataset import competition_of
 from pipeline.inference.stored_threshold import read_threshold_json
-from pipeline.kaggle import ledger
+from pipeline.kaggle import homecoming, ledger
 from pipeline.kaggle.client import Client, connect
 from pipeline.kaggle.ledger import Row
 from pipeline.paths import SUBMISSIONS, Run
@@ -255,6 +255,7 @@ def describe(origin: Provenance) -> str:
         return "origin unknown"
     facts = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
     facts += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
+    facts += ["trained on Kaggle"] if homecoming.came_from_kaggle(origin.runs, origin.checkpoints.values()) else []
     facts += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
     facts += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []
     facts += [f"{len(origin.bad_images)} empty"] if origin.bad_images else []

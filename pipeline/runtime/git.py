@@ -5,24 +5,34 @@ The ledger is ignored: it is tracked and each submission adds to it, but no stag
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import subprocess
+from typing import Any
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+PACKED_COMMIT = CHECKOUT / "packed-commit.json"  # what a copy that was sent to Kaggle says instead of git
 ALL_BUT_THE_LEDGER = (".", ":(exclude)submissions/ledger.csv")
 # The packages that a prediction depends on.
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "segmentation-models-pytorch", "timm")
 
 
 def commit() -> str:
-    """Return the full hash of the checked-out commit; "" if this code is not in a git checkout."""
+    """Return the full hash of the checked-out commit; "" if this code is not in a git checkout, or packed from one."""
     tracked = git("ls-files", "--error-unmatch", __file__)
-    return (tracked and git("rev-parse", "HEAD")) or ""
+    return (tracked and git("rev-parse", "HEAD")) or packed_state().get("commit", "")
 
 
 def is_clean() -> bool:
     """Return whether every tracked file matches the commit. Untracked files do not count."""
+    if state := packed_state():
+        return state["clean"]
     return git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_THE_LEDGER) == ""
+
+
+def packed_state() -> dict[str, Any]:
+    """Return {"commit": hash, "clean": bool} of a packed copy of a checkout; {} if this is none."""
+    return json.loads(PACKED_COMMIT.read_text()) if PACKED_COMMIT.is_file() else {}
 
 
 def same_code(one: str, other: str) -> bool:

@@ -14,12 +14,18 @@ from pipeline.runtime.launch import run_stage
 from pipeline.synthetic.fake_kaggle import SOLUTION, FakeKaggle
 
 KAGGLE_STAGES = ("download", "submit")
+SESSION_STAGES = ("train", "validate", "predict")
+ON_KAGGLE = ("--on", "kaggle", "--gpu", "none", "--force")
 
 
-def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments: list[str], offline: bool) -> None:
+def main(
+    run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments: list[str], offline: bool,
+    on_kaggle: bool = False,
+) -> None:  # fmt: skip
     """drawn: the folder to draw the competition in. drawing_arguments: of `demo-data`. arguments: of all other stages.
 
-    offline: skip download and submit, and use the drawn folder directly.
+    offline: skip download and submit, and use the drawn folder directly. on_kaggle: train, validate and predict in
+    sessions of the fake Kaggle, as `ON=kaggle` does at the real one.
     """
     folder = drawn if offline else drawn.with_name(f"{drawn.name}-downloaded")
     arguments = [*arguments, "--data", str(folder)]
@@ -37,6 +43,9 @@ def main(run: Run, drawn: pathlib.Path, drawing_arguments: list[str], arguments:
         ("Write a page that shows where the networks are wrong", "report", arguments),
     ]
     steps = [step for step in steps if not (offline and step[1] in KAGGLE_STAGES)]
+    if on_kaggle:  # where the session that trains makes the folds
+        steps = [step for step in steps if step[1] != "folds"]
+        steps = [(title, name, [*own, *ON_KAGGLE] if name in SESSION_STAGES else own) for title, name, own in steps]
     with contextlib.ExitStack() as stack:
         environment: dict[str, str] = {}  # the variables that direct the client to the fake Kaggle
         if not offline:

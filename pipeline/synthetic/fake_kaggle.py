@@ -1,4 +1,4 @@
-"""A fake Kaggle on the loopback interface: it serves a competition folder and scores submissions.
+"""A fake Kaggle on the loopback interface: it serves a competition folder, scores submissions, and runs kernels.
 
 The real `kaggle` package talks to it, unchanged, when it runs with `FakeKaggle.environment`. The demo shows both ends
 with it, without an account; the tests add faults. It answers the calls of kaggle 2.2.4.
@@ -19,6 +19,7 @@ from pipeline.carvana import CARVANA
 from pipeline.data.competition import Competition
 from pipeline.runtime.problem import Problem
 from pipeline.submission.scoring import score
+from pipeline.synthetic.fake_kernels import FakeKernels
 
 USER, KEY, TOKEN = "newcomer", "key-of-the-fake-kaggle", "token-of-the-fake-kaggle"
 SOLUTION = "solution.csv"
@@ -52,12 +53,14 @@ class FakeKaggle(ThreadingHTTPServer):
         self.uploads: dict[str, str] = {}  # token -> name of the file
         self.submissions: list[Answer] = []  # the newest first
         self.listings: dict[int, int] = {}  # ref of a submission -> how many times it was listed
+        self.kernels = FakeKernels(inbox / "kernels", competition.slug, self.files, self.storage_url)
 
     def __enter__(self) -> "FakeKaggle":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.kernels.stop()
         self.shutdown()
         self.server_close()
 
@@ -95,7 +98,10 @@ class FakeKaggle(ThreadingHTTPServer):
         if request.get("competitionName", self.competition.slug) != self.competition.slug:
             raise ErrorAnswer(404, "Competition not found")
         with self.lock:
-            return getattr(self, call)(request)
+            answer = getattr(self if hasattr(self, call) else self.kernels, call)(request)
+        if answer is None:
+            raise ErrorAnswer(403, "Permission 'kernels.get' was denied")  # as Kaggle says of what does not exist
+        return answer
 
     # --- the calls, named as in Kaggle's API ---
 
@@ -191,6 +197,43 @@ class Handler(BaseHTTPRequestHandler):
             self.send_answer(302 if "Location" in answer else 200, answer)
 
     def do_GET(self) -> None:
+        """Send a log, an output, or a file of the competition, or the part of it that `Range: bytes=N-` asks for."""
+        name = unquote(urlsplit(self.path).path)
+        if "/kernels/logs/stream/" in name:
+            self.send_log(name.rpartition("/")[2])
+        elif name.startswith("/output/"):
+            self.send_output(name.removeprefix("/output/"))
+        else:
+            self.send_blob()
+
+    def send_log(self, slug: str) -> None:
+        """Send server-sent events while the session runs, and the whole log as JSON afterwards."""
+        session = self.server.kernels.last(slug)
+        if self.server.inject_fault(self, "log"):
+            return
+        if session is None:
+            self.send_answer(403, {"code": 403, "message": "Permission 'kernels.get' was denied"})
+        elif session.has_ended():
+            self.send_bytes(200, json.dumps(session.events).encode(), "application/json")
+        else:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for piece in session.stream():
+                self.wfile.write(piece)
+
+    def send_output(self, name: str) -> None:
+        path = self.server.kernels.path_of_output(name)
+        if self.server.inject_fault(self, "output"):
+            return
+        if path is None or "signature" not in parse_qs(urlsplit(self.path).query):
+            self.send_bytes(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
+            return
+        self.send_bytes(200, path.read_bytes(), "application/octet-stream")
+
+    def send_blob(self) -> None:
         """Send a file, or the part that `Range: bytes=N-` asks for if `If-Range` names its version."""
         if self.server.inject_fault(self, "blob"):
             return
