@@ -488,6 +488,14 @@ def test_what_the_image_lacks_is_installed_only_where_it_is_needed() -> None:
         assert needed_packages(Settings.model_validate(override))
 
 
+@pytest.mark.parametrize("setting", ["data.pseudo", "train.init_from", "refine.init_from"])
+def test_what_stays_here_is_refused_before_a_session_starts(setting: str) -> None:
+    section, key = setting.split(".")
+    with pytest.raises(Problem, match=f"^{setting} is x.pt, which is not sent to Kaggle"):
+        remote.check_nothing_large(Settings.model_validate({section: {key: "x.pt"}}))
+    remote.check_nothing_large(Settings())
+
+
 def test_names_of_kernels() -> None:
     from pipeline.carvana import CARVANA
     slugs = [remote.slug_of(Run(name), 1, CARVANA) for name in ("unet_640", "unet-640", "Ü", "x" * 99)]

@@ -54,6 +54,7 @@ def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str
     gpu: Kaggle's machine shape, or NO_GPU. force: send the code even if it is not that of a commit.
     """
     competition = competition_at_kaggle(settings)
+    check_nothing_large(settings)
     check_committed(force)
     local_files = filter(None, (config_path, settings.data.exclude, settings.data.relabel))
     job = Job(
@@ -70,6 +71,15 @@ def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str
             raise Problem(
                 f"{goes_on}; the same command follows it again, `make remote-cancel RUN={run.name}` cancels it."
             ) from None
+
+
+def check_nothing_large(settings: Settings) -> None:
+    """Raise Problem if the settings name a submission or weights: a session gets code, config and small tables only."""
+    of_refiner = settings.refine.init_from if settings.refine else None
+    named = {"data.pseudo": settings.data.pseudo, "train.init_from": settings.train.init_from}
+    for setting, path in (named | {"refine.init_from": of_refiner}).items():
+        if path is not None:
+            raise Problem(f"{setting} is {path}, which is not sent to Kaggle; train this run here, without ON=kaggle.")
 
 
 def run_job(kernels: Kernels, run: Run, job: Job) -> None:
