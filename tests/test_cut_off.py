@@ -82,12 +82,14 @@ def test_damaged_gifs_that_nothing_reads_do_not_matter(folder: pathlib.Path) -> 
     assert CARVANA.open_dataset(folder).cut_off_note == ""
 
 
-def test_a_row_that_cannot_be_read_is_a_problem_before_training(folder: pathlib.Path) -> None:
+def test_a_row_that_cannot_be_read_is_left_to_the_inspection_before_training(folder: pathlib.Path) -> None:
     table = read_table(folder, "train_masks.csv", CARVANA.submission_header)
     table.loc[5, "rle_mask"] += " 7"
     table.to_csv(folder / "train_masks.csv", index=False)
+    dataset = CARVANA.open_dataset(folder)
+    assert dataset.cut_off_note == ""
     with pytest.raises(Problem, match=rf"train_masks\.csv, row {table.loc[5, 'img']}: \d+ numbers"):
-        CARVANA.open_dataset(folder)
+        dataset.inspect(table.loc[5, "img"])
 
 
 def test_folds_prints_the_warning(

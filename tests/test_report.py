@@ -259,7 +259,7 @@ def test_compare_says_which_run_is_better(place: pathlib.Path, capsys: pytest.Ca
     text = Run("one+two").compare_page.read_text()
     assert "no significant difference between two and one" in text and "needs 6 cars" in text
     assert text.count('<article class="card"') == 60
-    line = r"compare/index.html: two against one -0\.\d+, .*6 cars, over 64 images; cars: 4\."
+    line = r"compare/index.html: two against one -0\.\d+, .*6 cars, over 64 images of 4 cars\."
     assert re.search(line, capsys.readouterr().out)
 
 

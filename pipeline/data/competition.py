@@ -1,8 +1,8 @@
 """A Kaggle competition with one binary mask for each image: its facts, and the readers of its files.
 
 What can be checked without decoding an image is checked when a folder is opened, before hours of training: each
-training image has its mask, the run lengths of each can be read, and what `Competition.read_groups` checks, such as
-the 16 angles of a car.
+training image has its mask, no row of a table of masks seems to be cut off, and what `Competition.read_groups` checks,
+such as the 16 angles of a car.
 """
 import pathlib
 import re
