@@ -225,11 +225,11 @@ def train(
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
+    common = with_pseudo(common, pseudo)
     if common.on == "kaggle":
         run_on_kaggle(common, [["folds"], ["train", *(["--deterministic"] if deterministic else [])]], force)
         return
     from pipeline import refine, train
-    common = with_pseudo(common, pseudo)
     stages = [train.main, *([refine.main] if common.settings.refine else [])]
     run_trainers(stages, common, context.obj, gpus, deterministic)
 
@@ -244,11 +244,12 @@ def refine(
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
+    common = with_pseudo(common, pseudo)
     if common.on == "kaggle":
         run_on_kaggle(common, [["refine", *(["--deterministic"] if deterministic else [])]], force)
         return
     from pipeline import refine as stage
-    run_trainers([stage.main], with_pseudo(common, pseudo), context.obj, gpus, deterministic)
+    run_trainers([stage.main], common, context.obj, gpus, deterministic)
 
 
 def with_pseudo(common: Common, pseudo: str | None) -> Common:

@@ -27,8 +27,8 @@ def main(settings: Settings, run: Run, folder: pathlib.Path) -> None:
     groups = table.iloc[:, 0].map(map_keys_to_groups(table)).groupby(table["fold"])
     sizes = ", ".join(f"{len(group)} of {count_of(group_column, group.nunique())}" for _, group in groups)
     print(f"{run.folds}: {count_of(key_column, len(table))} in {len(groups)} folds ({sizes}).")
-    for note in dataset.notes(dataset.names):
-        print(note)
+    if dataset.warning:
+        print(dataset.warning)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Fold(TrainingFiles):
     def __init__(self, folder: pathlib.Path):
         super().__init__(folder, "best.pt")
         self.refiner = TrainingFiles(folder, "refiner.pt", "refiner.")
+        self.pseudo = folder / "pseudo.csv"  # which pseudo-labels it is trained on, and how unsure they are
         self.coarse = folder / "coarse.zip"  # what best.pt predicts for the images that the refiner trains on
 
     def checkpoints(self, with_refiner: bool = True) -> list[pathlib.Path]:
@@ -43,7 +44,6 @@ class Run:
         self.folder = RUNS / name
         self.folds = self.folder / "folds.csv"
         self.inspected = self.folder / "inspected.json"  # which images and masks are good, and when they were read
-        self.pseudo = self.folder / "pseudo.csv"  # which pseudo-labels are trained on, and how unsure they are
         self.threshold = self.folder / "threshold.json"
         self.blend = self.folder / "blend.json"  # the weights of several runs
         self.remote = self.folder / "remote.json"  # what came from sessions on Kaggle

@@ -161,6 +161,7 @@ def finish(plan: Plan, shards: Shards, origin: dict[str, Any]) -> None:
     bad_images = shards.read_bad_images()
     print_lines(f"{name} has an empty row: {problem}" for name, problem in sorted(bad_images.items()))
     submission = plan.run.submission
+    pseudo.unsure_table(submission).unlink(missing_ok=True)  # no kill may leave it beside another submission
     shards.join(submission, plan.images.competition.submission_header)
     write_text(pseudo.unsure_table(submission), shards.unsure_csv(plan.images.competition.submission_header[0]))
     origin = origin | {"sha256": sha256(submission), "bad_images": sorted(bad_images)}

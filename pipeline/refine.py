@@ -28,7 +28,7 @@ from pipeline.runtime.problem import Problem
 from pipeline.training import init_from, loop, resume
 from pipeline.training.coarse import coarse_predictions
 from pipeline.training.evaluation import evaluate_epoch
-from pipeline.training.fold_data import inspect_fold, open_tiles
+from pipeline.training.fold_data import check_same_pseudo_labels, inspect_fold, open_tiles
 from pipeline.training.networks import build_refiner, build_refiner_loss, check_step
 from pipeline.training.previews import preview_refined
 from pipeline.training.state import create_state
@@ -67,6 +67,7 @@ def refine_fold(
         hyper = settings.refine or hyper
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
+        check_same_pseudo_labels(data, fold.best)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
         least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper, dist.world_size)
         data = inspect_fold(data)

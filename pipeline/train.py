@@ -49,7 +49,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
     if data.pseudo and dist.is_main:
-        write_text(run.pseudo, data.pseudo.table.to_csv(index=False))
+        write_text(run.fold(fold_number).pseudo, data.pseudo.table.to_csv(index=False))
 
     # The network, and how it learns and is evaluated
     hyper, device = settings.train, dist.device

@@ -40,19 +40,19 @@ def write_table(folder: pathlib.Path, every: int, fraction: float = 0.5) -> list
 
 
 def test_a_whole_table_gives_no_warning(folder: pathlib.Path, demo_folder: pathlib.Path) -> None:
-    assert CARVANA.open_dataset(folder).cut_off_note == "" == CARVANA.open_dataset(demo_folder).cut_off_note
+    assert CARVANA.open_dataset(folder).warning == "" == CARVANA.open_dataset(demo_folder).warning
 
 
 def test_rows_that_are_cut_off_are_named(folder: pathlib.Path) -> None:
     shortened = write_table(folder, every=16)
-    notes = CARVANA.open_dataset(folder).cut_off_note
+    notes = CARVANA.open_dataset(folder).warning
     assert f"{folder / 'train_masks.csv'}: the run lengths of {len(shortened)} masks seem to end too early" in notes
     assert all(name in notes for name in shortened)
 
 
 def test_a_table_whose_rows_are_all_cut_off_is_a_warning_too(folder: pathlib.Path) -> None:
     assert len(write_table(folder, every=1)) == 64
-    notes = CARVANA.open_dataset(folder).cut_off_note
+    notes = CARVANA.open_dataset(folder).warning
     assert int(notes.split(" masks seem")[0].rpartition(" ")[2]) > 50
 
 
@@ -70,16 +70,16 @@ def test_a_row_that_differs_from_its_gif_is_a_problem_that_names_it(
 def test_an_odd_mask_that_its_gif_confirms_is_no_warning(folder: pathlib.Path, demo_folder: pathlib.Path) -> None:
     (name,) = write_table(folder, every=64)
     masks = CARVANA.open_masks(folder)
-    assert name in CARVANA.open_dataset(folder).cut_off_note
+    assert name in CARVANA.open_dataset(folder).warning
     (folder / "train_masks").mkdir()
     image = Image.fromarray(masks.read(name).view(np.uint8))
     image.save(folder / "train_masks" / CARVANA.mask_file(name))
-    assert CARVANA.open_dataset(folder).cut_off_note == ""
+    assert CARVANA.open_dataset(folder).warning == ""
 
 
 def test_damaged_gifs_that_nothing_reads_do_not_matter(folder: pathlib.Path) -> None:
     (folder / "train_masks.zip").write_bytes(b"PK")
-    assert CARVANA.open_dataset(folder).cut_off_note == ""
+    assert CARVANA.open_dataset(folder).warning == ""
 
 
 def test_a_row_that_cannot_be_read_is_left_to_the_inspection_before_training(folder: pathlib.Path) -> None:
@@ -87,7 +87,7 @@ def test_a_row_that_cannot_be_read_is_left_to_the_inspection_before_training(fol
     table.loc[5, "rle_mask"] += " 7"
     table.to_csv(folder / "train_masks.csv", index=False)
     dataset = CARVANA.open_dataset(folder)
-    assert dataset.cut_off_note == ""
+    assert dataset.warning == ""
     with pytest.raises(Problem, match=rf"train_masks\.csv, row {table.loc[5, 'img']}: \d+ numbers"):
         dataset.inspect(table.loc[5, "img"])
 
@@ -124,4 +124,4 @@ def test_the_last_row_of_a_mask_that_is_cut_off_is_as_long_as_the_others() -> No
 def test_masks_from_files_are_not_a_table(demo_folder: pathlib.Path, folder: pathlib.Path) -> None:
     (folder / "train_masks.csv.zip").unlink()
     shutil.copy(demo_folder / "train_masks.zip", folder)
-    assert not isinstance(CARVANA.open_masks(folder), CsvMasks) and CARVANA.open_dataset(folder).cut_off_note == ""
+    assert not isinstance(CARVANA.open_masks(folder), CsvMasks) and CARVANA.open_dataset(folder).warning == ""

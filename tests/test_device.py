@@ -72,7 +72,7 @@ def test_the_compiler_that_the_environment_names_is_the_one_that_is_needed(
 @pytest.fixture
 def rank_1_of_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "launched_by_torchrun", lambda: True)
-    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setenv("RANK", "1")

@@ -143,3 +143,9 @@ def test_what_is_no_image_is_not_looked_at(tmp_path: pathlib.Path) -> None:
     (tmp_path / "images/__MACOSX").mkdir()
     (tmp_path / "images/__MACOSX/._a.png").write_text("?")
     assert pairs(find_files(tmp_path)) == {"a": ("a.png", "a.png")}
+
+
+def test_a_sub_folder_that_is_no_split_is_not_left_out_in_silence(tmp_path: pathlib.Path) -> None:
+    folder = write(tmp_path, "train/images/a.png", "train/masks/a.png", "val/imgs/b.png", "val/masks/b.png")
+    with pytest.raises(Problem, match="val has images, but is no split with images/ and masks/"):
+        find_files(folder)

@@ -172,3 +172,11 @@ def test_the_sample_is_spread_over_all_names_and_angles() -> None:
     sample = known_mistakes.sample_names(names)
     assert len(sample) == 256 and sample == sorted(sample) and known_mistakes.sample_names(names[:50]) == names[:50]
     assert {name[13:15] for name in sample} == {f"{angle:02d}" for angle in range(1, 17)}
+
+
+def test_names_without_an_angle_are_not_compared(masks: Masks, demo_copy: pathlib.Path) -> None:
+    bounds = {f"image {number}.jpg": rle.bounds(mask) for number, mask in enumerate(masks.values())}
+    means = mean_masks(CARVANA.open_masks(demo_copy), CARVANA)
+    assert means and find_mistake(bounds, list(bounds), CARVANA, means) is None
+    (demo_copy / "train_masks.csv").write_text("img,rle_mask\nfoo.jpg,1 1\n")
+    assert known_mistakes.read_mean_masks(demo_copy, CARVANA)[0] == {}

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from tiny_run import Pipeline, only_line, with_set
 
 from pipeline import carvana
+from pipeline.carvana import CARVANA
+from pipeline.config import Augment
+from pipeline.data import augment
 from pipeline.data.images import coverage
-from pipeline.data.loader import BatchSchedule, Sampling
+from pipeline.data.loader import BatchSchedule, Sampling, TrainingDataset
 from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels, unsure_table
 from pipeline.inference.probability import unsure_fractions
 from pipeline.masks import rle
@@ -96,7 +99,7 @@ def test_the_surest_masks_come_first(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
 ) -> None:
     path = write_submission(tmp_path / "x.csv", text_of)
-    with pytest.raises(Problem, match="pseudo_fraction is 0.25, but .*x.csv.unsure.csv does not tell"):
+    with pytest.raises(Problem, match="pseudo_fraction is 0.25, but .*x.unsure.csv does not tell"):
         read(path, demo_folder, fraction=0.25)
     names = list(text_of)
     rows = [f"{name},{(number * 7 % 16) / 100}\n" for number, name in enumerate(names)]
@@ -137,11 +140,54 @@ def test_a_mask_that_cannot_be_read_is_a_problem(
         read(write_submission(tmp_path / "x.csv", text_of | {first: text}), demo_folder)
 
 
+def test_the_columns_may_have_another_order_and_an_image_one_row(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    path = tmp_path / "x.csv"
+    rows = [f"{text},{name}\n" for name, text in text_of.items()]
+    path.write_text("rle_mask,img\n" + "".join(rows))
+    assert read(path, demo_folder).names == sorted(text_of)
+    path.write_text("rle_mask,img\n" + "".join(rows + rows[:1]))
+    with pytest.raises(Problem, match=f"x.csv, line 18: the image {next(iter(text_of))} is there twice"):
+        read(path, demo_folder)
+
+
 def test_an_image_that_is_not_there_is_a_problem(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
 ) -> None:
     with pytest.raises(Problem, match="cafe_01.jpg is not an image of"):
         read(write_submission(tmp_path / "x.csv", text_of | {"cafe_01.jpg": "1 1"}), demo_folder)
+
+
+@pytest.mark.parametrize("value", ["", "0,001", "x"])
+def test_a_table_that_holds_no_numbers_is_a_problem(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str], value: str
+) -> None:
+    path = write_submission(tmp_path / "x.csv", text_of)
+    unsure_table(path).write_text("img,unsure_fraction\n" + "".join(f'{name},"{value}"\n' for name in text_of))
+    with pytest.raises(Problem, match="x.unsure.csv: unsure_fraction must be numbers"):
+        read(path, demo_folder)
+
+
+def test_a_submission_of_empty_masks_has_nothing_to_train_on(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    with pytest.raises(Problem, match="x.csv has no mask to train on"):
+        read(write_submission(tmp_path / "x.csv", dict.fromkeys(text_of, "")), demo_folder)
+
+
+def test_only_images_of_every_epoch_are_cached(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, text_of: dict[str, str]
+) -> None:
+    pseudo = read(write_submission(tmp_path / "x.csv", text_of), demo_folder)
+    dataset = CARVANA.open_dataset(demo_folder)
+    transform = augment.build(**Augment().model_dump(), of_classes=False)
+    names, sampling = [*dataset.names[:4], *pseudo.names], Sampling(4, len(pseudo.names), 0.5)
+    images = TrainingDataset(WithPseudoLabels(dataset, pseudo), names, 8, transform, 0, cache=True, sampling=sampling)
+    assert images.cache is not None and len(images.cache[0]) == 4
+    for index in (0, 3, 4, 19):
+        first, again = images[1, index], images[1, index]
+        assert all(np.array_equal(one, other) for one, other in zip(first, again)) and first[0].any()
 
 
 def test_a_pixel_is_unsure_between_a_fiftieth_and_its_complement() -> None:
@@ -171,7 +217,7 @@ def test_a_run_trains_on_what_another_run_predicted(
     run = Run("pseudo")
     state = checkpoint.load(run.fold(0).best, keys=("pseudo_sha256", "settings"))
     assert state["pseudo_sha256"] == sha256(submission) and state["settings"]["data"]["pseudo"] == str(submission)
-    used = pd.read_csv(run.pseudo)
+    used = pd.read_csv(run.fold(0).pseudo)
     assert used["used"].sum() == 8 and used["unsure_fraction"].is_monotonic_increasing
 
     other = pathlib.Path("submissions/other.csv")

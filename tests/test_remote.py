@@ -15,7 +15,7 @@ from tiny_run import CONFIG, Killed, assert_same_training, read_log
 from pipeline.__main__ import main
 from pipeline.kaggle import homecoming, kernels, remote, retry
 from pipeline.kaggle.packing import needed_packages, pack, read_job
-from pipeline.kaggle.session import Job, Outputs, find_competition
+from pipeline.kaggle.session import Job, Outputs, find_competition, prepare_checkout
 from pipeline.kaggle.submit import describe
 from pipeline.config import Settings
 from pipeline.paths import Run
@@ -115,6 +115,16 @@ def test_the_next_stage_reads_what_the_last_session_left(kaggle: Kaggle) -> None
     job = read_job(second.request["text"])
     assert job and [stage[0] for stage in job.stages] == ["validate", "threshold"]
     assert (second.working / FOLD / "coarse.zip").read_text() == "large"
+
+
+def test_what_an_earlier_session_has_done_is_not_done_again(kaggle: Kaggle, capsys: Capture) -> None:
+    """`make train submission ON=kaggle`, started again after it was interrupted, goes on with its last session."""
+    assert train() == 0 and command("validate") == 0 and command("predict") == 0
+    assert len(kaggle.kernels.sessions) == 3
+    assert train() == 0 and command("validate") == 0 and command("predict") == 0
+    assert len(kaggle.kernels.sessions) == 3 and "has done that already" in capsys.readouterr().out
+    assert train("--set", "train.epochs=4") == 0 and len(kaggle.kernels.sessions) == 4
+    assert command("validate") == 0 and len(kaggle.kernels.sessions) == 5  # the weights are others now
 
 
 def test_a_session_that_stopped_at_its_limit_is_continued(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,6 +477,19 @@ def test_a_packed_checkout_knows_its_commit(
     monkeypatch.setattr(git, "__file__", str(tmp_path / "git.py"))
     monkeypatch.setattr(git, "PACKED_COMMIT", state)
     assert git.commit() == "1" * 40 and git.is_clean()
+
+
+def test_files_of_a_job_may_lie_where_outputs_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkout/runs").mkdir(parents=True)
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    table = "runs/cpu/report/suspects.csv"
+    job = Job(
+        run="x", stages=[["train"]], files={table: "image\n"}, gpu="none", packages=[], sample_table="s.csv",
+        commit="", clean=False, code="1",
+    )  # fmt: skip
+    prepare_checkout(job, tmp_path / "working")
+    assert pathlib.Path(table).read_text() == (tmp_path / "working" / table).read_text() == "image\n"
 
 
 def test_a_job_is_read_back_from_its_script(checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,16 @@ def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit
     assert first.sha256 == second.sha256 and first.ref != second.ref and first.tag != second.tag
 
 
+def test_force_waits_for_a_submission_that_kaggle_has_not_scored_yet(
+    kaggle: Kaggle, submit_mine: Submit, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(submit, "WAIT_S", 0.0)
+    monkeypatch.setattr(fake_kaggle, "PENDING_LISTINGS", 1000)
+    assert submit_mine("--force") == 1 and submit_mine("--force") == 1
+    assert uploads(kaggle) == 1
+    assert [row.status for row in rows()] == ["pending"]
+
+
 def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, submit_mine: Submit) -> None:
     assert submit_mine() == 0
     (before,) = rows()

@@ -261,7 +261,7 @@ class CompetitionDataset:
             self.group_of_key = competition.read_groups(folder, self.images)
         if missing := sorted(set(self.names) - set(self.masks.names)):
             raise Problem(f"{self.masks.where} lacks {len(missing)} masks, as that of {missing[0]}; download it again.")
-        self.cut_off_note = check_table(self.masks, self.names, folder) if isinstance(self.masks, CsvMasks) else ""
+        self.warning = check_table(self.masks, self.names, folder) if isinstance(self.masks, CsvMasks) else ""
 
     def read(self, name: str, scale: int) -> NDArray[np.uint8]:
         return self.images.read(name, scale)
@@ -279,7 +279,7 @@ class CompetitionDataset:
         return f"{self.images.stamp(name)} {self.masks.stamp(name)}"
 
     def notes(self, names: list[str]) -> list[str]:
-        return [self.cut_off_note] if self.cut_off_note else []
+        return [self.warning] if self.warning else []
 
     def folds(self, count: int) -> pd.DataFrame:
         from pipeline.data import grouping  # which imports scikit-learn

@@ -48,6 +48,7 @@ class SegmentationDataset(TrainableImages, Protocol):
     stored_scale: int  # 1, or the scale at which `make shrink` copied the images
     where: str  # the folder or file, for messages
     fingerprint: str  # of what decides what is read, beside the files: full size and classes; "" if nothing does
+    warning: str  # a sentence on its files that is known when they are opened; "" if nothing is unusual
     has_angles: bool  # whether each key (car) was seen from the same numbered angles, as Carvana's cars were
 
     def truth(self, name: str) -> NDArray:

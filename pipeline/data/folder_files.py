@@ -68,6 +68,9 @@ def find_places(folder: pathlib.Path) -> list[Place]:
     if inside and images.is_dir():
         raise Problem(f"{folder} has both images/ and {inside[0]}/images/; put all images into one of them.")
     if inside:
+        if others := [path for path in subfolders(folder) if path.name not in inside and holds_images(path)]:
+            what = f"{others[0]} has images, but is no split with images/ and masks/"
+            raise Problem(f"{what}; rename its folders, or move it away.")
         return name_splits(folder, {name: (folder / name / "images", folder / name / "masks") for name in inside})
     for path in (images, masks):
         if not path.is_dir():

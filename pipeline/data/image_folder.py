@@ -60,7 +60,7 @@ class ImageFolder:
         self, folder: pathlib.Path, classes: tuple[str, ...], ignore_index: int, height: int | None, width: int | None
     ):
         self.where, self.classes, self.ignore_index = str(folder), classes, ignore_index
-        self.image_of, self.mask_of, self.fold_of, self.left_out = find_files(folder)
+        self.image_of, self.mask_of, self.fold_of, self.warning = find_files(folder)
         self.names = sorted(self.image_of)
         if ignore_index < len(classes):
             what = f"task.ignore_index is {ignore_index}, which is the class {classes[ignore_index]}"
@@ -159,7 +159,7 @@ class ImageFolder:
         facts = [self.check(names[index * len(names) // count]) for index in range(count)]
         which = counted(len(names), "training mask")
         which = which if count == len(names) else f"{count} of the {which}"
-        left_out = [self.left_out] if self.left_out else []
+        left_out = [self.warning] if self.warning else []
         return [*note_masks(facts, self.classes, which), *self.note_black(), *left_out]
 
     def note_black(self) -> list[str]:

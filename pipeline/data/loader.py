@@ -62,8 +62,8 @@ class Kind(NamedTuple):
 class TrainingDataset(Dataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
-    relabelled: masks that replace the dataset's. cache: decode each image once and keep it in memory that forked
-    workers share. sampling: of the last ones of `names`, how many each epoch visits.
+    relabelled: masks that replace the dataset's. cache: decode each image that every epoch visits once, and keep it
+    in memory that forked workers share. sampling: of the last ones of `names`, how many each epoch visits.
     """
 
     steps_per_batch = 1
@@ -77,8 +77,9 @@ class TrainingDataset(Dataset):
         self.scale, self.augment, self.seed = scale, augment, seed
         self.cache = None
         if cache:
-            shape = (len(names), *grid_shape(dataset.height, dataset.width, scale))
-            images, is_cached = shared_zeros((*shape, dataset.channels)), shared_zeros((len(names),))
+            # Of 80,000 pseudo-labelled images it would take 50 GB at 1/4; they are decoded each time.
+            shape = (self.sampling.always, *grid_shape(dataset.height, dataset.width, scale))
+            images, is_cached = shared_zeros((*shape, dataset.channels)), shared_zeros((self.sampling.always,))
             self.cache = images, shared_zeros(shape, index_dtype(len(dataset.classes))), is_cached
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
-        if self.cache is None:
+        if self.cache is None or index >= self.sampling.always:
             image, target = self.decode(index)
         else:
             images, targets, is_cached = self.cache

@@ -49,7 +49,7 @@ class NyuV2:
     Raises Problem for a file that is missing, cut short, not MATLAB 7.3, or lacks what it should hold.
     """
 
-    stored_scale, has_angles = 1, False
+    stored_scale, has_angles, warning = 1, False, ""
 
     def __init__(self, folder: pathlib.Path, classes: int, inputs: str):
         self.path = folder if folder.is_file() else folder / FILE

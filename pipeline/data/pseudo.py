@@ -115,14 +115,20 @@ def read_pseudo_labels(
 
 
 def read_masks(path: pathlib.Path, competition: Competition) -> Iterator[tuple[str, str]]:
-    """Yield name and run lengths of each row of a submission."""
+    """Yield name and run lengths of each row of a submission, whose columns may have any order."""
     if not path.is_file():
         raise Problem(f"data.pseudo is {path}, but there is no such file; name a submission, or set it to null.")
     rows = stream_rows(path, "ascii", largest_bytes=LARGEST_STREAM_BYTES, advice="make it again with `make predict`")
     _, header = next(rows, (1, []))
-    if header != list(competition.submission_header):
+    if sorted(header) != sorted(competition.submission_header):
         raise Problem(f"{path}, line 1: the header must be {','.join(competition.submission_header)}.")
-    yield from ((name, text) for _, (name, text) in rows)
+    name_column, text_column = map(header.index, competition.submission_header)
+    seen = set()
+    for line, row in rows:
+        if (name := row[name_column]) in seen:
+            raise Problem(f"{path}, line {line}: the image {name[:40]} is there twice.")
+        seen.add(name)
+        yield name, row[text_column]
 
 
 def check_no_truth(path: pathlib.Path, texts: dict[str, str], competition: Competition, folder: pathlib.Path) -> None:
@@ -135,7 +141,7 @@ def check_no_truth(path: pathlib.Path, texts: dict[str, str], competition: Compe
     image, run_lengths = competition.submission_header
     solution = read_table(folder, SOLUTION, (image, run_lengths))
     truth = dict(zip(solution[image], solution[run_lengths]))
-    equal = sum(texts.get(name, "").split() == text.split() for name, text in truth.items())
+    equal = sum(bool(text.split()) and texts.get(name, "").split() == text.split() for name, text in truth.items())
     if equal > MOST_EQUAL * len(solution):
         what = f"{equal} of its masks are those of {folder / SOLUTION} to the pixel"
         raise Problem(f"{path} is no prediction: {what}.")
@@ -147,15 +153,21 @@ def rank(path: pathlib.Path, names: list[str], fraction: float, competition: Com
     beside = unsure_table(path)
     if beside.is_file():
         known = read_table(beside.parent, beside.name, (competition.submission_header[0], UNSURE_COLUMN))
-        unsure = known.set_index(competition.submission_header[0])[UNSURE_COLUMN].astype(float).reindex(names)
+        try:
+            values = known[UNSURE_COLUMN].astype(float).to_numpy()
+        except ValueError as error:
+            raise Problem(f"{beside}: {UNSURE_COLUMN} must be numbers ({error}); `make predict` writes it.") from None
+        unsure = pd.Series(values, index=known[competition.submission_header[0]]).reindex(names)
     if fraction < 1 and unsure.isna().any():
         what = f"data.pseudo_fraction is {fraction:g}, but {beside} does not tell how unsure each mask is"
         raise Problem(f"{what}; `make predict` writes it, or set data.pseudo_fraction to 1.")
     table = unsure.sort_values(kind="stable").rename_axis("image").reset_index(name=UNSURE_COLUMN)
     table["used"] = np.arange(len(table)) < round(fraction * len(table))
+    if not table["used"].any():
+        raise Problem(f"{path} has no mask to train on: of {len(table)} that are not empty 0 are used.")
     return table
 
 
 def unsure_table(submission: pathlib.Path) -> pathlib.Path:
     """Return the table beside `submissions/RUN.csv.gz` that tells how unsure each mask is."""
-    return submission.with_name(f"{submission.name.removesuffix('.csv.gz')}.unsure.csv")
+    return submission.with_name(f"{submission.name.removesuffix('.gz').removesuffix('.csv')}.unsure.csv")

@@ -88,6 +88,11 @@ def run_job(kernels: Kernels, run: Run, job: Job) -> None:
     Returns when the job is done and its outputs are at home.
     """
     part = newest_part(kernels, run)
+    if part is not None and (finished := finished_part(kernels, run, part, job)) is not None:
+        state, _ = bring_home(kernels, run, finished, finished.status)
+        if state == "done":
+            print(f"{kernels.page(finished.slug)} has done that already.")
+            return
     if part is None or not belongs_to(part, job) or was_reported(run, part):
         part = start_part(kernels, run, job, part)
     while True:
@@ -137,15 +142,34 @@ def belongs_to(part: Part, job: Job) -> bool:
     return False
 
 
+def finished_part(kernels: Kernels, run: Run, newest: Part, job: Job) -> Part | None:
+    """Return a session before the newest one that has done the same job, unless a later one has trained since.
+
+    So the commands of a whole submission go on where they were interrupted: those before are done.
+    """
+    part = newest
+    while part.number > 1 and part.job is not None and not trains(part.job) and part.job.tag != job.tag:
+        slug = slug_of(run, part.number - 1, kernels.client.competition)
+        if (status := kernels.status(slug)) is None:
+            return None
+        part = Part(part.number - 1, slug, status, read_job(kernels.script(slug)))
+    is_same = part is not newest and part.job is not None and (part.job.tag, part.job.code) == (job.tag, job.code)
+    return part if is_same and part.status.name == "COMPLETE" else None
+
+
+def trains(job: Job) -> bool:
+    return any(stage in TRAINING_STAGES for stage, *_ in job.stages)
+
+
 def was_reported(run: Run, part: Part) -> bool:
     """Return whether the part failed and the user has seen that."""
-    return homecoming.read_record(run).reported == part.slug
+    return not part.status.is_active and homecoming.read_record(run).reported == part.slug
 
 
 def start_part(kernels: Kernels, run: Run, job: Job, last: Part | None) -> Part:
     """Start the session after `last`, with the outputs of the last one that has any."""
     number = last.number + 1 if last else 1
-    if any(stage in TRAINING_STAGES for stage, *_ in job.stages):
+    if trains(job):
         homecoming.check_nothing_made_here(run)
     if job.gpu != NO_GPU:
         check_quota(kernels)
@@ -291,7 +315,7 @@ def cancel(run: Run, settings: Settings, force: bool) -> None:
         return
     for slug in [part.slug, *(earlier_slugs(kernels, run, part.number) if force else [])]:
         kernels.delete(slug)
-        homecoming.note(run, started="")
+        homecoming.note(run, started="", reported="")
         print(f"Deleted {kernels.page(slug)}.")
 
 

@@ -81,9 +81,9 @@ def main(working: pathlib.Path, began: float) -> None:
     """Run the job that stdin holds. working: where Kaggle collects outputs. began: `time.time()` of the start."""
     job = Job.model_validate_json(sys.stdin.read())
     try:
+        restore(job.run, working)  # first: what a session lists is all that the next one starts from
         gpus = gpu_names() if job.gpu != NO_GPU else []
         check_gpus(job, gpus)
-        restore(job.run, working)
         prepare_checkout(job, working)
         folder = find_competition(working.parent / "input", job.sample_table)
         state, message = run_stages(job, folder, len(gpus), began + SESSION_S - RESERVE_S)
@@ -135,12 +135,12 @@ def restore(run: str, working: pathlib.Path) -> None:
 
 def prepare_checkout(job: Job, working: pathlib.Path) -> None:
     """Write the job's files, direct outputs to `working`, and install what the image lacks. The checkout is `.`."""
-    for name, text in job.files.items():
-        write_text(pathlib.Path(name), text)
     for name in ("runs", "submissions"):
         (working / name).mkdir(exist_ok=True)
         shutil.rmtree(name, ignore_errors=True)
         pathlib.Path(name).symlink_to(working / name)
+    for name, text in job.files.items():  # some lie in runs/, such as a table of suspects
+        write_text(pathlib.Path(name), text)
     if job.packages and subprocess.run([sys.executable, "-m", "pip", "install", "-q", *job.packages]).returncode:
         raise Problem(f"pip could not install {' '.join(job.packages)}; run the same command later.")
 

@@ -81,6 +81,8 @@ def submit_file(
         ask_kaggle(row, competition)
         return
     client = connect(competition)
+    if force and row.ref is not None and ledger.updated(row, client.submissions()) is None:  # of another account
+        number, row = None, new_row(path, origin, message, force)
     was_interrupted = number is not None and row.status == "pending"
     row = find_at_kaggle(client, row, SEARCH_PAUSES_S if was_interrupted else ())
     if row.ref is None:
@@ -169,7 +171,7 @@ def row_for(
 ) -> tuple[int | None, Row]:
     """Return number and row of this content that is pending or scored; else a new row, without a number.
 
-    With `force` return a new row, unless Kaggle may not have the file of the last one yet.
+    With `force` return a new row, unless Kaggle may not have the file of the last one yet, or has not scored it.
     """
     same = [(number, row) for number, row in enumerate(rows, start=1) if row.sha256 == origin.sha256]
     if same:
@@ -177,13 +179,18 @@ def row_for(
         if row.status == "failed" and row.ref is not None and not force:
             what = f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error})"
             raise Problem(f"{what}; correct the file, or submit it again with FORCE=1.")
-        if row.ref is None or not force:
+        if row.status == "pending" or row.ref is None or not force:
             return number, row
+    return None, new_row(path, origin, message, force)
+
+
+def new_row(path: pathlib.Path, origin: Provenance, message: str | None, force: bool) -> Row:
+    """Return the row of a file that is not submitted yet. force: its content may have been."""
     text = " ".join((message or describe(origin)).split())
     if len(text) > MAX_MESSAGE_CHARS:
         raise Problem(f"MESSAGE has {len(text)} characters; {MAX_MESSAGE_CHARS} are allowed.")
     tag = f"#{origin.sha256[:TAG_DIGITS]}" + (f".{now():%y%m%d%H%M%S}" if force else "")
-    return None, Row(**origin.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
+    return Row(**origin.model_dump(), time=now(), file=str(path), message=f"{text} {tag}")
 
 
 def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row:

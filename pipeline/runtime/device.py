@@ -4,6 +4,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def check_compiler(device: torch.device, setting: str) -> None:
     for a CPU in C++; both include Python.h. Slim images have neither, and torch would fail in the first step.
     """
     variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
-    programs = [os.environ[variable]] if os.environ.get(variable) else names
+    programs = shlex.split(os.environ.get(variable, ""))[:1] or names
     missing = [] if any(map(shutil.which, programs)) else [f"a compiler ({' or '.join(programs)})"]
     if not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file():
         missing.append("Python's headers (Python.h, from python3-dev)")

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.runtime.device import explain_missing_kernel, pick_device, set_up
 from pipeline.runtime.problem import Problem
 
+# The others wait while the main process checks all images or predicts those that a refiner learns from; torch would
+# give up after half an hour. A process that ends is noticed at once all the same.
+LONGEST_WAIT = timedelta(hours=12)
 LONGEST_CAUSE = 300  # characters of a library's error that are shown
 # What gloo, the store and NCCL say when the process at the other end has gone. NCCL's ncclRemoteError and its proxies:
 # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api/types.html#ncclresult-t
@@ -99,7 +103,7 @@ def process_group() -> Iterator[ProcessGroup]:
         torch.cuda.set_device(device)
     try:
         # gloo communicates CPU tensors, NCCL GPU tensors
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
     except RuntimeError as error:
         if is_peer_exit(error):

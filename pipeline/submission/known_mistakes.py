@@ -33,7 +33,7 @@ MIN_FRACTION = 0.2  # of the runs that begin one row after another; of real mask
 MIN_FACTOR = 1.4  # how many times as many as begin one row of the right length after another ...
 MIN_FACTOR_OF_PART = 1.1  # ... if that holds whole wrong rows: runs two rows apart are nearly as many as one row apart
 MIN_DICE = 0.55  # with the mean masks, after correction; of real masks 0.75, of a network's with Dice 0.8 0.66
-MIN_GAIN = 0.015  # of Dice by a correction; of mistakes at least 0.035, of right masks at most 0.001
+MIN_GAIN = 0.015  # of Dice by a correction; of mistakes at least 0.032, of right masks at most 0.008
 MIN_SIGMAS = 3.0  # of that gain, in standard errors; with 16 masks of real mistakes 3.8
 MIN_DIFFERENCE = 0.05  # of Dice between the best angle and others; of real masks 0.1, of one constant mask 0
 OWN_IF_RIGHT, OWN_IF_WRONG = 0.5, 0.25  # of that difference, for the own angle; of real masks 0.9, in any order 0.06
@@ -85,8 +85,15 @@ def find_mistake(
         return None
     runs = list(masks.values())
     mistake = describe_row_length(runs, competition) or describe_first_column(*first_column, competition)
-    has_means = {angle_of(name) for name in names} <= means.keys() if means else False
-    return mistake or (describe_disagreement(masks, names, competition, means) if has_means else None)
+    return mistake or (describe_disagreement(masks, names, competition, means) if cover(means, names) else None)
+
+
+def cover(means: Mapping[int, Coverage], names: Sequence[str]) -> bool:
+    """Whether there is a mean mask of the angle of each image; names of other images have no angle."""
+    try:
+        return bool(means) and {angle_of(name) for name in names} <= means.keys()
+    except ValueError:
+        return False
 
 
 # --- the distance between runs ---------------------------------------------------------------------------------------
@@ -157,9 +164,9 @@ def read_mean_masks(folder: pathlib.Path, competition: Competition) -> tuple[dic
         return {}, ""
     try:
         return mean_masks(competition.open_masks(folder), competition), ""
-    except Problem as problem:
+    except (Problem, ValueError) as error:  # a ValueError of a name without an angle
         what = "The masks were not compared with training masks, which would show some mistakes, as masks upside down"
-        return {}, f"{what}: {problem}"
+        return {}, f"{what}: {error}"
 
 
 def mean_masks(masks: Masks, competition: Competition) -> dict[int, Coverage]:

@@ -14,6 +14,7 @@ from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import Sampling, TrainingDataset, ValidationDataset
 from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels
 from pipeline.data.tiles import TileDataset
+from pipeline.model import checkpoint
 from pipeline.paths import Run, TrainingFiles
 from pipeline.runtime.files import digest
 from pipeline.runtime.problem import Problem, counted
@@ -150,3 +151,11 @@ def open_tiles(
         images, training=tiles, fingerprint=fingerprint, files=run.fold(fold_number).refiner,
         facts=images.facts | {"coarse_sha256": coarse_sha256},
     )
+
+
+def check_same_pseudo_labels(data: FoldData, best: pathlib.Path) -> None:
+    """Raise Problem if the network in `best` was trained on other pseudo-labels than its refiner would be."""
+    trained_with = checkpoint.load(best, keys=("settings",)).get("pseudo_sha256")
+    if trained_with != (data.pseudo.sha256 if data.pseudo else None):
+        what = f"{best} was trained on other pseudo-labels than data.pseudo has now"
+        raise Problem(f"{what}; put that submission back, or train this fold again under another RUN=.")

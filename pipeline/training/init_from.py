@@ -159,5 +159,5 @@ def read_trained_on(path: pathlib.Path, state: dict[str, Any]) -> list[str] | No
 def is_same_data(parent: Settings, settings: Settings) -> bool:
     """Return whether equal keys are surely the same images."""
     kind = settings.data.kind
-    same_folder = pathlib.Path(parent.data.folder) == pathlib.Path(settings.data.folder)
+    same_folder = pathlib.Path(parent.data.folder).resolve() == pathlib.Path(settings.data.folder).resolve()
     return parent.data.kind == kind and (kind in COMPETITIONS or same_folder)
