@@ -74,7 +74,7 @@ def test_an_official_split_is_two_folds(tmp_path: pathlib.Path, inside: str, hel
     assert dataset.names == sorted(["train/a", "train/b", "train/c", f"{held_out}/a", f"{held_out}/d"])
     fold_of = dataset.folds(5).set_index("image")["fold"].to_dict()
     assert fold_of == {name: int(name.startswith("train")) for name in dataset.names}
-    assert dataset.truth("train/a").sum() == 8 and dataset.left_out == ""
+    assert dataset.truth("train/a").sum() == 8 and dataset.warning == ""
 
 
 @pytest.mark.parametrize("inside", ["{split}/{kind}", "{kind}/{split}"])
