@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline import carvana
 from pipeline.data.images import (
@@ -22,6 +22,7 @@ from pipeline.data.images import (
     grid_shape,
     runs_by_row,
     upright_rgb,
+    upright_size,
     upsample_u8,
 )
 from pipeline.masks import rle
@@ -362,3 +363,20 @@ def test_one_of_8_bits_or_less_is_read_whatever_its_mode(mode: str, image_format
         return  # this format has no such mode
     values = upright_rgb(Image.open(io.BytesIO(data)), "a")
     assert values.shape == (20, 30, 3) and (mode == "1" or np.abs(values - 204.0).max() <= 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
+def test_the_size_in_the_header_is_that_of_the_upright_image(image_format: str, orientation: int) -> None:
+    """Pillow turns a TIFF itself, and says so in its size before it is decoded."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:20, :32] = 255  # of the stored image, the top left quarter
+    Image.fromarray(pixels).save(file := io.BytesIO(), image_format, exif=exif)
+    with Image.open(file) as image:
+        size = upright_size(image)
+        upright = upright_rgb(image, "a")
+    assert size == upright.shape[:2] == ((40, 64) if orientation < 5 else (64, 40))
+    row, column = [(0, 0), (0, -1), (-1, -1), (-1, 0)][(orientation - 1) % 4]
+    assert upright[row, column].min() > 200 and (upright.min(2) > 128).mean() == pytest.approx(0.25, abs=0.02)

@@ -22,6 +22,7 @@ LONGEST_FIELD = 2**25  # characters of run lengths; a chequered mask of 1918x128
 LARGEST_TABLE_BYTES = 2**29  # of a table that is read whole; the run lengths of Kaggle's 5,088 masks have 40 MB
 LARGEST_STREAM_BYTES = 2**40  # of a table that is read row by row
 BYTE_ORDER_MARK = "\ufeff"
+UTF_8 = "UTF-8, which Excel calls CSV UTF-8"  # as a table is to be saved in messages
 ENCODINGS = {"ascii": "ASCII without a byte-order mark"}  # in which a table is to be saved; any other: in UTF-8
 
 
@@ -53,7 +54,7 @@ def stream_rows(
                 yield line, row
     except UnicodeDecodeError as error:
         what = f"the byte {error.object[error.start]:#x} does not belong in a table"
-        raise Problem(f"{path}, near line {line + 1}: {what}; save it as {ENCODINGS.get(encoding, 'UTF-8')}.") from None
+        raise Problem(f"{path}, near line {line + 1}: {what}; save it as {ENCODINGS.get(encoding, UTF_8)}.") from None
     except (FileNotFoundError, Problem):
         raise
     except (*DAMAGE, csv.Error) as error:

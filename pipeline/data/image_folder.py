@@ -123,7 +123,8 @@ class ImageFolder:
         size = self.size_of_image[name]
         if mask.truth.shape != size:
             what = f"{path}: the mask is {mask.truth.shape[1]}x{mask.truth.shape[0]}, but its image {size[1]}x{size[0]}"
-            raise Problem(f"{what}; they must have the same size.")
+            turned = " (upright: its EXIF turns it, so turn the mask, too)" if mask.truth.shape == size[::-1] else ""
+            raise Problem(f"{what}{turned}; they must have the same size.")
         for index, colour in mask.colours.items():
             other, first = self.first_colours.get(index, (path, colour))
             if colour != first and (self.classes or index == 0):  # an object may have any colour
@@ -217,7 +218,9 @@ def read_groups(path: pathlib.Path, image_of: dict[str, pathlib.Path]) -> dict[s
     if len(group_of_stem) < len(stems):
         raise Problem(f"{path} has two lines for {max(stems, key=stems.count)}; each image is in one group.")
     if only_one := sorted(group_of_stem.keys() ^ name_of.keys()):
-        raise Problem(f"{path} and images/ do not name the same images: {only_one[0]} is in only one of them.")
+        where = f"only in {path.name}" if only_one[0] in group_of_stem else "only in images/"
+        split = "; names of an official split begin with its folder" if any("/" in name for name in name_of) else ""
+        raise Problem(f"{path} and images/ do not name the same images: {only_one[0]} is {where}{split}.")
     return {name_of[stem]: group for stem, group in group_of_stem.items()}
 
 
@@ -247,7 +250,8 @@ def open_image(path: pathlib.Path) -> Iterator[Image.Image]:
     except PILLOW_ERRORS as error:
         reason = " ".join(str(error).split())[:80]
         what = f"{path} is not a whole JPEG, PNG or TIFF image, or has colours or bits that are not read"
-        raise Problem(f"{what} ({reason}); save it as PNG of 8 bits a colour.") from None
+        advice = "copy it again from where it came, or save it as PNG of 8 bits a colour"
+        raise Problem(f"{what} ({reason}); {advice}.") from None
 
 
 def count_pages(image: Image.Image) -> int:

@@ -164,7 +164,9 @@ def bits_per_colour(image: Image.Image) -> int:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of what `upright_rgb` returns; a JPEG is not decoded for it."""
-    return (image.width, image.height) if read_orientation(image) in SIDEWAYS else (image.height, image.width)
+    # Pillow turns a TIFF itself when it decodes it, and gives the size that it will have then.
+    is_turned = image.format != "TIFF" and read_orientation(image) in SIDEWAYS
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def read_orientation(image: Image.Image) -> int:
