@@ -93,7 +93,7 @@ def read_palette(
             return rgba[indices] if (rgba[used, 3] < 255).any() else rgba[indices, 0], {}
         if (np.diff(greys.astype(int)) < 0).any():
             shown = f"index {used[0]} is {greys[0]}, index {used[-1]} is {greys[-1]}"
-            what = f"greys of the mask's palette fall while its indices rise ({shown}), so that either may be the classes"
+            what = f"greys of the mask's palette fall while its indices rise ({shown}): either may be the classes"
             raise Problem(f"{where}: {what}; save it as grey PNG {CLASSES}.")
     colours = {int(index): tuple(rgba[index, :3].tolist()) for index in used}
     black = [index for index, colour in colours.items() if not any(colour) and index]
