@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import carvana, score
+from pipeline.config import Predict
 from pipeline.submission import writer
 from pipeline.submission.checks import check
 
@@ -42,11 +43,14 @@ def main(masks_path: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def write(path: pathlib.Path, rows: Iterator[writer.Row]) -> None:
-    """Write a submission as the stage `predict` does, but with all rows in one shard."""
-    shard = path.with_name("shard.gz")
-    writer.write_shard(shard, rows)
-    writer.join_shards([shard], path, carvana.CARVANA.submission_header)
-    shard.unlink()
+    """Write a submission as the stage `predict` does, in shards of its size: joining holds one of them in memory."""
+    rows_per_shard = Predict().rows_per_shard
+    shards = [path.with_name(f"{number:05d}.csv.gz") for number in range(-(-ROWS // rows_per_shard))]
+    for shard in shards:
+        writer.write_shard(shard, itertools.islice(rows, rows_per_shard))
+    writer.join_shards(shards, path, carvana.CARVANA.submission_header)
+    for shard in shards:
+        shard.unlink()
 
 
 def test_names(count: int) -> list[str]:
