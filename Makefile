@@ -5,7 +5,7 @@ basics := demo test test-quick download train validate threshold predict check s
 basic_variables := CONFIG DATA RUN FOLD SET GPUS FILE PY
 
 # --- the pipeline: `make train FOLD=0` is `python -m pipeline train --fold 0` ---
-commands_table := awk -f .ci/commands.awk pipeline/__main__.py
+commands_table := awk -f .ci/commands.awk pipeline/options.py pipeline/__main__.py
 table := $(shell $(commands_table) | cut -f 1)# such as train/command/train train/value/GPUS/--gpus
 commands := $(notdir $(foreach line,$(table),$(if $(findstring /command/,$(line)),$(line))))
 options := $(filter-out $(foreach name,$(commands),$(name)/command/$(name)),$(table))

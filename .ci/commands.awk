@@ -1,4 +1,4 @@
-# Read pipeline/__main__.py; print a line for each command and for each of its options, split by tabs:
+# Read pipeline/options.py and __main__.py; print a line for each command and each of its options, split by tabs:
 #
 #     train/command/train         Train a fold, or continue where it was stopped
 #     train/value/GPUS/--gpus     N       train a fold on each, or one on all

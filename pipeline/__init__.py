@@ -17,6 +17,7 @@ Data flow one way, through files. A stage is one file and one make target; stage
 The files in this folder are the mission, in this order:
 
     __main__.py     the command line: a command is a typed function
+    options.py      the options that every command takes
     carvana.py      the facts of the competition, each once
     config.py       YAML -> frozen, strict settings
     paths.py        what a stage reads and writes
@@ -35,16 +36,17 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
 (tests/test_house.py):
 
     runtime/        the machine: device, processes (distributed, launch, signals), memory, files, yaml_text, arguments,
-                    git, progress bars, and Problem, the one exception that a user is meant to see
+                    validation (errors of settings), git, progress bars, and Problem, the one exception that a user is
+                    meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), pretrained (encoders from files), refiner, losses,
                     optim, ema, checkpoint
     data/           bytes -> tensors: file_kind, zip_reader, csv_table, cut_off (damaged masks), spreadsheet (tables
                     that people write), images (decoding, the grid), augment; dataset (the protocol and its table of
                     readers: competition, image_folder with folder_files and mask_files, nyuv2); grouping (who is held
-                    out with whom); inspection (of all files before the first step);
-                    loader (training and validation batches), tiles (along the edge), image_stream (test images),
-                    image_files (any images, to be cut out), pseudo (labels of test images), relabel, shrink
+                    out with whom); inspection (of all files before the first step); loader (training and validation
+                    batches), tiles (along the edge), image_stream (test images), image_files (any images, to be cut
+                    out), pseudo (labels of test images), relabel, shrink
     inference/      logits -> probabilities at full size: tta, ensemble, edge (refined tiles), class_maps, loading,
                     evaluate, oof (what is stored of held-out predictions), stored_threshold
     training/       loop (steps, epochs, checkpoints: of both networks) and what surrounds it: fold_data, init_from

@@ -8,22 +8,20 @@ A stage is imported when its command is called, so that none waits for what only
 """
 import functools
 import inspect
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import BadParameter, Context, Option
 
-from pipeline.config import Settings, load
-from pipeline.paths import LEDGER, Run
-from pipeline.runtime.arguments import fold_numbers, positive_number, run_name, whole_number
+from pipeline.options import Common, path_or_none, runs_of
+from pipeline.paths import LEDGER
+from pipeline.runtime.arguments import positive_number, repeat_list_flags, run_name, usage_sentence, whole_number
 from pipeline.runtime.problem import Problem, sentence_of
 
 PROGRAM = "python -m pipeline"
-DEFAULT_CONFIG = "configs/unet_640.yaml"
 DEFAULT_DATA = "data/carvana"
 UsageError: Any = BadParameter.__base__  # typer has no public name for it
 
@@ -33,73 +31,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-# --- options that every command takes --------------------------------------------------------------------------------
-
-
-class Common(NamedTuple):
-    """The options that every command takes."""
-
-    config: Annotated[str, Option(metavar="YAML", help="settings of a run")] = DEFAULT_CONFIG
-    fold: Annotated[Sequence[int] | None, Option(parser=fold_numbers, metavar="K", help="0, or 0,1, or all")] = None
-    data: Annotated[str | None, Option(metavar="DIR", help="competition folder; only read")] = None
-    run: Annotated[str | None, Option(parser=run_name, metavar="NAME", help="default: config's file name")] = None
-    set: Annotated[list[str], Option(metavar="a.b=1", help="override settings of the config")] = []
-    debug: Annotated[bool, Option("--debug", help="show the traceback of a problem")] = False
-    on: Annotated[Literal["here", "kaggle"], Option(help="where to train, validate and predict")] = "here"
-    gpu: Annotated[str, Option(metavar="SHAPE", help="on Kaggle; none: a CPU, which costs no quota")] = "NvidiaTeslaT4"
-
-    @property
-    def settings(self) -> Settings:
-        return load(pathlib.Path(self.config), self.overrides)
-
-    @property
-    def overrides(self) -> list[str]:
-        """Return the overrides of --set, with --data as one more; JSON's quotes are YAML's too."""
-        return [*self.set, *([f"data.folder={json.dumps(self.data)}"] if self.data else [])]
-
-    def named_run(self, runs: Sequence[str] = ()) -> Run:
-        """Return --run, else all of --runs as `a+b`, else the config's file name."""
-        return Run(self.run or "+".join(dict.fromkeys(runs)) or pathlib.Path(self.config).stem)
-
-    @property
-    def kind(self) -> str:
-        """Return data.kind of the config; its default if there is no config and none was named."""
-        path = pathlib.Path(self.config)
-        if self.config == DEFAULT_CONFIG and not path.is_file():
-            return Settings().data.kind
-        return load(path, self.overrides, check_choices=False).data.kind
-
-    def folder_and_kind(self, runs: Sequence[str] = ()) -> tuple[pathlib.Path, str]:
-        """Return the competition of the (first) run's training, else of the config, in --data if that is given."""
-        candidates = [self.named_run(runs), *(Run(name) for name in runs)]
-        configs = (run.fold(run.trained_folds()[0]).config for run in candidates if run.trained_folds())
-        data = load(next(configs, pathlib.Path(self.config)), self.overrides, check_choices=False).data
-        return pathlib.Path(data.folder), data.kind
-
-    def trained_folds(self, runs: Sequence[str] = ()) -> list[int]:
-        return list(self.fold or self.named_run(runs).trained_folds())
-
-    def folds_to_train(self) -> list[int]:
-        from pipeline.data import grouping
-        if self.fold is None:
-            return [0]
-        return list(self.fold) or grouping.fold_numbers(grouping.read_folds(self.named_run().folds))
-
-    def arguments(self, runs: Sequence[str] = ()) -> list[str]:
-        """Return these options as the command line of another stage."""
-        folds = [] if self.fold is None else ["--fold", ",".join(map(str, self.fold)) or "all"]
-        data = ["--data", self.data] if self.data else []
-        there = ["--on", self.on, "--gpu", self.gpu] if self.on != "here" else []
-        lists = [*(["--runs", *runs] if runs else []), *(["--set", *self.set] if self.set else [])]
-        return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *there, *lists]
-
-
-def runs_of(names: Sequence[str]) -> list[Run]:
-    return [Run(name) for name in dict.fromkeys(names)]
-
-
-def path_or_none(path: str | None) -> pathlib.Path | None:
-    return pathlib.Path(path) if path else None
+# --- how a command is declared ---------------------------------------------------------------------------------------
 
 
 def run_on_kaggle(common: Common, stages: list[list[str]], force: bool) -> None:
@@ -225,7 +157,7 @@ def train(
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
-    common = with_pseudo(common, pseudo)
+    common = common.with_pseudo(pseudo)
     if common.on == "kaggle":
         run_on_kaggle(common, [["folds"], ["train", *(["--deterministic"] if deterministic else [])]], force)
         return
@@ -244,17 +176,12 @@ def refine(
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
-    common = with_pseudo(common, pseudo)
+    common = common.with_pseudo(pseudo)
     if common.on == "kaggle":
         run_on_kaggle(common, [["refine", *(["--deterministic"] if deterministic else [])]], force)
         return
     from pipeline import refine as stage
     run_trainers([stage.main], common, context.obj, gpus, deterministic)
-
-
-def with_pseudo(common: Common, pseudo: str | None) -> Common:
-    """Return the options with --pseudo as one more override."""
-    return common._replace(set=[*common.set, f"data.pseudo={json.dumps(pseudo)}"]) if pseudo else common
 
 
 def run_trainers(
@@ -469,10 +396,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0 done, 1 a problem that the message names, 2 a wrong command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with root.make_context(PROGRAM, repeat_list_flags(arguments), obj=arguments) as context:
+        with root.make_context(PROGRAM, repeat_list_flags(arguments, LISTS), obj=arguments) as context:
             root.invoke(context)
     except UsageError as error:
-        print(usage_sentence(error, arguments), file=sys.stderr)
+        program = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in COMMANDS else PROGRAM
+        print(usage_sentence(error, program), file=sys.stderr)
         return 2
     except typer.Exit as ended:
         return ended.exit_code
@@ -485,33 +413,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{arguments[0]}: interrupted; run the same command again to continue or restart.", file=sys.stderr)
         return 1
     return 0
-
-
-def repeat_list_flags(arguments: list[str]) -> list[str]:
-    """`--set a.b=1 c.d=2` -> `--set a.b=1 --set c.d=2`."""
-    repeated, flag, values = list[str](), "", 0
-    for argument in arguments:
-        if argument.startswith("-"):
-            name, has_value, _ = argument.partition("=")
-            flag, values = (name if name in LISTS else ""), len(has_value)
-        elif flag:
-            repeated += [flag] if values else []
-            values += 1
-        repeated.append(argument)
-    return repeated
-
-
-def usage_sentence(error: Any, arguments: list[str]) -> str:
-    """Name an option as the Makefile does, and as the flag: TEST_CARS (--test-cars)."""
-    program = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in COMMANDS else PROGRAM
-    text = (error.message or "is required").removeprefix("Value error, ").rstrip(".")
-    if "extra argument" in text:
-        text += "; a value follows its flag, as in --file x.csv"
-    if param := getattr(error, "param", None):
-        flag = param.opts[0]
-        option = f"{flag.removeprefix('--').upper().replace('-', '_')} ({flag})"
-        text = f"{option}: {text}" if error.message else f"{option} {text}"
-    return f"{program.split()[-1]}: {sentence_of(Problem(text))}; `{program} --help` shows what it takes."
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ A choice (optimiser, loss, architecture, ...) is a name in a table beside its co
 Importing those tables imports torch, so a command that uses no choice passes `check_choices=False` to skip the check.
 """
 import contextlib
-import difflib
 import importlib
 import json
 import pathlib
 import re
 import reprlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -26,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.data.augment import AUGMENTATIONS, Fraction, parameters
 from pipeline.data.dataset import COMPETITIONS
 from pipeline.runtime.problem import Problem
+from pipeline.runtime.validation import explain, suggest
 from pipeline.runtime.yaml_text import NOT_YAML, Yaml, read_tree
 
 Count = Annotated[int, Field(ge=1)]
@@ -284,7 +284,7 @@ class Settings(Section):
             raise ValueError("refine is for task.kind binary, but it is multiclass; leave that section out")
         if self.refine and self.data.scale <= self.refine.scale:
             raise ValueError(f"refine.scale {self.refine.scale} is not finer than data.scale {self.data.scale}")
-        for key in ("hq", "exclude", "relabel"):
+        for key in ("hq", "exclude", "relabel", "pseudo"):
             if getattr(self.data, key) and not is_competition:
                 raise ValueError(f"data.{key} is for competitions, but data.kind is {kind}; leave it out")
         if self.task.ignore_index != Task().ignore_index and (kind != "folder" or task != "multiclass"):
@@ -311,7 +311,7 @@ def parse(tree: dict[str, Any], where: str, check_choices: bool = True) -> Setti
     try:
         return Settings.model_validate(tree, context={"check_choices": check_choices})
     except ValidationError as error:
-        raise Problem(f"In {where}: {explain(error)}") from None
+        raise Problem(f"In {where}: {explain(error, Settings)}") from None
 
 
 def for_later_stage(trained: Settings, overrides: list[str], check_choices: bool = True) -> Settings:
@@ -395,31 +395,3 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         tree[section][key] = yaml.load(value, Loader=Yaml)
     except NOT_YAML:
         raise Problem(f"The value of the setting {override[:60]!r} is not YAML; quote it.") from None
-
-
-def explain(error: ValidationError) -> str:
-    """Return the first error that pydantic found, as one sentence."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))[:60]
-    if first["type"] == "value_error":  # a sentence of our own, about several keys of a section
-        return f"{key}: {first['ctx']['error']}." if key else f"{first['ctx']['error']}."
-    if first["type"] != "extra_forbidden":
-        value = reprlib.repr(first["input"])[:60]  # deeply nested values may be very long
-        if first["type"] == "invalid_key":
-            return f"{key.rpartition('.')[0] or 'it'} has a key that is read as {value}; a key is a setting's name."
-        if first["type"] == "string_type" and not isinstance(first["input"], (list, dict)):
-            return f"{key} is {value}: it is not read as text; put it in quotes."
-        return f"{key or 'the whole'} is {value}: {first['msg'][0].lower()}{first['msg'][1:]}."
-    *parents, unknown = first["loc"]
-    section: type[BaseModel] = Settings
-    for name in parents:
-        annotation = section.model_fields[str(name)].annotation  # a section, or a section or None
-        section = next(one for one in (*get_args(annotation), annotation) if one is not type(None))
-    prefix = "".join(f"{name}." for name in parents)
-    return f"{key} is no setting; {suggest(str(unknown), list(section.model_fields), prefix)}."
-
-
-def suggest(unknown: str, known: list[str], prefix: str) -> str:
-    """Return the known name that an unknown one resembles; all of them if it resembles none."""
-    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-    return f"the nearest is {prefix}{near[0]}" if near else f"there are {', '.join(prefix + name for name in known)}"

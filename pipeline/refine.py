@@ -69,7 +69,7 @@ def refine_fold(
         resume.check_same_data(last, data)
         check_same_pseudo_labels(data, fold.best)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
-        least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper, dist.world_size)
+        least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper)
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)

@@ -44,7 +44,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         resume.check_same_data(last, data)
         data = init_from.inherit(data, settings, "train", last, wanted=dist.is_main)
         random_network = functools.partial(build_network, settings, pretrained=False)
-        least_batch = check_step(random_network, data.training, settings.train, dist.world_size)
+        least_batch = check_step(random_network, data.training, settings.train)
         data = inspect_fold(data)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)

@@ -1,9 +1,12 @@
 """The fake Kaggle with faults to switch on, and with TLS for the real addresses."""
+import contextlib
 import pathlib
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from pipeline.synthetic.fake_kaggle import KEY, TOKEN, Answer, FakeKaggle, Handler, ErrorAnswer
 
@@ -55,6 +58,18 @@ class Kaggle(FakeKaggle):
             handler.wfile.write(file.read(count))
             handler.file = file  # type: ignore[attr-defined]
             fault(handler)
+
+
+@contextlib.contextmanager
+def serving(folder: pathlib.Path, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
+    """A fake Kaggle that has `folder`, with credentials for it in the environment, and an empty HOME in `place`."""
+    for name in ("inbox", "home"):
+        (place / name).mkdir()
+    monkeypatch.setenv("HOME", str(place / "home"))
+    with Kaggle(folder, place / "inbox") as server:
+        for name, text in server.environment().items():
+            monkeypatch.setenv(name, text)
+        yield server
 
 
 def answering(status: int, message: str = "", **headers: str) -> Fault:

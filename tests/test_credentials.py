@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from kaggle_server import Kaggle, answering, leaks
+from kaggle_server import Kaggle, answering, leaks, serving
 
-from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.__main__ import main
+from pipeline.options import DEFAULT_CONFIG
 from pipeline.kaggle.credentials import Credentials, find_credentials
 from pipeline.runtime.problem import Problem
 from pipeline.synthetic import fake_kaggle
@@ -24,14 +25,10 @@ def kaggle(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kaggle]:
     """A fake Kaggle, an empty working folder, and no credentials."""
-    for folder in ("work/configs", "inbox", "home"):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "work/configs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     pathlib.Path(DEFAULT_CONFIG).touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with Kaggle(demo_folder, tmp_path / "inbox") as server:
-        for name, text in server.environment().items():
-            monkeypatch.setenv(name, text)
+    with serving(demo_folder, tmp_path, monkeypatch) as server:
         for name in CREDENTIALS:
             monkeypatch.delenv(name, raising=False)
         yield server

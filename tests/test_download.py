@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 
 import kaggle_server
 import pytest
-from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, garbage, leaks, stall, trickle
+from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, garbage, leaks, serving, stall, trickle
 
 from pipeline import carvana
-from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.__main__ import main
+from pipeline.options import DEFAULT_CONFIG
 from pipeline.kaggle import client as kaggle_client
 from pipeline.kaggle import download, retry
 from pipeline.runtime.files import length_bytes
@@ -37,8 +38,7 @@ def kaggle(
     request: pytest.FixtureRequest, demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kaggle]:
     """A fake Kaggle, credentials for it, an empty working folder, and short timeouts where nothing will come."""
-    for folder in ("work/configs", "inbox", "home"):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "work/configs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     pathlib.Path(DEFAULT_CONFIG).touch()
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
@@ -46,10 +46,7 @@ def kaggle(
     monkeypatch.setattr(kaggle_client, "PACE_WINDOW_S", longest_s)
     for name, value in (("FIRST_PAUSE_S", 0.01), ("ANSWER_S", longest_s), ("TRIES", 3)):
         monkeypatch.setattr(retry, name, value)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with Kaggle(demo_folder, tmp_path / "inbox") as server:
-        for name, text in server.environment().items():
-            monkeypatch.setenv(name, text)
+    with serving(demo_folder, tmp_path, monkeypatch) as server:
         yield server
 
 

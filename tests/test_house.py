@@ -69,6 +69,7 @@ FLOORS = [
     {"submission", "training"},
     {"report", "kaggle", "synthetic"},
     {STAGES},
+    {"options"},
     {"__main__"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

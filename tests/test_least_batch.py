@@ -94,14 +94,14 @@ def test_a_network_that_cannot_be_built_keeps_its_own_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "batch_size, accumulate, world_size, advice",
-    [(1, 1, 1, "train.batch_size=2 or more"), (4, 4, 1, "train.batch_size=8 or more"), (2, 1, 1, ""), (2, 1, 2, "")],
+    "batch_size, accumulate, advice",
+    [(1, 1, "train.batch_size=2 or more"), (4, 4, "train.batch_size=8 or more"), (2, 1, "")],
 )
 def test_a_step_of_one_image_is_a_problem_where_batch_norm_needs_two(
-    batch_size: int, accumulate: int, world_size: int, advice: str
+    batch_size: int, accumulate: int, advice: str
 ) -> None:
     hyper = Train(batch_size=batch_size, accumulate=accumulate)
-    check = functools.partial(check_step, builder("smp.DeepLabV3Plus"), images((64, 96, 3)), hyper, world_size)
+    check = functools.partial(check_step, builder("smp.DeepLabV3Plus"), images((64, 96, 3)), hyper)
     if not advice:
         assert check() == 2
         return
@@ -112,9 +112,9 @@ def test_a_step_of_one_image_is_a_problem_where_batch_norm_needs_two(
 def test_a_refiner_whose_tiles_shrink_to_a_cell_needs_two_of_them() -> None:
     hyper = Refine(tile_px=32, margin_px=4, depth=5, patch=1, width=2, batch_size=1)
     with pytest.raises(Problem, match=r"needs 2 tiles at once .* set refine.batch_size=2 or more\.$"):
-        check_step(lambda: build_refiner(hyper), images((32, 32, 4), "tiles", "refine"), hyper, 1)
+        check_step(lambda: build_refiner(hyper), images((32, 32, 4), "tiles", "refine"), hyper)
     deep = Refine(tile_px=32, margin_px=4, depth=7, patch=4, width=1)  # it is padded to 512 pixels, one cell
-    assert check_step(lambda: build_refiner(deep), images((32, 32, 4), "tiles", "refine"), deep, 1) == 2
+    assert check_step(lambda: build_refiner(deep), images((32, 32, 4), "tiles", "refine"), deep) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from pipeline.__main__ import COMMANDS, DEFAULT_CONFIG, repeat_list_flags
+from pipeline.__main__ import COMMANDS, LISTS
+from pipeline.options import DEFAULT_CONFIG
+from pipeline.runtime.arguments import repeat_list_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -138,9 +140,9 @@ def test_a_switch_is_off_when_it_is_0_or_nothing(value: str, given: bool) -> Non
 
 def test_a_list_option_may_be_repeated_or_take_several_values() -> None:
     both = [["--set", "a=1", "--set", "b=2", "--gpus", "3"], ["--set", "a=1", "b=2", "--gpus", "3"]]
-    assert repeat_list_flags(both[0]) == repeat_list_flags(both[1]) == both[0]
-    assert repeat_list_flags(["--run", "a", "b"]) == ["--run", "a", "b"]
-    assert repeat_list_flags(["--set=a=1", "b=2"]) == ["--set=a=1", "--set", "b=2"]
+    assert repeat_list_flags(both[0], LISTS) == repeat_list_flags(both[1], LISTS) == both[0]
+    assert repeat_list_flags(["--run", "a", "b"], LISTS) == ["--run", "a", "b"]
+    assert repeat_list_flags(["--set=a=1", "b=2"], LISTS) == ["--set=a=1", "--set", "b=2"]
 
 
 def test_leaderboard_needs_no_config_but_a_named_one_must_exist(tmp_path: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import small_checkout
-from kaggle_server import ALWAYS, Kaggle, answering, disconnect, leaks
+from kaggle_server import ALWAYS, Kaggle, answering, disconnect, leaks, serving
 from tiny_run import CONFIG, Killed, assert_same_training, read_log
 
 from pipeline.__main__ import main
@@ -40,8 +40,7 @@ def kaggle(
     checkout: pathlib.Path, demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Kaggle]:
     """A fake Kaggle, credentials for it, an empty working folder, and short pauses."""
-    for folder in ("work", "inbox", "home"):
-        (tmp_path / folder).mkdir()
+    (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     pathlib.Path("tiny.yaml").write_text(CONFIG)
     monkeypatch.setattr(git, "CHECKOUT", checkout)
@@ -51,10 +50,7 @@ def kaggle(
         (remote, "FIRST_PAUSE_S", 0.02), (remote, "LONGEST_PAUSE_S", 0.1),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with Kaggle(demo_folder, tmp_path / "inbox") as server:
-        for name, text in server.environment().items():
-            monkeypatch.setenv(name, text)
+    with serving(demo_folder, tmp_path, monkeypatch) as server:
         yield server
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
-from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, stall
+from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, serving, stall
 
 from pipeline import carvana
-from pipeline.__main__ import DEFAULT_CONFIG, main
+from pipeline.__main__ import main
+from pipeline.options import DEFAULT_CONFIG
 from pipeline.kaggle import client as kaggle_client
 from pipeline.kaggle import ledger, retry, submit
 from pipeline.kaggle.ledger import Row
@@ -39,8 +40,7 @@ LONG_S = 120.0  # for what takes seconds on an idle machine
 @pytest.fixture
 def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch) -> Iterator[Kaggle]:
     """A fake Kaggle, credentials for it, an empty working folder with `mine.csv.gz`, and short timeouts."""
-    for folder in ("work/configs", "inbox", "home"):
-        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "work/configs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     pathlib.Path(DEFAULT_CONFIG).touch()
     rows = [row[:2] for _, row in read_rows(demo_folder / "solution.csv", carvana.CARVANA.solution_header)]
@@ -52,10 +52,7 @@ def kaggle(demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: Patch
         (submit, "LONGEST_POLL_S", 0.1), (submit, "SEARCH_PAUSES_S", (0.01, 0.5)),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with Kaggle(demo_folder, tmp_path / "inbox") as server:
-        for name, text in server.environment().items():
-            monkeypatch.setenv(name, text)
+    with serving(demo_folder, tmp_path, monkeypatch) as server:
         yield server
 
 

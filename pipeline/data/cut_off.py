@@ -4,8 +4,8 @@ A row without its last numbers is a valid mask, of the upper part of the object,
 word. Two signs, both of which come from objects that are seen from the same angles and end in a narrow row, as cars do
 on their wheels:
 
-- The last row of such a mask is about as long as its mean row. In 4,288 of Carvana's masks it has at most 0.43 of that.
-- Its area is smaller than its object and its angle lead to expect. Of those masks none has less than 0.79 of that.
+- The mask's last row is about as long as its mean row. In 4,288 masks of Carvana it has at most 0.43 of that.
+- The mask's area is smaller than its object and angle lead to expect. Of those masks none has less than 0.79 of that.
 
 Of masks whose row lost its second half of numbers one of the two shows 99 %, of those that lost a quarter 65 %.
 """

@@ -65,7 +65,7 @@ def split_paths(text: str) -> list[pathlib.Path]:
 
 
 def expand(text: str) -> list[pathlib.Path]:
-    """Return the path if it exists, else the images and folders that match it as a wildcard, such as `photos/*.jpg`."""
+    """Return the path if it exists, else the images and folders that match it as a wildcard, such as `images/*.jpg`."""
     if os.path.lexists(text):
         return [pathlib.Path(text)]
     matches = [pathlib.Path(match) for match in sorted(glob.glob(text, recursive=True))]

@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
 
     always: int
     sometimes: int = 0
-    fraction: float = 1.0  # of `sometimes`, drawn anew for each epoch
+    fraction: float = 1.0  # of `sometimes`, drawn again for each epoch
 
     @property
     def per_epoch(self) -> int:

@@ -7,7 +7,7 @@ What a pixel of the file says is one number:
 - palette, one object: its grey if the used colours are different greys, as in a palette of black and white, whichever
   has index 0; else its index. Then index 0 is the background, so black behind another index is refused.
 - palette, several classes: its index; colours are for viewers. The exception are greys that are class indices
-  themselves, as `Image.quantize` makes of a grey mask: they are the classes, since nobody shows classes as 1 and 2.
+  themselves, as `Image.quantize` makes of a grey mask: they are the classes, since 1 and 2 are both black to the eye.
   Greys that fall while the index rises are refused: the index may be an accident of the program that wrote the file.
   So are two masks of a folder that give one index different colours.
 - opacity below 100 %: refused, since what lies below a transparent pixel is an accident. The exception is one object

@@ -151,7 +151,7 @@ class Kernels:
         """Download an output to `path`; Problem unless it has the size and sha256 that its session wrote down.
 
         link: from `outputs`; each further try asks for a new one. on_bytes: called with the number of bytes of each
-        chunk; negative when a try begins anew.
+        chunk; negative when a try starts again.
         """
         links = iter([link])
 

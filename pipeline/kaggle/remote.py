@@ -204,7 +204,7 @@ def check_quota(kernels: Kernels) -> None:
 
 
 class LogPrinter:
-    """Print a log that begins anew at each connection: each character once, whatever pieces it comes in."""
+    """Print a log that starts again at each connection: each character once, whatever pieces it comes in."""
 
     def __init__(self) -> None:
         self.printed: collections.Counter[str] = collections.Counter()  # characters, by stream

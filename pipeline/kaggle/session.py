@@ -4,7 +4,7 @@
 from what an earlier session of the run has left, stops the stages before Kaggle would, and writes `outputs.json`: how
 the job ended, and each file of the run with its sha256. `remote`, on the user's machine, brings these home.
 
-Whatever happens to a stage, the session itself ends well, since Kaggle surely keeps the files of such sessions only.
+Whatever happens to a stage, the session itself ends well, since only then Kaggle surely keeps its files.
 """
 import pathlib
 import shutil

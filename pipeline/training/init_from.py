@@ -1,8 +1,8 @@
 """Fine-tuning: where a new training starts, `train.init_from`, `refine.init_from` or a file in `model.encoder_weights`.
 
-The sha256 of such a file goes into the settings of the run when its training starts, and so into its checkpoints and
-the ledger; a resume reads it there and needs the file no more. No network may start from weights that were trained on
-the images that are held out from it: its score would be too good.
+The file's sha256 goes into the settings of the run when its training starts, and so into its checkpoints and the
+ledger; a resume reads it there and needs the file no more. No network may start from weights that were trained on the
+images that are held out from it: its score would be too good.
 """
 import contextlib
 import dataclasses

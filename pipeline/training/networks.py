@@ -52,9 +52,7 @@ def build_refiner_loss(hyper: Refine, device: torch.device) -> LossOf:
 # --- what a training step needs ---------------------------------------------------------------------------------------
 
 
-def check_step(
-    build: Callable[[], nn.Module], images: TrainingDataset | TileDataset, hyper: Train, world_size: int
-) -> int:
+def check_step(build: Callable[[], nn.Module], images: TrainingDataset | TileDataset, hyper: Train) -> int:
     """Return `least_batch`; Problem if a step of these settings has fewer images at once, or cannot be taken at all."""
     least, kind = least_batch(build, images), images.kind
     at_once = hyper.batch_size // hyper.accumulate  # of all processes, whose batch norms are synchronised
