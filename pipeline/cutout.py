@@ -23,7 +23,7 @@ from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
 from pipeline.runtime.files import replacing
 from pipeline.runtime.memory import explain_out_of_memory, limited_to_free_memory
-from pipeline.runtime.problem import Problem, sentence_of
+from pipeline.runtime.problem import Problem, counted, sentence_of
 
 CLASSES_SHOWN = 4  # the largest of an image
 EDGE_PX = 2  # width of the soft edge where the network is sure
@@ -52,7 +52,7 @@ def main(
         raise Problem(f"{paths[0]} was trained with data.inputs {settings.data.inputs}, but images have no depth.")
     full_size, classes = read_size_and_classes(paths[0])
     ensemble = build_ensemble(members, settings.task.kind == "binary", *full_size)
-    print(f"{len(target_of_image)} images, {', '.join(map(str, paths))}, on {describe(device)}.")
+    print(f"{counted(len(target_of_image), 'image')}, {', '.join(map(str, paths))}, on {describe(device)}.")
     if files.skipped:
         print(f"Other files in these folders: {len(files.skipped)}, skipped; the first is {files.skipped[0]}.")
     bad_images = 0
