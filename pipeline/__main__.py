@@ -8,6 +8,7 @@ A stage is imported when its command is called, so that none waits for what only
 """
 import functools
 import inspect
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -416,4 +417,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # On a GPU: memory that torch has freed fits batches of other sizes, too. Read when torch is imported.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     sys.exit(main())

@@ -188,6 +188,8 @@ class Train(Section):
     epochs: Count = 5
     batch_size: Count = 8
     accumulate: Count = 1  # micro-batches that a batch is split into
+    # Peak memory of a step on one GPU with accumulate 1, 2, 4, ..., GiB, as benchmarks/memory.py counts it
+    gpu_gib: list[Annotated[float, Field(gt=0)]] = []
     checkpoint_activations: bool = False  # recompute them in the backward pass: slower, less memory
     # adamw, sgd or muon; sgd needs a larger learning rate
     optimizer: Annotated[str, in_table("pipeline.model.optim", "OPTIMIZERS")] = "adamw"
@@ -232,7 +234,7 @@ class Refine(Train):
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
-    compile: bool = False  # torch.compile: half a minute at the start, then faster on a GPU
+    compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
     rows_per_shard: Count = 2048  # of a submission; the most that a kill can lose. Best a multiple of batch_size
     verify_every_rows: Count = 1  # 1: decode each row again and compare it with its mask; 10: each tenth

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -133,10 +135,10 @@ def predict_rows(
         """Encode at once: masks that outlive their batch fragment memory, 1 MB an image with glibc 2.36."""
         shards.note_bad_images(batch.problems)
         unsure_of.update(zip(batch.names, unsure_fractions(probability_u8_NHW)))
+        verify = [next(row_numbers) % verify_every_rows == 0 for _ in batch.names]
         rows = []
-        for name, (mask, bounds) in zip(batch.names, masks_and_bounds(probability_u8_NHW, plan.threshold_u8)):
-            verify = next(row_numbers) % verify_every_rows == 0
-            text = verified_rle(mask, bounds) if verify else rle.text(bounds)
+        for name, (bounds, mask) in zip(batch.names, bounds_and_masks(probability_u8_NHW, plan.threshold_u8, verify)):
+            text = rle.text(bounds) if mask is None else verified_rle(mask, bounds)
             rows.append((name, "" if name in batch.problems else text))
         return rows
 
@@ -144,13 +146,23 @@ def predict_rows(
         yield from rows
 
 
-def masks_and_bounds(probability_u8_NHW: Tensor, threshold_u8: int) -> Iterable[tuple[NDArray, NDArray]]:
-    """Return each image's mask, bool (height, width), and the bounds of its runs as `rle.bounds` gives them."""
+def bounds_and_masks(
+    probability_u8_NHW: Tensor, threshold_u8: int, verify: list[bool]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_] | None]]:
+    """Yield the bounds of each image's runs as `rle.bounds` gives them, and its mask, bool (height, width).
+
+    verify: of each image of the batch, whether its mask is needed; else it is None.
+    """
+    probability_u8_NHW = probability_u8_NHW[: len(verify)]  # without those that fill up the batch
     if probability_u8_NHW.device.type == "cuda":
         mask_NHW = probability_u8_NHW >= threshold_u8
-        return zip(mask_NHW.cpu().numpy(), on_device.bounds(mask_NHW))
-    masks = (probability_u8 >= threshold_u8 for probability_u8 in probability_u8_NHW.numpy())
-    return ((mask, rle.bounds(mask)) for mask in masks)
+        masks = on_device.read_masks(mask_NHW[torch.tensor(verify)])
+        for needed, bounds in zip(verify, on_device.bounds(mask_NHW)):
+            yield bounds, next(masks) if needed else None
+        return
+    for needed, probability_u8 in zip(verify, probability_u8_NHW.numpy()):
+        mask = probability_u8 >= threshold_u8
+        yield rle.bounds(mask), mask if needed else None
 
 
 def finish(plan: Plan, shards: Shards, origin: dict[str, Any]) -> None:

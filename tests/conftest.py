@@ -34,7 +34,7 @@ SLOW_FILES = (
     "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
     "test_bench_report", "test_relabel", "test_inference", "test_comparisons", "test_optim",
     "test_memory", "test_rooms", "test_refine", "test_pseudo", "test_init_from", "test_least_batch", "test_remote",
-    "test_kaggle_memory",
+    "test_fake_gpu",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.carvana import CARVANA
-from pipeline.data import augment
+from pipeline.data import augment, loader
 from pipeline.data.loader import (
     BatchSchedule,
     TrainingDataset,
@@ -187,26 +187,59 @@ def test_augmentation_leaves_its_input_alone(coverage: U8) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_held_out_image_is_yielded_once_in_order_with_the_last_batch(
+def test_every_held_out_image_is_yielded_once_in_order_and_the_last_batch_is_filled_up(
     demo_folder: pathlib.Path, workers: int
 ) -> None:
-    images = CARVANA.open_images(demo_folder, "train")
+    images = CARVANA.open_dataset(demo_folder)
     names = images.names[3:14]
     batches = list(validation_loader(ValidationDataset(images, names, (8, 4)), 4, workers, pin_memory=False))
-    assert [len(batch[8]) for batch in batches] == [4, 4, 3]
+    assert [len(batch[8]) for batch in batches] == [4, 4, 4]
     for scale in (8, 4):
-        for image, name in zip(torch.cat([batch[scale] for batch in batches]).numpy(), names):
+        *read, filled = torch.cat([batch[scale] for batch in batches]).numpy()
+        assert len(read) == len(names) and not filled.any()
+        for image, name in zip(read, names):
             np.testing.assert_array_equal(image, images.read(name, scale))
+
+
+def test_a_batch_is_not_larger_than_the_images_there_are(demo_folder: pathlib.Path) -> None:
+    images = CARVANA.open_dataset(demo_folder)
+    (batch,) = validation_loader(ValidationDataset(images, images.names[:3], (8,)), 16, workers=0, pin_memory=False)
+    assert len(batch[8]) == 3
+
+
+@pytest.mark.parametrize(
+    "workers, batch_bytes, free_bytes, ahead",
+    [(8, 10**6, 10**9, 4), (1, 7_400_000, 64 * 2**20, 4), (4, 7_400_000, 64 * 2**20, 1), (16, 157 * 10**6, 10**11, 1),
+     (8, 157 * 10**6, 10**11, 2)],
+)  # fmt: skip
+def test_as_many_batches_are_prepared_as_shared_memory_holds(
+    workers: int, batch_bytes: int, free_bytes: int, ahead: int
+) -> None:
+    assert loader.batches_ahead(workers, batch_bytes, free_bytes) == ahead
+
+
+def test_too_little_shared_memory_is_told_before_a_worker_dies() -> None:
+    sentence = r"data\.workers is 12.* 118 MB of /dev/shm, which has 67 MB left; set data\.workers=6, or"
+    with pytest.raises(Problem, match=sentence):
+        loader.batches_ahead(12, 9_830_400, 64 * 2**20)
+
+
+def test_the_size_of_an_item_is_that_of_its_arrays(demo_folder: pathlib.Path) -> None:
+    cars = CARVANA.open_dataset(demo_folder)
+    training = training_images(demo_folder)
+    assert training.item_bytes == sum(array.nbytes for array in training[0, 0])
+    validation = ValidationDataset(cars, cars.names, (8, 4))
+    assert validation.item_bytes == sum(array.nbytes for array in validation[0].values())
 
 
 # --- workers that fail ----------------------------------------------------------------------------
 
 
 def test_a_problem_in_a_worker_is_raised_with_the_same_sentence(demo_copy: pathlib.Path) -> None:
-    images = CARVANA.open_images(demo_copy, "train")
+    images = CARVANA.open_dataset(demo_copy)
     name = images.names[2]
     (demo_copy / name).write_bytes(b"")
-    dataset = ValidationDataset(CARVANA.open_images(demo_copy, "train"), images.names[:8], (8,))
+    dataset = ValidationDataset(CARVANA.open_dataset(demo_copy), images.names[:8], (8,))
 
     def sentence(workers: int) -> str:
         with pytest.raises(Problem) as caught:
@@ -226,7 +259,7 @@ class Dies(ValidationDataset):
 
 
 def test_a_worker_that_dies_is_a_problem_that_says_what_to_do(demo_folder: pathlib.Path) -> None:
-    dataset = Dies(CARVANA.open_images(demo_folder, "train"), ["a.jpg"] * 8, (8,))
+    dataset = Dies(CARVANA.open_dataset(demo_folder), ["a.jpg"] * 8, (8,))
     with pytest.raises(Problem, match="died.*data.workers"):
         list(validation_loader(dataset, 4, workers=1, pin_memory=False))
 
@@ -235,6 +268,6 @@ def test_a_tmpdir_that_is_too_long_is_a_problem_and_not_an_endless_wait(
     demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "a" * 100)
-    images = CARVANA.open_images(demo_folder, "train")
+    images = CARVANA.open_dataset(demo_folder)
     with pytest.raises(Problem, match="TMPDIR is /tmp/aaa.* data.workers to 0"):
         validation_loader(ValidationDataset(images, images.names[:2], (8,)), 2, workers=1, pin_memory=False)

@@ -70,3 +70,9 @@ def test_histograms_equal_those_of_numpy(batch: tuple[Masks, NDArray[np.uint8]])
     masks, probability_u8 = batch
     histograms = on_device.histograms(*(torch.from_numpy(array).to(pick_device()) for array in (probability_u8, masks)))
     np.testing.assert_array_equal(histograms.cpu(), [dice.histogram(*pair) for pair in zip(probability_u8, masks)])
+
+
+@given(BATCHES)
+def test_masks_come_back_from_their_bits(masks: Masks) -> None:
+    read = list(on_device.read_masks(torch.from_numpy(masks).to(pick_device())))
+    assert len(read) == len(masks) and all(np.array_equal(*pair) for pair in zip(read, masks))

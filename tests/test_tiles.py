@@ -85,6 +85,7 @@ def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(
     prob_u8 = upsample_u8(coarse_u8 / np.float32(255), 8, *mask.shape)
     crops, targets = tiles[0, 2]
     assert crops.shape == (5, SIDE, SIDE, 4) and targets.shape == (5, SIDE, SIDE)
+    assert tiles.item_bytes == crops.nbytes + targets.nbytes
     for tile, target in zip(crops, targets):
         matches = cv2.matchTemplate(image, np.ascontiguousarray(tile[..., :3]), cv2.TM_SQDIFF)
         top, left = np.unravel_index(int(matches.argmin()), matches.shape)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from pipeline.data.competition import ImageSet
 from pipeline.data.images import grid_shape
-from pipeline.data.loader import Loader, to_shareable_tensor, worker_options
+from pipeline.data.loader import Loader, bytes_at_scales, to_shareable_tensor, worker_options
 from pipeline.runtime.problem import Problem
 
 OnBadImage = Literal["error", "empty"]  # what to do with an image that cannot be read: stop, or write an empty row
@@ -60,7 +60,7 @@ def stream(
 ) -> Loader:
     """Return a loader that yields a `Batch` for each of the lists of names, which have at most `batch_size` of them."""
     collate = functools.partial(fill_batch, batch_size=batch_size)
-    options = worker_options(workers, pin_memory, is_large=len(dataset.scales) > 1)
+    options = worker_options(workers, pin_memory, batch_size * bytes_at_scales(dataset.scales, *dataset.shape, 3))
     return Loader(dataset, batch_sampler=name_batches, collate_fn=collate, **options)
 
 

@@ -5,9 +5,12 @@ step 1,234, and how each is augmented, never depends on the number of workers or
 interrupted. That is what makes a resumed run end with the same bits.
 """
 import contextlib
+import functools
+import math
 import mmap
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -29,6 +32,7 @@ Draw = tuple[int, int]  # (epoch, index of the image)
 # Characters of TMPDIR. Multiprocessing adds `/pymp-12345678/listener-12345678`, and Linux allows 107 in a socket's
 # path: with more, the worker's thread that answers dies, and the trainer would wait for ever.
 MAX_TMPDIR_LENGTH = 75
+MAX_SHARED_BYTES = 4 * 2**30  # of batches that are prepared ahead: 16 workers with four of 157 MB would take 10 GB
 
 
 class Sampling(NamedTuple):
@@ -59,7 +63,15 @@ class Kind(NamedTuple):
     smaller: str  # how to set it to make each smaller
 
 
-class TrainingDataset(Dataset):
+class SizedDataset(Dataset):
+    """A dataset that knows how much memory an item takes."""
+
+    @property
+    def item_bytes(self) -> int:
+        raise NotImplementedError
+
+
+class TrainingDataset(SizedDataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
     relabelled: masks that replace the dataset's. cache: decode each image that every epoch visits once, and keep it
@@ -94,6 +106,12 @@ class TrainingDataset(Dataset):
         """Return rows, columns and channels of an image."""
         return (*grid_shape(self.dataset.height, self.dataset.width, self.scale), self.dataset.channels)
 
+    @property
+    def item_bytes(self) -> int:
+        """Return the size of an image and its target."""
+        rows, columns, channels = self.shape
+        return rows * columns * (channels + np.dtype(index_dtype(len(self.dataset.classes))).itemsize)
+
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return an image and its target, to measure how many of them fit into memory."""
         return self[0, 0]
@@ -122,7 +140,7 @@ def read_target(dataset: TrainableImages, relabelled: CsvMasks | None, name: str
     return dataset.target(name, scale)
 
 
-class ValidationDataset(Dataset):
+class ValidationDataset(SizedDataset):
     """`[index]` -> {scale: image uint8 (H, W, channels) at 1/scale}, without augmentation."""
 
     def __init__(self, dataset: TrainableImages, names: list[str], scales: tuple[int, ...]):
@@ -130,6 +148,11 @@ class ValidationDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def item_bytes(self) -> int:
+        """Return the size of an image at all scales."""
+        return bytes_at_scales(self.scales, self.dataset.height, self.dataset.width, self.dataset.channels)
 
     def __getitem__(self, index: int) -> dict[int, NDArray[np.uint8]]:
         return {scale: self.dataset.read(self.names[index], scale) for scale in self.scales}
@@ -154,6 +177,7 @@ class BatchSchedule(Sampler[list[Draw]]):
         self.batches_per_epoch = self.sampling.per_epoch // batch_size
         self.steps_per_epoch = self.batches_per_epoch * steps_per_batch
         self.total_steps = self.steps_per_epoch * epochs
+        self.images_per_process = batch_size // world_size
         self.rank_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
@@ -220,20 +244,25 @@ def raise_for_dead_workers() -> None:
 
 
 def training_loader(
-    dataset: Dataset, schedule: BatchSchedule, workers: int, pin_memory: bool, collate: Callable | None = None
+    dataset: SizedDataset, schedule: BatchSchedule, workers: int, pin_memory: bool, collate: Callable | None = None
 ) -> Loader:
     """Yield images uint8 (N, H, W, channels) and targets (N, H, W), coverage or class indices.
 
     collate: makes something else of N items.
     """
-    options = worker_options(workers, pin_memory, is_large=schedule.steps_per_batch > 1)
+    options = worker_options(workers, pin_memory, schedule.images_per_process * dataset.item_bytes)
     return Loader(dataset, batch_sampler=schedule, collate_fn=collate or stack_pairs, **options)
 
 
 def validation_loader(dataset: ValidationDataset, batch_size: int, workers: int, pin_memory: bool) -> Loader:
-    """Yield {scale: images uint8 (N, H, W, channels)}, in order, the last batch as small as it must be."""
-    options = worker_options(workers, pin_memory, is_large=len(dataset.scales) > 1)
-    return Loader(dataset, batch_size=batch_size, collate_fn=stack_scales, **options)
+    """Yield {scale: images uint8 (N, H, W, channels)}, in order; the last batch is filled up with black images.
+
+    What is compiled or tuned for one batch size meets no other.
+    """
+    batch_size = max(1, min(batch_size, len(dataset)))
+    options = worker_options(workers, pin_memory, batch_size * dataset.item_bytes)
+    collate = functools.partial(stack_scales, batch_size=batch_size)
+    return Loader(dataset, batch_size=batch_size, collate_fn=collate, **options)
 
 
 def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -256,16 +285,44 @@ def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.devi
         yield ready
 
 
-def worker_options(workers: int, pin_memory: bool, is_large: bool) -> dict[str, Any]:
-    """is_large: whether a batch takes much memory, of which /dev/shm may have 64 MB, so that few are prepared ahead."""
+def worker_options(workers: int, pin_memory: bool, batch_bytes: int) -> dict[str, Any]:
+    """Return the options of a `Loader` whose batches have this size; Problem if /dev/shm is too small for them."""
     if workers == 0:
         return {"pin_memory": pin_memory}
     if len(folder := tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
         why = "too long a path for the sockets through which workers send images"
         raise Problem(f"TMPDIR is {folder}, {why}; set it to a shorter one, or data.workers to 0.")
     # Only fork shares the cache and the tables that are open.
-    options = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 2 if is_large else 4}
+    options = {"num_workers": workers, "multiprocessing_context": "fork"}
+    options |= {"prefetch_factor": batches_ahead(workers, batch_bytes, free_shared_memory())}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
+
+
+def free_shared_memory() -> int:
+    """Return the free bytes of /dev/shm, through which workers send batches; containers often have 64 MB."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except FileNotFoundError:  # not Linux
+        return sys.maxsize
+    return status.f_bavail * status.f_frsize
+
+
+def batches_ahead(workers: int, batch_bytes: int, free_bytes: int) -> int:
+    """Return how many batches each worker prepares: 4, but 2 or 1 where they would take too much of /dev/shm.
+
+    free_bytes: of /dev/shm. Raises Problem if it does not hold a batch of each worker.
+    """
+    # Half, as the workers of the validation come on top; and it is memory that the page cache needs, too.
+    limit_bytes = min(free_bytes // 2, MAX_SHARED_BYTES)
+    for ahead in (4, 2):
+        if workers * ahead * batch_bytes <= limit_bytes:
+            return ahead
+    if workers * batch_bytes > free_bytes:
+        needed = f"a batch of each takes {workers * batch_bytes / 1e6:.0f} MB of /dev/shm"
+        larger = "or make it larger (docker run --shm-size=8g)"
+        what = f"data.workers is {workers}, and {needed}, which has {free_bytes / 1e6:.0f} MB left"
+        raise Problem(f"{what}; set data.workers={free_bytes // batch_bytes}, {larger}.")
+    return 1
 
 
 def leave_process_group(worker: int) -> None:
@@ -300,8 +357,18 @@ def stack_pairs(pairs: list[tuple[NDArray, NDArray]]) -> tuple[Tensor, Tensor]:
     return stack(images), stack(targets)
 
 
-def stack_scales(images: list[dict[int, NDArray]]) -> dict[int, Tensor]:
-    return {scale: stack([image[scale] for image in images]) for scale in images[0]}
+def stack_scales(images: list[dict[int, NDArray]], batch_size: int) -> dict[int, Tensor]:
+    """Stack images at each scale, and black ones after them, to a batch of `batch_size`."""
+    missing = batch_size - len(images)
+    return {
+        scale: stack([*(image[scale] for image in images), *[np.zeros_like(first)] * missing])
+        for scale, first in images[0].items()
+    }
+
+
+def bytes_at_scales(scales: Iterable[int], height: int, width: int, channels: int) -> int:
+    """Return the size of an image, uint8 at all of these scales."""
+    return sum(channels * math.prod(grid_shape(height, width, scale)) for scale in scales)
 
 
 def shared_zeros(shape: tuple[int, ...], dtype: type[np.unsignedinteger] = np.uint8) -> NDArray:

@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from pipeline.data.augment import Augment
 from pipeline.data.competition import CsvMasks
 from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape, upsample_u8
-from pipeline.data.loader import Draw, Kind, Sampling, read_target, seed_of, to_shareable_tensor
+from pipeline.data.loader import Draw, Kind, Sampling, SizedDataset, read_target, seed_of, to_shareable_tensor
 
 SURE_U8 = 5  # probabilities up to 5 / 255 and from 250 / 255 on are sure, 0.02 and 0.98
 GROWN_CELLS = 1  # cells beside an unsure one count as unsure, too
@@ -55,7 +54,7 @@ def next_set(flags: Any, start: int) -> int:
     return start + int(rest.argmax()) if rest.any() else -1
 
 
-class TileDataset(Dataset):
+class TileDataset(SizedDataset):
     """`[(epoch, index)]` -> `tiles_per_image` tiles of an image and their targets, each augmented by itself.
 
     Tiles are uint8 (tiles, tile_px, tile_px, 4), targets uint8 (tiles, tile_px, tile_px), coverage 0 to 255, both at
@@ -91,6 +90,11 @@ class TileDataset(Dataset):
     def shape(self) -> tuple[int, int, int]:
         """Return rows, columns and channels of a tile."""
         return self.tile_px, self.tile_px, 4
+
+    @property
+    def item_bytes(self) -> int:
+        """Return the size of the tiles of an image and their targets."""
+        return self.steps_per_batch * self.tile_px**2 * (4 + 1)
 
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return a black tile and its target, to measure how many of them fit into memory."""

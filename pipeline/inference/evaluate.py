@@ -74,14 +74,15 @@ def evaluate_histograms(
 
     predict: returns probabilities, uint8 (N, height, width); with `store` also those to store, whose PNGs go there
     in order: those on the network's grid, or the refined ones and the coarse ones. batches: scale -> uint8
-    (N, H, W, channels), the images of `names` in order; read_mask: name -> mask at full size.
+    (N, H, W, channels), the images of `names` in order, and others that fill up the last batch; read_mask: name ->
+    mask at full size.
     """
     remaining = iter(names)
     with ThreadPoolExecutor() as pool:
 
         def finish(image_of_scale: ByScale, predicted: Tensor | tuple[Tensor, ...]) -> NDArray[np.int32]:
-            full_size_NHW, *stored_layers = as_tuple(predicted)
-            batch_names = [next(remaining) for _ in full_size_NHW]
+            batch_names = list(itertools.islice(remaining, len(as_tuple(predicted)[0])))
+            full_size_NHW, *stored_layers = (each_NHW[: len(batch_names)] for each_NHW in as_tuple(predicted))
             pngs = [pool.map(png, each_NHW.cpu().numpy()) for each_NHW in stored_layers] if store is not None else []
             histograms = count_histograms(full_size_NHW, pool.map(read_mask, batch_names), pool)
             if store is not None:
@@ -139,8 +140,8 @@ def evaluate_confusions(
     with ThreadPoolExecutor() as pool:
 
         def finish(image_of_scale: ByScale, index_NHW: Tensor) -> list[confusion.Counts]:
-            batch_names = [next(remaining) for _ in index_NHW]
-            maps = index_NHW.cpu().numpy().astype(confusion.index_dtype(classes), copy=False)
+            batch_names = list(itertools.islice(remaining, len(index_NHW)))
+            maps = index_NHW[: len(batch_names)].cpu().numpy().astype(confusion.index_dtype(classes), copy=False)
             matrices = pool.map(confusion.matrix, maps, pool.map(read_truth, batch_names), itertools.repeat(classes))
             if store is not None:
                 for name, data in zip(batch_names, pool.map(png, maps)):

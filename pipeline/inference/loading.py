@@ -1,7 +1,7 @@
 """Checkpoints to networks that are ready to predict."""
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,15 @@ from pipeline.inference.ensemble import Ensemble, Member, networks_of
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
 from pipeline.model.factory import Segmenter, build
+from pipeline.model.fold_norms import fold_batch_norms
 from pipeline.model.refiner import build_refiner
 from pipeline.paths import Fold
 from pipeline.runtime.device import check_compiler
 from pipeline.runtime.files import sha256
 from pipeline.runtime.memory import largest_that_fits, step_fits
 from pipeline.runtime.problem import Problem
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, Settings]:
@@ -32,8 +35,15 @@ def load_network(path: pathlib.Path, device: torch.device) -> tuple[Segmenter, S
     # The checkpoint's weights replace the encoder weights that training started from.
     model = settings.model.model_copy(update={"encoder_weights": None}).model_dump()
     network = build(**model, channels=settings.data.channels, classes=settings.task.outputs)
-    load_weights(network, state["network"], path)
-    return network.to(device).eval(), settings
+    return ready_to_predict(network, state["network"], path, device), settings
+
+
+def ready_to_predict(network: Network, weights: dict[str, Tensor], path: pathlib.Path, device: torch.device) -> Network:
+    """Load the weights of the checkpoint `path` into a network, in evaluation mode, and fold its batch norms."""
+    load_weights(network, weights, path)
+    network.to(device).eval()
+    fold_batch_norms(network)
+    return network
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: pathlib.Path) -> None:
@@ -66,12 +76,11 @@ def load_refiner(
         again = f"delete {Fold(best.parent).refiner.all} and run `make refine`"
         raise Problem(f"{path} was trained for another {best}; {again}, or {without}.")
     hyper = read_refine(path, state)
-    network = build_refiner(hyper.width, hyper.depth, hyper.patch)
-    load_weights(network, state["network"], path)
+    network = ready_to_predict(build_refiner(hyper.width, hyper.depth, hyper.patch), state["network"], path, device)
     if settings.data.scale % hyper.scale or settings.data.scale == hyper.scale:
         coarse = f"data.scale {settings.data.scale}"
         raise Problem(f"{path} refines at 1/{hyper.scale}, which is not finer than {coarse}; {without}.")
-    return EdgeRefiner(network.to(device).eval(), hyper.scale, hyper.tile_px, hyper.margin_px), hyper
+    return EdgeRefiner(network, hyper.scale, hyper.tile_px, hyper.margin_px), hyper
 
 
 def read_refine(path: pathlib.Path, state: dict[str, Any]) -> Refine:
@@ -135,13 +144,13 @@ def common_competition(paths: Iterable[pathlib.Path], trained: list[Settings], w
 def build_member(
     network: Segmenter, path: pathlib.Path, settings: Settings, weight: float
 ) -> tuple[Member, Refine | None]:
-    """Build a member of an ensemble from the network of `path` and its refiner, compiled if the settings ask for it.
+    """Build a member of an ensemble from the network of `path` and its refiner, compiled if the settings say so.
 
     Return it with the settings that trained its refiner, None if it has none.
     """
     refiner, hyper = load_refiner(path, settings, next(network.parameters()).device) or (None, None)
     member = Member(network, settings.data.scale, TTA_SETS[settings.predict.tta], weight, refiner)
-    if settings.predict.compile:
+    if settings.predict.compile and member.device.type == "cuda":
         check_compiler(member.device, "predict.compile")
         for each in networks_of(member):
             each.compile()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from pipeline.runtime.device import precision
+
 
 def build(
     name: str, network: nn.Module, learning_rate: float, weight_decay: float, momentum: float
@@ -125,6 +127,7 @@ class Muon(torch.optim.Optimizer):
         ]
         # With `fused`, torch also keeps the step count on the device when a state is loaded.
         super().__init__(param_groups, {"lr": learning_rate, "momentum": momentum, "fused": True})
+        self.dtype = precision(next(iter([*hidden, *decayed, *rest])).device)  # a T4 would emulate bf16
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -143,7 +146,7 @@ class Muon(torch.optim.Optimizer):
         state["mean"].lerp_(gradient, 1 - group["momentum"])
         direction = gradient.lerp(state["mean"], group["momentum"])  # Nesterov: a step ahead of the mean
         matrix = as_matrix(direction)
-        update = 0.2 * math.sqrt(max(matrix.shape)) * orthogonal(matrix)
+        update = 0.2 * math.sqrt(max(matrix.shape)) * orthogonal(matrix, self.dtype)
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(weight.shape), alpha=-group["lr"])
 
     def step_adamw(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
@@ -170,16 +173,18 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Return nearly U Vᵀ of a matrix U S Vᵀ, float32: singular values between 0.65 and 1.25 instead of S.
 
     Five iterations of Newton-Schulz, whose coefficients lift small values as steeply as they can; those below 1/300
-    of the matrix's norm stay smaller. See the source that `Muon` names. bf16 is exact enough for it.
+    of the matrix's norm stay smaller. See the source that `Muon` names.
+
+    dtype: of the products; bf16 is exact enough, and no value here comes near the limits of float16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.shape[0] <= matrix.shape[1]
     x = (matrix if wide else matrix.mT) / (torch.linalg.matrix_norm(matrix) + 1e-7)  # no singular value above 1
-    x = x.bfloat16()
+    x = x.to(dtype)
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

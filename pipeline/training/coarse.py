@@ -1,4 +1,5 @@
 """What a trained network predicts for the images that its refiner is trained on, computed once and stored."""
+import itertools
 import pathlib
 import zipfile
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def coarse_predictions(
     with explain_out_of_memory(lambda: too_large_message(batch_size, scale)):
         for image_of_scale in progress(loader, "training images"):
             prob_NHW = to_u8_on_device(member.predict(image_of_scale)[:, 0]).cpu().numpy()
-            png_of |= {next(remaining): encoded for encoded in in_order(png, prob_NHW)}
+            batch_names = list(itertools.islice(remaining, len(prob_NHW)))
+            png_of |= dict(zip(batch_names, in_order(png, prob_NHW[: len(batch_names)])))
     with oof_writer(path, comment=made_by) as store:
         for name, encoded in png_of.items():
             store(name, encoded)

@@ -2,7 +2,9 @@
 import pathlib
 from typing import Any
 
-from pipeline.config import Settings
+import torch
+
+from pipeline.config import Settings, Train
 from pipeline.data.loader import BatchSchedule
 from pipeline.data.tiles import TileDataset
 from pipeline.model.factory import count_parameters
@@ -13,6 +15,7 @@ from pipeline.training.fold_data import FoldData
 from pipeline.training.state import TrainingState
 
 SCORE_LABELS = {"val_dice": "Dice", "val_mean_iou": "mean IoU"}
+CONTEXT_GIB = 1.5  # of CUDA and its libraries, beside what torch allocates
 MAX_NAMES = 8  # of the images of a batch that a message lists
 
 
@@ -32,9 +35,27 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
         rows = f"{len(missing)} of the {len(data.folds)} rows of {data.run.folds}"
         lines.append(f"{data.folder} lacks {rows}, the first is {missing[0]}.")
     lines += data.dataset.notes(data.labelled_names())
+    if dist.device.type == "cuda":
+        gpu_gib = torch.cuda.get_device_properties(dist.device).total_memory / 2**30
+        section = data.training.kind.section
+        lines += memory_note(section, getattr(settings, section), dist.world_size, gpu_gib)
     if state.step:
         lines.append(f"{data.files.last}: resuming after step {state.step} of {schedule.total_steps}.")
     return "\n".join(lines)
+
+
+def memory_note(section: str, hyper: Train, world_size: int, gpu_gib: float) -> list[str]:
+    """Return a line if a step was counted to need more memory than a GPU has, else none.
+
+    section: of `hyper` in the settings. gpu_gib: memory of the GPU.
+    """
+    counted_gib = {2**number: gib for number, gib in enumerate(hyper.gpu_gib)}
+    needed_gib = counted_gib.get(hyper.accumulate * world_size, 0) + CONTEXT_GIB
+    if needed_gib <= gpu_gib:
+        return []
+    fitting = [count for count, gib in counted_gib.items() if gib + CONTEXT_GIB <= gpu_gib and count % world_size == 0]
+    advice = f"set {section}.accumulate={min(fitting) // world_size}" if fitting else "take a larger one"
+    return [f"A step needs about {needed_gib:.0f} GiB, but the GPU has {gpu_gib:.0f}; {advice}."]
 
 
 def epoch(row: dict[str, Any], epochs: int, noun: str) -> str:

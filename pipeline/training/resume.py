@@ -24,7 +24,7 @@ KEYS: dict[str, type] = {  # of last.pt, and the types of their values
 ALWAYS_FREE = (
     *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
     *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
-    *("train.init_sha256", "model.encoder_sha256"),  # noted when the training starts
+    *("train.gpu_gib", "train.init_sha256", "model.encoder_sha256"),  # the last two are noted when the training starts
 )
 # A refiner has its own settings in the section `refine`, which the network before it does not depend on.
 FREE_KEYS = (*ALWAYS_FREE, "refine.")
