@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import BadParameter, Context, Option
 
-from pipeline.options import Common, path_or_none, runs_of
+from pipeline.options import DEFAULT_GPU, Common, path_or_none, runs_of
 from pipeline.paths import LEDGER
 from pipeline.runtime.arguments import positive_number, repeat_list_flags, run_name, usage_sentence, whole_number
 from pipeline.runtime.problem import Problem, sentence_of
@@ -38,11 +38,16 @@ app = typer.Typer(
 def run_on_kaggle(common: Common, stages: list[list[str]], force: bool) -> None:
     """Run stages, each a name and its own options, in a session on Kaggle, and bring home what they make."""
     from pipeline.kaggle import remote
-    if pathlib.Path(common.config).is_absolute() or ".." in pathlib.Path(common.config).parts:
-        raise Problem(f"{common.config} must lie in this folder, since it goes to Kaggle under the same name.")
-    arguments = common._replace(data=None, on="here").arguments()
+    if common.data or any(item.startswith("data.folder=") for item in common.set):
+        what = "DATA is a folder of this machine, and a session reads the competition's files where Kaggle has them"
+        raise Problem(f"{what}; leave DATA and data.folder out of a command with ON=kaggle.")
+    arguments = common._replace(on="here").arguments()
     lines = [[stage, *own, *arguments] for stage, *own in stages]
-    remote.main(common.named_run(), lines, common.settings, common.config, common.gpu, force)
+    remote.main(common.named_run(), lines, common.settings, common.config, common.gpu or DEFAULT_GPU, force)
+
+
+def trainer_options(gpus: int | None, deterministic: bool) -> list[str]:
+    return [*(["--gpus", str(gpus)] if gpus else []), *(["--deterministic"] if deterministic else [])]
 
 
 def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -54,7 +59,9 @@ def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
         @functools.wraps(function)
         def call(**values: Any) -> None:
-            function(Common(**{name: values.pop(name) for name in common}), **values)
+            options = Common(**{name: values.pop(name) for name in common})
+            options.check_place(function.__name__.replace("_", "-"))
+            function(options, **values)
 
         options = [option.replace(default=defaults.get(option.name, option.default)) for option in common.values()]
         keyword_only = [option.replace(kind=option.KEYWORD_ONLY) for option in (*options, *own)]
@@ -82,8 +89,10 @@ def demo(
     on_kaggle = common.on == "kaggle"
     if on_kaggle and offline:
         raise Problem("OFFLINE=1 leaves Kaggle out, and ON=kaggle trains there; set one of them.")
+    if common.gpu not in (None, "none"):
+        raise Problem(f"The fake Kaggle of the demo has no {common.gpu}; leave GPU out.")
     run = common.named_run(["demo-kaggle"] if on_kaggle else [])  # not among the files of a demo that trained here
-    arguments = common._replace(data=None, on="here", run=run.name).arguments()
+    arguments = common._replace(data=None, on="here", gpu=None, run=run.name).arguments()
     stage.main(run, pathlib.Path(common.data or "data/demo"), drawing, arguments, offline, on_kaggle)
 
 
@@ -153,18 +162,18 @@ def train(
     common: Common,
     context: Context,
     pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
-    gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
+    gpus: Annotated[int | None, Option(parser=positive_number, metavar="N", help="fold on each, or one on all")] = None,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train a fold, or continue where it was stopped."""
     common = common.with_pseudo(pseudo)
     if common.on == "kaggle":
-        run_on_kaggle(common, [["folds"], ["train", *(["--deterministic"] if deterministic else [])]], force)
+        run_on_kaggle(common, [["folds"], ["train", *trainer_options(gpus, deterministic)]], force)
         return
     from pipeline import refine, train
     stages = [train.main, *([refine.main] if common.settings.refine else [])]
-    run_trainers(stages, common, context.obj, gpus, deterministic)
+    run_trainers(stages, common, context.obj, gpus or 1, deterministic)
 
 
 @command()
@@ -172,17 +181,17 @@ def refine(
     common: Common,
     context: Context,
     pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
-    gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="train a fold on each, or one on all")] = 1,
+    gpus: Annotated[int | None, Option(parser=positive_number, metavar="N", help="fold on each, or one on all")] = None,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
     """Train the refiner of a trained fold, which corrects its masks along the edge."""
     common = common.with_pseudo(pseudo)
     if common.on == "kaggle":
-        run_on_kaggle(common, [["refine", *(["--deterministic"] if deterministic else [])]], force)
+        run_on_kaggle(common, [["refine", *trainer_options(gpus, deterministic)]], force)
         return
     from pipeline import refine as stage
-    run_trainers([stage.main], common, context.obj, gpus, deterministic)
+    run_trainers([stage.main], common, context.obj, gpus or 1, deterministic)
 
 
 def run_trainers(
@@ -224,6 +233,9 @@ def validate(
 @command()
 def threshold(common: Common) -> None:
     """Find the threshold with the best out-of-fold Dice."""
+    if common.on == "kaggle":
+        print("The session on Kaggle that validates finds the threshold, too.")
+        return
     from pipeline import threshold as stage
     stage.main(common.named_run())
 
@@ -243,7 +255,7 @@ def predict(
     common: Common,
     context: Context,
     runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="average these runs")] = [],
-    gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="split the images among these")] = 1,
+    gpus: Annotated[int | None, Option(parser=positive_number, metavar="N", help="split images among these")] = None,
     on_bad_image: Annotated[Literal["error", "empty"], Option(help="stop, or write an empty mask and warn")] = "error",
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
 ) -> None:
@@ -251,11 +263,13 @@ def predict(
     if common.on == "kaggle":
         if runs:
             raise Problem("RUNS= averages runs of several sessions, which Kaggle's cannot; predict them here.")
-        run_on_kaggle(common, [["predict", "--on-bad-image", on_bad_image], ["check"]], force)
+        split = ["--gpus", str(gpus)] if gpus else []
+        # Of its own masks a known mistake is a warning, not the end of hours: `submit`, here, looks again.
+        run_on_kaggle(common, [["predict", "--on-bad-image", on_bad_image, *split], ["check", "--force"]], force)
         return
     from pipeline import predict as stage
     from pipeline.runtime import distributed, launch
-    if gpus > 1 and not distributed.launched_by_torchrun():
+    if gpus and gpus > 1 and not distributed.launched_by_torchrun():
         launch.launch_processes(context.obj, gpus)
     else:
         run, numbers = common.named_run(runs), list(common.fold or [])
@@ -270,8 +284,8 @@ def check(
     force: Annotated[bool, Option("--force", help="accept what looks like a known mistake")] = False,
 ) -> None:
     """Check a submission for errors."""
-    if common.on == "kaggle":
-        print("The session on Kaggle checks the submission itself, after it predicts.")
+    if common.on == "kaggle" and not (file or runs):  # which no session has made
+        print("The session on Kaggle that predicts checks the submission, too; `make submit` checks it again.")
         return
     from pipeline import check as stage
     stage.main(path_or_none(file) or common.named_run(runs).submission, *common.folder_and_kind(runs), force)

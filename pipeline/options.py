@@ -12,8 +12,16 @@ from typer import Option
 from pipeline.config import Settings, load
 from pipeline.paths import Run
 from pipeline.runtime.arguments import fold_numbers, run_name
+from pipeline.runtime.problem import Problem
 
 DEFAULT_CONFIG = "configs/unet_640.yaml"
+DEFAULT_GPU = "NvidiaTeslaT4"
+AT_KAGGLE = ("demo", "train", "refine", "validate", "predict")  # what ON=kaggle moves there
+# What may follow one of these in the same `make … ON=kaggle`; it runs here, or a session has done it.
+BESIDE_KAGGLE = (
+    "download", "folds", "threshold", "check", "submit", "report", "score", "leaderboard", "remote-status",
+    "remote-cancel",
+)  # fmt: skip
 
 
 class Common(NamedTuple):
@@ -26,7 +34,7 @@ class Common(NamedTuple):
     set: Annotated[list[str], Option(metavar="a.b=1", help="override settings of the config")] = []
     debug: Annotated[bool, Option("--debug", help="show the traceback of a problem")] = False
     on: Annotated[Literal["here", "kaggle"], Option(help="where to train, validate and predict")] = "here"
-    gpu: Annotated[str, Option(metavar="SHAPE", help="on Kaggle; none: a CPU, which costs no quota")] = "NvidiaTeslaT4"
+    gpu: Annotated[str | None, Option(metavar="SHAPE", help="Kaggle's, as NvidiaTeslaT4; none: a CPU")] = None
 
     @property
     def settings(self) -> Settings:
@@ -36,6 +44,13 @@ class Common(NamedTuple):
     def overrides(self) -> list[str]:
         """Return the overrides of --set, with --data as one more; JSON's quotes are YAML's too."""
         return [*self.set, *([f"data.folder={json.dumps(self.data)}"] if self.data else [])]
+
+    def check_place(self, command: str) -> None:
+        """Raise Problem if ON= or GPU= does not fit a command: nothing that was asked for is left out silently."""
+        if self.on == "kaggle" and command not in (*AT_KAGGLE, *BESIDE_KAGGLE):
+            raise Problem(f"ON=kaggle is for {', '.join(AT_KAGGLE)}; leave it out of {command}, which runs only here.")
+        if self.on == "here" and self.gpu:
+            raise Problem(f"GPU={self.gpu} is one of Kaggle's; add ON=kaggle, or set GPUS=, the number to use here.")
 
     def with_pseudo(self, pseudo: str | None) -> "Common":
         """Return these options with --pseudo, a submission, as one more override."""
@@ -72,10 +87,11 @@ class Common(NamedTuple):
     def arguments(self, runs: Sequence[str] = ()) -> list[str]:
         """Return these options as the command line of another stage."""
         folds = [] if self.fold is None else ["--fold", ",".join(map(str, self.fold)) or "all"]
-        data = ["--data", self.data] if self.data else []
-        there = ["--on", self.on, "--gpu", self.gpu] if self.on != "here" else []
+        data = ["--data", self.data] if self.data and self.on == "here" else []  # Kaggle's sessions have their own
+        there = ["--on", self.on, *(["--gpu", self.gpu] if self.gpu else [])] if self.on != "here" else []
         lists = [*(["--runs", *runs] if runs else []), *(["--set", *self.set] if self.set else [])]
-        return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *there, *lists]
+        debug = ["--debug"] if self.debug else []
+        return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *there, *lists, *debug]
 
 
 def runs_of(names: Sequence[str]) -> list[Run]:

@@ -48,7 +48,8 @@ def options_of(name: str) -> dict[str, object]:
 
 
 def parsed(name: str, arguments: list[str]) -> dict[str, object]:
-    return COMMANDS[name].make_context(name, arguments).params
+    params = COMMANDS[name].make_context(name, arguments).params
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}  # typer 0.24
 
 
 @pytest.fixture(scope="module")

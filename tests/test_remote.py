@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import small_checkout
-from kaggle_server import ALWAYS, Kaggle, answering, disconnect, leaks, serving
+import yaml
+from kaggle_server import ALWAYS, Kaggle, answering, asks_for_the_quota, disconnect, leaks, serving
+from kagglesdk.kernels.types import kernels_api_service
 from tiny_run import CONFIG, Killed, assert_same_training, read_log
 
 from pipeline.__main__ import main
@@ -55,8 +57,8 @@ def kaggle(
 
 
 def command(name: str, *arguments: str, gpu: str = "none") -> int:
-    options = ["--config", "tiny.yaml", "--gpu", gpu, *arguments]
-    return main([name, *options, *([] if name.startswith("remote") else ["--on", "kaggle"])])
+    place = [] if name.startswith("remote") else ["--on", "kaggle", "--gpu", gpu]
+    return main([name, "--config", "tiny.yaml", *place, *arguments])
 
 
 def train(*arguments: str, gpu: str = "none") -> int:
@@ -89,11 +91,13 @@ def test_a_run_is_trained_there_and_comes_home_once(kaggle: Kaggle, capsys: Capt
     assert train("--fold", "0") == 0
     assert (FOLD / "best.pt").read_text() == "weights" and (FOLD / "last.pt").read_text() == "end"
     assert not (FOLD / "coarse.zip").exists() and not (FOLD.parent / ".remote").exists()
+    assert not (FOLD.parent / "inspected.json").exists()  # of files there
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("step")] == [f"step {step} éß" for step in range(40)]
     (begins,) = [line for line in lines if line.startswith("train begins")]
-    folder = re.search(r"--config tiny.yaml --run tiny --fold 0 --data (\S+)$", begins)
-    assert folder and folder[1].endswith("/input/competitions/carvana-image-masking-challenge")
+    assert begins.endswith("--config tiny.yaml --run tiny --fold 0 --data data/carvana")
+    (mounted,) = [line for line in lines if "files of the competition in" in line]
+    assert mounted.endswith("/input/competitions/carvana-image-masking-challenge") and not mounted.startswith("0 ")
     ((slug, (session,)),) = kaggle.kernels.sessions.items()
     assert re.fullmatch("tiny-[0-9a-f]{6}-1", slug)
     assert session.request["isPrivate"] and "machineShape" not in session.request
@@ -141,16 +145,31 @@ def test_a_session_that_stopped_at_its_limit_is_continued(kaggle: Kaggle, monkey
     assert (FOLD / "last.pt").read_text() == "end"
 
 
-def test_the_gpus_of_a_session_are_used_and_the_quota_is_shown(
+def test_the_gpus_of_a_session_are_used(
     kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_driver(tmp_path, monkeypatch, "Tesla T4\nTesla T4")
     assert train(gpu="NvidiaTeslaT4") == 0
     out = capsys.readouterr().out
-    assert "GPU hours left: 26.0 of this week's 30, which begins again at 2030-01-05 00:00 UTC." in out
     assert "GPUs: Tesla T4, Tesla T4." in out and re.search(r"train begins: .*--gpus 2\n", out)
     ((session,),) = kaggle.kernels.sessions.values()
     assert session.request["machineShape"] == "NvidiaTeslaT4" and session.request["enableGpu"]
+
+
+@asks_for_the_quota
+def test_the_quota_is_shown(kaggle: Kaggle, capsys: Capture) -> None:
+    assert command("remote-status") == 0
+    expected = "GPU hours left: 26.0 of this week's 30, which begins again at 2030-01-05 00:00 UTC."
+    assert expected in capsys.readouterr().out
+
+
+def test_a_client_that_cannot_ask_for_the_quota_starts_sessions_all_the_same(
+    kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(kernels_api_service, "ApiGetAcceleratorQuotaStatisticsRequest", raising=False)
+    install_driver(tmp_path, monkeypatch, "Tesla T4")
+    assert train(gpu="NvidiaTeslaT4") == 0
+    assert "How many GPU hours are left is unknown: The installed Kaggle client (kaggle 2" in capsys.readouterr().out
 
 
 def install_driver(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
@@ -168,10 +187,12 @@ def test_the_real_stages_train_there_as_they_do_here(
     """The one test that sends this checkout; its training is that of the fixture, on one thread, to the last bit."""
     monkeypatch.setattr(git, "CHECKOUT", small_checkout.ROOT)
     monkeypatch.setattr(git, "__file__", str(small_checkout.ROOT / "pipeline/runtime/git.py"))
+    monkeypatch.setattr(git, "commit", lambda: "1" * 40)  # the real one changes while somebody works in the checkout
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert train("--fold", "0", "--force") == 0
     assert_same_training(FOLD, tiny_runs / "tiny/fold0")
-    assert read_log(FOLD)[-1]["commit"] == git.commit()
+    assert read_log(FOLD)[-1]["commit"] == "1" * 40
+    assert yaml.safe_load((FOLD / "config.yaml").read_text())["data"]["folder"] == "data/carvana"  # which is good here
 
 
 def test_status_and_cancel(kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Path) -> None:
@@ -183,7 +204,7 @@ def test_status_and_cancel(kaggle: Kaggle, capsys: Capture, tmp_path: pathlib.Pa
     wait_until(lambda: kaggle.kernels.sessions)
     assert command("remote-status") == 0
     out = capsys.readouterr().out
-    assert "train --config tiny.yaml" in out and "GPU hours left" in out
+    assert "train --config tiny.yaml" in out and "GPU hours" in out
     assert command("validate", "--run", "tiny") == 1  # another command follows
     assert command("remote-cancel") == 0
     other_terminal.join()
@@ -216,6 +237,7 @@ def test_the_rules_must_be_accepted(kaggle: Kaggle, capsys: Capture) -> None:
     assert "accept the rules on https://www.kaggle.com/competitions/carvana" in last_error(capsys)
 
 
+@asks_for_the_quota
 def test_no_session_starts_without_quota(kaggle: Kaggle, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.synthetic.fake_kernels.USED_HOURS", 30)
     assert train(gpu="NvidiaTeslaT4") == 1
@@ -407,7 +429,56 @@ def test_a_run_that_was_trained_here_is_not_trained_there(kaggle: Kaggle, capsys
     FOLD.mkdir(parents=True)
     (FOLD / "last.pt").write_text("my own")
     assert train() == 1
-    assert "runs/tiny/fold0/last.pt was trained here" in last_error(capsys) and not kaggle.kernels.sessions
+    assert "runs/tiny/fold0/last.pt was made here" in last_error(capsys) and not kaggle.kernels.sessions
+
+
+MADE_HERE = [
+    ("train", "runs/tiny/fold1/config.yaml"), ("refine", "runs/tiny/fold0/refiner.pt"),
+    ("validate", "runs/tiny/fold2/best.pt"), ("validate", "runs/tiny/oof/fold0.npz"),
+    ("validate", "runs/tiny/threshold.json"), ("predict", "runs/tiny/threshold.json"),
+    ("predict", "submissions/tiny.csv.gz"),
+]
+
+
+def test_what_was_made_here_is_seen_before_a_session_starts(kaggle: Kaggle, capsys: Capture) -> None:
+    assert train() == 0
+    for stage, made in MADE_HERE:
+        pathlib.Path(made).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(made).write_text("my own")
+        assert command(stage, "--set", "train.epochs=4") == 1
+        assert f"{made} was made here" in last_error(capsys)
+        pathlib.Path(made).unlink()
+    assert len(kaggle.kernels.sessions) == 1
+    pathlib.Path("runs/tiny/fold0.bak").mkdir()
+    pathlib.Path("runs/tiny/fold0.bak/best.pt").write_text("my own")  # a copy is no fold
+    assert command("validate") == 0 and len(kaggle.kernels.sessions) == 2
+
+
+def test_what_an_earlier_session_handed_on_and_was_changed_here_is_seen_before_the_next_starts(
+    kaggle: Kaggle, capsys: Capture
+) -> None:
+    behave(kaggle, "table")
+    assert train() == 0
+    pathlib.Path("runs/tiny/folds.csv").write_text("my own")
+    assert command("validate") == 1
+    assert "runs/tiny/folds.csv was made here" in last_error(capsys) and len(kaggle.kernels.sessions) == 1
+
+
+@pytest.mark.parametrize("stage", ["refine", "validate", "predict"])
+def test_a_stage_after_training_needs_a_session_that_has_trained(
+    kaggle: Kaggle, capsys: Capture, stage: str
+) -> None:
+    assert command(stage) == 1
+    assert "run `make train ON=kaggle RUN=tiny` first" in last_error(capsys) and not kaggle.kernels.sessions
+
+
+def test_a_known_mistake_of_its_own_masks_ends_no_session(kaggle: Kaggle) -> None:
+    """What Kaggle would refuse does; and `submit` checks again."""
+    assert train() == 0 and command("predict") == 0
+    last = kaggle.kernels.sessions[max(kaggle.kernels.sessions)][0]
+    job = read_job(last.request["text"])
+    assert job and [stage[:2] for stage in job.stages] == [["predict", "--on-bad-image"], ["check", "--force"]]
+    assert "Made by `make predict ON=kaggle`" in last.request["text"]
 
 
 def test_a_file_that_was_made_here_meanwhile_is_not_replaced(
@@ -455,7 +526,7 @@ def test_uncommitted_code_is_sent_only_on_demand(
     try:
         path.write_text(committed.replace("begins", "changed"))
         assert train() == 1
-        assert "uncommitted changes" in last_error(capsys) and not kaggle.kernels.sessions
+        assert "pipeline/__main__.py is not as committed" in last_error(capsys) and not kaggle.kernels.sessions
         assert train("--force") == 0
         assert "train changed" in capsys.readouterr().out
     finally:
@@ -482,7 +553,7 @@ def test_files_of_a_job_may_lie_where_outputs_do(tmp_path: pathlib.Path, monkeyp
     table = "runs/cpu/report/suspects.csv"
     job = Job(
         run="x", stages=[["train"]], files={table: "image\n"}, gpu="none", packages=[], sample_table="s.csv",
-        commit="", clean=False, code="1",
+        folder="data/x", commit="", clean=False, code="1",
     )  # fmt: skip
     prepare_checkout(job, tmp_path / "working")
     assert pathlib.Path(table).read_text() == (tmp_path / "working" / table).read_text() == "image\n"
@@ -492,13 +563,14 @@ def test_a_job_is_read_back_from_its_script(checkout: pathlib.Path, monkeypatch:
     monkeypatch.setattr(git, "CHECKOUT", checkout)
     job = Job(
         run="a'b", stages=[["train", "--set", "a.b=\"\\n'''\n😀"]], files={"x.yaml": "é\n"}, gpu="none", packages=[],
-        sample_table="s.csv", commit="", clean=False, code="1",
+        sample_table="s.csv", folder="data/x", commit="", clean=False, code="1",
     )  # fmt: skip
     script = pack("a title", job)
     compile(script, "script", "exec")
     assert read_job(script) == job and read_job("print(1)") is None
     assert job.tag == job.model_copy(update={"code": "2", "commit": "3"}).tag
     assert job.tag != job.model_copy(update={"gpu": "NvidiaTeslaT4"}).tag
+    assert job.tag == job.model_copy(update={"stages": [[*job.stages[0], "--debug"]]}).tag  # the same session
 
 
 def test_what_the_image_lacks_is_installed_only_where_it_is_needed() -> None:
@@ -507,12 +579,13 @@ def test_what_the_image_lacks_is_installed_only_where_it_is_needed() -> None:
         assert needed_packages(Settings.model_validate(override))
 
 
-@pytest.mark.parametrize("setting", ["data.pseudo", "train.init_from", "refine.init_from"])
+@pytest.mark.parametrize("setting", ["data.pseudo", "train.init_from", "refine.init_from", "model.encoder_weights"])
 def test_what_stays_here_is_refused_before_a_session_starts(setting: str) -> None:
     section, key = setting.split(".")
     with pytest.raises(Problem, match=f"^{setting} is x.pt, which is not sent to Kaggle"):
         remote.check_nothing_large(Settings.model_validate({section: {key: "x.pt"}}))
     remote.check_nothing_large(Settings())
+    remote.check_nothing_large(Settings.model_validate({"model": {"arch": "smp.Unet", "encoder_weights": "imagenet"}}))
 
 
 def test_names_of_kernels() -> None:

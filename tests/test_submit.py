@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
-from kaggle_server import ALWAYS, Fault, Kaggle, answering, disconnect, serving, stall
+from kaggle_server import ALWAYS, Fault, Kaggle, answering, asks_for_the_limit, disconnect, serving, stall
 
 from pipeline import carvana
 from pipeline.__main__ import main
@@ -89,9 +89,8 @@ def test_a_submission_ends_with_its_score_and_a_row(kaggle: Kaggle, submit_mine:
     assert (row.status, row.public, row.private, row.ref) == ("complete", 1.0, 1.0, kaggle.submissions[0]["ref"])
     assert row.message == f"my words, two lines #{row.sha256[:12]}" == kaggle.submissions[0]["description"]
     assert row.runs == () and row.commit == "" and not row.clean
-    out = capsys.readouterr().out
-    assert "Submissions left today: 5." in out
-    assert out.splitlines()[-1] == "public 1.00000  private 1.00000  row 1 of submissions/ledger.csv"
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == "public 1.00000  private 1.00000  row 1 of submissions/ledger.csv"
 
 
 def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit_mine: Submit, capsys: Capture) -> None:
@@ -125,13 +124,21 @@ def test_without_a_ledger_the_submission_is_found_at_kaggle(kaggle: Kaggle, subm
     assert uploads(kaggle) == 1 and (after.ref, after.public) == (before.ref, before.public)
 
 
+@asks_for_the_limit
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_the_number_left_today_is_shown(
+    kaggle: Kaggle, submit_mine: Submit, capsys: Capture, options: list[str]
+) -> None:
+    assert submit_mine(*options) == 0
+    assert "Submissions left today: 5." in capsys.readouterr().out
+
+
 def test_dry_run_prints_a_line_that_works_and_uploads_nothing(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture
 ) -> None:
     assert submit_mine("--dry-run", "--message", "it's a \"try\"; $HOME") == 0
     out = capsys.readouterr().out
     assert uploads(kaggle) == 0 and rows() == []
-    assert "Submissions left today: 5." in out
     (line,) = [line for line in out.splitlines() if "kaggle competitions submit" in line]
     process = subprocess.run(line, shell=True, capture_output=True, text=True)
     assert "Successfully submitted" in process.stdout, process
@@ -221,7 +228,10 @@ def test_the_message_says_how_it_was_predicted() -> None:
 # --- transient faults -----------------------------------------------------------------------------
 
 
-CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "CreateSubmission")
+CALLS = (
+    pytest.param("GetSubmissionLimits", marks=asks_for_the_limit), "ListSubmissions", "StartSubmissionUpload",
+    "CreateSubmission",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -324,6 +334,7 @@ def test_a_submission_list_that_cannot_be_read_leaves_no_row(
     assert rows() == []
 
 
+@asks_for_the_limit
 def test_the_daily_limit_is_reported_before_anything_is_uploaded(
     kaggle: Kaggle, submit_mine: Submit, capsys: Capture, monkeypatch: Patch
 ) -> None:

@@ -51,6 +51,10 @@ class Submission:
     error: str  # why Kaggle could not score it, or ""
 
 
+class ClientTooOld(Problem):
+    """The installed package lacks a call."""
+
+
 class Client:
     """An authenticated connection to the competition. Every method raises Problem."""
 
@@ -210,7 +214,7 @@ def build_request(module: Any, name: str, fields: dict[str, Any]) -> Any:
     except AttributeError:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("kaggle", "kagglesdk"))
         what = f"The installed Kaggle client ({versions}) is too old: it has no {name}"
-        raise Problem(f"{what}; pip install -e '.[kaggle]'.") from None
+        raise ClientTooOld(f"{what}; pip install -e '.[kaggle]'.") from None
 
 
 def call_api(call: Callable[..., Answer], *request: Any) -> Answer:

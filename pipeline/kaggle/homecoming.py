@@ -18,7 +18,8 @@ from pipeline.runtime.files import sha256, write_text
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import progress
 
-LEFT_THERE = ("coarse.zip",)  # what only trains a refiner: large, and made again in minutes
+# What only trains a refiner: large, and made again in minutes; and when the files there were last read.
+LEFT_THERE = ("coarse.zip", "inspected.json")
 
 
 class Record(BaseModel):
@@ -39,13 +40,11 @@ def bring_home(kernels: Kernels, run: Run, slug: str) -> Outputs:
     wanted = {name: file for name, file in outputs.files.items() if comes_home(name)}
     if missing := [name for name in wanted if name not in links]:
         raise Problem(f"Kaggle does not have {missing[0]}, which {slug} wrote; see {kernels.page(slug)}/output.")
-    digests = {name: sha256(pathlib.Path(name)) for name in wanted if pathlib.Path(name).is_file()}
-    new = {name: file for name, file in wanted.items() if digests.get(name) != file.sha256}
     record = read_record(run)
-    for name in new:
-        if name in digests and digests[name] not in record.brought:
-            what = f"{name} here is not what an earlier session wrote, and {slug} has another"
-            raise Problem(f"{what}; move it away, or choose another RUN=.")
+    if conflicts := find_conflicts(wanted, record):
+        what = f"{conflicts[0]} here is not what an earlier session wrote, and {slug} has another"
+        raise Problem(f"{what}; move it away, and run the same command again.")
+    new = {name: file for name, file in wanted.items() if not is_here(name, file)}
     drafts = run.folder / ".remote"
     download_all(kernels, slug, drafts, new, links)
     brought = sorted({*record.brought, *(file.sha256 for file in wanted.values())})
@@ -71,6 +70,10 @@ def read_outputs(kernels: Kernels, run: Run, slug: str, links: dict[str, str]) -
     if foreign := [name for name in outputs.files if not name.startswith(own)]:
         raise Problem(f"{MANIFEST} of {slug} lists {foreign[0]}, which is not of {run.name}; nothing is taken from it.")
     return outputs
+
+
+def is_here(name: str, file: OutputFile) -> bool:
+    return pathlib.Path(name).is_file() and sha256(pathlib.Path(name)) == file.sha256
 
 
 def comes_home(name: str) -> bool:
@@ -103,13 +106,28 @@ def read_record(run: Run) -> Record:
         return Record()
 
 
-def check_nothing_made_here(run: Run) -> None:
-    """Raise Problem, before hours of training, if a checkpoint of the run here is not from a session."""
-    brought = read_record(run).brought
-    for path in sorted(run.folder.glob("fold*/*.pt")):
-        if sha256(path) not in brought:
-            what = f"{path} was trained here, and a session on Kaggle would not go on from it"
-            raise Problem(f"{what}; choose another RUN=, or move {path.parent} away.")
+def check_nothing_made_here(run: Run, stage: str, left: dict[str, OutputFile]) -> None:
+    """Raise Problem, before hours at Kaggle, if a session would miss files made here, or could not replace them.
+
+    stage: train, refine, validate or predict. left: what the last session has left, and the next one hands on.
+    """
+    record = read_record(run)
+    for path in sorted(run.folder.glob("fold*/*")):
+        is_of_fold = path.parent.name.removeprefix("fold").isdecimal() and path.is_file() and comes_home(str(path))
+        if is_of_fold and sha256(path) not in record.brought:
+            what = f"{path} was made here, and no session on Kaggle would go on from it: files of a run are not sent"
+            raise Problem(f"{what}; {stage} it here, choose another RUN=, or move {path.parent} away.")
+    written = {"validate": [*run.folder.glob("oof/fold*"), run.threshold], "predict": [run.threshold, run.submission]}
+    own = {str(path) for path in written.get(stage, []) if path.is_file() and sha256(path) not in record.brought}
+    if conflicts := sorted(own) or find_conflicts(left, record):
+        what = f"{conflicts[0]} was made here, and a session on Kaggle would bring another"
+        raise Problem(f"{what}; {stage} it here, choose another RUN=, or move {conflicts[0]} away.")
+
+
+def find_conflicts(files: dict[str, OutputFile], record: Record) -> list[str]:
+    """Return the outputs that would replace a file which no session wrote."""
+    digests = {name: sha256(pathlib.Path(name)) for name in files if comes_home(name) and pathlib.Path(name).is_file()}
+    return [name for name, digest in digests.items() if digest not in (files[name].sha256, *record.brought)]
 
 
 def came_from_kaggle(runs: Iterable[str], digests: Iterable[str]) -> bool:

@@ -14,7 +14,8 @@ from pipeline.kaggle.session import Job
 from pipeline.runtime import git
 from pipeline.runtime.problem import Problem
 
-PACKED_FOLDERS = ("pipeline", "configs")
+CODE = "pipeline"
+PACKED_FOLDERS = (CODE, "configs")
 MAX_SCRIPT_BYTES = 1_000_000  # our own bound, four times of what the code needs; Kaggle's is not documented
 SMP = "segmentation-models-pytorch>=0.6,<0.7"
 LOSSES_OF_SMP = ("focal", "lovasz")
@@ -34,11 +35,20 @@ sys.exit(subprocess.run(command, input=JOB, cwd=checkout, text=True).returncode)
 '''
 
 
-def check_committed(force: bool) -> None:
-    """Raise Problem if tracked files differ from the commit, unless `force`: the run's provenance names a commit."""
-    if git.commit() and not git.is_clean() and not force:
-        what = "This checkout has uncommitted changes, so that the commit would not say what code ran"
-        raise Problem(f"{what}; commit them, or send them as they are with FORCE=1.")
+def check_committed(config_path: str, stage: str, force: bool) -> bool:
+    """Return whether code and config are exactly those of the commit, which the run's provenance names.
+
+    Raise Problem if they are not, unless `force`. An untracked module or config is not of the commit either.
+    """
+    if not git.commit():
+        return False
+    names = git.uncommitted(CODE, config_path)
+    if names and not force:
+        what = f"{names[0]} and {len(names) - 1} more files are" if names[1:] else f"{names[0]} is"
+        why = "the commit would not say what ran"
+        advice = f"commit the changes, or send them as they are: make {stage} ON=kaggle FORCE=1"
+        raise Problem(f"{what} not as committed, so that {why}; {advice}.")
+    return not names
 
 
 def needed_packages(settings: Settings) -> list[str]:
@@ -50,20 +60,22 @@ def needed_packages(settings: Settings) -> list[str]:
 def pack(title: str, job: Job) -> str:
     """Return the script of a kernel."""
     packed = base64.b64encode(pack_checkout(job)).decode()
-    script = SCRIPT.format(title=title, stage=job.stages[-1][0], job=job.model_dump_json(), archive=packed)
+    script = SCRIPT.format(title=title, stage=main_stage(job.stages), job=job.model_dump_json(), archive=packed)
     if len(script) > MAX_SCRIPT_BYTES:
         raise Problem(f"The script for Kaggle has {len(script):,} bytes; {MAX_SCRIPT_BYTES:,} are allowed.")
     return script
 
 
 def pack_checkout(job: Job) -> bytes:
-    """Return a .tar.xz of the tracked files of PACKED_FOLDERS, of all of them outside of a git checkout."""
-    listed = git.git("ls-files", "-z", "--", *PACKED_FOLDERS) if git.commit() else None
-    if listed is None:
+    """Return a .tar.xz of PACKED_FOLDERS: tracked files and untracked code, or all files outside of a git checkout.
+
+    Untracked code gets here only by FORCE=1.
+    """
+    if git.commit():
+        names = git.split_names(git.git("ls-files", "-z", "--", *PACKED_FOLDERS)) + git.untracked(CODE)
+    else:
         paths = [path for name in PACKED_FOLDERS for path in (git.CHECKOUT / name).rglob("*")]
         names = [str(path.relative_to(git.CHECKOUT)) for path in paths if "__pycache__" not in path.parts]
-    else:
-        names = listed.strip("\0").split("\0")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
         for name in sorted(names):
@@ -91,8 +103,15 @@ def read_job(script: str) -> Job | None:
         return None
 
 
+def main_stage(stages: list[list[str]]) -> str:
+    """Return the stage that a session is for, as `make STAGE ON=kaggle` names it; others come with it."""
+    return next(name for name, *_ in stages if name != "folds")
+
+
 def read_local_file(name: str) -> str:
-    """Return the text of a file that a job takes along."""
+    """Return the text of a file that a job takes along; Problem unless it can lie there where it lies here."""
+    if pathlib.Path(name).is_absolute() or ".." in pathlib.Path(name).parts:
+        raise Problem(f"{name} must lie in this folder, since it goes to Kaggle under the same name.")
     try:
         return pathlib.Path(name).read_text()
     except (OSError, UnicodeDecodeError):

@@ -7,6 +7,7 @@ kernel, reads from its script which command it runs, and follows it, brings home
 `session` is what runs there, `packing` makes its script, `kernels` has the calls, `homecoming` brings outputs home.
 """
 import collections
+import pathlib
 import re
 import shlex
 import sys
@@ -14,23 +15,25 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.config import Settings
+from pipeline.config import Data, Settings
 from pipeline.data.competition import Competition
 from pipeline.data.dataset import COMPETITIONS, competition_of
 from pipeline.kaggle import homecoming
-from pipeline.kaggle.client import connect
+from pipeline.kaggle.client import ClientTooOld, connect
 from pipeline.kaggle.kernels import Kernels, Status
-from pipeline.kaggle.packing import check_committed, needed_packages, pack, read_job, read_local_file
+from pipeline.kaggle.packing import (
+    PACKED_FOLDERS, check_committed, main_stage, needed_packages, pack, read_job, read_local_file
+)  # fmt: skip
 from pipeline.kaggle.retry import NETWORK_ERRORS, explain, is_transient
 from pipeline.kaggle.session import NO_GPU, Job
-from pipeline.paths import Run
+from pipeline.paths import RUNS, SUBMISSIONS, Run
 from pipeline.runtime import git
 from pipeline.runtime.files import digest, locked
 from pipeline.runtime.problem import Problem
 
 TRAINING_STAGES = ("train", "refine")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0  # between looks at a session, doubled while it prints nothing
-MISSING_LOOKS = 5  # at a new kernel that Kaggle does not know yet; one that stays unknown was deleted
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between looks at a session, doubled while it prints nothing
+MISSING_LOOKS = 7  # in a minute, at a new kernel that Kaggle does not know yet; one that stays unknown was deleted
 OUTAGE_S = 6 * 3600.0  # of the network, after which following a session ends
 NAME_CHARS = 24  # of a run's name in a slug; Kaggle's titles have 50 at most
 LAST_LINES = 3  # of a log, in the message of a session that failed without a message of ours
@@ -50,17 +53,18 @@ class Part:
 def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str, gpu: str, force: bool) -> None:
     """Run the stages in a session on Kaggle, up to their outputs at home.
 
-    stages: command lines of `python -m pipeline`, without --data and --gpus. settings: of config_path, with overrides.
+    stages: command lines of `python -m pipeline`, without --data. settings: of config_path, with overrides.
     gpu: Kaggle's machine shape, or NO_GPU. force: send the code even if it is not that of a commit.
     """
     competition = competition_at_kaggle(settings)
     check_nothing_large(settings)
-    check_committed(force)
+    is_committed = check_committed(config_path, main_stage(stages), force)
     local_files = filter(None, (config_path, settings.data.exclude, settings.data.relabel))
     job = Job(
         run=run.name, stages=stages, gpu=gpu, packages=needed_packages(settings),
         files={name: read_local_file(name) for name in local_files},
-        sample_table=competition.sample_table, commit=git.commit(), clean=git.is_clean(), code=git.code_digest(),
+        sample_table=competition.sample_table, folder=folder_in_session(settings.data.folder),
+        commit=git.commit(), clean=is_committed, code=git.code_digest(),
     )  # fmt: skip
     with locked(run.lock("remote"), f"Another command follows the session of {run.name}; wait until it is done."):
         kernels = Kernels(connect(competition))
@@ -75,11 +79,25 @@ def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str
 
 def check_nothing_large(settings: Settings) -> None:
     """Raise Problem if the settings name a submission or weights: a session gets code, config and small tables only."""
-    of_refiner = settings.refine.init_from if settings.refine else None
-    named = {"data.pseudo": settings.data.pseudo, "train.init_from": settings.train.init_from}
-    for setting, path in (named | {"refine.init_from": of_refiner}).items():
+    encoder = settings.model.encoder_weights or ""  # a file, unless it is a plain name such as imagenet
+    named = {
+        "data.pseudo": settings.data.pseudo, "train.init_from": settings.train.init_from,
+        "refine.init_from": settings.refine.init_from if settings.refine else None,
+        "model.encoder_weights": encoder if pathlib.Path(encoder).is_file() or re.search(r"[/.]", encoder) else None,
+    }  # fmt: skip
+    for setting, path in named.items():
         if path is not None:
             raise Problem(f"{setting} is {path}, which is not sent to Kaggle; train this run here, without ON=kaggle.")
+
+
+def folder_in_session(folder: str) -> str:
+    """Return the name of the competition's folder in the session's checkout: that of the config, if it can lie there.
+
+    The run remembers it, so that later stages find their data here as there.
+    """
+    names = pathlib.PurePath(folder).parts
+    taken = ("/", *PACKED_FOLDERS, RUNS.name, SUBMISSIONS.name)
+    return folder if names and names[0] not in taken and ".." not in names else Data().folder
 
 
 def run_job(kernels: Kernels, run: Run, job: Job) -> None:
@@ -157,8 +175,12 @@ def finished_part(kernels: Kernels, run: Run, newest: Part, job: Job) -> Part | 
     return part if is_same and part.status.name == "COMPLETE" else None
 
 
+def names_of(job: Job) -> list[str]:
+    return [name for name, *_ in job.stages]
+
+
 def trains(job: Job) -> bool:
-    return any(stage in TRAINING_STAGES for stage, *_ in job.stages)
+    return any(stage in TRAINING_STAGES for stage in names_of(job))
 
 
 def was_reported(run: Run, part: Part) -> bool:
@@ -169,13 +191,16 @@ def was_reported(run: Run, part: Part) -> bool:
 def start_part(kernels: Kernels, run: Run, job: Job, last: Part | None) -> Part:
     """Start the session after `last`, with the outputs of the last one that has any."""
     number = last.number + 1 if last else 1
-    if trains(job):
-        homecoming.check_nothing_made_here(run)
+    source = next((one for one in earlier_slugs(kernels, run, number) if has_outputs(kernels, one)), None)
+    left = homecoming.read_outputs(kernels, run, source, kernels.outputs(source)).files if source else {}
+    homecoming.check_nothing_made_here(run, main_stage(job.stages), left)
+    if "train" not in names_of(job) and not any(name.endswith("best.pt") for name in left):
+        what = f"No session of {run.name} on Kaggle has trained a network"
+        raise Problem(f"{what}; run `make train ON=kaggle RUN={run.name}` first.")
     if job.gpu != NO_GPU:
         check_quota(kernels)
     slug = slug_of(run, number, kernels.client.competition)
     title = slug.replace("-", " ")  # Kaggle makes the slug of it
-    source = next((one for one in earlier_slugs(kernels, run, number) if has_outputs(kernels, one)), None)
     homecoming.note(run, started=slug)
     kernels.push(slug, title, pack(title, job), source, job.gpu, internet=bool(job.packages))
     print(f"Started {kernels.page(slug)}; it runs {'; '.join(map(shlex.join, job.stages))}.", flush=True)
@@ -192,7 +217,12 @@ def has_outputs(kernels: Kernels, slug: str) -> bool:
 
 def check_quota(kernels: Kernels) -> None:
     """Print how many GPU hours are left this week; raise Problem if there are none."""
-    if (quota := kernels.quota()) is None:
+    try:
+        quota = kernels.quota()
+    except ClientTooOld as problem:  # which can start a session all the same
+        print(f"How many GPU hours are left is unknown: {problem}")
+        return
+    if quota is None:
         return
     resets = f", which begins again at {quota.resets:%Y-%m-%d %H:%M} UTC" if quota.resets else ""
     if quota.left_h <= 0:
@@ -259,8 +289,9 @@ def looks(kernels: Kernels, slug: str, printer: LogPrinter) -> Iterator[Status]:
             lost_at, missing = 0.0, 0 if status else missing + 1
             if status or missing == MISSING_LOOKS:
                 yield status or Status("CANCEL_ACKNOWLEDGED", "its kernel was deleted")
-        pause_s = FIRST_PAUSE_S if printer.printed.total() > printed else min(2 * pause_s, LONGEST_PAUSE_S)
+        pause_s = FIRST_PAUSE_S if printer.printed.total() > printed else pause_s
         time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def print_log(kernels: Kernels, slug: str, printer: LogPrinter) -> None:

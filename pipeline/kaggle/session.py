@@ -45,19 +45,21 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    stages: list[list[str]]  # command lines of `python -m pipeline`, without --data and --gpus
+    stages: list[list[str]]  # command lines of `python -m pipeline`, without --data
     files: dict[str, str]  # path in the checkout -> text, such as the config
     gpu: str  # Kaggle's machine shape, or NO_GPU
     packages: list[str]  # that Kaggle's image lacks, as pip takes them
     sample_table: str  # of the competition, by which its folder is known
+    folder: str  # the config's `data.folder`: the name of that folder in the checkout
     commit: str  # of the code, "" if unknown
     clean: bool  # whether the code is exactly that commit's
     code: str  # digest of the code
 
     @property
     def tag(self) -> str:
-        """Return what is equal for equal commands, whatever code runs them."""
-        return digest(self.model_dump(exclude={"commit", "clean", "code"}))[:12]
+        """Return what is equal for equal commands, whatever code runs them, and whether tracebacks are wanted."""
+        stages = [[word for word in stage if word != "--debug"] for stage in self.stages]
+        return digest(stages, self.model_dump(exclude={"stages", "commit", "clean", "code"}))[:12]
 
 
 class OutputFile(BaseModel):
@@ -85,8 +87,9 @@ def main(working: pathlib.Path, began: float) -> None:
         gpus = gpu_names() if job.gpu != NO_GPU else []
         check_gpus(job, gpus)
         prepare_checkout(job, working)
-        folder = find_competition(working.parent / "input", job.sample_table)
-        state, message = run_stages(job, folder, len(gpus), began + SESSION_S - RESERVE_S)
+        # The run remembers where its data were, so that is a name which is good on the user's machine, too.
+        link(pathlib.Path(job.folder), find_competition(working.parent / "input", job.sample_table))
+        state, message = run_stages(job, len(gpus), began + SESSION_S - RESERVE_S)
     except (Problem, OSError) as problem:
         state, message = "failed", f"kaggle: {sentence_of(problem)}"
         print(message, file=sys.stderr)
@@ -138,11 +141,16 @@ def prepare_checkout(job: Job, working: pathlib.Path) -> None:
     for name in ("runs", "submissions"):
         (working / name).mkdir(exist_ok=True)
         shutil.rmtree(name, ignore_errors=True)
-        pathlib.Path(name).symlink_to(working / name)
+        link(pathlib.Path(name), working / name)
     for name, text in job.files.items():  # some lie in runs/, such as a table of suspects
         write_text(pathlib.Path(name), text)
     if job.packages and subprocess.run([sys.executable, "-m", "pip", "install", "-q", *job.packages]).returncode:
         raise Problem(f"pip could not install {' '.join(job.packages)}; run the same command later.")
+
+
+def link(path: pathlib.Path, target: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target.absolute())
 
 
 def find_competition(inputs: pathlib.Path, sample_table: str) -> pathlib.Path:
@@ -158,16 +166,15 @@ def find_all(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
         yield from sorted(folder.glob(f"{pattern}/{name}"))
 
 
-def run_stages(
-    job: Job, folder: pathlib.Path, gpus: int, deadline: float
-) -> tuple[Literal["done", "stopped", "failed"], str]:
+def run_stages(job: Job, gpus: int, deadline: float) -> tuple[Literal["done", "stopped", "failed"], str]:
     """Run one stage after another; return how that ended, and the last line on stderr of a stage that failed."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     for command in job.stages:
-        more = ["--gpus", str(gpus)] if gpus > 1 and command[0] in GPU_STAGES else []
-        code, last_line = run_stage([*command, "--data", str(folder), *more], stop, deadline)
+        uses_all = gpus > 1 and command[0] in GPU_STAGES and "--gpus" not in command
+        more = ["--gpus", str(gpus)] if uses_all else []
+        code, last_line = run_stage([*command, "--data", job.folder, *more], stop, deadline)
         if code and (stop.is_set() or time.time() > deadline):
             return "stopped", last_line
         if code:

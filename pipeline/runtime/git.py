@@ -30,6 +30,24 @@ def is_clean() -> bool:
     return git("status", "--porcelain", "--untracked-files=no", "--", *ALL_BUT_THE_LEDGER) == ""
 
 
+def uncommitted(*untracked_too: str) -> list[str]:
+    """Return the tracked files that differ from the commit, and untracked ones of these files and folders.
+
+    Names are relative to the checkout; what git ignores does not count. Empty outside of a git checkout.
+    """
+    changed = git("diff", "--name-only", "--relative", "-z", "HEAD", "--", *ALL_BUT_THE_LEDGER)
+    return sorted([*split_names(changed), *untracked(*untracked_too)])
+
+
+def untracked(*names: str) -> list[str]:
+    return split_names(git("ls-files", "--others", "--exclude-standard", "-z", "--", *names)) if names else []
+
+
+def split_names(listed: str | None) -> list[str]:
+    """Split what git lists with -z."""
+    return list(filter(None, (listed or "").split("\0")))
+
+
 def packed_state() -> dict[str, Any]:
     """Return {"commit": hash, "clean": bool} of a packed copy of a checkout; {} if this is none."""
     return json.loads(PACKED_COMMIT.read_text()) if PACKED_COMMIT.is_file() else {}

@@ -56,7 +56,7 @@ def check(
     if mistake := find_mistake(masks, expected_names, competition, means, (at_first, before_first)):
         if not force:
             raise Problem(f"{path}: {mistake}; correct that, or set FORCE=1 if it is meant.")
-        notes.append(f"It looks like a known mistake, but FORCE is set: {mistake}.")
+        notes.append(f"It looks like a known mistake, which is accepted: {mistake}.")
     mean_coverage, (lowest, highest) = covered_px / (competition.pixels * len(line_of)), competition.mean_coverage_range
     if not lowest <= mean_coverage <= highest:
         what = f"{mean_coverage:.1%} of their images on average, but {lowest:.1%} to {highest:.1%} are plausible"

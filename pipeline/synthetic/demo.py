@@ -15,6 +15,7 @@ from pipeline.synthetic.fake_kaggle import SOLUTION, FakeKaggle
 
 KAGGLE_STAGES = ("download", "submit")
 SESSION_STAGES = ("train", "validate", "predict")
+DONE_THERE = ("folds", "threshold", "check")  # by the sessions of these
 ON_KAGGLE = ("--on", "kaggle", "--gpu", "none", "--force")
 
 
@@ -28,7 +29,7 @@ def main(
     sessions of the fake Kaggle, as `ON=kaggle` does at the real one.
     """
     folder = drawn if offline else drawn.with_name(f"{drawn.name}-downloaded")
-    arguments = [*arguments, "--data", str(folder)]
+    arguments_there, arguments = [*arguments, *ON_KAGGLE], [*arguments, "--data", str(folder)]
     steps = [
         ("Draw a competition of synthetic cars", "demo-data", ["--data", str(drawn), *drawing_arguments]),
         ("Download it from a fake Kaggle on this machine", "download", arguments),
@@ -43,9 +44,9 @@ def main(
         ("Write a page that shows where the networks are wrong", "report", arguments),
     ]
     steps = [step for step in steps if not (offline and step[1] in KAGGLE_STAGES)]
-    if on_kaggle:  # where the session that trains makes the folds
-        steps = [step for step in steps if step[1] != "folds"]
-        steps = [(title, name, [*own, *ON_KAGGLE] if name in SESSION_STAGES else own) for title, name, own in steps]
+    if on_kaggle:
+        steps = [(title, name, arguments_there if name in SESSION_STAGES else own) for title, name, own in steps]
+        steps = [step for step in steps if step[1] not in DONE_THERE]
     with contextlib.ExitStack() as stack:
         environment: dict[str, str] = {}  # the variables that direct the client to the fake Kaggle
         if not offline:

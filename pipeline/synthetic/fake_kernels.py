@@ -21,7 +21,7 @@ OUTPUTS_PER_PAGE = 7  # fewer than a run has, so that the client must follow pag
 QUEUED_LOOKS = 1  # how many times a new session is shown as queued
 TOTAL_HOURS, USED_HOURS = 30, 4
 # What a session gets of this process's environment: no credentials, and no way to this server.
-PASSED_ON = ("PATH", "LANG", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "GLIBC_TUNABLES", "TMPDIR")
+PASSED_ON = ("PATH", "LANG", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "GLIBC_TUNABLES")
 
 
 class Session:
@@ -34,7 +34,8 @@ class Session:
         script.write_text(request["text"])
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | variables
         self.process = subprocess.Popen(
-            [sys.executable, script], cwd=self.working, env=environment | {"HOME": str(folder)}, text=True,
+            [sys.executable, script], cwd=self.working, text=True,
+            env=environment | {"HOME": str(folder), "TMPDIR": str(folder)},  # where its checkout goes, and ends
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         streams = {"stdout": self.process.stdout, "stderr": self.process.stderr}

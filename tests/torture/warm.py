@@ -26,12 +26,13 @@ import torch
 
 from pipeline.runtime import git
 from pipeline.__main__ import main
-from pipeline.kaggle import client, retry
+from pipeline.kaggle import client, kernels, remote, retry
 from pipeline.synthetic import write_competition
 from pipeline.kaggle import download, submit
 from pipeline import folds, predict, refine, threshold, train, validate
 from pipeline.report import report
 from pipeline.data import shrink
+from tests import small_checkout
 
 # Imported before any fork.
 STAGES_AT_HAND = (
@@ -225,6 +226,7 @@ def shorten_pauses() -> None:
     """Wait less for the fake Kaggle, as in tests/test_submit.py."""
     retry.FIRST_PAUSE_S, retry.ANSWER_S, client.SEARCH_PAUSE_S = 0.01, 5.0, 0.01
     submit.FIRST_POLL_S, submit.LONGEST_POLL_S, submit.SEARCH_PAUSES_S = 0.01, 0.1, (0.01, 0.5)
+    remote.FIRST_PAUSE_S, remote.LONGEST_PAUSE_S, kernels.SEARCH_PAUSE_S = 0.02, 0.1, 0.1
 
 
 # --- steps towards the disk -----------------------------------------------------------------------
@@ -295,6 +297,20 @@ def run_stages_within() -> None:
             raise SystemExit(code)
 
     submit.run_stage = run_stage  # type: ignore[assignment]
+
+
+# --- a session on Kaggle ---------------------------------------------------------------------------
+
+checkouts: list[pathlib.Path] = []  # one whose stages take no time
+
+
+def make_checkout_once(folder: pathlib.Path) -> None:
+    checkouts[:] = [small_checkout.make(folder)]
+
+
+def send_small_checkout() -> None:
+    """`before` of a child: the session is real, and its stages only write their files."""
+    git.CHECKOUT = checkouts[0]
 
 
 # --- drawing --------------------------------------------------------------------------------------
