@@ -22,7 +22,7 @@ from pipeline.report import charts, classes, gallery, overview, page, refinement
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.progress import duration, in_order
 
 MAX_SUSPECT_CARDS = 24
 LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be null
@@ -283,8 +283,3 @@ def threshold_chart(predictions: OofPredictions) -> overview.Panel | None:
 
 def write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
     write_text(path, table.to_csv(index=False))
-
-
-def duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
