@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.config import Refine, Settings
+from pipeline.inference.loading import read_pseudo_labels
 from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice, rle
@@ -159,7 +160,7 @@ def run_context(
     kicker = [
         f"{settings.model.arch}, images at 1/{settings.data.scale}",
         f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
-        f"trained by commit {commit}" if commit else "",
+        f"trained by commit {commit}" if commit else "", pseudo_label_fact(run, min(logs)),
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": list(filter(None, kicker)),
@@ -171,6 +172,15 @@ def run_context(
         ],
         "footer": f"Made by make report RUN={run.name}. Tables: {tables} beside this page.",
     }  # fmt: skip
+
+
+def pseudo_label_fact(run: Run, fold: int) -> str:
+    """Return which pseudo-labels a fold was trained on; "" without any."""
+    files = run.fold(fold)
+    if not files.config.is_file() or not files.best.is_file():
+        return ""
+    digest_of = read_pseudo_labels({files.best: config.load(files.config, check_choices=False)})
+    return ", ".join(f"pseudo-labels {path}, sha256 {digest[:12]}" for path, digest in digest_of.items())
 
 
 def defaults_of(settings: Settings) -> Settings:
