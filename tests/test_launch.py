@@ -79,7 +79,8 @@ def test_lines_of_a_watched_stage_are_printed_above_the_bars(
 def test_a_stage_is_stopped_when_its_parent_is_killed(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = sys.executable
     stage_is("trap 'echo > saved; exit 1' TERM; echo > begun; for i in {1..100}; do sleep 0.1; done", monkeypatch)
-    code = f"import sys; sys.executable = {sys.executable!r}; from pipeline.runtime import launch; launch.run_stage('x')"
+    code = f"import sys; sys.executable = {sys.executable!r}; "
+    code += "from pipeline.runtime.launch import run_stage; run_stage('x')"
     parent = subprocess.Popen([python, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_for(pathlib.Path("begun"))
     parent.kill()
