@@ -72,7 +72,7 @@ def test_lines_of_a_watched_stage_are_printed_above_the_bars(
     watched: list[int] = []
     with pytest.raises(SystemExit) as exit:
         run_stage("train", watch=lambda: watched.append(1))
-    assert exit.value.code == 3 and 2 <= len(watched) <= 6
+    assert exit.value.code == 3 and len(watched) >= 2
     assert capsys.readouterr() == ("one\nthree\n", "two\n")
 
 
