@@ -176,20 +176,20 @@ class Competing:
         """Return a step for each fold; on several GPUs one for all, a fold a GPU."""
         own = [*self.on_gpus(), *(["--deterministic"] if self.deterministic else [])]
         if self.gpus > 1:
-            together = min(self.gpus, len(self.numbers))
-            work = [item for fold in self.numbers for item in self.training_work(fold, together)]
+            parallel = min(self.gpus, len(self.numbers))
+            work = [item for fold in self.numbers for item in self.training_work(fold, parallel)]
             title = f"train {counted(len(self.numbers), 'fold')} on {self.gpus} GPUs"
             return [Step(title, self.stage("train", [*self.arguments(*self.numbers), *own]), work=tuple(work))]
         stages = {fold: self.stage("train", [*self.arguments(fold), *own]) for fold in self.numbers}
         return [Step(f"train fold {fold}", stages[fold], work=self.training_work(fold)) for fold in self.numbers]
 
-    def training_work(self, fold: int, together: int = 1) -> tuple[Work, ...]:
-        """together: how many folds are trained at once."""
+    def training_work(self, fold: int, parallel: int = 1) -> tuple[Work, ...]:
+        """parallel: how many folds are trained at once."""
         files, refine = self.run.fold(fold), self.settings.refine
-        count = functools.partial(count_epochs, together=together)
-        work = [Work(EPOCHS, self.settings.train.epochs / together, functools.partial(count, files.log))]
+        count = functools.partial(count_epochs, parallel=parallel)
+        work = [Work(EPOCHS, self.settings.train.epochs / parallel, functools.partial(count, files.log))]
         if refine:
-            work.append(Work(REFINER_EPOCHS, refine.epochs / together, functools.partial(count, files.refiner.log)))
+            work.append(Work(REFINER_EPOCHS, refine.epochs / parallel, functools.partial(count, files.refiner.log)))
         return tuple(work)
 
     def validation_step(self, fold: int) -> Step:
@@ -296,9 +296,9 @@ class Competing:
         return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {sha256(submission)}"]
 
 
-def count_epochs(log: pathlib.Path, together: int) -> float:
-    """Return how many epochs a log has, divided by the number of folds that are trained together."""
-    return (log.read_text().count("\n") if log.is_file() else 0) / together
+def count_epochs(log: pathlib.Path, parallel: int) -> float:
+    """Return how many epochs a log has, divided by the number of folds that are trained at once."""
+    return (log.read_text().count("\n") if log.is_file() else 0) / parallel
 
 
 def fits(check: Callable[[], bool]) -> Callable[[], bool]:
