@@ -256,6 +256,7 @@ def test_a_folder_that_is_none_is_a_problem(training: ImageFolder, more: pathlib
     (more / "masks/p02.png").unlink()
     with pytest.raises(Problem, match="masks lacks 1 mask; the first is that of p02.jpg"):
         read_pseudo_folder(more, 1.0, 1.0, training)
+    (more / "groups.csv").unlink()
     for name in ("images", "masks"):
         (more / name).rename(more / f"all {name}")
         (more / name).mkdir()
