@@ -111,7 +111,7 @@ def gain_rows(every: FoldScores, cross_fitted: float, run: Run, joint: Run) -> l
         blend = read_threshold_json(joint.blend, "blend")
         weights = ", ".join(f"{name} {weight:g}" for name, weight in blend["weights"].items())
         gains[f"blend ({weights}) over {blend['best_single_run']}, cross-fitted"] = blend["gain_cross_fitted"]
-    return [f"{name:<48}{gain:+.5f}" for name, gain in gains.items() if gain is not None]
+    return [f"{name:<40} {gain:+.5f}" for name, gain in gains.items() if gain is not None]
 
 
 def dice_and_keys(run: Run, folds: list[int], threshold: float, key_of: KeyOf) -> tuple[NDArray[np.float64], list[str]]:
