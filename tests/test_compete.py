@@ -1,6 +1,7 @@
 """`compete`: every stage in one command, stopped and continued, to the same submission; and the table at its end."""
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from pipeline.report import gains
 from pipeline.runtime.files import locked, sha256
 from pipeline.runtime.problem import Problem
 
-SETTINGS = with_set("train.epochs=1", "refine.epochs=1", *(each for each in REFINE if "epochs" not in each))
+SMALL = [each for each in REFINE if "epochs" not in each]
+SETTINGS = with_set("train.epochs=1", "refine.epochs=1", "predict.tta=none", *SMALL)
 RUN, OTHER, JOINT = Run("night"), Run("other"), Run("night+other")
 
 
@@ -128,17 +130,53 @@ def test_a_run_that_is_killed_between_its_stages_ends_with_the_same_submission(
     RUN.submission.unlink()  # one that is made stage by stage has the same bytes
     assert pipeline("predict", "--run", RUN.name, "--fold", "all", *SETTINGS) == 0
     assert sha256(RUN.submission) == digest
+    RUN.report_page.touch()
 
 
-def test_what_no_longer_fits_is_made_again(pipeline: Pipeline, calls: list[str]) -> None:
-    """Depends on the run above, as the two below do."""
-    assert compete_here(pipeline, "--set", "predict.tta=none") == 0
-    assert calls == ["train 0", "train 1", "validate 0", "validate 1", "predict 0,1", "report"]
-    calls.clear()
-    zip_path = RUN.oof_predictions(1)
-    zip_path.write_bytes(zip_path.read_bytes()[:-1])  # as if a kill had left the .npz of another one
-    assert compete_here(pipeline, "--set", "predict.tta=none") == 0
-    assert calls == ["train 0", "train 1", "validate 1", "report"]  # with the same predictions and threshold
+@pytest.fixture
+def plan(demo_folder: pathlib.Path) -> compete.Competing:
+    """What is known of the run above when it is started again."""
+    overrides = [each for each in SETTINGS if each != "--set"]
+    common = compete.Common(config="tiny.yaml", data=str(demo_folder), run=RUN.name, set=overrides)
+    names = {fold: read_oof_histograms(RUN.oof(fold)).names for fold in (0, 1)}
+    return compete.Competing(common, common.settings, RUN, [RUN], names, 16, gpus=1, deterministic=False)
+
+
+def done(plan: compete.Competing) -> str:
+    """The steps that are done, of those that can be."""
+    return ", ".join(step.title for step in plan.steps() if step.is_done())
+
+
+ALL_DONE = "validate fold 0, validate fold 1, threshold, predict, report"
+
+
+def test_with_other_settings_predictions_are_made_again(plan: compete.Competing) -> None:
+    assert done(plan) == ALL_DONE
+    plan.common = plan.common._replace(set=[*plan.common.set, "predict.tta=hflip"])
+    assert done(plan) == "threshold, report"
+    plan.common = plan.common._replace(set=[*plan.common.set[:-1], "predict.refine=false"])
+    assert done(plan) == "threshold, report"
+
+
+def test_what_a_kill_left_half_or_others_changed_is_made_again(plan: compete.Competing) -> None:
+    for path, left in {
+        RUN.oof_predictions(1): "validate fold 0, threshold, predict, report",  # the .npz beside it is of another
+        RUN.oof(0): "validate fold 1, report",  # by its time; validating makes it older than that
+        RUN.fold(0).refiner.best: "validate fold 1, report",
+        RUN.threshold: "validate fold 0, validate fold 1, report",
+        RUN.submission: "validate fold 0, validate fold 1, threshold, report",
+        RUN.provenance: "validate fold 0, validate fold 1, threshold, report",
+    }.items():
+        before, times = path.read_bytes(), path.stat()
+        path.write_bytes(before[:-9])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert done(plan) == left, path
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    plan.held_out[1] = plan.held_out[1][:-1]  # an image more in the data
+    assert done(plan) == "validate fold 0, threshold, predict, report"
+    plan.held_out[1] = read_oof_histograms(RUN.oof(1)).names
+    assert done(plan) == ALL_DONE
 
 
 def test_refined_runs_of_two_seeds_are_blended(
@@ -146,15 +184,15 @@ def test_refined_runs_of_two_seeds_are_blended(
 ) -> None:
     OTHER.folder.mkdir()
     shutil.copy(RUN.folds, OTHER.folds)
-    seeds = with_set("train.seed=1", "refine.seed=1", "predict.tta=none")
-    assert pipeline("train", "--run", OTHER.name, "--fold", "all", *SETTINGS, *seeds) == 0
+    seeds = with_set("train.seed=1", "refine.seed=1")
+    assert pipeline("train", "--run", OTHER.name, "--fold", "0", *SETTINGS, *seeds) == 0
     capsys.readouterr()
-    arguments = ("--runs", RUN.name, OTHER.name, "--set", "predict.tta=none")
+    arguments = ("--runs", RUN.name, OTHER.name, "--fold", "0")
     assert compete_here(pipeline, *arguments) == 0
-    assert calls == ["train 0", "train 1", "blend 0,1", "predict 0,1"]
+    assert calls == ["train 0", "blend 0", "predict 0"]
     blend = json.loads(JOINT.blend.read_text())
-    both = [path for run in (RUN, OTHER) for fold in (0, 1) for path in run.fold(fold).checkpoints()]
-    assert len(both) == 8 and blend["checkpoints"] == {str(path): sha256(path) for path in both}
+    both = [path for run in (RUN, OTHER) for path in run.fold(0).checkpoints()]
+    assert len(both) == 4 and blend["checkpoints"] == {str(path): sha256(path) for path in both}
     assert blend["predicted_with"] == "predict.tta none, data.scale 8, refined"
     assert blend["gain_cross_fitted"] > -0.01 and sum(blend["weights"].values()) == pytest.approx(1)
     out = capsys.readouterr().out
@@ -163,7 +201,7 @@ def test_refined_runs_of_two_seeds_are_blended(
     assert str(JOINT.submission) in out.splitlines()[-1]
     calls.clear()
     assert compete_here(pipeline, *arguments) == 0
-    assert calls == ["train 0", "train 1"]
+    assert calls == ["train 0"]
 
 
 # --- before anything that takes long ---------------------------------------------------------------------------------
