@@ -31,13 +31,14 @@ The files in this folder are the mission, in this order:
     check.py        what Kaggle would refuse in a submission, or score badly by mistake
     score.py        a submission and a solution.csv -> public and private Dice
     cutout.py       any images -> the object on a transparent background, or class maps
+    compete.py      above the stages: runs all of them for one submission, and resumes
 
 Packages hold what the stages share. Each knows only its arguments, and imports only from packages above it in this list
 (tests/test_house.py):
 
     runtime/        the machine: device, processes (distributed, launch, signals), memory, files, yaml_text, arguments,
-                    validation (errors of settings), git, progress bars, and Problem, the one exception that a user is
-                    meant to see
+                    validation (errors of settings), git, progress bars, steps (a bar over several), and Problem, the
+                    one exception that a user is meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), pretrained (encoders from files), refiner, losses,
                     optim, ema, checkpoint
@@ -54,7 +55,8 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     (TensorBoard), previews, find_batch
     submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
                     checks, known_mistakes (of masks), scoring, provenance
-    report/         HTML pages that show where a run is wrong (report) and which of two is better (compare)
+    report/         HTML pages that show where a run is wrong (report) and which of two is better (compare); gains, the
+                    table at the end of `compete`
     kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce; remote (stages on Kaggle's GPUs:
                     packing what is sent, session there, homecoming of its outputs, kernels for the calls)
     synthetic/      test doubles: drawn cars and rooms, a local fake Kaggle, the demo

@@ -310,6 +310,23 @@ def submit(
     )  # fmt: skip
 
 
+@command(fold="all")
+def compete(
+    common: Common,
+    runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="blend these, the trained one too")] = [],
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
+    gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="a fold on each; share the test images")] = 1,
+    deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="do not upload, but print the command that would")] = False,
+    ledger: Annotated[str, Option(metavar="CSV", help="table of submissions")] = str(LEDGER),
+) -> None:
+    """Do all of it, from folds to the submission; continue where it was stopped."""
+    if common.on == "kaggle":
+        raise Problem("compete runs every stage here; for sessions on Kaggle run the stages one by one with ON=kaggle.")
+    from pipeline import compete as stage
+    stage.main(common.with_pseudo(pseudo), runs, gpus, deterministic, dry_run, pathlib.Path(ledger))
+
+
 # --- a closer look ---------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import pathlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import (
     checkpoints_of, common_competition, load_members, read_folds_digest, with_refiners
 )  # fmt: skip
+from pipeline.inference.stored_threshold import join_settings, predicted_with
 from pipeline.masks import dice
 from pipeline.model import checkpoint
 from pipeline.paths import Run
@@ -52,11 +54,11 @@ def main(joint: Run, runs: list[Run], folds: list[int], overrides: list[str]) ->
     check_same_folds(runs)
     weightings = list_weightings(len(runs))
     tally = Tally(len(weightings))
-    digest_of: dict[str, str] = {}
+    used = Used({}, set())
     with locked(joint.lock("blend"), f"{joint.blend} is being made by another process; wait until it is done."):
         for fold in folds:
-            digest_of |= tally_fold(tally, weightings, runs, fold, overrides)
-    write_blend(joint, runs, weightings, tally, digest_of)
+            tally_fold(tally, weightings, runs, fold, overrides, used)
+    write_blend(joint, runs, weightings, tally, used)
 
 
 def check_same_folds(runs: list[Run]) -> None:
@@ -135,8 +137,15 @@ def find_highest(sums: NDArray[np.float64], allowed: NDArray[np.bool_]) -> tuple
     return weighting, dice.best_threshold_u8(sums[weighting][None])
 
 
+class Used(NamedTuple):
+    """What the held-out images were predicted with."""
+
+    digest_of: dict[str, str]  # checkpoint -> sha256
+    settings: set[str]  # `stored_threshold.predicted_with` of each network
+
+
 def write_blend(
-    joint: Run, runs: list[Run], weightings: NDArray[np.float32], tally: Tally, digest_of: dict[str, str]
+    joint: Run, runs: list[Run], weightings: NDArray[np.float32], tally: Tally, used: Used
 ) -> None:
     """Write `blend.json` and print the weights and their gain over the best single run."""
     best, single = tally.choose(np.ones(len(weightings), bool)), tally.choose((weightings == 1).any(axis=1))
@@ -150,7 +159,7 @@ def write_blend(
         "best_single_run": best_single_run,
         "best_single_run_cross_fitted": round(single.dice_cross_fitted, 6),
         "gain_cross_fitted": round(gain, 6),
-        "images": tally.images, "checkpoints": digest_of,
+        "images": tally.images, "predicted_with": join_settings(used.settings), "checkpoints": used.digest_of,
     })  # fmt: skip
     choice = f"{', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())}, threshold {threshold:.3f}"
     scores = f"cross-fitted Dice {best.dice_cross_fitted:.5f}, {gain:+.5f} against the best single run"
@@ -161,18 +170,21 @@ def write_blend(
 
 
 def tally_fold(
-    tally: Tally, weightings: NDArray[np.float32], runs: list[Run], fold: int, overrides: list[str]
-) -> dict[str, str]:
-    """Predict the held-out images of a fold and add them to the tally; return checkpoint -> its sha256."""
+    tally: Tally, weightings: NDArray[np.float32], runs: list[Run], fold: int, overrides: list[str], used: Used
+) -> None:
+    """Predict the held-out images of a fold; add them to the tally, and what predicted them to `used`."""
     device = pick_device()
     paths = [run.fold(fold).best for run in runs]
     table = read_folds(runs[0].folds)
     with checkpoint.unchanged(with_refiners(paths)) as digest_of:
         members, trained = load_members({path: 1.0 for path in paths}, overrides, device)
-        used = [path for best, member in zip(paths, members) for path in checkpoints_of(best, member)]
         competition = common_competition(paths, trained, "A blend")
         for path in paths:
             check_trained_on(table, read_folds_digest(path), runs[0].folds, path)
+    for path, member, its_settings in zip(paths, members, trained):
+        used.digest_of.update((str(each), digest_of[str(each)]) for each in checkpoints_of(path, member))
+        its_settings = config.for_later_stage(its_settings, overrides)
+        used.settings.add(predicted_with(its_settings, refined=member.refiner is not None))
     settings = config.for_later_stage(trained[0], overrides)
     folder, batch_size = pathlib.Path(settings.data.folder), settings.predict.batch_size
     dataset = competition.open_dataset(folder, settings.data.hq)
@@ -195,7 +207,6 @@ def tally_fold(
 
             for name, histograms in zip(batch.names, in_order(histograms_of, range(len(batch.names)))):
                 tally.add(group_of_key[dataset.group_key(name)], histograms)
-    return {str(path): digest_of[str(path)] for path in used}
 
 
 def blend_histograms(

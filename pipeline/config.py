@@ -83,7 +83,8 @@ class Data(Section):
     cache: bool = False  # keep decoded images in memory: 0.5 GB at 1/8, 2 GB at 1/4, for 3,400 images
     exclude: str | None = None  # a table such as runs/RUN/report/suspects.csv: do not train on its images
     relabel: str | None = None  # such a table: train on its masks instead of the competition's
-    pseudo: str | None = None  # a submission: train on the test images with its masks, too (pseudo-labels)
+    # A submission: train on the test images with its masks, too (pseudo-labels). folder: a folder of more images
+    pseudo: str | None = None
     pseudo_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of its masks, the surest first
     pseudo_weight: Annotated[float, Field(gt=0, le=1)] = 1.0  # the fraction of them that each epoch visits
 
@@ -287,7 +288,7 @@ class Settings(Section):
         if self.refine and self.data.scale <= self.refine.scale:
             raise ValueError(f"refine.scale {self.refine.scale} is not finer than data.scale {self.data.scale}")
         for key in ("hq", "exclude", "relabel", "pseudo"):
-            if getattr(self.data, key) and not is_competition:
+            if getattr(self.data, key) and not is_competition and (key, kind) != ("pseudo", "folder"):
                 raise ValueError(f"data.{key} is for competitions, but data.kind is {kind}; leave it out")
         if self.task.ignore_index != Task().ignore_index and (kind != "folder" or task != "multiclass"):
             raise ValueError("task.ignore_index is for task.kind multiclass with data.kind folder; leave it out")

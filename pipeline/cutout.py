@@ -2,6 +2,8 @@
 
 For several classes the PNG is the class map in colours, with a palette.
 """
+import csv
+import io
 import math
 import pathlib
 import sys
@@ -15,13 +17,15 @@ from PIL import Image
 
 from pipeline.data.image_files import find_images, read_image
 from pipeline.data.images import grid_shape
+from pipeline.data.pseudo import IMAGE_COLUMN, UNSURE_COLUMN, UNSURE_TABLE
+from pipeline.data.tiles import SURE_U8
 from pipeline.inference.class_maps import find_largest
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import build_ensemble, load_members, read_size_and_classes
 from pipeline.masks.colours import palette_image
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
-from pipeline.runtime.files import replacing
+from pipeline.runtime.files import replacing, write_text
 from pipeline.runtime.memory import explain_out_of_memory, limited_to_free_memory
 from pipeline.runtime.problem import Problem, counted, sentence_of
 
@@ -29,6 +33,7 @@ CLASSES_SHOWN = 4  # the largest of an image
 EDGE_PX = 2  # width of the soft edge where the network is sure
 STRIP_PX = 2**21  # of an image, for which probabilities are held at once
 CUBIC = -0.75  # the parameter of OpenCV's bicubic interpolation
+Cells = tuple[list[NDArray[np.float32]], float]  # probabilities on grids, as `predict_cells` gives them, and a side
 
 
 def main(
@@ -55,12 +60,12 @@ def main(
     print(f"{counted(len(target_of_image), 'image')}, {', '.join(map(str, paths))}, on {describe(device)}.")
     if files.skipped:
         print(f"Other files in these folders: {len(files.skipped)}, skipped; the first is {files.skipped[0]}.")
-    bad_images = 0
+    bad_images, unsure_of = 0, dict[str, float]()
     for path, target in target_of_image.items():
         try:
             too_large = f"The memory is too small for {path}; make the image smaller."
             with limited_to_free_memory(device), explain_out_of_memory(lambda: too_large):
-                result = predict_image(ensemble, classes, read_image(path, max_megapixels))
+                result, unsure = predict_image(ensemble, classes, read_image(path, max_megapixels))
         except Problem as problem:
             if len(target_of_image) == 1:
                 raise
@@ -69,7 +74,10 @@ def main(
             continue
         with replacing(target) as draft:
             to_png(result, len(classes), mask).save(draft, format="PNG")
+        unsure_of[target.relative_to(out).with_suffix("").as_posix()] = unsure
         print(f"{target}: {result.shape[1]}x{result.shape[0]}, {describe_result(result, classes)}.")
+    if mask:
+        add_unsure(out / UNSURE_TABLE, unsure_of)
     if bad_images:
         raise Problem(f"{bad_images} of {len(target_of_image)} images were left out, see above; {out} has the others.")
 
@@ -90,9 +98,38 @@ def name_targets(names: Mapping[pathlib.Path, pathlib.Path], out: pathlib.Path) 
     return targets
 
 
-def predict_image(ensemble: Ensemble, classes: tuple[str, ...], image: NDArray[np.uint8]) -> NDArray:
-    """Return what `cut_out` does, or a class map if there are classes."""
-    return predict_class_map(ensemble, image) if classes else cut_out(ensemble, image)
+def add_unsure(path: pathlib.Path, unsure_of: dict[str, float]) -> None:
+    """Write the table of how unsure masks are, by which pseudo-labels are chosen; masks of earlier calls stay in it."""
+    rows: dict[str, str] = {}
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            rows = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+    rows = {name: value for name, value in rows.items() if (path.parent / f"{name}.png").is_file()}
+    rows |= {name: f"{value:.6f}" for name, value in unsure_of.items()}
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([(IMAGE_COLUMN, UNSURE_COLUMN), *sorted(rows.items())])
+    write_text(path, text.getvalue())
+
+
+def predict_image(
+    ensemble: Ensemble, classes: tuple[str, ...], image: NDArray[np.uint8]
+) -> tuple[NDArray, float]:
+    """Return what `cut_out` does, or a class map if there are classes; and the fraction of it that is unsure."""
+    cells = predict_cells(ensemble, image)
+    result = predict_class_map(ensemble, image, cells) if classes else cut_out(ensemble, image, cells)
+    return result, unsure_fraction(cells[0])
+
+
+def unsure_fraction(maps: list[NDArray[np.float32]]) -> float:
+    """Return the fraction of cells whose outcome is unsure, neither nearly certain nor nearly ruled out.
+
+    maps: of `predict_cells`. As `probability.unsure_fractions`, and of classes those whose largest probability is.
+    """
+    height, width = max(each.shape[1:] for each in maps)
+    resized = [[cv2.resize(prob, (width, height)) for prob in each] for each in maps]
+    prob = np.sum(resized, axis=0)
+    largest = prob.max(axis=0) if len(prob) > 1 else np.maximum(prob[0], 1 - prob[0])
+    return float((largest < 1 - SURE_U8 / 255).mean())
 
 
 def to_png(result: NDArray, classes: int, mask: bool) -> Image.Image:
@@ -118,13 +155,14 @@ def describe_result(result: NDArray, classes: tuple[str, ...]) -> str:
 # --- one image -------------------------------------------------------------------------------------------------------
 
 
-def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def cut_out(ensemble: Ensemble, image: NDArray[np.uint8], cells: Cells | None = None) -> NDArray[np.uint8]:
     """Return an image with its transparency, RGBA (height, width, 4); black outside the object.
 
-    image: RGB (height, width, 3); or RGBA, whose own opacity is multiplied with the object's.
+    image: RGB (height, width, 3); or RGBA, whose own opacity is multiplied with the object's. cells: of
+    `predict_cells`, if it was called before.
     """
     height, width, channels = image.shape
-    small_probs, side_px = predict_cells(ensemble, image)
+    small_probs, side_px = cells or predict_cells(ensemble, image)
     rgba = np.zeros((height, width, 4), np.uint8)
     for rows in strips(height, width):
         alpha = compute_alpha(upsample_rows([prob[0] for prob in small_probs], rows, height, width), side_px)
@@ -135,10 +173,13 @@ def cut_out(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgba
 
 
-def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8]) -> NDArray:
-    """Return the most probable class of each pixel of an RGB or RGBA image, indices (height, width)."""
+def predict_class_map(ensemble: Ensemble, image: NDArray[np.uint8], cells: Cells | None = None) -> NDArray:
+    """Return the most probable class of each pixel of an RGB or RGBA image, indices (height, width).
+
+    cells: as for `cut_out`.
+    """
     height, width = image.shape[:2]
-    small_probs, _ = predict_cells(ensemble, image)
+    small_probs, _ = cells or predict_cells(ensemble, image)
 
     def class_map(rows: slice) -> NDArray:
         def upsample_class(index: int) -> NDArray[np.float32]:

@@ -46,6 +46,7 @@ class Run:
         self.inspected = self.folder / "inspected.json"  # which images and masks are good, and when they were read
         self.threshold = self.folder / "threshold.json"
         self.blend = self.folder / "blend.json"  # the weights of several runs
+        self.compete = self.folder / "compete.json"  # how long predictions took: `compete` tells the time left
         self.remote = self.folder / "remote.json"  # what came from sessions on Kaggle
         self.report = self.folder / "report"  # the page and its tables
         self.report_page = self.report / "index.html"

@@ -67,10 +67,10 @@ def refine_fold(
         hyper = settings.refine or hyper
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
-        check_same_pseudo_labels(data, fold.best)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
         least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper)
         data = inspect_fold(data)
+        check_same_pseudo_labels(data, fold.best)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 

@@ -33,8 +33,8 @@ SLOW_FILES = (
     "test_lost", "test_resume", "test_parallel", "test_security", "test_browser", "test_submit", "test_nyuv2",
     "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
     "test_bench_report", "test_relabel", "test_inference", "test_comparisons", "test_optim",
-    "test_memory", "test_rooms", "test_refine", "test_pseudo", "test_init_from", "test_least_batch", "test_remote",
-    "test_fake_gpu",
+    "test_memory", "test_rooms", "test_refine", "test_compete", "test_pseudo", "test_init_from", "test_least_batch",
+    "test_remote", "test_fake_gpu",
 )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ CLASSES = ["task.kind=multiclass", "task.classes=[a,b,c]", "data.kind=folder"]
         ([*CLASSES, "data.hq=true"], "data.hq is for competitions, but data.kind is folder"),
         (["data.kind=folder", "data.exclude=a.csv"], "data.exclude is for competitions, but data.kind is folder"),
         ([*CLASSES, "data.kind=nyuv2", "data.relabel=a.csv"], "data.relabel is for competitions, but"),
-        (["data.kind=folder", "data.pseudo=a.csv"], "data.pseudo is for competitions, but data.kind is folder"),
+        ([*CLASSES, "data.kind=nyuv2", "data.pseudo=a.csv"], "data.pseudo is for competitions, but data.kind is nyuv2"),
         (["task.ignore_index=0"], "task.ignore_index is for task.kind multiclass with"),
         (["data.kind=folder", "task.ignore_index=9"], "task.ignore_index is for task.kind multiclass with"),
         ([*CLASSES, "data.kind=nyuv2", "task.ignore_index=0"], "task.ignore_index is for task.kind multiclass with"),

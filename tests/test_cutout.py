@@ -347,6 +347,21 @@ def test_mask_writes_0_and_255_where_the_cut_out_is_half_opaque(place: pathlib.P
         assert (np.asarray(mask) == np.where(alpha >= 128, 255, 0)).all() and (alpha >= 128).any()
 
 
+def test_a_table_tells_how_unsure_each_mask_is(place: pathlib.Path) -> None:
+    save_disc("images/a.png", "images/sub/b.png")
+    grey = draw_disc()
+    grey[:45, :, 0] = 128  # the upper half: neither object nor background
+    Image.fromarray(grey).save("images/c.png")
+    assert run_cutout("--image", "images", "--mask") == 0
+    rows = dict(line.split(",") for line in pathlib.Path("out/unsure.csv").read_text().splitlines())
+    assert list(rows) == ["image", "a", "c", "sub/b"] and rows["a"] == rows["sub/b"]
+    assert float(rows["a"]) < 0.4 < float(rows["c"]) < 0.9
+    pathlib.Path("out/c.png").unlink()
+    assert run_cutout("--image", "images/a.png", "--mask") == 0  # the masks of the first call stay in it
+    names = [line.split(",")[0] for line in pathlib.Path("out/unsure.csv").read_text().splitlines()]
+    assert names == ["image", "a", "sub/b"]
+
+
 def test_a_mask_of_several_classes_holds_their_indices() -> None:
     indices = np.array([[0, 1, 2]], np.uint8)
     assert np.asarray(cutout.to_png(indices, classes=3, mask=True)).tolist() == [[0, 1, 2]]

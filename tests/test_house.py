@@ -70,6 +70,7 @@ FLOORS = [
     {"report", "kaggle", "synthetic"},
     {STAGES},
     {"options"},
+    {"compete"},  # runs the stages
     {"__main__"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -2,13 +2,18 @@
 import errno
 import os
 import pathlib
+import subprocess
 import sys
+import time
 
 import pytest
 
+from pipeline.runtime import launch
 from pipeline.runtime.files import locked
 from pipeline.runtime.launch import run_stage
 from pipeline.runtime.problem import Problem
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -57,6 +62,37 @@ def test_sigterm_is_forwarded(place: pathlib.Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit):
         run_stage("train")
     assert pathlib.Path("saved").exists()
+
+
+def test_lines_of_a_watched_stage_are_printed_above_the_bars(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    stage_is("echo one; echo two >&2; test -t 2 && echo terminal; sleep 0.3; echo three; exit 3", monkeypatch)
+    monkeypatch.setattr(launch, "WATCH_S", 0.05)
+    watched: list[int] = []
+    with pytest.raises(SystemExit) as exit:
+        run_stage("train", watch=lambda: watched.append(1))
+    assert exit.value.code == 3 and len(watched) >= 2
+    assert capsys.readouterr() == ("one\nthree\n", "two\n")
+
+
+def test_a_stage_is_stopped_when_its_parent_is_killed(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = sys.executable
+    stage_is("trap 'echo > saved; exit 1' TERM; echo > begun; for i in {1..100}; do sleep 0.1; done", monkeypatch)
+    code = f"import sys; sys.executable = {sys.executable!r}; "
+    code += "from pipeline.runtime.launch import run_stage; run_stage('x')"
+    parent = subprocess.Popen([python, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    wait_for(pathlib.Path("begun"))
+    parent.kill()
+    parent.wait()
+    wait_for(pathlib.Path("saved"))
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
 
 
 def test_only_one_may_be_in_a_locked_block_and_another_after_it(tmp_path: pathlib.Path) -> None:

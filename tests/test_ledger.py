@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.kaggle import leaderboard, ledger, submit
 from pipeline.kaggle.client import Submission
-from pipeline.kaggle.ledger import COLUMNS, Row
+from pipeline.kaggle.ledger import COLUMNS, COLUMNS_BEFORE, Row
 from pipeline.paths import LEDGER
 from pipeline.runtime.problem import Problem
 from pipeline.submission import provenance
@@ -84,7 +84,7 @@ def test_a_row_reads_as_the_header_says(tmp_path: pathlib.Path) -> None:
         "train_overrides": "'model.encoder=\"a b\"' train.epochs=3", "predict_overrides": "'predict.tta=\"none\"'",
         "config_sha256": HASH[::-1],
         "checkpoints": f"'runs/half size/fold0/best.pt={HASH}' 'runs/half size/fold2/best.pt={HASH}'",
-        "commit": "ab" * 20, "clean": "yes", "ref": "7", "status": "complete", "public": "0.99512",
+        "pseudo_labels": "", "commit": "ab" * 20, "clean": "yes", "ref": "7", "status": "complete", "public": "0.99512",
         "private": "0.99487", "message": "two folds #0123456789ab", "error": "",
     }  # fmt: skip
 
@@ -160,6 +160,17 @@ def test_a_damaged_ledger_is_a_problem(tmp_path: pathlib.Path, text: str, named:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=named):
         ledger.read(path)
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_gets_the_new_column(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "ledger.csv"
+    cells = [ledger.format_cell(getattr(COMPLETE, name)) for name in COLUMNS_BEFORE]
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS_BEFORE, cells])
+    assert ledger.read(path) == [COMPLETE] and COMPLETE.pseudo_labels == {}
+    child = row_of(OWN.model_copy(update={"sha256": "e" * 64, "pseudo_labels": {"submissions/a b.csv.gz": HASH}}))
+    assert ledger.put(path, child) == 2 and ledger.read(path) == [COMPLETE, child]
+    assert path.read_text().startswith(",".join(COLUMNS) + "\n")
 
 
 def test_the_projects_own_ledger_can_be_read() -> None:

@@ -1,9 +1,12 @@
-"""Pseudo-labels: which masks of a submission join the training, how often, and never the truth."""
+"""Pseudo-labels: which predicted masks join the training, how often, and never the truth."""
 import csv
+import json
 import pathlib
+import shutil
 
 import numpy as np
 import pandas as pd
+import plain_folder
 import pytest
 import torch
 from hypothesis import given
@@ -11,18 +14,27 @@ from hypothesis import strategies as st
 from tiny_run import Pipeline, only_line, with_set
 
 from pipeline import carvana
+from pipeline.__main__ import main
 from pipeline.carvana import CARVANA
-from pipeline.config import Augment
+from pipeline.config import Augment, Settings
 from pipeline.data import augment
+from pipeline.data.image_folder import ImageFolder
 from pipeline.data.images import coverage
 from pipeline.data.loader import BatchSchedule, Sampling, TrainingDataset
-from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels, unsure_table
+from pipeline.data.pseudo import (
+    PseudoLabels, WithPseudoLabels, read_pseudo_folder, read_pseudo_labels, unsure_table
+)  # fmt: skip
+from pipeline.inference.loading import read_pseudo_labels as read_hashes
 from pipeline.inference.probability import unsure_fractions
+from pipeline.kaggle import ledger, submit
+from pipeline.kaggle.ledger import Row
+from pipeline.kaggle.reproduce import script_lines
 from pipeline.masks import rle
 from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.runtime.files import sha256
 from pipeline.runtime.problem import Problem
+from pipeline.submission import provenance
 
 HEADER = ",".join(carvana.CARVANA.submission_header)
 
@@ -81,7 +93,7 @@ def test_the_target_of_a_test_image_is_its_predicted_mask(
     both, name = WithPseudoLabels(dataset, pseudo), pseudo.names[3]
     mask = rle.decode(text_of[name], carvana.HEIGHT_PX, carvana.WIDTH_PX)
     assert np.array_equal(both.target(name, scale), coverage(mask, scale)) and mask.sum() > 100
-    assert np.array_equal(both.read(name, 8), pseudo.images.read(name, 8))
+    assert np.array_equal(both.read(name, 8), pseudo.source.read(name, 8))
     labelled = dataset.names[5]
     assert np.array_equal(both.target(labelled, scale), dataset.target(labelled, scale))
     assert np.array_equal(both.read(labelled, 8), dataset.read(labelled, 8))
@@ -195,6 +207,104 @@ def test_a_pixel_is_unsure_between_a_fiftieth_and_its_complement() -> None:
     assert unsure_fractions(prob_u8) == [0.5, 0.5]
 
 
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(tmp_path: pathlib.Path) -> ImageFolder:
+    """Twelve discs with their masks."""
+    return ImageFolder(plain_folder.draw(tmp_path / "discs", binary=True), (), 255, 64, 96)
+
+
+@pytest.fixture
+def more(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder of eight others, whose names the twelve have as well."""
+    return plain_folder.draw(tmp_path / "more", images=8, seed=1, binary=True)
+
+
+def test_images_of_a_folder_have_names_of_their_own(training: ImageFolder, more: pathlib.Path) -> None:
+    pseudo = read_pseudo_folder(more, 1.0, 0.5, training)
+    assert pseudo.names == [f"pseudo/p{number:02d}" for number in range(8)] and pseudo.sha256 == ""
+    both, other = WithPseudoLabels(training, pseudo), ImageFolder(more, (), 255, 64, 96)
+    for scale in (1, 4):
+        assert np.array_equal(both.read("pseudo/p03", scale), other.read("p03", scale))
+        assert np.array_equal(both.target("pseudo/p03", scale), other.target("p03", scale))
+        assert np.array_equal(both.target("p03", scale), training.target("p03", scale))
+    assert both.inspect("pseudo/p03") == other.inspect("p03") != both.inspect("p03") == training.inspect("p03")
+    assert both.stamp("pseudo/p03") == other.stamp("p03")
+
+
+def test_the_surest_masks_of_a_folder_come_first(training: ImageFolder, more: pathlib.Path) -> None:
+    with pytest.raises(Problem, match="pseudo_fraction is 0.25, but .*masks/unsure.csv does not .*make cutout MASK=1"):
+        read_pseudo_folder(more, 0.25, 1.0, training)
+    rows = [f"p{number:02d},{0.5 if number < 5 else number / 1000}\n" for number in range(8)]
+    (more / "masks/unsure.csv").write_text("image,unsure_fraction\n" + "".join(rows))
+    assert read_pseudo_folder(more, 0.25, 1.0, training).names == ["pseudo/p05", "pseudo/p06"]
+
+
+def test_a_training_image_is_no_pseudo_label(training: ImageFolder, more: pathlib.Path) -> None:
+    shutil.copy(training.image_of["p05"], more / "images/p01.jpg")
+    with pytest.raises(Problem, match="p01.jpg is the training image .*discs/images/p05.jpg"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+    with pytest.raises(Problem, match="p00.jpg is the training image"):
+        read_pseudo_folder(pathlib.Path(training.where), 1.0, 1.0, training)
+
+
+def test_a_folder_that_is_none_is_a_problem(training: ImageFolder, more: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(Problem, match="there is no folder .*nowhere/images; .*make cutout MASK=1"):
+        read_pseudo_folder(tmp_path / "nowhere", 1.0, 1.0, training)
+    (more / "masks/p02.png").unlink()
+    with pytest.raises(Problem, match="masks lacks 1 mask; the first is that of p02.jpg"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+    (more / "groups.csv").unlink()
+    for name in ("images", "masks"):
+        (more / name).rename(more / f"all {name}")
+        (more / name).mkdir()
+        (more / f"all {name}").rename(more / name / "train")
+    (more / "masks/train/p02.png").write_bytes((more / "masks/train/p03.png").read_bytes())
+    shutil.copytree(more / "images/train", more / "images/val")
+    shutil.copytree(more / "masks/train", more / "masks/val")
+    with pytest.raises(Problem, match="has an official split, but pseudo-labels are in no fold"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+
+
+def test_images_of_another_size_are_a_problem_where_none_is_resized(tmp_path: pathlib.Path, more: pathlib.Path) -> None:
+    training = ImageFolder(plain_folder.draw(tmp_path / "discs", images=1, binary=True), (), 255, None, None)
+    with pytest.raises(Problem, match="set data.height and data.width"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+
+
+def test_a_run_on_a_folder_trains_on_masks_that_another_run_cut_out(
+    tiny_place: None, training: ImageFolder, more: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    pathlib.Path("discs.yaml").write_text("""
+data: {kind: folder, height: 64, width: 96, scale: 4, folds: 2, workers: 0}
+model: {width: 8, depth: 2}
+train: {epochs: 1, batch_size: 2, learning_rate: 1e-2, ema_decay: 0.9}
+refine: {scale: 1, tile_px: 32, margin_px: 4, width: 4, depth: 2, batch_size: 2, tiles_per_image: 2, epochs: 1}
+""")
+    common = ["--config", "discs.yaml", "--data", training.where, "--fold", "0"]
+    shutil.rmtree(more / "masks")
+    cutout = ["--image", str(more / "images"), "--out", str(more / "masks"), "--mask"]
+    assert [main(["folds", *common]), main(["train", *common]), main(["cutout", *common, *cutout])] == [0] * 3
+    assert pd.read_csv(more / "masks/unsure.csv")["image"].tolist() == [f"p{number:02d}" for number in range(8)]
+
+    second = [*common, "--run", "second", "--pseudo", str(more), *with_set("data.pseudo_fraction=0.5")]
+    assert main(["folds", *second[:-4], *second[-2:]]) == 0
+    capsys.readouterr()
+    assert main(["train", *second]) == 0
+    out, run = capsys.readouterr().out, Run("second")
+    assert out.count("4 of 8 pseudo-labelled with weight 1") == 2  # the network and its refiner
+    digest = checkpoint.load(run.fold(0).best, keys=("pseudo_sha256",))["pseudo_sha256"]
+    settings = Settings.model_validate(checkpoint.load(run.fold(0).best, keys=("settings",))["settings"])
+    assert read_hashes({run.fold(0).best: settings}) == {str(more): digest} and len(digest) == 64
+    inspected = json.loads(run.inspected.read_text())["images"]
+    used = min(name for name in inspected if name.startswith("pseudo/"))
+    (more / f"masks/{used.removeprefix('pseudo/')}.png").write_bytes((training.mask_of["p00"]).read_bytes())
+    assert main(["train", *second]) == 1
+    assert f"more/masks/{used.removeprefix('pseudo/')}.png: the mask is" in only_line(capsys)  # p00 has another size
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,3 +336,55 @@ def test_a_run_trains_on_what_another_run_predicted(
     train[train.index("--pseudo") + 1] = str(other)
     assert pipeline("train", *train[:-6], *with_set("train.epochs=1")) == 1
     assert "data.pseudo" in only_line(capsys)
+
+
+def test_the_parent_is_named_wherever_its_child_is(
+    pipeline: Pipeline, trained: None, demo_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the run above: in the provenance, the ledger, the message, the script of `reproduce` and the report."""
+    common = ("--run", "pseudo", "--fold", "0")
+    assert [pipeline(stage, *common) for stage in ("validate", "threshold", "predict", "report")] == [0] * 4
+    parent, run = pathlib.Path("submissions/tiny.csv.gz"), Run("pseudo")
+    origin = provenance.read(run.provenance)
+    assert origin.pseudo_labels == {str(parent): sha256(parent)}
+    assert provenance.read(Run("tiny").provenance).pseudo_labels == {}
+    assert f"pseudo-labels tiny.csv.gz {sha256(parent)[:7]}" in submit.describe(origin)
+    assert f"pseudo-labels {parent}, sha256 {sha256(parent)[:12]}" in run.report_page.read_text()
+    facts = {"time": "2026-11-27T12:00:00Z", "file": "x.csv.gz", "message": "#tag"}
+    rows = [Row(**provenance.read(each.provenance).model_dump(), **facts) for each in (Run("tiny"), run)]
+    for row in rows:
+        ledger.put(tmp_path / "ledger.csv", row)
+    assert ledger.read(tmp_path / "ledger.csv") == rows
+    (line,) = [line for line in script_lines(rows[1], 2, None, rows) if "pseudo-labels" in line]
+    assert f"{parent}, sha256 {sha256(parent)}; `make reproduce ROW=1` makes it again" in line
+    capsys.readouterr()
+    assert pipeline("train", "--run", "tiny", "--fold", "1", "--pseudo", str(parent)) == 1
+    assert "which the prediction of the run tiny would replace" in only_line(capsys)
+
+
+def test_a_bad_test_image_is_found_before_the_first_step(
+    demo_copy: pathlib.Path, pipeline: Pipeline, trained: None, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the run above, too. What is read of the test images is remembered, and other pixels are no resume."""
+    submission, name = "submissions/tiny.csv.gz", carvana.CARVANA.read_sample(demo_copy)[3]
+    images = carvana.CARVANA.open_images(demo_copy, "test")
+    data = images.files.read(name)
+    (demo_copy / "test").mkdir(exist_ok=True)
+    (demo_copy / "test" / name).write_bytes(data[: len(data) // 2])
+    settings = with_set("train.epochs=1")
+    assert pipeline("folds", "--run", "bad") == 0
+    bad = ["--run", "bad", "--fold", "0", "--pseudo", submission, *settings]
+    capsys.readouterr()
+    assert Pipeline(demo_copy)("train", *bad) == 1
+    assert name in only_line(capsys) and not Run("bad").fold(0).log.exists()
+
+    (demo_copy / "test" / name).write_bytes(data)
+    pseudo = ["--run", "pseudo", "--fold", "0", "--pseudo", submission]
+    fractions = with_set("data.pseudo_fraction=0.5", "data.pseudo_weight=0.25", "train.epochs=1")
+    digests = checkpoint.load(Run("pseudo").fold(0).last, keys=("digests",))["digests"]
+    used = pd.read_csv(Run("pseudo").fold(0).pseudo).query("used")["image"].tolist()
+    assert set(used) < digests.keys()
+    other = next(each for each in images.names if each != used[0])
+    (demo_copy / "test" / used[0]).write_bytes(images.files.read(other))
+    assert Pipeline(demo_copy)("train", *pseudo, *fractions) == 1
+    assert f"({used[0]})" in only_line(capsys)

@@ -1,6 +1,7 @@
 """Signals that ask a training to stop."""
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +42,13 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop.asked
+
+
+def test_a_terminal_or_a_pipe_that_is_gone_does_not_keep_it_from_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stderr", open(writing, "w", buffering=1))
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+    os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is still buffered goes there

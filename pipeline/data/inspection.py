@@ -7,8 +7,8 @@ the same pixels has the same.
 import contextlib
 import json
 import pathlib
+from typing import Protocol
 
-from pipeline.data.dataset import SegmentationDataset
 from pipeline.runtime.files import locked, read_json, write_text
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import Timer, in_order, progress
@@ -19,7 +19,17 @@ REMEMBER_S = 10.0  # how much work a kill may lose
 Memory = dict[str, list[str]]  # name -> the stamp of its files when they were good, and the hash of their pixels
 
 
-def inspect_images(dataset: SegmentationDataset, names: list[str], path: pathlib.Path) -> dict[str, str]:
+class InspectedImages(Protocol):
+    """What is needed of a `dataset.SegmentationDataset`, or of one with pseudo-labels."""
+
+    fingerprint: str
+
+    def inspect(self, name: str) -> str: ...
+
+    def stamp(self, name: str) -> str: ...
+
+
+def inspect_images(dataset: InspectedImages, names: list[str], path: pathlib.Path) -> dict[str, str]:
     """Return name -> hash of the pixels of the image and its mask.
 
     path: a JSON file that remembers what was good. Raises one Problem for all bad images and masks: it counts them and
@@ -38,7 +48,7 @@ def inspect_images(dataset: SegmentationDataset, names: list[str], path: pathlib
 
 
 def inspect_unknown(
-    dataset: SegmentationDataset, names: list[str], stamp_of: dict[str, str], memory: Memory,
+    dataset: InspectedImages, names: list[str], stamp_of: dict[str, str], memory: Memory,
     problem_of: dict[str, str], path: pathlib.Path,
 ) -> None:  # fmt: skip
     """Inspect these images; add the good ones to `memory`, and to `path` now and then, the others to `problem_of`."""

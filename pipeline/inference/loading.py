@@ -174,6 +174,20 @@ def read_folds_digest(path: pathlib.Path) -> str:
     return checkpoint.load(path, keys=("folds",))["folds"]
 
 
+def read_pseudo_labels(trained: dict[pathlib.Path, Settings]) -> dict[str, str]:
+    """Return the pseudo-labels that some of these `best.pt` were trained on: data.pseudo -> its sha256.
+
+    trained: best.pt -> the settings that trained it. Where one path had different contents, the later ones are named
+    with their checkpoint.
+    """
+    digest_of: dict[str, str] = {}
+    for best, settings in trained.items():
+        if (name := settings.data.pseudo) is not None:
+            digest = str(checkpoint.load(best, keys=("pseudo_sha256",))["pseudo_sha256"])
+            digest_of.setdefault(name if digest_of.get(name, digest) == digest else f"{name} of {best}", digest)
+    return digest_of
+
+
 def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
     """Return `batch_size`, or the largest smaller one that fits into the memory, found by trying.
 

@@ -27,9 +27,10 @@ from pipeline.submission.provenance import Dice, Provenance
 
 COLUMNS = (
     "time", "file", "sha256", "runs", "folds", "threshold", "oof_dice", "oof_dice_cross_fitted",
-    "config", "train_overrides", "predict_overrides", "config_sha256", "checkpoints", "commit", "clean",
-    "ref", "status", "public", "private", "message", "error",
+    "config", "train_overrides", "predict_overrides", "config_sha256", "checkpoints", "pseudo_labels",
+    "commit", "clean", "ref", "status", "public", "private", "message", "error",
 )  # fmt: skip
+COLUMNS_BEFORE = tuple(name for name in COLUMNS if name != "pseudo_labels")  # of ledgers that an earlier version began
 
 
 class Row(Provenance):
@@ -67,19 +68,20 @@ def read(path: pathlib.Path) -> list[Row]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
-            if next(reader, None) != list(COLUMNS):
+            header = next(reader, None)
+            if header not in (list(COLUMNS), list(COLUMNS_BEFORE)):
                 raise Problem(f"{path}, line 1: the header must be {','.join(COLUMNS)}; take the ledger from git.")
-            return [parse_row(cells, f"{path}, line {reader.line_num}") for cells in reader]
+            return [parse_row(cells, header, f"{path}, line {reader.line_num}") for cells in reader]
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Problem(f"{path} cannot be read ({reason_of(error)}); repair it, or take it from git.") from None
 
 
-def parse_row(cells: list[str], where: str) -> Row:
-    if len(cells) != len(COLUMNS):
-        raise Problem(f"{where}: {len(cells)} cells instead of {len(COLUMNS)}; repair it, or take it from git.")
-    values = {name: cell for name, cell in zip(COLUMNS, cells) if cell}
+def parse_row(cells: list[str], header: list[str], where: str) -> Row:
+    if len(cells) != len(header):
+        raise Problem(f"{where}: {len(cells)} cells instead of {len(header)}; repair it, or take it from git.")
+    values = {name: cell for name, cell in zip(header, cells) if cell}
     try:
         return Row.model_validate(values)
     except ValidationError as error:

@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.kaggle import ledger
 from pipeline.kaggle.ledger import Row
@@ -34,11 +34,14 @@ def main(ledger_path: pathlib.Path, number: int, data: str | None, predict: bool
     if predict:
         predict_again(row, number, data)
     else:
-        print("\n".join(script_lines(row, number, data)))
+        print("\n".join(script_lines(row, number, data, rows)))
 
 
-def script_lines(row: Row, number: int, data: str | None) -> list[str]:
-    """Return a shell script that starts from the weights; the commands that train them are comments in it."""
+def script_lines(row: Row, number: int, data: str | None, rows: Sequence[Row] = ()) -> list[str]:
+    """Return a shell script that starts from the weights; the commands that train them are comments in it.
+
+    rows: of the ledger, among which may be that of a submission whose masks were pseudo-labels.
+    """
     folds = folds_of_runs(row)
     overrides = make_variables(overrides_of(row), data)
     prediction = {"RUN": run_of(row).name} | runs_and_folds(row) | overrides
@@ -48,6 +51,10 @@ def script_lines(row: Row, number: int, data: str | None) -> list[str]:
     if row.commit:
         lines.append(f"git checkout {row.commit}")
     lines += ["# The weights and their sha256:", *(f"#   {path} {digest}" for path, digest in row.checkpoints.items())]
+    for path, digest in row.pseudo_labels.items():
+        row_of_parent = [count for count, other in enumerate(rows, start=1) if other.sha256 == digest][-1:]
+        made_again = "".join(f"; `make reproduce ROW={count}` makes it again" for count in row_of_parent)
+        lines.append(f"# They were trained on the pseudo-labels {path}, sha256 {digest}{made_again}.")
     if row.config:
         lines.append("# If they are lost, these commands train them again, on a CPU to the same bits:")
         for name in folds:

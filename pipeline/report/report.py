@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline import carvana, config
 from pipeline.config import Refine, Settings
+from pipeline.inference.loading import read_pseudo_labels
 from pipeline.inference.oof import OofHistograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice, rle
@@ -22,7 +23,7 @@ from pipeline.report import charts, classes, gallery, overview, page, refinement
 from pipeline.report.oof_predictions import OofPredictions, open_predictions, read_groups, settings_of
 from pipeline.runtime.files import locked, write_text
 from pipeline.runtime.problem import Problem
-from pipeline.runtime.progress import in_order
+from pipeline.runtime.progress import duration, in_order
 
 MAX_SUSPECT_CARDS = 24
 LOG_NUMBERS = ("epoch", "train_loss", "images_per_s", "lr", "seconds")  # and val_dice, which may be null
@@ -159,7 +160,7 @@ def run_context(
     kicker = [
         f"{settings.model.arch}, images at 1/{settings.data.scale}",
         f"{last['images_per_s']:.0f} images/s in training" + (f" on {last['device']}" if "device" in last else ""),
-        f"trained by commit {commit}" if commit else "",
+        f"trained by commit {commit}" if commit else "", pseudo_label_fact(run, min(logs)),
     ]
     return {
         "run": run.name, "title": f"{run.name}: report", "maker": "report", "kicker": list(filter(None, kicker)),
@@ -171,6 +172,15 @@ def run_context(
         ],
         "footer": f"Made by make report RUN={run.name}. Tables: {tables} beside this page.",
     }  # fmt: skip
+
+
+def pseudo_label_fact(run: Run, fold: int) -> str:
+    """Return which pseudo-labels a fold was trained on; "" without any."""
+    files = run.fold(fold)
+    if not files.config.is_file() or not files.best.is_file():
+        return ""
+    digest_of = read_pseudo_labels({files.best: config.load(files.config, check_choices=False)})
+    return ", ".join(f"pseudo-labels {path}, sha256 {digest[:12]}" for path, digest in digest_of.items())
 
 
 def defaults_of(settings: Settings) -> Settings:
@@ -283,8 +293,3 @@ def threshold_chart(predictions: OofPredictions) -> overview.Panel | None:
 
 def write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
     write_text(path, table.to_csv(index=False))
-
-
-def duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

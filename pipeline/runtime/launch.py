@@ -4,22 +4,29 @@
 For several machines, start `torchrun … -m pipeline train …` on each of them with torchrun's own flags, or
 `… predict …` if all of them see the same folder.
 """
+import contextlib
+import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import IO
 
 import torch
 
 from pipeline.runtime.problem import Problem
+from pipeline.runtime.progress import print_above_bars
 from pipeline.runtime.signals import StopSignals
 
 POLL_S = 0.2
+WATCH_S = 2.0  # between two calls of `watch` while a stage runs
+LIBC = ctypes.CDLL(None)  # loaded before a fork
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def train(arguments: list[str], fold_numbers: list[int], gpus: int) -> None:
@@ -105,6 +112,7 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
         [sys.executable, "-u", "-m", "pipeline", *arguments, "--fold", str(fold_number), "--gpus", "1"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,  # so that Ctrl+C reaches it once, from this process
+        preexec_fn=stop_with_parent,
     )
 
 
@@ -113,11 +121,20 @@ def set_thread_count(environment: MutableMapping[str, str], processes: int) -> N
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
 
 
-def run_stage(stage: str, *arguments: str, environment: dict[str, str] = {}) -> None:
+def stop_with_parent() -> None:
+    """In a new process: get SIGTERM when its parent is killed, which cannot forward a signal then. Linux only."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def run_stage(
+    stage: str, *arguments: str, environment: dict[str, str] = {}, watch: Callable[[], object] | None = None
+) -> None:
     """Run `python -m pipeline STAGE ARGUMENTS` with more environment variables; exit with its code if that is not 0.
 
     For stages that run others, since no stage imports another. The stage has printed why it failed. When this process
     is stopped, the stage gets the time to save: Ctrl+C reaches it directly, and SIGTERM is forwarded.
+    watch: called every WATCH_S, to show a bar; the stage shows none then, and its lines are printed above that one.
     """
     signals: list[int] = []
     process: subprocess.Popen | None = None
@@ -127,13 +144,18 @@ def run_stage(stage: str, *arguments: str, environment: dict[str, str] = {}) -> 
         if number == signal.SIGTERM and process is not None:
             process.terminate()
 
+    piped = subprocess.PIPE if watch else None
+    unbuffered = {"PYTHONUNBUFFERED": "1"} if watch else {}
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         sys.stdout.flush()  # what was printed before comes before what the stage prints
-        process = subprocess.Popen([sys.executable, "-m", "pipeline", stage, *arguments], env=os.environ | environment)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", stage, *arguments], env=os.environ | unbuffered | environment,
+            stdout=piped, stderr=piped, text=True, errors="replace", preexec_fn=stop_with_parent,
+        )  # fmt: skip
         if signal.SIGTERM in signals:
             process.terminate()
-        code = process.wait()
+        code = wait_and_watch(process, watch) if watch else process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -143,3 +165,20 @@ def run_stage(stage: str, *arguments: str, environment: dict[str, str] = {}) -> 
         raise SystemExit(code)
     if signals:
         raise KeyboardInterrupt
+
+
+def wait_and_watch(process: subprocess.Popen, watch: Callable[[], object]) -> int:
+    """Print the lines of a process above the bars, and call `watch` now and then; return its exit code."""
+
+    def relay(source: IO[str], target: IO[str]) -> None:
+        for line in source:
+            print_above_bars(line.rstrip("\n"), target)
+
+    assert process.stdout is not None and process.stderr is not None
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(relay, process.stdout, sys.stdout)
+        pool.submit(relay, process.stderr, sys.stderr)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(WATCH_S)
+            watch()

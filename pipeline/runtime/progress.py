@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -22,10 +22,17 @@ def progress(items: Iterable[Any] | None = None, label: str = "", wanted: bool =
     return tqdm(items, desc=label, disable=disable, dynamic_ncols=True, leave=False, **options)
 
 
-def print_above_bars(text: str) -> None:
-    """Print a line on stdout at once, while bars are shown."""
-    tqdm.write(text)
-    sys.stdout.flush()
+def print_above_bars(text: str, target: IO[str] | None = None) -> None:
+    """Print a line at once, on stdout if no target is given, while bars are shown."""
+    target = target or sys.stdout
+    tqdm.write(text, file=target)
+    target.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as "2 h 5 min"."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS) -> Iterator[Result]:

@@ -1,4 +1,5 @@
 """Requests to stop: Ctrl+C, SIGTERM as Kaggle and spot machines send it, and SIGHUP of a terminal that is closed."""
+import contextlib
 import signal
 import sys
 
@@ -23,8 +24,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def ask(self, number: int, frame: object) -> None:
-        if not self.asked:
-            print("Stopping as soon as this is saved ...", file=sys.stderr)
-        self.asked = True
+        was_asked, self.asked = self.asked, True
+        if not was_asked:
+            with contextlib.suppress(OSError):  # the terminal, or the process that reads a pipe, may be gone
+                print("Stopping as soon as this is saved ...", file=sys.stderr, flush=True)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self.before[signal.SIGINT])

@@ -13,7 +13,7 @@ from pipeline.config import Settings
 from pipeline.data.competition import Competition, ImageSet
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.loading import (
-    checkpoints_of, common_competition, load_members, refiner_path, with_refiners
+    checkpoints_of, common_competition, load_members, read_pseudo_labels, refiner_path, with_refiners
 )  # fmt: skip
 from pipeline.inference.stored_threshold import (
     join_settings, predicted_with, read_threshold_json, stale_message
@@ -38,6 +38,7 @@ class Plan:
     weight_of_path: Weights
     sha256_of_path: dict[str, str]  # checkpoint, refiners included -> hex digest of its bytes
     trained: list[Settings]  # by which each network was trained
+    pseudo_labels: dict[str, str]  # on which networks were trained: submission -> sha256
     settings_of_network: list[Settings]  # by which each network predicts
     ensemble: Ensemble
     threshold_u8: int
@@ -83,7 +84,7 @@ class Plan:
             "config": nearest, "train_overrides": train_overrides,
             "predict_overrides": config.overrides_between(self.trained[0], self.settings),
             "config_sha256": hashlib.sha256("".join(config_texts).encode()).hexdigest(),
-            "checkpoints": self.sha256_of_path,
+            "checkpoints": self.sha256_of_path, "pseudo_labels": self.pseudo_labels,
             "commit": git.commit(), "clean": git.is_clean(),
         }
 
@@ -99,6 +100,7 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
     weight_of_path, threshold_u8, threshold_facts = weights_and_threshold(run, runs, folds)
     with checkpoint.unchanged(with_refiners(weight_of_path)) as digest_of:
         members, trained = load_members(weight_of_path, overrides, device)
+        pseudo_labels = read_pseudo_labels(dict(zip(weight_of_path, trained)))
     used = [path for best, member in zip(weight_of_path, members) for path in checkpoints_of(best, member)]
     sha256_of_path = {str(path): digest_of[str(path)] for path in used}
     if len(runs) > 1 and run.blend.is_file():
@@ -119,8 +121,8 @@ def make_plan(run: Run, runs: Sequence[Run], folds: list[int], overrides: list[s
     ensemble = Ensemble(members, competition.height_px, competition.width_px)
     return Plan(
         run=run, runs=runs, weight_of_path=weight_of_path, sha256_of_path=sha256_of_path, trained=trained,
-        settings_of_network=settings_of_network, ensemble=ensemble, threshold_u8=threshold_u8,
-        threshold_facts=threshold_facts, names=names, images=images, notes=notes,
+        pseudo_labels=pseudo_labels, settings_of_network=settings_of_network, ensemble=ensemble,
+        threshold_u8=threshold_u8, threshold_facts=threshold_facts, names=names, images=images, notes=notes,
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class Provenance(BaseModel):
     predict_overrides: Texts = ()  # SET= with which they predicted
     config_sha256: Sha256 | None = None  # of the trained settings; of all of them when they differ
     checkpoints: Hashes = {}  # path -> sha256
+    pseudo_labels: Hashes = {}  # that trained them: data.pseudo -> sha256 of that submission
     commit: str = ""  # of the code that predicted; "" if git did not know it
     clean: bool = False  # whether that code was exactly the commit's
     bad_images: tuple[str, ...] = ()  # images that could not be read, whose rows are empty

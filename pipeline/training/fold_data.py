@@ -10,9 +10,10 @@ import pandas as pd
 from pipeline.config import Data, Refine, Settings, Train
 from pipeline.data import augment, grouping, relabel
 from pipeline.data.dataset import SegmentationDataset, TrainableImages, competition_of, open_dataset
+from pipeline.data.image_folder import ImageFolder
 from pipeline.data.inspection import inspect_images
 from pipeline.data.loader import Sampling, TrainingDataset, ValidationDataset
-from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_labels
+from pipeline.data.pseudo import PseudoLabels, WithPseudoLabels, read_pseudo_folder, read_pseudo_labels
 from pipeline.data.tiles import TileDataset
 from pipeline.model import checkpoint
 from pipeline.paths import Run, TrainingFiles
@@ -82,7 +83,7 @@ def open_fold(
     fingerprint = fingerprint_of(training, validation, dataset, relabel.fingerprint(relabelled))
     source: TrainableImages = dataset
     sampling = Sampling(len(training))
-    if (pseudo := open_pseudo_labels(settings.data, folder)) is not None:
+    if (pseudo := open_pseudo_labels(settings.data, folder, dataset, run)) is not None:
         source, sampling = WithPseudoLabels(dataset, pseudo), Sampling(len(training), len(pseudo.names), pseudo.weight)
         training = [*training, *pseudo.names]
         notes, fingerprint = notes + pseudo.summary, digest(fingerprint, pseudo.sha256, pseudo.names)
@@ -94,18 +95,23 @@ def open_fold(
         ),
         validation=ValidationDataset(dataset, validation, (scale,)), folds=table, files=run.fold(fold_number),
         fingerprint=fingerprint, notes=notes, pseudo=pseudo,
-        facts={"pseudo_sha256": pseudo.sha256} if pseudo else {},
     )
 
 
-def open_pseudo_labels(data: Data, folder: pathlib.Path) -> PseudoLabels | None:
+def open_pseudo_labels(
+    data: Data, folder: pathlib.Path, dataset: SegmentationDataset, run: Run
+) -> PseudoLabels | None:
     """Read the pseudo-labels that the settings ask for, if any."""
     if data.pseudo is None:
         return None
+    path = pathlib.Path(data.pseudo)
+    if isinstance(dataset, ImageFolder):
+        return read_pseudo_folder(path, data.pseudo_fraction, data.pseudo_weight, dataset)
+    if path.resolve() == run.submission.resolve():
+        what = f"data.pseudo is {path}, which the prediction of the run {run.name} would replace"
+        raise Problem(f"{what}; choose another RUN=.")
     competition = competition_of(data.kind)
-    return read_pseudo_labels(
-        pathlib.Path(data.pseudo), data.pseudo_fraction, data.pseudo_weight, competition, folder, data.hq
-    )
+    return read_pseudo_labels(path, data.pseudo_fraction, data.pseudo_weight, competition, folder, data.hq)
 
 
 def check_batch_size(section: str, hyper: Train, images: int, what: str, world_size: int) -> None:
@@ -126,9 +132,16 @@ def fingerprint_of(training: list[str], validation: list[str], dataset: Segmenta
 
 
 def inspect_fold(data: FoldData) -> FoldData:
-    """Return the fold with `digest_of` its images, all of which were looked at. Raises Problem if some are bad."""
-    names = [*data.labelled_names(), *data.validation.names]
-    return dataclasses.replace(data, digest_of=inspect_images(data.dataset, names, data.run.inspected))
+    """Return the fold with `digest_of` its images, all of which were looked at. Raises Problem if some are bad.
+
+    `facts` then have the hash of the pseudo-labels, if there are some.
+    """
+    names = [*data.training.names, *data.validation.names]
+    if data.pseudo is None:
+        return dataclasses.replace(data, digest_of=inspect_images(data.dataset, names, data.run.inspected))
+    digest_of = inspect_images(WithPseudoLabels(data.dataset, data.pseudo), names, data.run.inspected)
+    sha256 = data.pseudo.sha256 or digest([(name, digest_of[name]) for name in data.pseudo.names])
+    return dataclasses.replace(data, digest_of=digest_of, facts=data.facts | {"pseudo_sha256": sha256})
 
 
 def open_tiles(
@@ -154,8 +167,11 @@ def open_tiles(
 
 
 def check_same_pseudo_labels(data: FoldData, best: pathlib.Path) -> None:
-    """Raise Problem if the network in `best` was trained on other pseudo-labels than its refiner would be."""
+    """Raise Problem if the network in `best` was trained on other pseudo-labels than its refiner would be.
+
+    data: inspected, since the hash of a folder is that of its pixels.
+    """
     trained_with = checkpoint.load(best, keys=("settings",)).get("pseudo_sha256")
-    if trained_with != (data.pseudo.sha256 if data.pseudo else None):
+    if trained_with != data.facts.get("pseudo_sha256"):
         what = f"{best} was trained on other pseudo-labels than data.pseudo has now"
-        raise Problem(f"{what}; put that submission back, or train this fold again under another RUN=.")
+        raise Problem(f"{what}; put those back, or train this fold again under another RUN=.")

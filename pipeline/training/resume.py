@@ -127,7 +127,8 @@ def check_same_pixels(last: dict[str, Any], data: FoldData) -> None:
     began = last.get("digests", {})
     if changed := [name for name, digest in data.digest_of.items() if began.get(name, digest) != digest]:
         names = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
-        what = f"{data.files.all} was begun with other pixels in {len(changed)} images or masks of {data.folder}"
+        where = f"{data.folder}{' or data.pseudo' if data.pseudo else ''}"
+        what = f"{data.files.all} was begun with other pixels in {len(changed)} images or masks of {where}"
         raise Problem(f"{what} ({names}); put them back, choose a new RUN=, or delete {data.files.all}.")
 
 

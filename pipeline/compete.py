@@ -1,0 +1,345 @@
+"""All stages of a competition in one command, from folds to the upload, which resumes wherever it was stopped.
+
+It stands above the stages: each step runs one of them, and what a step needs to know of another is in its files. A
+start leaves alone what is there and fits, such as a trained fold, or held-out predictions of these networks with these
+settings, and makes the rest. So the same command, after a kill at any moment, ends with the same submission.
+
+A step that loads networks or many images is a process of its own, so that its memory ends with it, and what it sets up
+in torch changes no bits of a later one. The others are calls.
+"""
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline import blend, check, config, folds, threshold
+from pipeline.config import Settings
+from pipeline.data import grouping
+from pipeline.data.dataset import SegmentationDataset, competition_of, group_key_of, open_dataset
+from pipeline.inference.oof import read_oof_histograms
+from pipeline.inference.stored_threshold import (
+    join_settings, oof_digests, other_network_message, predicted_with, read_threshold_json, stale_message,
+)  # fmt: skip
+from pipeline.kaggle import ledger, submit
+from pipeline.kaggle.client import connect
+from pipeline.options import Common, runs_of
+from pipeline.paths import SUBMISSIONS, Fold, Run
+from pipeline.report import gains
+from pipeline.report.report import read_logs, refiner_rows
+from pipeline.runtime.files import locked, read_json, sha256, write_json
+from pipeline.runtime.launch import check_gpus, run_stage
+from pipeline.runtime.problem import Problem, counted
+from pipeline.runtime.steps import Step, Watch, Work, run_steps
+from pipeline.submission import provenance
+from pipeline.submission.plan import open_test_images, read_blend, weights_and_threshold
+from pipeline.training import resume
+
+LONGEST_SAVE_S = 120.0  # in which a trainer that an earlier start left behind saves and ends
+# Kinds of work, in epochs, epochs, and images times the networks that predict each.
+EPOCHS, REFINER_EPOCHS, IMAGES = "training", "refining", "predicting"
+
+
+def main(
+    common: Common, names: list[str], gpus: int, deterministic: bool, dry_run: bool, ledger_path: pathlib.Path
+) -> None:
+    """Run all steps that are left, and print what each of them gained.
+
+    names: of runs to average; with one or none, the run that is trained here is predicted alone. dry_run: upload
+    nothing. Raises Problem, before anything that takes long, for what is missing, such as data or a Kaggle token.
+    """
+    settings, run = common.settings, common.named_run()
+    runs = runs_of(names) or [run]
+    dataset, tests = check_before(settings, run, runs, gpus, dry_run, ledger_path)
+    folder = pathlib.Path(settings.data.folder)
+    with locked(run.lock("compete"), f"{run.folder} is being made by another `compete`; wait until it is done."):
+        wait_for_trainers(run)
+        folds.main(settings, run, folder)
+        table = grouping.read_folds(run.folds)
+        numbers = list(common.fold or grouping.fold_numbers(table))
+        check_folds(settings, run, runs, numbers)
+        held_out = {fold: grouping.split(table, fold, dataset.names, dataset.group_key)[1] for fold in numbers}
+        del dataset
+        plan = Competing(common, settings, run, runs, held_out, tests, gpus, deterministic)
+        upload = Step("submit", lambda watch: plan.submit(ledger_path, dry_run))
+        try:
+            run_steps([*plan.steps(), upload], Speeds(run).seconds)
+        finally:
+            if plan.is_checked:
+                print("\n".join(plan.table(table.columns[0])))
+
+
+# --- before anything that takes long ---------------------------------------------------------------------------------
+
+
+def check_before(
+    settings: Settings, run: Run, runs: list[Run], gpus: int, dry_run: bool, ledger_path: pathlib.Path
+) -> tuple[SegmentationDataset, int]:
+    """Raise Problem for what would end the last steps after hours, if it can be seen now.
+
+    Returns the training images and the number of test images.
+    """
+    competition = competition_of(settings.data.kind)
+    names = [each.name for each in runs]
+    if run.name not in names:
+        named = " ".join(names)
+        raise Problem(f'RUNS="{named}" leaves out {run.name}, the run that is trained here; name it there, too.')
+    check_gpus(gpus)
+    ledger.read(ledger_path)
+    dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
+    tests = len(open_test_images(competition, settings)[0])
+    if not dry_run:
+        try:
+            connect(competition)
+        except Problem as problem:
+            raise Problem(f"{str(problem).removesuffix('.')}; or add DRY_RUN=1, which uploads nothing.") from None
+    return dataset, tests
+
+
+def check_folds(settings: Settings, run: Run, runs: list[Run], numbers: list[int]) -> None:
+    """Raise Problem if a fold is unknown, was trained with other settings, or is not trained in the other runs."""
+    table = grouping.read_folds(run.folds)
+    for number in numbers:
+        grouping.check_fold(table, number)
+        path = run.fold(number).config
+        trained = config.load(path, check_choices=False) if path.is_file() else settings
+        if any(not line.startswith(resume.FREE_KEYS) for line in config.difference(trained, settings)):
+            resume.read_last(run.fold(number), settings, repair=False)  # which says what differs, and what to do
+    for files in (other.fold(number) for other in runs for number in numbers if other.name != run.name):
+        if not files.best.is_file():
+            raise Problem(f"There is no {files.best}; train that fold first, or leave its run out of RUNS=.")
+        data = config.load(files.config, check_choices=False).data
+        if (data.kind, data.hq) != (settings.data.kind, settings.data.hq):
+            raise Problem(f"{files.best} was trained with other data.kind or data.hq; leave its run out of RUNS=.")
+    if len(runs) > 1:
+        blend.check_same_folds(runs)
+
+
+def wait_for_trainers(run: Run) -> None:
+    """Wait until the trainer of a `compete` that was killed, which gets a SIGTERM then, has saved and ended."""
+    for lock in sorted(run.folder.glob("fold*/.lock")):
+        deadline = time.monotonic() + LONGEST_SAVE_S
+        while True:
+            try:
+                with locked(lock, f"{lock.parent} is being trained by another process; wait for it, or stop it."):
+                    break
+            except Problem:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Competing:
+    """What all steps have in common."""
+
+    common: Common
+    settings: Settings
+    run: Run  # that is trained here
+    runs: list[Run]  # that are predicted, `run` among them
+    held_out: dict[int, list[str]]  # fold -> names of its images
+    tests: int  # test images
+    gpus: int
+    deterministic: bool
+    is_checked: bool = False
+
+    @property
+    def numbers(self) -> list[int]:
+        return list(self.held_out)
+
+    @property
+    def joint(self) -> Run:
+        """Return the run that names the submission."""
+        return self.run if len(self.runs) == 1 else Run("+".join(run.name for run in self.runs))
+
+    def steps(self) -> list[Step]:
+        """Return all steps but the last, in their order."""
+        networks = len(self.numbers) * len(self.runs)
+        all_held_out = sum(map(len, self.held_out.values()))
+        steps = self.training_steps() + [self.validation_step(fold) for fold in self.numbers]
+        steps.append(Step("threshold", lambda watch: threshold.main(self.run), fits(self.has_threshold)))
+        if len(self.runs) > 1:
+            work = Work(IMAGES, all_held_out * len(self.runs))
+            steps.append(Step("blend", self.stage("blend", self.joint_arguments()), fits(self.is_blended), (work,)))
+        arguments = [*self.joint_arguments(), *self.on_gpus()]
+        work = Work(IMAGES, self.tests * networks / self.gpus, lambda: self.count_predicted() * networks / self.gpus)
+        steps.append(Step("predict", self.stage("predict", arguments), fits(self.is_predicted), (work,)))
+        steps.append(Step("check", lambda watch: self.check()))
+        steps.append(Step("report", self.stage("report", self.arguments()), self.is_reported))
+        return steps
+
+    def training_steps(self) -> list[Step]:
+        """Return a step for each fold; on several GPUs one for all, a fold a GPU."""
+        own = [*self.on_gpus(), *(["--deterministic"] if self.deterministic else [])]
+        if self.gpus > 1:
+            parallel = min(self.gpus, len(self.numbers))
+            work = [item for fold in self.numbers for item in self.training_work(fold, parallel)]
+            title = f"train {counted(len(self.numbers), 'fold')} on {self.gpus} GPUs"
+            return [Step(title, self.stage("train", [*self.arguments(*self.numbers), *own]), work=tuple(work))]
+        stages = {fold: self.stage("train", [*self.arguments(fold), *own]) for fold in self.numbers}
+        return [Step(f"train fold {fold}", stages[fold], work=self.training_work(fold)) for fold in self.numbers]
+
+    def training_work(self, fold: int, parallel: int = 1) -> tuple[Work, ...]:
+        """parallel: how many folds are trained at once."""
+        files, refine = self.run.fold(fold), self.settings.refine
+        count = functools.partial(count_epochs, parallel=parallel)
+        work = [Work(EPOCHS, self.settings.train.epochs / parallel, functools.partial(count, files.log))]
+        if refine:
+            work.append(Work(REFINER_EPOCHS, refine.epochs / parallel, functools.partial(count, files.refiner.log)))
+        return tuple(work)
+
+    def validation_step(self, fold: int) -> Step:
+        images = len(self.held_out[fold])
+        validate = self.stage("validate", self.arguments(fold))
+
+        def measured(watch: Watch) -> None:
+            started = time.monotonic()
+            validate(watch)
+            Speeds(self.run).note_predicted(images, time.monotonic() - started)
+
+        return Step(f"validate fold {fold}", measured, fits(lambda: self.is_validated(fold)), (Work(IMAGES, images),))
+
+    # --- what a stage is called with ---------------------------------------------------------------------------------
+
+    def stage(self, name: str, arguments: list[str]) -> Callable[[Watch], None]:
+        return lambda watch: run_stage(name, *arguments, watch=watch)
+
+    def arguments(self, *numbers: int) -> list[str]:
+        return self.common._replace(run=self.run.name, fold=numbers or None).arguments()
+
+    def joint_arguments(self) -> list[str]:
+        names = [run.name for run in self.runs] if len(self.runs) > 1 else []
+        return self.common._replace(run=self.joint.name, fold=self.numbers).arguments(names)
+
+    def on_gpus(self) -> list[str]:
+        return ["--gpus", str(self.gpus)] if self.gpus > 1 else []
+
+    # --- what is there and fits --------------------------------------------------------------------------------------
+
+    def later_settings(self, run: Run, fold: int) -> Settings:
+        """Return the settings by which a trained fold predicts."""
+        return config.for_later_stage(config.load(run.fold(fold).config), self.common.overrides)
+
+    def is_validated(self, fold: int) -> bool:
+        """Whether `oof/` holds what `validate` would write again."""
+        oof, settings = read_oof_histograms(self.run.oof(fold)), self.later_settings(self.run, fold)
+        refined = settings.predict.refine and self.run.fold(fold).refiner.best.exists()
+        predictions = self.run.oof_predictions(fold)
+        return (
+            oof.names == self.held_out[fold] and bool(oof.refiner_sha256) == refined
+            and oof.predicted_with == predicted_with(settings, refined)
+            and not other_network_message(self.run, fold, oof) and sha256(predictions) == oof.predictions_sha256
+        )  # fmt: skip
+
+    def has_threshold(self) -> bool:
+        """Whether `threshold.json` was chosen on exactly the predictions that are in `oof/`."""
+        chosen_on = read_threshold_json(self.run.threshold).get("predictions")
+        return bool(chosen_on) and chosen_on == oof_digests(self.run) and not stale_message(self.run)
+
+    def is_blended(self) -> bool:
+        """Whether `blend.json` was made by these networks, all of them, with these settings."""
+        read_blend(self.joint.blend, self.runs)
+        stored, used, how = read_json(self.joint.blend), set[str](), list[str]()
+        for run, fold in ((run, fold) for run in self.runs for fold in self.numbers):
+            settings = self.later_settings(run, fold)
+            paths = run.fold(fold).checkpoints(settings.predict.refine)
+            used.update(map(str, paths))
+            how.append(predicted_with(settings, refined=len(paths) > 1))
+        return stored["checkpoints"].keys() == used and stored["predicted_with"] == join_settings(how)
+
+    def is_predicted(self) -> bool:
+        """Whether the submission is that of these networks, weights, threshold and settings."""
+        submission, first = self.joint.submission, self.numbers[0]
+        origin = provenance.find_by_file(SUBMISSIONS, submission)
+        weights, _, facts = weights_and_threshold(self.joint, self.runs, self.numbers)
+        refined = self.later_settings(self.run, first).predict.refine
+        paths = [path for best in weights for path in Fold(best.parent).checkpoints(refined)]
+        is_newer = len(self.runs) == 1 or self.joint.blend.stat().st_mtime <= submission.stat().st_mtime
+        return (
+            origin.checkpoints == {str(path): sha256(path) for path in paths} and is_newer
+            and origin.threshold == facts["threshold"]
+            and submit.made_with(origin, self.run.fold(first).config, self.common.overrides)
+        )  # fmt: skip
+
+    def is_reported(self) -> bool:
+        """Whether the report is newer than all that it shows."""
+        page, sources = self.run.report_page, [self.run.oof(fold) for fold in self.numbers]
+        sources += [self.run.threshold, self.run.submission, *(self.run.fold(fold).log for fold in self.numbers)]
+        return page.is_file() and all(page.stat().st_mtime > path.stat().st_mtime for path in sources if path.exists())
+
+    def count_predicted(self) -> float:
+        """Return how many test images are in shards, at least, if the submission is not done."""
+        shards = len(list(self.joint.shards.glob("[0-9]*.csv.gz")))
+        return min(self.tests, shards * self.settings.predict.rows_per_shard)
+
+    # --- the last steps ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        data = self.settings.data
+        check.main(self.joint.submission, pathlib.Path(data.folder), data.kind)
+        self.is_checked = True
+
+    def submit(self, ledger_path: pathlib.Path, dry_run: bool) -> None:
+        data, common = self.settings.data, self.common
+        submit.main(
+            self.joint, None, self.numbers, pathlib.Path(data.folder), ledger_path, None, dry_run, False,
+            common.set, self.joint_arguments(), data.kind,
+        )  # fmt: skip
+
+    def table(self, key_column: str) -> list[str]:
+        submission = self.joint.submission
+        lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
+        return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {sha256(submission)}"]
+
+
+def count_epochs(log: pathlib.Path, parallel: int) -> float:
+    """Return how many epochs a log has, divided by the number of folds that are trained at once."""
+    return (log.read_text().count("\n") if log.is_file() else 0) / parallel
+
+
+def fits(check: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a check that is false where a file is missing or damaged."""
+
+    def check_files() -> bool:
+        try:
+            return check()
+        except (Problem, OSError, ValueError, LookupError):
+            return False
+
+    return check_files
+
+
+# --- the time that is left -------------------------------------------------------------------------------------------
+
+
+class Speeds:
+    """How long a unit of each kind of work takes, as measured in this run, now or at an earlier start."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def seconds(self, kind: str) -> float | None:
+        """Return the seconds of an epoch, or of an image by one network; None before one was measured."""
+        if kind == IMAGES:
+            images, seconds = self.predicted()
+            return seconds / images if images else None
+        logs = read_logs(self.run)
+        rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
+        return sum(row["seconds"] for row in rows) / len(rows) if rows else None
+
+    def predicted(self) -> tuple[float, float]:
+        """Return how many held-out images were predicted, and in how many seconds."""
+        try:
+            stored = read_json(self.run.compete)
+            images, seconds = float(stored["images"]), float(stored["seconds"])
+            return (images, seconds) if math.isfinite(images + seconds) and min(images, seconds) >= 0 else (0.0, 0.0)
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0, 0.0
+
+    def note_predicted(self, images: int, seconds: float) -> None:
+        before = self.predicted()
+        write_json(self.run.compete, {"images": before[0] + images, "seconds": before[1] + seconds})

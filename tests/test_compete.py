@@ -1,0 +1,296 @@
+"""`compete`: every stage in one command, stopped and continued, to the same submission; and the table at its end."""
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import small_run
+from test_refine import REFINE
+from tiny_run import Killed, Pipeline, only_line, read_log, with_set
+
+from pipeline import carvana, compete, config, threshold
+from pipeline.__main__ import main
+from pipeline.inference.oof import read_oof_histograms
+from pipeline.kaggle import submit
+from pipeline.masks import dice
+from pipeline.paths import Run
+from pipeline.report import gains
+from pipeline.runtime.files import locked, sha256
+from pipeline.runtime.problem import Problem
+
+SMALL = [each for each in REFINE if "epochs" not in each]
+SETTINGS = with_set("train.epochs=1", "refine.epochs=1", "predict.tta=none", *SMALL)
+RUN, OTHER, JOINT = Run("night"), Run("other"), Run("night+other")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_the_figures_of_the_stages(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = small_run.make("small", demo_folder, shift_cells=0.6)
+    threshold.main(run)
+    stored = json.loads(run.threshold.read_text())
+    scores = gains.score_folds(run, [0, 1])
+    at_half = {}
+    for fold in (0, 1):
+        histograms = read_oof_histograms(run.oof(fold)).histograms
+        at_half[fold] = float(dice.dice_at_thresholds(histograms)[:, 128].mean())
+        assert scores[fold] == (32, 0.99, None, pytest.approx(at_half[fold]), scores[fold].chosen)
+    every = gains.mean_scores(scores.values())
+    assert every.chosen == pytest.approx(stored["oof_dice"], abs=1e-6) and every.images == stored["images"]
+    lines = gains.table(run, run, carvana.car_of, "car_id")
+    assert lines[0].split()[2:] == ["images", "network", "refined", "TTA", "at", f"{stored['threshold']:.3f}"]
+    assert lines[3].split() == ["all", "64", "0.99000", "–", f"{every.tta:.5f}", f"{stored['oof_dice']:.5f}"]
+    assert lines[4].split()[1] == f"{stored['oof_dice_cross_fitted']:.5f}" and lines[4].endswith("over cars")
+    gain = stored["oof_dice_cross_fitted"] - (at_half[0] + at_half[1]) / 2
+    assert lines[-1].split()[-1] == f"{gain:+.5f}" and not any(line.startswith("refiner") for line in lines)
+
+
+def test_the_standard_error_is_that_of_whole_cars() -> None:
+    values = np.array([0.9, 0.9, 0.9, 0.8, 0.8, 0.8])
+    assert gains.standard_error(values, ["a"] * 3 + ["b"] * 3) == pytest.approx(0.05)  # as of two observations
+    alone = gains.standard_error(values, list("abcdef"))
+    assert alone == pytest.approx(values.std(ddof=1) / 6**0.5) and alone < 0.05
+    assert gains.standard_error(values, ["a"] * 6) is None
+
+
+def test_a_refiner_and_a_blend_have_a_line_each(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    JOINT.blend.parent.mkdir(parents=True)
+    blended = {"weights": {"night": 0.7, "other": 0.3}, "threshold": 0.5, "best_single_run": "night"}
+    JOINT.blend.write_text(json.dumps(blended | {"gain_cross_fitted": 0.00012}))
+    of_folds = [gains.FoldScores(1, 0.9, 0.95, 0.96, 0.97), gains.FoldScores(3, 0.94, 0.95, 0.96, 0.97)]
+    scores = gains.mean_scores(of_folds)
+    lines = [line.split() for line in gains.gain_rows(scores, 0.9605, RUN, JOINT)]
+    assert [line[0] for line in lines] == ["refiner", "TTA", "threshold", "blend"]
+    assert [line[-1] for line in lines] == ["+0.02000", "+0.01000", "+0.00050", "+0.00012"]
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that run as processes, called here instead; `calls.kill` names one that is killed before it begins."""
+    called: list[str] = []
+
+    def run_here(stage: str, *arguments: str, watch: Callable[[], None]) -> None:
+        fold = arguments[arguments.index("--fold") + 1] if "--fold" in arguments else ""
+        if f"{stage} {fold}" in kills:
+            kills.remove(f"{stage} {fold}")
+            raise Killed
+        called.append(f"{stage} {fold}".strip())
+        assert main([stage, *arguments]) == 0
+        watch()
+
+    kills.clear()
+    monkeypatch.setattr(compete, "run_stage", run_here)
+    monkeypatch.setattr(submit, "ask_kaggle", lambda row, competition: None)
+    return called
+
+
+kills: list[str] = []
+
+
+def compete_here(pipeline: Pipeline, *arguments: str) -> int:
+    return pipeline("compete", "--run", RUN.name, "--dry-run", *SETTINGS, *arguments)
+
+
+def test_a_run_that_is_killed_between_its_stages_ends_with_the_same_submission(
+    pipeline: Pipeline, calls: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    kills.extend(["validate 1", "predict 0,1"])
+    for stages in (["train 0", "train 1", "validate 0"], ["train 0", "train 1", "validate 1"]):
+        with pytest.raises(Killed):
+            compete_here(pipeline)
+        assert calls == stages and not RUN.submission.exists()
+        calls.clear()
+    capsys.readouterr()
+    assert compete_here(pipeline) == 0
+    assert calls == ["train 0", "train 1", "predict 0,1", "report"]
+    out = capsys.readouterr().out
+    stored, digest = json.loads(RUN.threshold.read_text()), sha256(RUN.submission)
+    table = out[out.index("OOF Dice") :].splitlines()
+    assert f"{stored['oof_dice_cross_fitted']:.5f}" in table[4] and f"{stored['oof_dice']:.5f}" in table[3]
+    best = [read_log(RUN.fold(fold).folder)[0]["val_dice"] for fold in (0, 1)]
+    assert [table[1 + fold].split()[3] for fold in (0, 1)] == [f"{each:.5f}" for each in best]
+    assert table[6].startswith("refiner over the network") and table[-1].endswith(f"16 images, sha256 {digest}")
+    assert "6/9 predict: about" in out and "3/9 validate fold 0: done already" in out
+
+    calls.clear()  # all is there: nothing is predicted again
+    assert compete_here(pipeline) == 0
+    assert calls == ["train 0", "train 1"] and sha256(RUN.submission) == digest
+    RUN.submission.unlink()  # one that is made stage by stage has the same bytes
+    assert pipeline("predict", "--run", RUN.name, "--fold", "all", *SETTINGS) == 0
+    assert sha256(RUN.submission) == digest
+    RUN.report_page.touch()
+
+
+@pytest.fixture
+def plan(demo_folder: pathlib.Path) -> compete.Competing:
+    """What is known of the run above when it is started again."""
+    overrides = [each for each in SETTINGS if each != "--set"]
+    common = compete.Common(config="tiny.yaml", data=str(demo_folder), run=RUN.name, set=overrides)
+    names = {fold: read_oof_histograms(RUN.oof(fold)).names for fold in (0, 1)}
+    return compete.Competing(common, common.settings, RUN, [RUN], names, 16, gpus=1, deterministic=False)
+
+
+def done(plan: compete.Competing) -> str:
+    """The steps that are done, of those that can be."""
+    return ", ".join(step.title for step in plan.steps() if step.is_done())
+
+
+ALL_DONE = "validate fold 0, validate fold 1, threshold, predict, report"
+
+
+def test_with_other_settings_predictions_are_made_again(plan: compete.Competing) -> None:
+    assert done(plan) == ALL_DONE
+    plan.common = plan.common._replace(set=[*plan.common.set, "predict.tta=hflip"])
+    assert done(plan) == "threshold, report"
+    plan.common = plan.common._replace(set=[*plan.common.set[:-1], "predict.refine=false"])
+    assert done(plan) == "threshold, report"
+
+
+def test_what_a_kill_left_half_or_others_changed_is_made_again(plan: compete.Competing) -> None:
+    for path, left in {
+        RUN.oof_predictions(1): "validate fold 0, threshold, predict, report",  # the .npz beside it is of another
+        RUN.oof(0): "validate fold 1, report",  # by its time; validating makes it older than that
+        RUN.fold(0).refiner.best: "validate fold 1, report",
+        RUN.threshold: "validate fold 0, validate fold 1, report",
+        RUN.submission: "validate fold 0, validate fold 1, threshold, report",
+        RUN.provenance: "validate fold 0, validate fold 1, threshold, report",
+    }.items():
+        before, times = path.read_bytes(), path.stat()
+        path.write_bytes(before[:-9])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert done(plan) == left, path
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    plan.held_out[1] = plan.held_out[1][:-1]  # an image more in the data
+    assert done(plan) == "validate fold 0, threshold, predict, report"
+    plan.held_out[1] = read_oof_histograms(RUN.oof(1)).names
+    assert done(plan) == ALL_DONE
+
+
+def test_refined_runs_of_two_seeds_are_blended(
+    pipeline: Pipeline, calls: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    OTHER.folder.mkdir()
+    shutil.copy(RUN.folds, OTHER.folds)
+    seeds = with_set("train.seed=1", "refine.seed=1")
+    assert pipeline("train", "--run", OTHER.name, "--fold", "0", *SETTINGS, *seeds) == 0
+    capsys.readouterr()
+    arguments = ("--runs", RUN.name, OTHER.name, "--fold", "0")
+    assert compete_here(pipeline, *arguments) == 0
+    assert calls == ["train 0", "blend 0", "predict 0"]
+    blend = json.loads(JOINT.blend.read_text())
+    both = [path for run in (RUN, OTHER) for path in run.fold(0).checkpoints()]
+    assert len(both) == 4 and blend["checkpoints"] == {str(path): sha256(path) for path in both}
+    assert blend["predicted_with"] == "predict.tta none, data.scale 8, refined"
+    assert blend["gain_cross_fitted"] > -0.01 and sum(blend["weights"].values()) == pytest.approx(1)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("blend (")]
+    assert line.split()[-1] == f"{blend['gain_cross_fitted']:+.5f}"
+    assert str(JOINT.submission) in out.splitlines()[-1]
+    calls.clear()
+    assert compete_here(pipeline, *arguments) == 0
+    assert calls == ["train 0"]
+
+
+# --- before anything that takes long ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--runs", "a", "b"], 'RUNS="a b" leaves out night, the run that is trained here'),
+        (["--runs", "night", "nowhere"], "There is no runs/nowhere/fold0/best.pt; train that fold first"),
+        (["--fold", "0,7"], "There is no fold 7"),
+        (["--set", "train.learning_rate=0.5"], "was begun with other settings (train.learning_rate"),
+        (["--on", "kaggle"], "compete runs every stage here"),
+        (["--set", "data.kind=folder"], "data.kind is folder, but this needs a Kaggle competition"),
+        (["--gpus", "99"], None),
+    ],
+)
+def test_what_would_end_a_later_step_is_one_line_before_the_first(
+    pipeline: Pipeline, calls: list[str], capsys: pytest.CaptureFixture, arguments: list[str], complaint: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if complaint is None:
+        monkeypatch.setattr(compete, "check_gpus", refuse("--gpus is 99, but this machine has 0."))
+        complaint = "--gpus is 99"
+    assert compete_here(pipeline, *arguments) == 1
+    assert complaint in only_line(capsys) and calls == []
+
+
+def refuse(sentence: str) -> Callable[[object], None]:
+    def check(*_: object) -> None:
+        raise Problem(sentence)
+
+    return check
+
+
+def test_a_missing_token_is_seen_at_the_start(
+    pipeline: Pipeline, calls: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compete, "connect", refuse("There are no credentials for Kaggle; log in."))
+    assert pipeline("compete", "--run", RUN.name, *SETTINGS) == 1
+    assert only_line(capsys) == (
+        "compete: There are no credentials for Kaggle; log in; or add DRY_RUN=1, which uploads nothing."
+    )
+    assert calls == []
+
+
+@pytest.mark.parametrize("missing", ["test.zip", "train.zip", "sample_submission.csv"])
+def test_missing_data_are_seen_at_the_start(
+    demo_copy: pathlib.Path, tiny_place: None, calls: list[str], capsys: pytest.CaptureFixture, missing: str
+) -> None:
+    (path,) = demo_copy.glob(f"{missing}*")
+    path.unlink()
+    assert compete_here(Pipeline(demo_copy)) == 1
+    assert missing.split(".")[0] in only_line(capsys) and calls == []
+
+
+def test_a_trainer_that_was_left_behind_is_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock, waited = RUN.fold(0).lock, []
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with contextlib.ExitStack() as trainer:
+        trainer.enter_context(locked(lock, "busy"))
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            trainer.close()
+
+        monkeypatch.setattr(compete.time, "sleep", sleep)
+        compete.wait_for_trainers(RUN)
+    assert len(waited) == 1
+
+
+def test_on_several_gpus_one_step_trains_all_folds(demo_folder: pathlib.Path, tiny_place: None) -> None:
+    common = compete.Common(config="tiny.yaml", data=str(demo_folder), run=RUN.name, set=["train.epochs=4"])
+    plan = compete.Competing(common, common.settings, RUN, [RUN], {0: ["a"], 1: ["b"]}, 16, gpus=2, deterministic=True)
+    first, *others = plan.steps()
+    assert first.title == "train 2 folds on 2 GPUs" and sum(item.total for item in first.work) == 4
+    titles = ["validate fold 0", "validate fold 1", "threshold", "predict", "check", "report"]
+    assert [step.title for step in others] == titles and others[3].work[0].total == 16  # two networks on two GPUs
+
+
+def test_defaults_of_the_settings_are_not_taken_for_others(tiny_place: None, demo_folder: pathlib.Path) -> None:
+    """A fold that an interrupted start left with the same settings is no conflict."""
+    settings = config.load(pathlib.Path("tiny.yaml"), [f"data.folder={demo_folder}"])
+    run = Run("same")
+    run.fold(0).folder.mkdir(parents=True)
+    run.fold(0).config.write_text(config.dump(settings))
+    run.folds.write_text("car_id,make,fold\na,x,0\nb,y,1\n")
+    compete.check_folds(settings, run, [run], [0, 1])
