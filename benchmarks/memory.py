@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,13 +114,13 @@ def peak_of_step(
 def fake_copy(network: nn.Module, mode: FakeTensorMode, device: torch.device) -> nn.Module:
     """Replace parameters and buffers by fake ones on a device, which `network.to` cannot do."""
     for module in network.modules():
-        for values in (module._parameters, module._buffers):
-            for name, value in values.items():
-                if value is None:
-                    continue
-                with mode:
-                    fake = mode.from_tensor(value.detach()).to(device)
-                    values[name] = nn.Parameter(fake) if isinstance(value, nn.Parameter) else fake
+        tables: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+        for table in tables:
+            for name, value in table.items():
+                if value is not None:
+                    with mode:
+                        fake = mode.from_tensor(value.detach()).to(device)
+                        table[name] = nn.Parameter(fake) if isinstance(value, nn.Parameter) else fake
     return network
 
 
