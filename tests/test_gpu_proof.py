@@ -26,7 +26,7 @@ def row(key: str, **figures: object) -> results.Row:
 
 def make_proof(folder: pathlib.Path, rehearsal: bool = False, trained: str = "unet_seed") -> work.Proof:
     configs = [ROOT / "configs" / path for path in ("kaggle.yaml", "unet_640_refined.yaml", "unet_seed.yaml")]
-    return work.Proof(rehearsal, folder, None, ROOT / f"configs/{trained}.yaml", configs)
+    return work.Proof(rehearsal, "proof", folder, None, ROOT / f"configs/{trained}.yaml", configs)
 
 
 # --- the file of rows ------------------------------------------------------------------------------------------------
@@ -110,6 +110,8 @@ def test_what_is_there_is_not_measured_again_and_what_failed_is(tmp_path: pathli
             calls.append(key)
             if key == "fails" and calls.count("fails") == 1:
                 raise work.Failed("out of luck.")
+            if key == "fault":
+                raise KeyError("seconds")
             if key == "blocked":
                 raise work.Blocked("something comes first")
             if key == "stopped" and calls.count("stopped") == 1:
@@ -118,11 +120,12 @@ def test_what_is_there_is_not_measured_again_and_what_failed_is(tmp_path: pathli
 
         return jobs.Job(key, 1, work_of_job, "make it", resumes=True)
 
-    piece, out = [measure(key) for key in ("good", "fails", "blocked", "stopped")], tmp_path / "rows.jsonl"
-    assert run_piece(make_proof(tmp_path), piece, out) == ["fails: out of luck.", "blocked: something comes first."]
-    assert [each["key"] for each in results.read(out)] == ["good", "fails"]
-    assert run_piece(make_proof(tmp_path), piece, out) == ["blocked: something comes first."]
-    assert sorted(calls) == sorted(["good", "fails", "fails", "blocked", "blocked", "stopped", "stopped"])
+    piece, out = [measure(key) for key in ("good", "fails", "fault", "blocked", "stopped")], tmp_path / "rows.jsonl"
+    again = ["fault: 'seconds'.", "blocked: something comes first."]
+    assert run_piece(make_proof(tmp_path), piece, out) == ["fails: out of luck.", *again]
+    assert [each["key"] for each in results.read(out)] == ["good", "fails", "fault"]
+    assert run_piece(make_proof(tmp_path), piece, out) == again
+    assert calls.count("good") == 1 and {calls.count(job.key) for job in piece[1:]} == {2}
     assert results.measured(results.read(out)).keys() == {"good", "fails", "stopped"}
 
 
@@ -327,7 +330,8 @@ def test_rows_of_a_rehearsal_are_refused(docs: pathlib.Path) -> None:
 
 
 def test_a_figure_that_the_docs_have_no_row_for_is_refused(docs: pathlib.Path) -> None:
-    refused(docs, [*everything(), row("find-batch mine", images=4, or_more=False)], "0 rows that begin with `mine.yaml`")
+    mine = row("find-batch mine", images=4, or_more=False)
+    refused(docs, [*everything(), mine], "0 rows that begin with `mine.yaml`")
     refused(docs, [], "has no rows")
     readme = docs / "README.md"
     readme.write_text(readme.read_text().replace("The configs for GPUs", "Others"))
@@ -377,14 +381,14 @@ def test_images_are_the_competitions_where_they_are_fine_enough(
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "shrink.json").write_text('{"scale": 2}')
-    proof = work.Proof(False, tmp_path, copy, ROOT / "configs/unet_seed.yaml", [])
+    proof = work.Proof(False, "proof", tmp_path, copy, ROOT / "configs/unet_seed.yaml", [])
     half, full, refined, rooms = (
         config.load(ROOT / f"configs/{name}.yaml") for name in ("unet_seed", "unet_1280", "unet_640_refined", "nyuv2")
     )
     assert proof.folder(half) == copy and proof.images(copy) == "real, a copy at 1/2"
     assert {proof.folder(each) for each in (full, refined)} == {tmp_path / "drawn_carvana"}
     assert proof.folder(rooms) == tmp_path / "drawn_nyuv2" and drawn == ["carvana", "carvana", "nyuv2"]
-    whole = work.Proof(False, tmp_path, demo_folder, ROOT / "configs/unet_seed.yaml", [])
+    whole = work.Proof(False, "proof", tmp_path, demo_folder, ROOT / "configs/unet_seed.yaml", [])
     assert whole.folder(full) == demo_folder and whole.images(demo_folder) == "real"
 
 
@@ -396,3 +400,17 @@ def test_a_rehearsal_and_measurements_do_not_share_a_file(
     args = argparse.Namespace(rehearse=1, out="rows.jsonl", data=None, config=command.TRAINED, piece=None)
     with pytest.raises(Problem, match="has measurements, and this is a rehearsal"):
         command.prove(args)
+
+
+def test_a_new_file_of_rows_never_takes_over_a_trained_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    proof, rehearsal = make_proof(tmp_path), make_proof(tmp_path, rehearsal=True)
+    for each in (proof, rehearsal):
+        command.begin_anew(each, tmp_path / "rows.jsonl")
+    proof.run.folder.mkdir(parents=True)
+    with pytest.raises(Problem, match="name another with OUT=, or delete the folder"):
+        command.begin_anew(proof, tmp_path / "rows.jsonl")
+    command.begin_anew(rehearsal, tmp_path / "rows.jsonl")
+    assert not proof.run.folder.exists()  # both have the same name here

@@ -187,12 +187,11 @@ def test_a_benchmark_gets_the_variables_in_its_brackets_as_flags(name: str) -> N
     module = "benchmarks." + name.removeprefix("bench-").replace("-", "_")
     (command,) = commands(name, "SEED=1", *given)
     assert command[:3] == ["py", "-m", module] and sorted(command[3:]) == sorted(flags)
-    ended = subprocess.run(
-        [sys.executable, *command[1:3], "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 0
-    assert {f"--{each.lower()}" for each in variables} <= set(re.findall(r"^  (--[a-z]+)", ended.stdout, re.MULTILINE))
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    assert {f"--{each.lower()}" for each in variables} <= set(re.findall(r'add_argument\("(--[a-z]+)"', source))
 
 
 def test_the_benchmarks_are_those_of_the_folder() -> None:
-    assert set(BENCHMARKS) == {f"bench-{each}" for each in ("train", "kaggle", "predict", "rooms", "report")} | {"gpu-proof"}
+    names = {f"bench-{each}" for each in ("train", "kaggle", "predict", "rooms", "report")}
+    assert set(BENCHMARKS) == names | {"gpu-proof"}

@@ -2,8 +2,11 @@
 import argparse
 import multiprocessing
 import pathlib
+import re
+import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -61,8 +64,8 @@ def prove(args: argparse.Namespace) -> int:
     from benchmarks.gpu_proof import jobs, results
     from pipeline.runtime.problem import Problem
     begun = time.monotonic()
-    proof = make_proof(args)
-    out = pathlib.Path(args.out or f"gpu_{'rehearsal' if proof.rehearsal else 'proof'}.jsonl")
+    out = pathlib.Path(args.out or f"gpu_{'rehearsal' if args.rehearse else 'proof'}.jsonl")
+    proof = make_proof(args, out)
     rows = results.read(out)
     if any(row["rehearsal"] != proof.rehearsal for row in rows):
         what = "measurements, and this is a rehearsal" if proof.rehearsal else "rows of a rehearsal"
@@ -70,6 +73,8 @@ def prove(args: argparse.Namespace) -> int:
     split = jobs.pieces(jobs.all_jobs(proof))
     if args.piece is not None and not 1 <= args.piece <= len(split):
         raise Problem(f"PIECE is {args.piece}, but there are {len(split)} pieces, from 1.")
+    if not out.exists():
+        begin_anew(proof, out)
     facts = in_child(results.facts, proof.rehearsal)
     bad = check_machine(proof, out, facts)
     if bad and bad[-1].is_needed:
@@ -88,20 +93,31 @@ def prove(args: argparse.Namespace) -> int:
     return say_what_failed(failed) if failed else 0
 
 
-def make_proof(args: argparse.Namespace) -> Any:
-    """Return what is run, on what. A rehearsal has its own config and draws its cars."""
+def begin_anew(proof: Any, out: pathlib.Path) -> None:
+    """Remove the run of an earlier rehearsal; Problem for a trained run, which a new file of rows would take over."""
+    from pipeline.runtime.problem import Problem
+    if proof.rehearsal:
+        shutil.rmtree(proof.run.folder, ignore_errors=True)
+    elif proof.run.folder.exists():
+        what = f"{proof.run.folder} is there, but {out}, which says how it was measured, is not"
+        raise Problem(f"{what}; put that file back, name another with OUT=, or delete the folder.")
+
+
+def make_proof(args: argparse.Namespace, out: pathlib.Path) -> Any:
+    """Return what is run, on what. A rehearsal has its own config and draws its cars. out: names the runs."""
     from benchmarks.gpu_proof.work import Proof
     from pipeline.runtime.files import write_text
     from pipeline.runtime.problem import Problem
+    name = re.sub(r"[^\w-]", "_", out.stem)
     if args.rehearse:
         work = pathlib.Path("data/gpu_rehearsal")
         write_text(work / "tiny.yaml", TINY)
-        return Proof(True, work, None, work / "tiny.yaml", [work / "tiny.yaml"])
+        return Proof(True, name, work, None, work / "tiny.yaml", [work / "tiny.yaml"])
     if args.data and not (pathlib.Path(args.data) / "train.zip").is_file():
         raise Problem(f"{args.data} has no train.zip; name a competition folder with DATA=, or leave it out.")
     data = pathlib.Path(args.data) if args.data else DATA
     work = pathlib.Path("data/gpu_proof")
-    return Proof(False, work, data if (data / "train.zip").is_file() else None, args.config, gpu_configs())
+    return Proof(False, name, work, data if (data / "train.zip").is_file() else None, args.config, gpu_configs())
 
 
 def gpu_configs() -> list[pathlib.Path]:
@@ -137,6 +153,7 @@ def run_piece(
     """
     from benchmarks.gpu_proof import results
     from benchmarks.gpu_proof.work import Blocked, Clock, Failed, Stopped
+    from pipeline.runtime.problem import Problem
     failed: list[str] = []
     has_run = False
     for job in piece:
@@ -162,9 +179,11 @@ def run_piece(
         except Blocked as why:
             failed.append(f"{job.key}: {why}.")
             continue
-        except Failed as error:
-            row["error"] = str(error)
-            failed.append(f"{job.key}: {str(error).rstrip('.')}.")
+        except Exception as error:  # not even a fault of this program may lose the other measurements
+            if not isinstance(error, (Failed, Problem)):
+                traceback.print_exc()
+            row["error"] = str(error) or type(error).__name__
+            failed.append(f"{job.key}: {row['error'].rstrip('.')}.")
         results.append(out, row | {"seconds": round(time.monotonic() - begun, 1)})
         print(f"\n{job.key}: {row.get('figures') or row['error']}", flush=True)
     return failed

@@ -52,6 +52,7 @@ class Proof:
     """What is run, on what, and where."""
 
     rehearsal: bool
+    name: str  # with which the names of its runs begin
     work: pathlib.Path  # for what is drawn and copied
     data: pathlib.Path | None  # the competition's files, or a copy by `make shrink`; None: drawn cars
     trained: pathlib.Path  # the config that is trained whole
@@ -63,7 +64,7 @@ class Proof:
         return self.named_run(self.trained.stem)
 
     def named_run(self, name: str) -> Run:
-        return Run(f"gpu_{'rehearsal' if self.rehearsal else 'proof'}_{name}")
+        return Run(f"{self.name}_{name}")
 
     def folder(self, settings: Settings) -> pathlib.Path:
         """Return a folder with the images of a config: the competition's if they are fine enough, else drawn ones."""
