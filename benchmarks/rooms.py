@@ -30,7 +30,7 @@ FOLD = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", default="", metavar="a.b=1", help="settings that override the config's, blanks between")
+    parser.add_argument("--set", default="", metavar="a.b=1", help="settings that override the config's")
     overrides = parser.parse_args().set.split()
     settings = config.load(CONFIG, overrides)
     figures: dict[str, float] = {}

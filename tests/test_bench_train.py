@@ -88,7 +88,7 @@ REFINED = """
 data: {scale: 8, workers: 0}
 model: {width: 4, depth: 2, patch: 2}
 train: {optimizer: muon, batch_size: 4, accumulate: 2}
-refine: {scale: 4, tile_px: 32, margin_px: 4, width: 4, depth: 2, patch: 1, tiles_per_image: 3, batch_size: 6}
+refine: {scale: 2, tile_px: 32, margin_px: 4, width: 4, depth: 2, patch: 1, tiles_per_image: 3, batch_size: 6}
 """
 
 

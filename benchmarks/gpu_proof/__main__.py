@@ -74,7 +74,7 @@ def prove(args: argparse.Namespace) -> int:
     if args.piece is not None and not 1 <= args.piece <= len(split):
         raise Problem(f"PIECE is {args.piece}, but there are {len(split)} pieces, from 1.")
     if not out.exists():
-        begin_anew(proof, out)
+        start_over(proof, out)
     facts = in_child(results.facts, proof.rehearsal)
     bad = check_machine(proof, out, facts)
     if bad and bad[-1].is_needed:
@@ -93,7 +93,7 @@ def prove(args: argparse.Namespace) -> int:
     return say_what_failed(failed) if failed else 0
 
 
-def begin_anew(proof: Any, out: pathlib.Path) -> None:
+def start_over(proof: Any, out: pathlib.Path) -> None:
     """Remove the run of an earlier rehearsal; Problem for a trained run, which a new file of rows would take over."""
     from pipeline.runtime.problem import Problem
     if proof.rehearsal:

@@ -180,8 +180,8 @@ def readme_line(measured: dict[str, Row]) -> str:
 
 def short_name(card: str) -> str:
     """`"NVIDIA H100 80GB HBM3"` -> `"H100"`, one word."""
-    words = [word for word in card.split() if not re.fullmatch(r"NVIDIA|Tesla|GeForce|HBM\w*|PCIe|\d+GB", word)]
-    return "-".join(words)
+    common = re.compile(r"NVIDIA|Tesla|GeForce|HBM\w*|PCIe|\d+GB")
+    return "-".join(word for word in card.split() if not common.fullmatch(word))
 
 
 def replace_line(text: str, beginning: str, line: str, where: str) -> str:
