@@ -96,10 +96,10 @@ def tiles_of(
     return tiles
 
 
-def draw(kind: str, folder: pathlib.Path) -> pathlib.Path:
+def draw(kind: str, folder: pathlib.Path, cars: int = DRAWN_CARS) -> pathlib.Path:
     """Draw images for a `data.kind` into a folder, unless they are there; return it."""
     if kind == "carvana":
-        write_competition.main(folder, cars=DRAWN_CARS, test_cars=1)
+        write_competition.main(folder, cars, test_cars=1)
     elif kind == "nyuv2":
         write_rooms.main(folder, scenes=12, height=480, width=640, seed=0, splits=False)
     elif kind == "folder":

@@ -151,17 +151,16 @@ def test_float16_with_its_scaler_learns(optimizer: str, monkeypatch: pytest.Monk
 
 
 def test_deterministic_training_gives_the_same_bytes_twice(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    common = ["--config", "tiny.yaml", "--data", str(demo_folder), *with_set("train.epochs=1")]
     digests = []
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tiny.yaml").write_text(CONFIG)
-        common = ["--config", "tiny.yaml", "--data", str(demo_folder), *with_set("train.epochs=1")]
         for stage in (["folds"], ["train", "--deterministic"]):
-            command = [sys.executable, "-m", "pipeline", *stage, *common]
+            command = [sys.executable, "-m", "pipeline", *stage, *common, "--run", name]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            ended = subprocess.run(command, cwd=tmp_path / name, env=environment, capture_output=True, text=True)
+            ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr
-        weights = (tmp_path / name / "runs/tiny/fold0/best.pt").read_bytes()
+        weights = (tmp_path / f"runs/{name}/fold0/best.pt").read_bytes()
         digests.append(hashlib.sha256(weights).hexdigest())
     assert digests[0] == digests[1]
 

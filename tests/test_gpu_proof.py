@@ -377,7 +377,7 @@ def test_images_are_the_competitions_where_they_are_fine_enough(
     demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(work.config_speed, "draw", lambda kind, folder: drawn.append(kind) or folder)
+    monkeypatch.setattr(work.config_speed, "draw", lambda kind, folder, cars: drawn.append(kind) or folder)
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "shrink.json").write_text('{"scale": 2}')

@@ -17,18 +17,18 @@ ROOT = checks.ROOT
 TRAINED = pathlib.Path("configs/unet_seed.yaml")
 NOT_FOR_A_GPU = ("cpu", "cpu_fast", "cpu_refined", "demo", "rooms")
 DATA = pathlib.Path("data/carvana")
-# Of a rehearsal: one that trains for half a minute on two cores, so that it can be stopped and go on.
+# Of a rehearsal: it trains for some twenty seconds on two cores, so that it can be stopped and go on.
 TINY = """# Written by `make gpu-proof REHEARSE=1`.
 data: {scale: 4, folds: 2, workers: 2}
 augment: {shift: 0.0, zoom: 0.0, rotate_deg: 0.0, hue_deg: 0.0, saturation: 0.0}
-model: {width: 12, depth: 3, patch: 2}
+model: {width: 16, depth: 2, patch: 2}
 train: {optimizer: muon, momentum: 0.95, epochs: 6, batch_size: 4, learning_rate: 5e-3, ema_decay: 0.9,
         validate_every_epochs: 6}
-refine: {scale: 2, tile_px: 48, margin_px: 4, patch: 1, width: 8, depth: 2, tiles_per_image: 4, batch_size: 16,
+refine: {scale: 2, tile_px: 48, margin_px: 4, patch: 1, width: 8, depth: 1, tiles_per_image: 4, batch_size: 16,
          epochs: 1}
 predict: {batch_size: 4}
 """
-REHEARSED_PART_S = 20.0  # after which a training is stopped that goes on in the next piece
+REHEARSED_PART_S = 14.0  # after which a training is stopped that goes on in the next piece
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import config_speed, predict
+from benchmarks.config_speed import DRAWN_CARS
 from benchmarks.gpu_proof.process import ROOT, Ended, run
 from pipeline import config
 from pipeline.config import Settings
@@ -22,6 +23,7 @@ from pipeline.runtime.files import write_json, write_text
 
 FOLD = 0
 HALF_IMAGES, FULL_IMAGES = 15_000, 2_000
+REHEARSED_CARS = 4
 Figures = dict[str, Any]
 
 
@@ -72,7 +74,7 @@ class Proof:
         kind = settings.data.kind
         if kind == "carvana" and self.data is not None and finest % read_stored_scale(self.data) == 0:
             return self.data
-        return config_speed.draw(kind, self.work / f"drawn_{kind}")
+        return config_speed.draw(kind, self.work / f"drawn_{kind}", REHEARSED_CARS if self.rehearsal else DRAWN_CARS)
 
     def images(self, folder: pathlib.Path) -> str:
         """Say in a row what the images of a folder are."""
@@ -95,7 +97,7 @@ def tests(proof: Proof, clock: Clock) -> Figures:
         where = ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-rf"]
         paths = [str(ROOT / each) if each.startswith("tests") else each for each in arguments]
         paths += [str(ROOT / "tests")] if "-m" in arguments else []
-        ended = finished(run(["-m", "pytest", "-q", *where, *paths], clock.left(), environment), codes=(0, 1))
+        ended = finished(run(["-m", "pytest", *where, *paths], clock.left(), environment), codes=(0, 1))
         for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.last_line):
             outcomes[outcome] = outcomes.get(outcome, 0) + int(count)
         failed += re.findall(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::\S+)", ended.printed, re.MULTILINE)
