@@ -14,18 +14,18 @@ pass_value = $(if $($1),$2 $(call quote,$($1)))
 pass_list = $(foreach item,$($1),$2 $(call quote,$(item)))
 pass_switch = $(if $(filter-out 0,$($1)),$2)
 quote = '$(subst ','\'',$1)'
-pass = $(call pass_$(word 2,$1),$(word 3,$1),$(word 4,$1))
-given_to = $(foreach line,$(filter common/% $1/%,$(options)),$(if $(call pass,$(subst /, ,$(line))),$(line)))
+pass = $(foreach l,$1,$(call pass_$(word 2,$(subst /, ,$l)),$(word 3,$(subst /, ,$l)),$(word 4,$(subst /, ,$l))))
+given_to = $(foreach line,$(filter common/% $1/%,$(options)),$(if $(call pass,$(line)),$(line)))
 
 $(commands):
-	$(PY) -m pipeline $@ $(foreach line,$(call given_to,$@),$(call pass,$(subst /, ,$(line))))
+	$(PY) -m pipeline $@ $(call pass,$(call given_to,$@))
 train find-batch: folds
 submission: validate threshold predict check ## validate, threshold, predict and check a trained run
 
 # --- tests ---
 ## SUITES="kills faults"  torture: some of kills, faults and inputs; default: all
 ## SEED=0                 torture: another number kills at other moments
-## SHORT=1                torture: a few of each
+## SHORT=1                torture: a few of each; bench-predict: only the prediction
 ## SECONDS=600            fuzz: time of each fuzzer
 test: lint types unit ## lint, types and all tests, on all cores: what must pass before a commit
 test-quick: lint ## lint and fast tests; without types and what trains, predicts or starts processes
@@ -48,21 +48,21 @@ fuzz: ## fuzz the decoder, the checker and the readers of files (SECONDS)
 browser: ## install Chromium and its driver, in which tests open the report (Debian, Ubuntu)
 	@tests/install_browser.sh
 
-# --- benchmarks ---
+# --- benchmarks: what stands in brackets are their variables, which become flags: STEPS is --steps ---
 ## STEPS=5                bench-train: timed steps of each loop
-## BATCH=2                bench-train: images a step
+## BATCH=2                bench-train: images a step, without CONFIG
 ## IMAGES=800             bench-predict, soak: images to predict
-bench-train: ## speed of reading and training, against a reference loop (STEPS BATCH)
-	$(PY) -m benchmarks.train $(call pass_value,STEPS,--steps) $(call pass_value,BATCH,--batch-size)
+## PIECE=1                gpu-proof: only this part of it, nine minutes at most
+## REHEARSE=1             gpu-proof: all of it in small, on the CPU
+## FILL=gpu_proof.jsonl   gpu-proof: only write these rows, its OUT, into the tables of the docs
+bench-train: ## speed of reading and training, against a reference; or of a CONFIG (STEPS BATCH CONFIG DATA)
 bench-kaggle: ## speed of downloading and verifying, against a plain copy and zipfile's own test
-	$(PY) -m benchmarks.kaggle
-bench-predict: ## speed from test images to a submission, against the usual way (DATA RUN IMAGES)
-	$(PY) -m benchmarks.predict $(call pass_value,DATA,--data) $(call pass_value,RUN,--run) $(call \
-		pass_value,IMAGES,--images)
+bench-predict: ## speed from test images to a submission, against the usual way (DATA RUN IMAGES SHORT)
 bench-rooms: ## what a short training learns of synthetic rooms, against one class everywhere (SET)
-	$(PY) -m benchmarks.rooms $(if $(SET),--set $(foreach item,$(SET),$(call quote,$(item))))
 bench-report: ## time of the report of 5,088 held-out images (DATA)
-	$(PY) -m benchmarks.report $(call pass_value,DATA,--data)
+gpu-proof: ## measure on a GPU all that is not measured yet (DATA CONFIG PIECE OUT REHEARSE FILL)
+bench-train bench-kaggle bench-predict bench-rooms bench-report gpu-proof:
+	$(PY) -m benchmarks.$(subst -,_,$(@:bench-%=%)) $(call pass,$(shell grep ^$@: Makefile | sed -nf .ci/flags.sed))
 
 # --- house-keeping ---
 ## UPGRADE=1              lock: the newest versions in range; default: only what setup.cfg asks for
@@ -99,7 +99,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 can_make_venv := 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
 # .venv is complete when it holds the hash of the lock that it was made from, which is written last. File times do not
 # count, so neither a fresh checkout nor a copied folder sets up again what is there.
-python_targets := test-quick lint types unit torture soak fuzz lock $(addprefix bench-,train kaggle predict rooms report)
+python_targets := test-quick lint types unit torture soak fuzz lock gpu-proof $(addprefix bench-,train kaggle predict rooms report)
 ifndef PY
 PY := .venv/bin/python
 lock_hash := $(firstword $(shell sha256sum requirements.lock))

@@ -1,8 +1,9 @@
 """`make bench-predict`: from test images to a submission, against the usual way; and the submission by itself.
 
 Images and masks are the competition's if its folder is given, else drawn. The network is that of a trained run
-(--run), else one that is trained for a minute on drawn cars. The last line is one JSON object of figures, null where
-this machine cannot measure one.
+(--run), else one that is trained for a minute on drawn cars. Beside the whole, with the start of the process and the
+compilation, stands the steady state: what `predict` prints, which counts from the first batch. With --short prediction
+is all that is measured. The last line is one JSON object of figures, null where this machine cannot measure one.
 """
 import argparse
 import contextlib
@@ -11,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/carvana", help="a competition folder; without it cars are drawn")
     parser.add_argument("--run", help="a trained run, whose first fold predicts")
     parser.add_argument("--images", type=int, help="images to predict; default 800, with a GPU 20,000")
+    parser.add_argument("--short", type=int, default=0, metavar="1", help="leave out what only the CPU does")
     args = parser.parse_args()
     device = pick_device()
     on_gpu = device.type == "cuda"
@@ -63,12 +66,12 @@ def main() -> None:
             shutil.copytree(Run(args.run).folder, folder / "runs/bench", ignore=not_needed)
         else:
             train_quickly(folder, drawn, "unet_640" if on_gpu else "cpu")
-        figures = (
-            encoder_figures(masks_of(source, ENCODED_MASKS))
-            | threshold_search_figures(masks_of(source, HISTOGRAMS))
-            | submission_figures(folder, masks_of(source, DISTINCT_MASKS))
-            | prediction_figures(folder, source, images, device)
-        )
+        figures: dict[str, float | None] = {}
+        if not args.short:
+            figures |= encoder_figures(masks_of(source, ENCODED_MASKS))
+            figures |= threshold_search_figures(masks_of(source, HISTOGRAMS))
+            figures |= submission_figures(folder, masks_of(source, DISTINCT_MASKS))
+        figures |= prediction_figures(folder, source, images, device, with_usual=not args.short)
     print(json.dumps({key: value if value is None else round(value, 4) for key, value in figures.items()}))
 
 
@@ -124,7 +127,7 @@ def submission_figures(folder: pathlib.Path, masks: Iterator[NDArray[np.bool_]])
 
 
 def prediction_figures(
-    folder: pathlib.Path, source: pathlib.Path, images: int, device: torch.device
+    folder: pathlib.Path, source: pathlib.Path, images: int, device: torch.device, with_usual: bool
 ) -> dict[str, float | None]:
     """Time from archive to submission with the start of the process; the usual way half before and half after."""
     jpegs = test_set(folder, source, images)
@@ -136,44 +139,71 @@ def prediction_figures(
     out.mkdir()
 
     def usual_s(paths: list[pathlib.Path]) -> float:
+        if not with_usual:
+            return 0.0
         return seconds_of(lambda: straightforward.predict(network, settings.data.scale, paths, out, threshold_u8))
 
-    def run_stage(*overrides: str) -> None:
+    def run_stage(*overrides: str) -> tuple[float, float]:
+        """Return the seconds of the whole process, and the images/s that it prints."""
         arguments = ["predict", "--run", "bench", "--fold", str(number), "--data", str(folder / "competition")]
         arguments += set_arguments(*overrides)
         if device.type == "cuda":
             arguments += set_arguments("data.workers=12", "predict.compile=true", "predict.batch_size=16")
-        run_python(["-m", "pipeline", *arguments], cwd=folder)
+        printed = ""
+
+        def run_it() -> None:
+            nonlocal printed
+            printed = run_python(["-m", "pipeline", *arguments], cwd=folder)
+
+        return seconds_of(run_it), steady_images_per_s(printed)
 
     usual_s(jpegs[:2])  # what happens only once: kernels are chosen, libraries loaded
     half = len(jpegs) // 2
     before_s = usual_s(jpegs[:half])
     with watch_gpu(device) as busy_fractions:
-        ours_s = seconds_of(lambda: run_stage("predict.refine=false"))
+        ours_s, steady = run_stage("predict.refine=false")
     is_refined = (folder / run.fold(number).refiner.best).exists()
-    refined_s = seconds_of(run_stage) if is_refined else None
-    after_s = usual_s(jpegs[half:])
-    second_half = busy_fractions[len(busy_fractions) // 2 :]  # at full speed
-    busy_fraction = statistics.mean(second_half) if second_half else None
-    images_per_s, usual_images_per_s = images / ours_s, len(jpegs) / (before_s + after_s)
+    refined_s, refined_steady = run_stage() if is_refined else (None, None)
+    usual = len(jpegs) / (before_s + usual_s(jpegs[half:])) if with_usual else None
+    busy_fraction = mean_of_second_half(busy_fractions)
+    images_per_s = images / ours_s
     label = f"prediction of {images} images at 1/{settings.data.scale} with flips, images/s"
-    print_row(label, images_per_s, usual_images_per_s)
+    print_row(label, images_per_s, usual)
+    print_row("  the same without start and compilation", steady)
     print_row("  fraction of the time that the GPU is busy", busy_fraction)
     if refined_s:
         print_row("  the same with its refiner, images/s; beside it without", images / refined_s, images_per_s)
+        print_row("  the same without start and compilation", refined_steady, steady)
     return {
-        "predict_ratio": images_per_s / usual_images_per_s,
+        "predict_ratio": images_per_s / usual if usual else None,
         "images_per_s": images_per_s,
-        "usual_images_per_s": usual_images_per_s,
+        "steady_images_per_s": steady,
+        "usual_images_per_s": usual,
         "gpu_busy_fraction": busy_fraction,
         "refined_images_per_s": images / refined_s if refined_s else None,
+        "refined_steady_images_per_s": refined_steady,
         "refined_time_ratio": refined_s / ours_s if refined_s else None,
     }
 
 
+def steady_images_per_s(printed: str) -> float:
+    """Return the speed that `predict` printed in its last lines: from its first batch to its last row."""
+    return float(re.findall(r" rows, [\d.]+ MB, ([\d.]+) images/s\.", printed)[-1])
+
+
+def mean_of_second_half(fractions: list[float]) -> float | None:
+    """Return the mean of what was seen at full speed; None if nothing was."""
+    second_half = fractions[len(fractions) // 2 :]
+    return statistics.mean(second_half) if second_half else None
+
+
 def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pathlib.Path]:
-    """Write a competition folder of `images` test images, those of `source` repeated; return some as loose files."""
-    source_images = carvana.CARVANA.open_images(source, "test")
+    """Write a competition folder of `images` test images, those of `source` repeated; return some as loose files.
+
+    A folder without test images, as `make shrink TRAIN_ONLY=1` writes it, gives its training images.
+    """
+    has_test_images = (source / "test.zip").is_file() or (source / "test").is_dir()
+    source_images = carvana.CARVANA.open_images(source, "test" if has_test_images else "train")
     names = test_names(images)
     target = folder / "competition"
     target.mkdir()
@@ -183,6 +213,8 @@ def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> list[pa
             archive.writestr(f"test/{name}", source_images.files.read(source_name))
     with open(target / "sample_submission.csv", "w", newline="") as file:
         csv.writer(file).writerows([carvana.CARVANA.submission_header, *((name, "1 1") for name in names)])
+    if (source / "shrink.json").is_file():  # which says the scale of the images
+        shutil.copy(source / "shrink.json", target)
     jpegs = [folder / "loose" / name for name in names[:STRAIGHTFORWARD_IMAGES]]
     for path, source_name in zip(jpegs, itertools.cycle(source_images.names)):
         path.write_bytes(source_images.files.read(source_name))

@@ -30,8 +30,8 @@ FOLD = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", nargs="*", default=[], metavar="a.b=1", help="settings that override the config's")
-    overrides = parser.parse_args().set
+    parser.add_argument("--set", default="", metavar="a.b=1", help="settings that override the config's")
+    overrides = parser.parse_args().set.split()
     settings = config.load(CONFIG, overrides)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

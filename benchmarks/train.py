@@ -2,86 +2,39 @@
 
 The same 31.04 M U-Net, the same synthetic images, the same process; on a CPU at 320x480, on a GPU at 640x960
 and, ours alone, at full size. Needs no competition data: it draws two cars. On a CPU the loops take turns
-after each step, so that other processes disturb all alike, and medians are reported. The last line is one JSON
+after each step, so that other processes disturb all alike, and medians are reported. With CONFIG it measures how fast
+that config trains instead, as it is, and compares with nothing (benchmarks/config_speed.py). The last line is one JSON
 object of the figures, null where this machine cannot give one.
 """
 import argparse
-import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-import resource
-import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
 from itertools import cycle, islice
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import config_speed
 from benchmarks.reference import ReferenceImages, ReferenceTrainer
+from benchmarks.steady import (
+    QUEUE_STEPS, OurLoop, Speed, default_network, gflop, matrix_tflops, peak_memory_gb, seconds_of,
+)  # fmt: skip
 from pipeline import carvana, config
 from pipeline.data import augment
-from pipeline.data.loader import BatchSchedule, TrainingDataset, prefetch_to_device, training_loader
-from pipeline.model import losses
-from pipeline.runtime.device import describe, pick_device, precision, set_up
-from pipeline.runtime.distributed import ProcessGroup
+from pipeline.data.loader import TrainingDataset
+from pipeline.runtime.device import describe, pick_device
 from pipeline.synthetic import write_competition
-from pipeline.training.networks import build_network
-from pipeline.training.state import create_state
 
 FULL_SIZE_BATCHES = (8, 4, 2, 1)  # tried in turn, on a GPU
 TRAINING_IMAGES = 5088  # of the competition; the reference lists its folders again for each image
-QUEUE_STEPS = 40  # more than the loader's workers can have ready beforehand, which would look like no waiting
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """The figures of one training loop."""
-
-    images_per_s: float
-    tflops: float  # a training step costs three forward passes
-    waited_fraction: float | None
-    peak_memory_gb: float | None
-
-
-class OurLoop:
-    """The step of the stage `train` and its loader, without evaluation and checkpoints."""
-
-    def __init__(self, images: TrainingDataset, batch_size: int, device: torch.device, workers: int, compile: bool):
-        set_up(deterministic=False)
-        self.device, self.batch_size = device, batch_size
-        settings = config.Settings(train=config.Train(batch_size=batch_size))  # defaults: a U-Net of width 64, AdamW
-        dist = ProcessGroup(rank=0, world_size=1, device=device)
-        self.state = create_state(lambda: build_network(settings, pretrained=False), settings.train, dist)
-        self.state.network.train()
-        if compile:  # not in place, so that `gflop` counts the plain network
-            self.state.forward = cast(nn.Module, torch.compile(self.state.network))
-        self.loss_of = losses.build(True, [], settings.loss.model_dump(), device)
-        schedule = BatchSchedule(len(images), batch_size, epochs=1_000_000, seed=0)
-        loader = training_loader(images, schedule, workers, pin_memory=device.type == "cuda")
-        self.batches = iter(prefetch_to_device(self.state.watch.waiting_for(loader), device))
-
-    def step(self) -> None:
-        image_NHWC, coverage_NHW = next(self.batches)
-        loss, gradient_norm = self.state.take_step(image_NHWC, coverage_NHW, self.loss_of, clip_norm=1.0)
-        self.state.ema.update(self.state.step)
-        self.state.count_step(loss, gradient_norm)
-
-    def waited_s(self) -> float:
-        return self.state.watch.waited_s
-
-    def forward_gflop(self) -> float:
-        image_NHWC = torch.zeros(1, *next(self.batches)[0].shape[1:], dtype=torch.uint8, device=self.device)
-        return gflop(self.state.network, image_NHWC)
 
 
 class ReferenceLoop:
@@ -108,15 +61,30 @@ Loop = OurLoop | ReferenceLoop
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", help="measure this config, as it is, instead of the loops")
+    parser.add_argument("--data", help="of the config: its images; default: drawn ones")
     parser.add_argument("--steps", type=int, help="timed steps of each loop")
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch", type=int, help="images a step; not with --config")
     parser.add_argument("--workers", type=int, default=8, help="processes of the loader while a GPU trains")
     parser.add_argument("--compile", action="store_true", help="torch.compile for our loop on a CPU, as on a GPU")
     args = parser.parse_args()
+    if args.config and args.batch:
+        parser.error("a config has its own batch: leave out --config, or --batch")
+    if args.data and not args.config:
+        parser.error("--data is for --config; the loops are measured on drawn cars")
+    if args.config:
+        data = pathlib.Path(args.data) if args.data else None
+        print(json.dumps(config_speed.main(pathlib.Path(args.config), data, args.steps, args.compile)))
+        return
+    compare_loops(args)
+
+
+def compare_loops(args: argparse.Namespace) -> None:
+    """Measure reading and training, ours and the reference's, and print the table."""
     device = pick_device()
     on_gpu = device.type == "cuda"
     scale = 2 if on_gpu else 4
-    batch_size = args.batch_size or (8 if on_gpu else 2)
+    batch_size = args.batch or (8 if on_gpu else 2)
     steps = args.steps or (100 if on_gpu else 5)
     compiled = on_gpu or args.compile
     print(
@@ -131,7 +99,7 @@ def main() -> None:
         ours_read, reference_read = loader_speeds(folder, scale)
         workers = args.workers if on_gpu else 0
         makers: list[Callable[[], Loop]] = [
-            lambda: OurLoop(our_images(folder, scale), batch_size, device, workers, compiled),
+            lambda: our_loop(folder, scale, batch_size, device, workers, compiled),
             lambda: ReferenceLoop(reference_images(folder, scale), batch_size, device, amp=True),
             lambda: ReferenceLoop(reference_images(folder, scale), batch_size, device, amp=False),
         ]
@@ -229,48 +197,17 @@ def full_size_speed(folder: pathlib.Path, device: torch.device, workers: int) ->
         torch.compiler.reset()  # otherwise it would compile for batches of any size
         torch.cuda.empty_cache()
         try:
-            maker = functools.partial(OurLoop, our_images(folder, 1), batch_size, device, workers, True)
+            maker = functools.partial(our_loop, folder, 1, batch_size, device, workers, compile=True)
             return batch_size, training_speeds([maker], device, 1, block_steps=20)[0][0]
         except torch.OutOfMemoryError:
             continue
     return None, None
 
 
-def gflop(network: nn.Module, image: Tensor) -> float:
-    """GFLOP of one image's forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return counter.get_total_flops() / 1e9
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """The largest so far: GPU memory, or the resident memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    maxrss_unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * maxrss_unit_bytes / 1e9
-
-
-def matrix_tflops(device: torch.device) -> float:
-    """TFLOP/s of a large matrix product of random numbers in the precision of training."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=precision(device)) for _ in range(2))
-    a @ b
-    return 2 * size**3 * 5 / seconds_of(lambda: a @ b, device, 5) / 1e12
-
-
-def seconds_of(call: Callable[[], object], device: torch.device, times: int) -> float:
-    synchronise(device)
-    begun = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronise(device)
-    return time.perf_counter() - begun
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def our_loop(
+    folder: pathlib.Path, scale: int, batch_size: int, device: torch.device, workers: int, compile: bool
+) -> OurLoop:
+    return OurLoop(default_network(our_images(folder, scale), batch_size, workers, device), device, compile)
 
 
 def our_images(folder: pathlib.Path, scale: int) -> TrainingDataset:

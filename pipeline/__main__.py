@@ -140,10 +140,12 @@ def shrink(
     out: Annotated[str, Option(metavar="DIR", help="folder to write to")],
     scale: Annotated[Literal[2, 4, 8], Option(help="how many times smaller")] = 2,
     quality: Annotated[int, Option(parser=whole_number, metavar="N", help="of the JPEGs, 1 to 100")] = 90,
+    train_only: Annotated[bool, Option("--train-only", help="leave the test images out")] = False,
 ) -> None:
     """Make a small copy of a competition folder, for a slow link."""
     from pipeline.data import shrink as stage
-    stage.main(pathlib.Path(common.data or DEFAULT_DATA), pathlib.Path(out), scale, quality, common.kind)
+    folder = pathlib.Path(common.data or DEFAULT_DATA)
+    stage.main(folder, pathlib.Path(out), scale, quality, train_only, common.kind)
 
 
 @command()

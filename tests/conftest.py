@@ -34,18 +34,24 @@ SLOW_FILES = (
     "test_report", "test_report_classes", "test_properties", "test_download", "test_bench_train", "test_bench_predict",
     "test_bench_report", "test_relabel", "test_inference", "test_comparisons", "test_optim",
     "test_memory", "test_rooms", "test_refine", "test_compete", "test_pseudo", "test_init_from", "test_least_batch",
-    "test_remote", "test_fake_gpu",
+    "test_remote", "test_fake_gpu", "test_gpu",
 )  # fmt: skip
 
 
+# `make gpu-proof REHEARSE=1` sets it: the tests of test_gpu.py then run on the CPU, which shows that they can be run.
+REHEARSE_GPU_TESTS = bool(os.environ.get("REHEARSE_GPU_TESTS"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files, and put them first."""
+    """Mark the tests of slow files, and put them first; skip those that need a GPU where there is none."""
     def rank(item: pytest.Item) -> int:
         return SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES)
 
     for item in items:
         if item.path.stem in SLOW_FILES:
             item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available() and not REHEARSE_GPU_TESTS:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     items.sort(key=rank)
 
 

@@ -1,13 +1,17 @@
 """`make bench-train`: what is compared is the same, and the reference behaves as the original is known to."""
+import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import train
+from benchmarks import config_speed, train
 from benchmarks.reference import ReferenceNetwork, ReferenceImages, dice_loss
+from pipeline import config
+from pipeline.data.dataset import open_dataset
 from pipeline.model.unet import UNet
 
 
@@ -76,3 +80,58 @@ def test_what_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]) -> 
     with_ratio, without = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"images/s +6\.00 +2\.00 +3\.00", with_ratio)
     assert re.fullmatch(r"images/s +6\.00 +-", without.rstrip())
+
+
+# --- a config as it is -----------------------------------------------------------------------------------------------
+
+REFINED = """
+data: {scale: 8, workers: 0}
+model: {width: 4, depth: 2, patch: 2}
+train: {optimizer: muon, batch_size: 4, accumulate: 2}
+refine: {scale: 2, tile_px: 32, margin_px: 4, width: 4, depth: 2, patch: 1, tiles_per_image: 3, batch_size: 6}
+"""
+
+
+def test_a_config_is_measured_with_its_own_batch_optimizer_and_refiner(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "refined.yaml").write_text(REFINED)
+    arguments = ["--config", str(tmp_path / "refined.yaml"), "--data", str(demo_folder), "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    train.main()
+    *printed, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert figures["config"] == "refined" and figures["matrix_tflops"] > 0
+    assert any(line.startswith("network, eager, batch 4: ") for line in printed)
+    assert any(line.startswith("refiner, eager, batch 6: ") for line in printed)
+    for network in ("network_eager", "refiner_eager"):
+        measured = figures[network]
+        assert measured["images_per_s"] > 0 and measured["peak_memory_gb"] > 0 and measured["step_ms"] > 0
+        assert measured["ms_of_kind"]["convolution"] > 0 and measured["ms_of_kind"]["optimizer"] > 0
+        assert 0 <= measured["waited_fraction"] < 1 and measured["reserved_gb"] is None
+
+
+def test_what_fails_in_one_way_does_not_lose_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> dict:
+        def measure(*arguments: object) -> dict:
+            raise error
+        monkeypatch.setattr(config_speed, "measure", measure)
+        return config_speed.try_to_measure(None, torch.device("cpu"), False, 1, 1.0)  # type: ignore[arg-type]
+
+    assert fail(torch.OutOfMemoryError("CUDA out of memory")) == {"error": "the memory is too small"}
+    assert fail(ValueError("no such\n kernel")) == {"error": "ValueError: no such kernel"}
+
+
+def test_the_images_that_are_drawn_are_those_of_the_config(tmp_path: pathlib.Path) -> None:
+    settings = config.load(pathlib.Path(__file__).parent.parent / "configs/folder.yaml")
+    folder = config_speed.draw("folder", tmp_path / "drawn")
+    dataset = open_dataset(settings.data, settings.task, folder)
+    assert len(dataset.names) == 48 and (dataset.height, dataset.width) == (480, 640)
+    assert set(np.unique(dataset.target(dataset.names[0], 1))) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("arguments", [["--config", "a.yaml", "--batch", "2"], ["--data", "data"]])
+def test_options_that_would_not_count_are_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()

@@ -199,7 +199,7 @@ def test_the_batch_is_lowered_to_what_fits() -> None:
         batch_that_fits(Ensemble([Member(Smallest(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH), 8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_predicts_what_the_cpu_predicts_and_in_order() -> None:
     images = [red_images(smooth() * factor) for factor in (1.0, 0.8, 0.6, 0.4)]
     predicted = []

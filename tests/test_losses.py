@@ -100,7 +100,7 @@ def test_extreme_logits_and_empty_or_full_masks_give_finite_losses(
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("terms", TERMS, ids=names)
 def test_no_term_waits_for_the_gpu(terms: dict[str, float]) -> None:
     logits, target = (tensor.cuda() for tensor in random_batch())

@@ -23,6 +23,12 @@ VALUES: dict[str, tuple[str, object]] = {
     "only": ("a.zip b.zip", ["a.zip", "b.zip"]), "on_bad_image": ("empty", "empty"), "scale": ("4", 4),
 }  # fmt: skip
 
+# The benchmarks, and the variables that stand in brackets in their help texts.
+BENCHMARKS = {
+    name: variables.split()
+    for name, variables in re.findall(r"^(bench-\w+|gpu-proof): ## [^(\n]*(?:\(([A-Z ]+)\))?$", MAKEFILE, re.MULTILINE)
+}
+
 
 def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make without the variables of the shell or of the make that may run these tests."""
@@ -75,6 +81,7 @@ def test_help_all_prints_every_target(everything: str) -> None:
 
 def test_help_all_prints_every_variable_with_a_help_text(everything: str) -> None:
     own = set(re.findall(r"(?:\$\(|call pass_\w+,)([A-Z_]+)\b", MAKEFILE)) - {"VARIABLES"}
+    own |= {name for names in BENCHMARKS.values() for name in names}
     options = {name.upper() for command in COMMANDS for name in options_of(command)}
     assert set(re.findall(r"^  ([A-Z_]+)=\S+.*  \S", everything, flags=re.MULTILINE)) == own | options
 
@@ -170,3 +177,22 @@ def test_demo_forwards_what_it_is_given() -> None:
     flags = "--config c.yaml --fold 1 --data d --run r --offline --cars 3".split()
     assert commands("demo", *given) == [["py", "-m", "pipeline", "demo", *flags]]
     assert commands("demo") == [["py", "-m", "pipeline", "demo"]]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_gets_the_variables_in_its_brackets_as_flags(name: str) -> None:
+    variables = BENCHMARKS[name]
+    values = {"SET": "a.b=1 c.d=it's"}
+    given = [f"{variable}={values.get(variable, '7 8')}" for variable in variables]
+    flags = [word for each in variables for word in (f"--{each.lower()}", values.get(each, "7 8"))]
+    module = "benchmarks." + name.removeprefix("bench-").replace("-", "_")
+    (command,) = commands(name, "SEED=1", *given)
+    assert command[:3] == ["py", "-m", module] and sorted(command[3:]) == sorted(flags)
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    assert {f"--{each.lower()}" for each in variables} <= set(re.findall(r'add_argument\("(--[a-z]+)"', source))
+
+
+def test_the_benchmarks_are_those_of_the_folder() -> None:
+    names = {f"bench-{each}" for each in ("train", "kaggle", "predict", "rooms", "report")}
+    assert set(BENCHMARKS) == names | {"gpu-proof"}

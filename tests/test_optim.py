@@ -99,7 +99,7 @@ def test_a_parameter_without_a_gradient_is_not_changed(name: str) -> None:
     assert not torch.equal(network[0].weight, before[0].weight)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_no_optimiser_waits_for_the_gpu_after_a_resume_either(name: str, tmp_path: pathlib.Path) -> None:
     network = unet().cuda()

@@ -51,6 +51,8 @@ def where_to_get(folder: pathlib.Path, name: str) -> str:
             if any(names & set(split_member(member)) for member in archive.namelist()):
                 command = shlex.join(["unzip", "-n", str(path), "-d", str(folder)])
                 return f"{path.name} holds it, unpack that: {command}"
+    if (folder / "shrink.json").is_file():
+        return "it is a copy of `make shrink`, perhaps with TRAIN_ONLY=1: name the whole folder with DATA="
     return WHERE_TO_GET
 
 
