@@ -27,6 +27,7 @@ submission: validate threshold predict check ## validate, threshold, predict and
 ## SEED=0                 torture: another number kills at other moments
 ## SHORT=1                torture: a few of each; bench-predict: only the prediction
 ## SECONDS=600            fuzz: time of each fuzzer
+## VERSIONS=torch-2.11    test-kaggle-image: the versions of tests/torch-2.11.txt instead
 test: lint types unit ## lint, types and all tests, on all cores: what must pass before a commit
 test-quick: lint ## lint and fast tests; without types and what trains, predicts or starts processes
 	$(PY) -m pytest -n auto --dist loadfile -m "not slow"
@@ -36,8 +37,8 @@ types: ## mypy
 	$(PY) -m mypy
 unit: ## all tests, on all cores
 	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
-test-kaggle-image: ## all tests with the versions of Kaggle's image, in .venv-kaggle (6 GB)
-	@tests/kaggle_image.sh
+test-kaggle-image: ## all tests with the versions of Kaggle's image, in a venv of 6 GB (VERSIONS)
+	@$(if $(VERSIONS),VERSIONS=$(call quote,$(VERSIONS)) )tests/older_versions.sh
 torture: ## kill stages, fill disks, damage files: a table of how every stage reacts (SUITES SEED SHORT)
 	$(PY) -m tests.torture $(SUITES) $(call pass_value,SEED,--seed) $(call pass_switch,SHORT,--short)
 soak: ## predict 100,064 images and watch memory and open files (IMAGES)
@@ -97,8 +98,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=4294967296:glibc.malloc.tri
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c $(can_make_venv) 2>/dev/null && echo $$python && break; done)
 can_make_venv := 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
-# .venv is complete when it holds the hash of the lock that it was made from, which is written last. File times do not
-# count, so neither a fresh checkout nor a copied folder sets up again what is there.
+# .venv is complete when it holds the hash of its lock, which is written last. Times of files do not count.
 python_targets := test-quick lint types unit torture soak fuzz lock gpu-proof $(addprefix bench-,train kaggle predict rooms report)
 ifndef PY
 PY := .venv/bin/python

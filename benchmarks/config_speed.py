@@ -174,7 +174,8 @@ def queue_steps(trained: TrainedNetwork, device: torch.device) -> int:
     """Return the steps that use up what the workers had ready while the first step was prepared."""
     if device.type != "cuda":
         return 1
-    options = worker_options(trained.workers, pin_memory=False, is_large=trained.images.steps_per_batch > 1)
+    batch_bytes = trained.hyper.batch_size * trained.images.item_bytes
+    options = worker_options(trained.workers, pin_memory=False, batch_bytes=batch_bytes)
     ready = options.get("num_workers", 0) * options.get("prefetch_factor", 0) * trained.images.steps_per_batch
     return min(ready + 5, 500)
 

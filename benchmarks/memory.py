@@ -1,4 +1,4 @@
-"""`make bench-memory`: the peak GPU memory of a training step of every config, counted without a GPU.
+"""`python -m benchmarks.memory`: the peak GPU memory of a training step of every config, counted without a GPU.
 
 The step runs on fake tensors, which have shapes and no numbers: https://docs.pytorch.org/docs/stable/
 torch.compiler_fake_tensor.html. They are fake tensors of a CPU, since a backward pass on a fake GPU asks for a real

@@ -126,7 +126,6 @@ def shared_memory_bytes(settings: "Settings") -> int:
     return data.workers * (max(batches) + settings.predict.batch_size * held_out)
 
 
-
 def machine(work: pathlib.Path) -> Check:
     """Python, cores, memory and disk."""
     disk = work
