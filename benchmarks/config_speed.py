@@ -36,12 +36,14 @@ DRAWN_CARS = 10  # of as many makes as a config has folds, and as many images as
 BLOCKS, PROFILED_STEPS = 5, 3
 
 
-def main(path: pathlib.Path, data: pathlib.Path | None, steps: int | None, compile_on_cpu: bool) -> dict[str, Any]:
+def main(
+    path: pathlib.Path, data: pathlib.Path | None, steps: int | None, compile_on_cpu: bool, overrides: list[str] = []
+) -> dict[str, Any]:
     """Measure a config and print a table; return the figures, by network and by how it is run.
 
     data: a folder of its `data.kind`; None draws one. steps: timed steps of each network, by default 50, on a CPU 5.
     """
-    settings, device = config.load(path), pick_device()
+    settings, device = config.load(path, overrides), pick_device()
     on_gpu = device.type == "cuda"
     steps = steps or (50 if on_gpu else 5)
     with tempfile.TemporaryDirectory() as name:

@@ -245,7 +245,7 @@ def run_python(arguments: list[str], cwd: pathlib.Path) -> str:
 def watch_gpu(device: torch.device) -> Iterator[list[float]]:
     """Fill a list with the fraction of time that the GPU is busy, several a second, when the block is left."""
     fractions: list[float] = []
-    if device.type != "cuda":
+    if device.type != "cuda" or shutil.which("nvidia-smi") is None:
         yield fractions
         return
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]

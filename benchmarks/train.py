@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", help="measure this config, as it is, instead of the loops")
     parser.add_argument("--data", help="of the config: its images; default: drawn ones")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=1", help="override settings of the config")
     parser.add_argument("--steps", type=int, help="timed steps of each loop")
     parser.add_argument("--batch", type=int, help="images a step; not with --config")
     parser.add_argument("--workers", type=int, default=8, help="processes of the loader while a GPU trains")
@@ -74,7 +75,7 @@ def main() -> None:
         parser.error("--data is for --config; the loops are measured on drawn cars")
     if args.config:
         data = pathlib.Path(args.data) if args.data else None
-        print(json.dumps(config_speed.main(pathlib.Path(args.config), data, args.steps, args.compile)))
+        print(json.dumps(config_speed.main(pathlib.Path(args.config), data, args.steps, args.compile, args.set)))
         return
     compare_loops(args)
 

@@ -155,14 +155,20 @@ def bounds_and_masks(
     """
     probability_u8_NHW = probability_u8_NHW[: len(verify)]  # without those that fill up the batch
     if probability_u8_NHW.device.type == "cuda":
-        mask_NHW = probability_u8_NHW >= threshold_u8
-        masks = on_device.read_masks(mask_NHW[torch.tensor(verify)])
-        for needed, bounds in zip(verify, on_device.bounds(mask_NHW)):
-            yield bounds, next(masks) if needed else None
+        yield from bounds_and_masks_on_device(probability_u8_NHW >= threshold_u8, verify)
         return
     for needed, probability_u8 in zip(verify, probability_u8_NHW.numpy()):
         mask = probability_u8 >= threshold_u8
         yield rle.bounds(mask), mask if needed else None
+
+
+def bounds_and_masks_on_device(
+    mask_NHW: Tensor, verify: list[bool]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_] | None]]:
+    """`bounds_and_masks` of masks (bool, on any device), of which only those are read back that are needed."""
+    masks = on_device.read_masks(mask_NHW[torch.tensor(verify)])
+    for needed, bounds in zip(verify, on_device.bounds(mask_NHW)):
+        yield bounds, next(masks) if needed else None
 
 
 def finish(plan: Plan, shards: Shards, origin: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def test_the_configs_for_kaggle_fit_on_a_t4_in_float16(name: str) -> None:
         assert memory_note(section, getattr(settings, section), 1, T4_GIB) == []
 
 
-def test_a_gpu_that_is_too_small_is_told_before_the_first_step() -> None:
+def test_a_gpu_that_is_too_small_is_named_before_the_first_step() -> None:
     hyper = config.Train(batch_size=16, gpu_gib=[28, 14, 7])
     assert memory_note("train", hyper, 1, 79.0) == []
     assert "train.accumulate=2" in memory_note("train", hyper, 1, 23.6)[0]

@@ -59,3 +59,11 @@ def test_a_block_with_an_order_of_its_own_is_left_alone() -> None:
     network = trained(Twice(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     fold_batch_norms(network)
     assert count_norms(network) == 1
+
+
+def test_an_activation_that_is_used_twice_still_separates_its_neighbours() -> None:
+    relu = nn.ReLU()
+    layers = [nn.Conv2d(3, 3, 1), relu, nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), relu, nn.BatchNorm2d(3)]
+    network = trained(nn.Sequential(*layers))
+    fold_batch_norms(network)
+    assert count_norms(network) == 2

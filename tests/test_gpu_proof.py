@@ -180,12 +180,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shared_memory_is_compared_with_what_the_loaders_need() -> None:
     settings = config.load(ROOT / "configs/unet_1280.yaml", ["data.workers=16", "train.batch_size=16"])
     batch_bytes = 1280 * 1918 * 4 * 16
-    assert checks.shared_memory_bytes(settings) == 16 * (batch_bytes + 1280 * 1918 * 3 * settings.predict.batch_size)
+    assert checks.shared_memory_bytes(settings, 16) == 2 * 16 * batch_bytes
     none = config.load(ROOT / "configs/unet_1280.yaml", ["data.workers=0"])
-    assert checks.shared_memory_bytes(none) == 0
+    assert checks.shared_memory_bytes(none, 0) == 0
     short = checks.shared_memory({"unet_1280": settings, "other": none}, free_bytes=64 * 2**20)
     assert not short.is_good and "unet_1280" in short.text and "other" not in short.text
     assert checks.shared_memory({"unet_1280": settings}, free_bytes=2**40).is_good
+
+
+def test_as_many_workers_read_as_shared_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load(ROOT / "configs/unet_1280.yaml")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    for free_bytes, workers in ((64 * 2**20, 0), (10**9, 3), (10**12, 16)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=free_bytes))
+        assert checks.fitting_workers(settings) == workers
 
 
 def test_without_a_gpu_nothing_follows_unless_it_is_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,18 +208,18 @@ def test_a_batch_is_not_larger_than_the_images_there_are(demo_folder: pathlib.Pa
 
 
 @pytest.mark.parametrize(
-    "workers, batch_bytes, free_bytes, ahead",
-    [(8, 10**6, 10**9, 4), (1, 7_400_000, 64 * 2**20, 4), (4, 7_400_000, 64 * 2**20, 1), (16, 157 * 10**6, 10**11, 1),
-     (8, 157 * 10**6, 10**11, 2)],
+    "workers, batch_bytes, usable_bytes, ahead",
+    [(8, 10**6, 10**9, 4), (1, 7_400_000, 2**25, 4), (2, 7_400_000, 2**25, 2), (4, 7_400_000, 2**25, 1),
+     (16, 157 * 10**6, 10**11, 1), (8, 157 * 10**6, 10**11, 2)],
 )  # fmt: skip
 def test_as_many_batches_are_prepared_as_shared_memory_holds(
-    workers: int, batch_bytes: int, free_bytes: int, ahead: int
+    workers: int, batch_bytes: int, usable_bytes: int, ahead: int
 ) -> None:
-    assert loader.batches_ahead(workers, batch_bytes, free_bytes) == ahead
+    assert loader.batches_ahead(workers, batch_bytes, usable_bytes) == ahead
 
 
-def test_too_little_shared_memory_is_told_before_a_worker_dies() -> None:
-    sentence = r"data\.workers is 12.* 118 MB of /dev/shm, which has 67 MB left; set data\.workers=6, or"
+def test_too_little_shared_memory_is_named_before_a_worker_dies() -> None:
+    sentence = r"data\.workers is 12.* 118 MB of /dev/shm, of which 67 MB are free for them; set data\.workers=6, or"
     with pytest.raises(Problem, match=sentence):
         loader.batches_ahead(12, 9_830_400, 64 * 2**20)
 

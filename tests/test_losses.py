@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.model import losses
 from pipeline.model.losses import (
-    edge_weights, focal_loss, lovasz_loss, mask_loss, soft_dice_loss, soft_jaccard_loss, window_maximum,
+    edge_weights, focal_loss, lovasz_loss, mask_loss, pooled_maximum, soft_dice_loss, soft_jaccard_loss, window_maximum,
 )  # fmt: skip
 from pipeline.runtime.problem import Problem
 
@@ -205,9 +205,10 @@ def test_an_edge_that_covers_half_a_cell_gets_half_the_weight() -> None:
     assert torch.allclose(edge_weights(target, 2.0, edge_px=1), (near / near.mean()).expand(1, 5, 7))
 
 
-def test_rows_then_columns_have_the_maximum_of_a_window_as_pooling_has_it_on_a_gpu() -> None:
+def test_rows_then_columns_have_the_maximum_of_a_window_on_a_cpu_and_by_pooling_as_on_a_gpu() -> None:
     values = torch.rand(2, 1, 9, 12, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(window_maximum(values, 5), F.max_pool2d(values, 5, stride=1))
+    expected = F.max_pool2d(values, 5, stride=1)
+    assert torch.equal(window_maximum(values, 5), expected) and torch.equal(pooled_maximum(values, 5), expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])

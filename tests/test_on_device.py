@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from pipeline.masks import dice, on_device, rle
+from pipeline.predict import bounds_and_masks_on_device
 from pipeline.runtime.device import pick_device
 
 Masks = NDArray[np.bool_]
@@ -72,7 +73,30 @@ def test_histograms_equal_those_of_numpy(batch: tuple[Masks, NDArray[np.uint8]])
     np.testing.assert_array_equal(histograms.cpu(), [dice.histogram(*pair) for pair in zip(probability_u8, masks)])
 
 
+def test_histograms_count_in_numbers_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bincount, dtypes = torch.Tensor.bincount, []
+
+    def noted(bins: torch.Tensor, **options: int) -> torch.Tensor:
+        dtypes.append(bins.dtype)
+        return bincount(bins, **options)
+
+    monkeypatch.setattr(torch.Tensor, "bincount", noted)
+    on_device.histograms(torch.zeros(2, 3, 4, dtype=torch.uint8), torch.ones(2, 3, 4, dtype=torch.bool))
+    assert dtypes == [torch.int32]
+
+
 @given(BATCHES)
 def test_masks_come_back_from_their_bits(masks: Masks) -> None:
     read = list(on_device.read_masks(torch.from_numpy(masks).to(pick_device())))
     assert len(read) == len(masks) and all(np.array_equal(*pair) for pair in zip(read, masks))
+
+
+@pytest.mark.parametrize("verify", [[True] * 3, [True, False, True], [False] * 3])
+def test_masks_are_read_back_where_their_rows_are_verified(verify: list[bool]) -> None:
+    prob_u8 = torch.randint(0, 256, (3, 20, 31), dtype=torch.uint8, generator=torch.manual_seed(0))
+    for mine, expected in zip(
+        bounds_and_masks_on_device((prob_u8 >= 128).to(pick_device()), verify), prob_u8.numpy() >= 128, strict=True
+    ):
+        bounds, mask = mine
+        assert rle.text(bounds) == rle.encode(expected)
+        assert (mask is not None and np.array_equal(mask, expected)) == verify.pop(0)

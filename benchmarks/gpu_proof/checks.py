@@ -96,16 +96,19 @@ def shared_memory(configs: "dict[str, Settings]", free_bytes: int | None = None)
     """Free /dev/shm against what the workers of these configs put there. free_bytes: None asks the system."""
     if free_bytes is None:
         free_bytes = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
-    needed = {name: shared_memory_bytes(settings) for name, settings in configs.items()}
+    needed = {name: shared_memory_bytes(settings, settings.data.workers) for name, settings in configs.items()}
     free = f"{free_bytes / 1e9:.1f} GB of {SHM} are free"
     if short := [f"{name} {count / 1e9:.1f} GB" for name, count in needed.items() if count > free_bytes]:
-        advice = "set data.workers lower, or mount a larger one (docker run --shm-size)"
+        advice = "fewer workers will read images, so mount a larger one (docker run --shm-size)"
         return Check("/dev/shm", f"{free}, but loaders need: {', '.join(short)}; {advice}.", False)
     return Check("/dev/shm", f"{free}; the most that a config needs is {max(needed.values()) / 1e9:.1f} GB")
 
 
-def shared_memory_bytes(settings: "Settings") -> int:
-    """Return the least that the workers of a training and of its validation need: a batch of each."""
+def shared_memory_bytes(settings: "Settings", workers: int) -> int:
+    """Return the least of /dev/shm that so many workers of a training and of its validation need.
+
+    That is a batch of each, and the training may fill only half (`data.loader`).
+    """
     from pipeline import carvana
     from pipeline.data.images import grid_shape
 
@@ -123,7 +126,14 @@ def shared_memory_bytes(settings: "Settings") -> int:
         tile_bytes = refine.tile_px**2 * 5  # four channels and the target
         batches.append(refine.batch_size * refine.tiles_per_image * tile_bytes)
         held_out += image_bytes(refine.scale, data.channels)
-    return data.workers * (max(batches) + settings.predict.batch_size * held_out)
+    return 2 * workers * max(*batches, settings.predict.batch_size * held_out)
+
+
+def fitting_workers(settings: "Settings") -> int:
+    """Return how many workers /dev/shm and the processor have room for, at most those of the config."""
+    free_bytes = shutil.disk_usage(SHM).free if SHM.is_dir() else sys.maxsize
+    most = min(settings.data.workers, os.cpu_count() or 1)
+    return max(count for count in range(most + 1) if shared_memory_bytes(settings, count) <= free_bytes)
 
 
 def machine(work: pathlib.Path) -> Check:

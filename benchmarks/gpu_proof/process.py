@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as pipeline/__main__.py has it
 SAVING_S = 60.0  # time that a training gets to end its step and save, before it is killed
 
 
@@ -36,7 +37,7 @@ def run(arguments: list[str], seconds: float | None = None, environment: dict[st
     print(f"\n$ python {' '.join(arguments)}", flush=True)
     process = subprocess.Popen(
         [sys.executable, "-u", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        errors="replace", env=ALLOCATOR | os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )  # fmt: skip
 
     def stop() -> None:

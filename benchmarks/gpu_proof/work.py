@@ -1,6 +1,5 @@
 """The jobs: each runs commands of this project as a user would, and returns the figures that they give."""
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -13,6 +12,7 @@ import torch
 
 from benchmarks import config_speed, predict
 from benchmarks.config_speed import DRAWN_CARS
+from benchmarks.gpu_proof import checks
 from benchmarks.gpu_proof.process import ROOT, Ended, run
 from pipeline import config
 from pipeline.config import Settings
@@ -94,13 +94,16 @@ def tests(proof: Proof, clock: Clock) -> Figures:
     outcomes: dict[str, int] = {}
     failed: list[str] = []
     for arguments in (chosen,) if proof.rehearsal else (chosen, ["tests/test_on_device.py"]):
-        where = ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-rf"]
+        where = ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-rfE"]
         paths = [str(ROOT / each) if each.startswith("tests") else each for each in arguments]
         paths += [str(ROOT / "tests")] if "-m" in arguments else []
         ended = finished(run(["-m", "pytest", *where, *paths], clock.left(), environment), codes=(0, 1))
-        for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.last_line):
+        summaries = [line for line in ended.printed.splitlines() if re.search(r"\d (passed|failed|error).* in ", line)]
+        for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", "".join(summaries[-1:])):
             outcomes[outcome] = outcomes.get(outcome, 0) + int(count)
         failed += re.findall(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::\S+)", ended.printed, re.MULTILINE)
+        if ended.code and not failed:
+            raise Failed(ended.last_line)
     if failed or not outcomes.get("passed"):
         raise Failed(f"{len(failed)} tests failed: {', '.join(failed[:5])}" if failed else "no test passed")
     return outcomes
@@ -111,7 +114,12 @@ def speed(proof: Proof, clock: Clock, path: pathlib.Path) -> Figures:
     folder = proof.folder(config.load(path))
     arguments = ["-m", "benchmarks.train", "--config", str(path), "--data", str(folder)]
     arguments += ["--steps", "5", "--compile"] if proof.rehearsal else []
-    return last_json(finished(run(arguments, clock.left()))) | {"images": proof.images(folder)}
+    arguments += predict.set_arguments(workers_of(config.load(path)))
+    figures = last_json(finished(run(arguments, clock.left())))
+    ways = [measured for measured in figures.values() if isinstance(measured, dict)]
+    if all("error" in measured for measured in ways):
+        raise Failed(str(ways[0]["error"]) if ways else "nothing was measured")
+    return figures | {"images": proof.images(folder)}
 
 
 def find_batch(proof: Proof, clock: Clock, path: pathlib.Path) -> Figures:
@@ -216,8 +224,7 @@ def predict_many(proof: Proof, clock: Clock, name: str, images: int, scale: int 
     goes_on = copy.shards.is_dir()
     copy_run(proof.run, copy, scale)
     competition = test_set(proof.work / name, source, images)
-    workers = min(settings.data.workers, os.cpu_count() or 1)
-    overrides = predict.set_arguments(f"data.workers={workers}", "predict.compile=true")
+    overrides = predict.set_arguments(workers_of(settings.model_copy(update={"data": data})), "predict.compile=true")
     arguments = ["--run", copy.name, "--data", str(competition), *overrides]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # no context: the stage needs the memory
     with predict.watch_gpu(device) as busy_fractions:
@@ -266,7 +273,13 @@ def test_set(folder: pathlib.Path, source: pathlib.Path, images: int) -> pathlib
 
 
 def arguments_of(proof: Proof, folder: pathlib.Path) -> list[str]:
-    return ["--config", str(proof.trained), "--data", str(folder), "--run", proof.run.name]
+    workers = predict.set_arguments(workers_of(config.load(proof.trained)))
+    return ["--config", str(proof.trained), "--data", str(folder), "--run", proof.run.name, *workers]
+
+
+def workers_of(settings: Settings) -> str:
+    """Return the override of `data.workers` for this machine."""
+    return f"data.workers={checks.fitting_workers(settings)}"
 
 
 def needs_training(proof: Proof, with_threshold: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Images to predict, in batches of one shape, decoded at every scale that some network needs.
 
-Unlike the batches of `dataset.validation_loader` these know their names, never change their size (what is compiled or
-tuned for one shape meets no other), and can continue past an image that cannot be read.
+Unlike the batches of `loader.validation_loader` these know their names, and can continue past an image that cannot be
+read.
 """
 import functools
 from typing import Literal, NamedTuple

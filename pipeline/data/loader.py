@@ -26,6 +26,7 @@ from pipeline.data.competition import CsvMasks
 from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape
 from pipeline.masks.confusion import index_dtype
+from pipeline.runtime.memory import PROCESSES_HERE
 from pipeline.runtime.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the image)
@@ -250,7 +251,8 @@ def training_loader(
 
     collate: makes something else of N items.
     """
-    options = worker_options(workers, pin_memory, schedule.images_per_process * dataset.item_bytes)
+    # Half of /dev/shm is left for the workers of the validation, which work beside these.
+    options = worker_options(workers, pin_memory, schedule.images_per_process * dataset.item_bytes, share=0.5)
     return Loader(dataset, batch_sampler=schedule, collate_fn=collate or stack_pairs, **options)
 
 
@@ -285,8 +287,11 @@ def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.devi
         yield ready
 
 
-def worker_options(workers: int, pin_memory: bool, batch_bytes: int) -> dict[str, Any]:
-    """Return the options of a `Loader` whose batches have this size; Problem if /dev/shm is too small for them."""
+def worker_options(workers: int, pin_memory: bool, batch_bytes: int, share: float = 0.9) -> dict[str, Any]:
+    """Return the options of a `Loader` whose batches have this size; Problem if /dev/shm is too small for them.
+
+    share: of the free part of /dev/shm that they may fill.
+    """
     if workers == 0:
         return {"pin_memory": pin_memory}
     if len(folder := tempfile.gettempdir()) > MAX_TMPDIR_LENGTH:
@@ -294,7 +299,9 @@ def worker_options(workers: int, pin_memory: bool, batch_bytes: int) -> dict[str
         raise Problem(f"TMPDIR is {folder}, {why}; set it to a shorter one, or data.workers to 0.")
     # Only fork shares the cache and the tables that are open.
     options = {"num_workers": workers, "multiprocessing_context": "fork"}
-    options |= {"prefetch_factor": batches_ahead(workers, batch_bytes, free_shared_memory())}
+    processes = int(os.environ.get(PROCESSES_HERE, "1"))
+    usable_bytes = int(share * free_shared_memory() / processes)
+    options |= {"prefetch_factor": batches_ahead(workers, batch_bytes, usable_bytes)}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 
 
@@ -307,21 +314,19 @@ def free_shared_memory() -> int:
     return status.f_bavail * status.f_frsize
 
 
-def batches_ahead(workers: int, batch_bytes: int, free_bytes: int) -> int:
+def batches_ahead(workers: int, batch_bytes: int, usable_bytes: int) -> int:
     """Return how many batches each worker prepares: 4, but 2 or 1 where they would take too much of /dev/shm.
 
-    free_bytes: of /dev/shm. Raises Problem if it does not hold a batch of each worker.
+    usable_bytes: of /dev/shm. Raises Problem if they do not hold a batch of each worker.
     """
-    # Half, as the workers of the validation come on top; and it is memory that the page cache needs, too.
-    limit_bytes = min(free_bytes // 2, MAX_SHARED_BYTES)
     for ahead in (4, 2):
-        if workers * ahead * batch_bytes <= limit_bytes:
+        if workers * ahead * batch_bytes <= min(usable_bytes, MAX_SHARED_BYTES):
             return ahead
-    if workers * batch_bytes > free_bytes:
+    if workers * batch_bytes > usable_bytes:
         needed = f"a batch of each takes {workers * batch_bytes / 1e6:.0f} MB of /dev/shm"
         larger = "or make it larger (docker run --shm-size=8g)"
-        what = f"data.workers is {workers}, and {needed}, which has {free_bytes / 1e6:.0f} MB left"
-        raise Problem(f"{what}; set data.workers={free_bytes // batch_bytes}, {larger}.")
+        what = f"data.workers is {workers}, and {needed}, of which {usable_bytes / 1e6:.0f} MB are free for them"
+        raise Problem(f"{what}; set data.workers={usable_bytes // batch_bytes}, {larger}.")
     return 1
 
 

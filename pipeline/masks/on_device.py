@@ -36,6 +36,7 @@ def read_masks(mask_NHW: Tensor) -> Iterator[NDArray[np.bool_]]:
 def histograms(probability_u8_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
     """Return `dice.histogram` of each prediction (uint8) and mask (bool), int64 (N, 2, 256) on the same device."""
     images = len(mask_NHW)
-    bin_of_pixel = probability_u8_NHW.flatten(1).int() + THRESHOLDS * mask_NHW.flatten(1)  # int64 would take twice that
+    # In place, so that it stays int32; int64 would take twice the memory.
+    bin_of_pixel = probability_u8_NHW.flatten(1).int().add_(mask_NHW.flatten(1), alpha=THRESHOLDS)
     bin_of_pixel += 2 * THRESHOLDS * torch.arange(images, dtype=torch.int32, device=mask_NHW.device)[:, None]
     return bin_of_pixel.flatten().bincount(minlength=images * 2 * THRESHOLDS).view(images, 2, THRESHOLDS)

@@ -17,7 +17,8 @@ def fold_batch_norms(network: nn.Module) -> None:
     for module in list(network.modules()):
         if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
             continue  # elsewhere only running it tells what follows what
-        for (name, layer), (next_name, next_layer) in pairwise(module.named_children()):
+        # `named_children` would leave out an activation that occurs twice, and what it separates would be neighbours.
+        for (name, layer), (next_name, next_layer) in pairwise(list(module._modules.items())):
             if type(layer) is nn.Conv2d and type(next_layer) is nn.BatchNorm2d:
                 setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
                 setattr(module, next_name, nn.Identity())

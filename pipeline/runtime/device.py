@@ -87,8 +87,8 @@ def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
 def set_up(deterministic: bool) -> None:
     """Call once, before a network is built: allow the fastest kernels, or only those that give the same bits always.
 
-    Only training calls it. cuDNN's search may find another kernel each time, and with it other last bits, but the same
-    checkpoint must give the same submission.
+    Prediction does not call it. cuDNN's search may find another kernel each time, and with it other last bits, but the
+    same checkpoint must give the same submission.
     """
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)

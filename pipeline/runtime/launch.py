@@ -19,6 +19,7 @@ from typing import IO
 
 import torch
 
+from pipeline.runtime.memory import PROCESSES_HERE
 from pipeline.runtime.problem import Problem
 from pipeline.runtime.progress import print_above_bars
 from pipeline.runtime.signals import StopSignals
@@ -117,8 +118,10 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
 
 
 def set_thread_count(environment: MutableMapping[str, str], processes: int) -> None:
-    """Set the threads of one process so that all of them together have as many as there are cores."""
+    """Set the threads of one process so that all of them together have as many as there are cores; and say how many
+    share /dev/shm."""
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    environment[PROCESSES_HERE] = str(processes)
 
 
 def stop_with_parent() -> None:

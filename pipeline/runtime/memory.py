@@ -9,6 +9,7 @@ import torch
 
 from pipeline.runtime.problem import Problem
 
+PROCESSES_HERE = "PROCESSES_HERE"  # environment variable: how many processes of one command share this machine
 MAX_BATCH_TRIED = {"cuda": 1024, "cpu": 64}  # images at once
 # What allocators that raise a plain RuntimeError say: torch's for CPUs, C++'s, CUDA's runtime and driver, cuBLAS's; and
 # cuDNN, when none of its algorithms gets its workspace.

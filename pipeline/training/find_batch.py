@@ -16,6 +16,8 @@ from pipeline.training.fold_data import open_fold, open_tiles
 from pipeline.training.networks import build_loss, build_network, build_refiner, build_refiner_loss, least_batch
 from pipeline.training.state import TrainingState, create_state
 
+EAGER = {"compile": False}  # compiled steps need less memory, and each size tried would be compiled first
+
 
 def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path) -> None:
     """Print the largest batch that fits, for each fold and its refiner; train nothing and write nothing."""
@@ -27,13 +29,13 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
             build = functools.partial(build_network, settings, pretrained=False)
             images = open_fold(settings, run, number, folder, dist.world_size).training
             least = least_batch(build, images)
-            state = create_state(build, settings.train, dist)
+            state = create_state(build, settings.train.model_copy(update=EAGER), dist)
             print_largest(state, images, build_loss(settings, dist.device), settings.train, dist.device, least)
             del state  # before the next one is built: both would be in memory
             if (hyper := settings.refine) is not None:
                 tiles = open_tiles(settings, hyper, run, number, folder, dist.world_size, coarse_sha256="").training
                 least = least_batch(functools.partial(build_refiner, hyper), tiles)
-                state = create_state(functools.partial(build_refiner, hyper), hyper, dist)
+                state = create_state(functools.partial(build_refiner, hyper), hyper.model_copy(update=EAGER), dist)
                 print_largest(state, tiles, build_refiner_loss(hyper, dist.device), hyper, dist.device, least)
                 del state
 

@@ -151,7 +151,7 @@ def create_state(
     torch.manual_seed(hyper.seed)
     network = build_network().to(dist.device)
     if dist.world_size > 1:
-        network = sync_batch_norm(network)
+        network = sync_batch_norm(network, hyper.compile)
     ema = Ema(network, hyper.ema_decay)
     optimizer = optim.build(hyper.optimizer, network, hyper.learning_rate, hyper.weight_decay, hyper.momentum)
     if hyper.compile:
