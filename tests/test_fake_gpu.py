@@ -136,7 +136,7 @@ def small(settings: Settings) -> tuple[int, int, int, int]:
     return 2, *grid_shape(*full_size(settings), settings.data.scale), settings.data.channels
 
 
-def take_step_in_parts(state: TrainingState, image_NHWC: Tensor, loss_of: LossOf, clip_norm: float) -> None:
+def take_step_but_backward(state: TrainingState, image_NHWC: Tensor, loss_of: LossOf, clip_norm: float) -> None:
     """Do what `take_step` does, but for the backward pass, which would ask for a real GPU."""
     with StaysOnGpu():
         with autocast(GPU):
@@ -159,7 +159,7 @@ def test_a_step_stays_on_the_gpu_and_never_waits_for_it(name: str, fake: FakeTen
     with fake:
         state, loss_of = fake_state(network, settings.train), build_loss(settings, GPU)
         for _ in range(2):  # the first makes the state of the optimizer
-            take_step_in_parts(state, fake_images(*small(settings)), loss_of, settings.train.clip_norm)
+            take_step_but_backward(state, fake_images(*small(settings)), loss_of, settings.train.clip_norm)
 
 
 @pytest.mark.parametrize("name", [name for name in GPU_CONFIGS if config.load(CONFIGS / name).refine])
@@ -169,7 +169,7 @@ def test_a_step_of_a_refiner_stays_on_the_gpu_and_never_waits_for_it(name: str, 
     network = fake_copy(build_refiner(hyper), fake, GPU).train()
     with fake:
         state, tiles = fake_state(network, hyper), fake_images(4, hyper.tile_px, hyper.tile_px, 4)
-        take_step_in_parts(state, tiles, build_refiner_loss(hyper, GPU), hyper.clip_norm)
+        take_step_but_backward(state, tiles, build_refiner_loss(hyper, GPU), hyper.clip_norm)
 
 
 @pytest.mark.parametrize("tta", sorted(TTA_SETS))

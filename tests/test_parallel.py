@@ -112,7 +112,7 @@ def train_with_another(rank: int, folder: str, compiled: bool) -> None:
     network = sync_batch_norm(unet_of_two_levels(), compiled)
     if compiled:
         network.compile(backend="aot_eager", fullgraph=True)  # fails where a graph breaks
-    network = DistributedDataParallel(network, bucket_cap_mb=0.05)  # several buckets, at which torch cuts a graph
+    network = DistributedDataParallel(network, bucket_cap_mb=1)  # several buckets, at which torch cuts a graph
     trained = take_three_steps(network, slice(2 * rank, 2 * rank + 2))
     if rank == 0:
         torch.save(trained, f"{folder}/trained.pt")
@@ -121,7 +121,7 @@ def train_with_another(rank: int, folder: str, compiled: bool) -> None:
 
 def unet_of_two_levels() -> nn.Module:
     torch.manual_seed(0)
-    return UNet(width=16, depth=2)
+    return UNet(width=32, depth=2)
 
 
 def take_three_steps(network: nn.Module, part: slice) -> dict[str, Tensor]:
@@ -143,7 +143,8 @@ def test_two_processes_train_as_one_compiled_or_not(tmp_path: pathlib.Path, comp
     start = unet_of_two_levels().state_dict()
     for name, value in alone.items():
         if "num_batches" not in name:
-            assert torch.allclose(trained[name], value, rtol=1e-3, atol=1e-4), name
+            difference = (trained[name] - value).abs().max().item()
+            assert difference < 1e-3, f"{name}: {difference}"
     assert not torch.allclose(start["stem.0.weight"], alone["stem.0.weight"], atol=1e-2)
 
 

@@ -230,7 +230,7 @@ def test_numbers_too_long_for_int_are_read_or_named_in_the_error(digits: str) ->
 @given(st.lists(st.sampled_from(["0", "1.5", "nan", "a=b", "'", "yes", "2017-01-01T00:00:00Z", "é"]), max_size=21))
 def test_cells_that_are_not_a_row_are_a_problem_that_names_the_line(cells: list[str]) -> None:
     with pytest.raises(Problem, match="^here: "):
-        ledger.parse_row(cells, "here")  # none of these is a sha256
+        ledger.parse_row(cells, list(ledger.COLUMNS), "here")  # none of these is a sha256
 
 
 WRONG, HASH = object(), "0123456789abcdef" * 4
@@ -264,12 +264,13 @@ def test_cells_are_parsed_to_a_row_or_a_problem_names_the_column(cells: dict[str
     wrong = [column for column, cell in cells.items() if MEANT[column][cell] is WRONG]
     if wrong or cells.get("status") == "complete" and "ref" not in cells:
         with pytest.raises(Problem, match=f"^here: ({'|'.join([*wrong, 'the row'])})"):
-            ledger.parse_row(given_cells, "here")
+            ledger.parse_row(given_cells, list(ledger.COLUMNS), "here")
         return
-    row = ledger.parse_row(given_cells, "here")
+    row = ledger.parse_row(given_cells, list(ledger.COLUMNS), "here")
     for column, cell in cells.items():
         assert getattr(row, column) == MEANT[column][cell]
-    assert ledger.parse_row([ledger.format_cell(getattr(row, column)) for column in ledger.COLUMNS], "again") == row
+    again = [ledger.format_cell(getattr(row, column)) for column in ledger.COLUMNS]
+    assert ledger.parse_row(again, list(ledger.COLUMNS), "again") == row
 
 
 # --- sentences ------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def training_loader(
     collate: makes something else of N items.
     """
     # Half of /dev/shm is left for the workers of the validation, which work beside these.
-    options = worker_options(workers, pin_memory, schedule.images_per_process * dataset.item_bytes, share=0.5)
+    options = worker_options(workers, pin_memory, schedule.images_per_process * dataset.item_bytes, fraction=0.5)
     return Loader(dataset, batch_sampler=schedule, collate_fn=collate or stack_pairs, **options)
 
 
@@ -287,10 +287,10 @@ def prefetch_to_device(batches: Iterable[tuple[Tensor, ...]], device: torch.devi
         yield ready
 
 
-def worker_options(workers: int, pin_memory: bool, batch_bytes: int, share: float = 0.9) -> dict[str, Any]:
+def worker_options(workers: int, pin_memory: bool, batch_bytes: int, fraction: float = 0.9) -> dict[str, Any]:
     """Return the options of a `Loader` whose batches have this size; Problem if /dev/shm is too small for them.
 
-    share: of the free part of /dev/shm that they may fill.
+    fraction: of the free part of /dev/shm that they may fill.
     """
     if workers == 0:
         return {"pin_memory": pin_memory}
@@ -300,7 +300,7 @@ def worker_options(workers: int, pin_memory: bool, batch_bytes: int, share: floa
     # Only fork shares the cache and the tables that are open.
     options = {"num_workers": workers, "multiprocessing_context": "fork"}
     processes = int(os.environ.get(PROCESSES_HERE, "1"))
-    usable_bytes = int(share * free_shared_memory() / processes)
+    usable_bytes = int(fraction * free_shared_memory() / processes)
     options |= {"prefetch_factor": batches_ahead(workers, batch_bytes, usable_bytes)}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 

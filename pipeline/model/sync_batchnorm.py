@@ -69,7 +69,7 @@ def sync_batch_norm(network: nn.Module, compiled: bool) -> nn.Module:
     each, which keeps 4 bytes of an element for the backward pass instead of 10. Raises Problem for a batch norm of
     another kind than torch's `BatchNorm2d` and timm's `BatchNormAct2d`.
     """
-    if next(network.parameters()).device.type == "cuda" and not compiled:
+    if any(parameter.is_cuda for parameter in network.parameters()) and not compiled:
         if any(type(module).__module__.startswith("timm.") for module in network.modules()):
             from timm.layers import convert_sync_batchnorm  # torch's would drop the activation in timm's batch norms
 

@@ -1,4 +1,6 @@
 """Evaluate a network that is being trained on the held-out images, at full size."""
+import dataclasses
+
 import numpy as np
 
 from pipeline.config import Settings
@@ -8,6 +10,7 @@ from pipeline.inference.evaluate import (
     compute_class_scores, compute_dice_scores, evaluate_confusions, evaluate_histograms, merge_confusions,
 )  # fmt: skip
 from pipeline.inference.loading import build_ensemble
+from pipeline.model.fold_norms import folded_copy
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.memory import explain_out_of_memory, too_large_message
 from pipeline.runtime.progress import progress
@@ -18,8 +21,11 @@ def evaluate_epoch(settings: Settings, data: FoldData, member: Member, dist: Pro
     """Return the scores of the held-out images at full size, under the keys of `log.jsonl`.
 
     Binary: mean Dice at the threshold 0.5, and the best threshold; multiclass: the scores of all pixels together.
-    Each process evaluates every `world_size`-th image; all of them return the scores of all images.
+    Each process evaluates every `world_size`-th image; all of them return the scores of all images. Batch norms are
+    folded as `inference.loading` does it, so that `validate` finds the same scores.
     """
+    refiner = member.refiner and dataclasses.replace(member.refiner, network=folded_copy(member.refiner.network))
+    member = dataclasses.replace(member, network=folded_copy(member.network), refiner=refiner)
     binary, dataset = settings.task.kind == "binary", data.dataset
     ensemble = build_ensemble([member], binary, dataset.height, dataset.width)
     mine = ValidationDataset(dataset, data.validation.names[dist.rank :: dist.world_size], ensemble.scales)

@@ -311,7 +311,7 @@ def little_shared_memory(places: Places, stage: Stage) -> Row:
         def prepared() -> None:
             prepare(stage, None)
             in_a_mount(pathlib.Path("/dev/shm"), "size=16m")
-            pathlib.Path("/dev/shm/others").write_bytes(bytes(15_700_000))  # what other programs have there
+            pathlib.Path("/dev/shm/others").write_bytes(bytes(16_700_000))  # what other programs have there
 
         ended = warm.run(place, [*arguments_of(stage), *ONE_WORKER], Plan(), prepared)
         row = row_of(places, stage, what + ", nearly full", ended, place)
