@@ -213,7 +213,12 @@ class Competing:
 
     def joint_arguments(self) -> list[str]:
         names = [run.name for run in self.runs] if len(self.runs) > 1 else []
-        return self.common._replace(run=self.joint.name, fold=self.numbers).arguments(names)
+        return self.of_all_runs._replace(run=self.joint.name, fold=self.numbers).arguments(names)
+
+    @property
+    def of_all_runs(self) -> Common:
+        """Return the options without the overrides that were for the training of the run here."""
+        return self.common._replace(set=[each for each in self.common.set if each.startswith(resume.ALWAYS_FREE)])
 
     def on_gpus(self) -> list[str]:
         return ["--gpus", str(self.gpus)] if self.gpus > 1 else []
@@ -222,7 +227,7 @@ class Competing:
 
     def later_settings(self, run: Run, fold: int) -> Settings:
         """Return the settings by which a trained fold predicts."""
-        return config.for_later_stage(config.load(run.fold(fold).config), self.common.overrides)
+        return config.for_later_stage(config.load(run.fold(fold).config), self.of_all_runs.overrides)
 
     def is_validated(self, fold: int) -> bool:
         """Whether `oof/` holds what `validate` would write again."""
@@ -253,16 +258,17 @@ class Competing:
 
     def is_predicted(self) -> bool:
         """Whether the submission is that of these networks, weights, threshold and settings."""
-        submission, first = self.joint.submission, self.numbers[0]
+        submission = self.joint.submission
         origin = provenance.find_by_file(SUBMISSIONS, submission)
         weights, _, facts = weights_and_threshold(self.joint, self.runs, self.numbers)
-        refined = self.later_settings(self.run, first).predict.refine
+        first = Fold(next(iter(weights)).parent)
+        refined = self.later_settings(self.run, self.numbers[0]).predict.refine
         paths = [path for best in weights for path in Fold(best.parent).checkpoints(refined)]
         is_newer = len(self.runs) == 1 or self.joint.blend.stat().st_mtime <= submission.stat().st_mtime
         return (
             origin.checkpoints == {str(path): sha256(path) for path in paths} and is_newer
             and origin.threshold == facts["threshold"]
-            and submit.made_with(origin, self.run.fold(first).config, self.common.overrides)
+            and submit.made_with(origin, first.config, self.of_all_runs.overrides)
         )  # fmt: skip
 
     def is_reported(self) -> bool:

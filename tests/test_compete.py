@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small_run
 from test_refine import REFINE
-from tiny_run import Killed, Pipeline, only_line, read_log, with_set
+from tiny_run import CONFIG, Killed, Pipeline, only_line, read_log, with_set
 
 from pipeline import carvana, compete, config, threshold
 from pipeline.__main__ import main
@@ -284,6 +284,28 @@ def test_on_several_gpus_one_step_trains_all_folds(demo_folder: pathlib.Path, ti
     assert first.title == "train 2 folds on 2 GPUs" and sum(item.total for item in first.work) == 4
     titles = ["validate fold 0", "validate fold 1", "threshold", "predict", "check", "report"]
     assert [step.title for step in others] == titles and others[3].work[0].total == 16  # two networks on two GPUs
+
+
+@pytest.fixture
+def two_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> compete.Competing:
+    """A run that is to be trained with SET=, and another one that was trained with other settings."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("tiny.yaml").write_text(CONFIG)
+    overrides = ["data.scale=4", "data.pseudo=parent.csv.gz", "predict.tta=hflip", "train.seed=1", "data.workers=0"]
+    common = compete.Common(config="tiny.yaml", data="data", run=RUN.name, set=overrides)
+    for run, settings in ((RUN, common.settings), (OTHER, config.load(pathlib.Path("tiny.yaml")))):
+        run.fold(0).folder.mkdir(parents=True)
+        run.fold(0).config.write_text(config.dump(settings))
+    return compete.Competing(common, common.settings, RUN, [OTHER, RUN], {0: ["a"]}, 16, gpus=1, deterministic=False)
+
+
+def test_what_one_run_is_trained_with_is_not_asked_of_the_others(two_runs: compete.Competing) -> None:
+    assert set(two_runs.common.set) <= set(two_runs.arguments(0))
+    arguments = two_runs.joint_arguments()
+    assert arguments[arguments.index("--set") :] == ["--set", "predict.tta=hflip", "data.workers=0"]
+    of_other, own = (two_runs.later_settings(run, 0) for run in (OTHER, RUN))
+    assert (of_other.data.scale, of_other.data.pseudo, of_other.predict.tta) == (8, None, "hflip")
+    assert (own.data.scale, own.data.pseudo, own.predict.tta) == (4, "parent.csv.gz", "hflip")
 
 
 def test_defaults_of_the_settings_are_not_taken_for_others(tiny_place: None, demo_folder: pathlib.Path) -> None:
