@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from pipeline.__main__ import main
 from pipeline.inference.oof import read_oof_histograms
 from pipeline.kaggle import submit
 from pipeline.masks import dice
+from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.report import gains
 from pipeline.runtime.files import locked, sha256
 from pipeline.runtime.problem import Problem
+from pipeline.submission import provenance
+from pipeline.submission.plan import fingerprint, open_test_images
 
 SMALL = [each for each in REFINE if "epochs" not in each]
 SETTINGS = with_set("train.epochs=1", "refine.epochs=1", "predict.tta=none", *SMALL)
@@ -214,7 +218,7 @@ def test_refined_runs_of_two_seeds_are_blended(
         (["--runs", "night", "nowhere"], "There is no runs/nowhere/fold0/best.pt; train that fold first"),
         (["--fold", "0,7"], "There is no fold 7"),
         (["--set", "train.learning_rate=0.5"], "was begun with other settings (train.learning_rate"),
-        (["--on", "kaggle"], "compete runs every stage here"),
+        (["--on", "kaggle"], "leave it out of compete, which runs only here"),
         (["--set", "data.kind=folder"], "data.kind is folder, but this needs a Kaggle competition"),
         (["--gpus", "99"], None),
     ],
@@ -230,8 +234,8 @@ def test_what_would_end_a_later_step_is_one_line_before_the_first(
     assert complaint in only_line(capsys) and calls == []
 
 
-def refuse(sentence: str) -> Callable[[object], None]:
-    def check(*_: object) -> None:
+def refuse(sentence: str) -> Callable[..., None]:
+    def check(*_: object, **__: object) -> None:
         raise Problem(sentence)
 
     return check
@@ -293,26 +297,101 @@ def two_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> compete
     pathlib.Path("tiny.yaml").write_text(CONFIG)
     overrides = ["data.scale=4", "data.pseudo=parent.csv.gz", "predict.tta=hflip", "train.seed=1", "data.workers=0"]
     common = compete.Common(config="tiny.yaml", data="data", run=RUN.name, set=overrides)
-    for run, settings in ((RUN, common.settings), (OTHER, config.load(pathlib.Path("tiny.yaml")))):
-        run.fold(0).folder.mkdir(parents=True)
-        run.fold(0).config.write_text(config.dump(settings))
+    for run, settings in ((RUN, common.settings), (OTHER, config.load(pathlib.Path("tiny.yaml"), OF_OTHER))):
+        fold = run.fold(0)
+        checkpoint.save(fold.best, {"settings": settings.model_dump()})
+        fold.config.write_text(config.dump(settings))
+        fold.log.write_text("{}\n" * 3)
+        run.folds.write_text("car_id,make,fold\na,x,0\nb,y,1\n")
+    for file, epochs in ((OTHER.fold(0).refiner.best, 0), (OTHER.fold(0).refiner.log, 2)):
+        file.write_text("{}\n" * epochs)
     return compete.Competing(common, common.settings, RUN, [OTHER, RUN], {0: ["a"]}, 16, gpus=1, deterministic=False)
+
+
+OF_OTHER = ["data.folder=data", "refine.scale=2", "refine.epochs=2", "predict.refine=false"]
 
 
 def test_what_one_run_is_trained_with_is_not_asked_of_the_others(two_runs: compete.Competing) -> None:
     assert set(two_runs.common.set) <= set(two_runs.arguments(0))
     arguments = two_runs.joint_arguments()
     assert arguments[arguments.index("--set") :] == ["--set", "predict.tta=hflip", "data.workers=0"]
-    of_other, own = (two_runs.later_settings(run, 0) for run in (OTHER, RUN))
+    of_other, own = (two_runs.later_settings(run.fold(0)) for run in (OTHER, RUN))
     assert (of_other.data.scale, of_other.data.pseudo, of_other.predict.tta) == (8, None, "hflip")
     assert (own.data.scale, own.data.pseudo, own.predict.tta) == (4, "parent.csv.gz", "hflip")
 
 
-def test_defaults_of_the_settings_are_not_taken_for_others(tiny_place: None, demo_folder: pathlib.Path) -> None:
-    """A fold that an interrupted start left with the same settings is no conflict."""
-    settings = config.load(pathlib.Path("tiny.yaml"), [f"data.folder={demo_folder}"])
-    run = Run("same")
+def test_each_run_predicts_with_its_refiner_or_without_as_its_own_settings_say(two_runs: compete.Competing) -> None:
+    RUN.fold(0).refiner.best.touch()
+    assert len(two_runs.checkpoints(RUN.fold(0))) == 2 and len(two_runs.checkpoints(OTHER.fold(0))) == 1
+    two_runs.common.set.append("predict.refine=true")
+    assert len(two_runs.checkpoints(OTHER.fold(0))) == 2
+
+
+def test_a_run_that_is_not_trained_to_its_end_is_not_blended(two_runs: compete.Competing) -> None:
+    files, common = OTHER.fold(0), two_runs.common
+    compete.check_folds(common, RUN, [RUN, OTHER], [0])
+    common.set.append("predict.refine=true")
+    compete.check_folds(common, RUN, [RUN, OTHER], [0])
+    for path, left, numbers in (
+        (files.log, "{}\n", "1 of 3"), (files.refiner.log, "{}\n", "1 of 2"), (files.refiner.best, None, "2 of 2")
+    ):  # fmt: skip
+        before = path.read_text()
+        path.write_text(left) if left else path.unlink()
+        with pytest.raises(Problem, match=f"{numbers} epochs.* `make train RUN=other FOLD=0`"):
+            compete.check_folds(common, RUN, [RUN, OTHER], [0])
+        path.write_text(before)
+
+
+def test_how_to_predict_cannot_change_in_the_config_after_a_fold_is_trained(two_runs: compete.Competing) -> None:
+    """Neither in silence for all folds, nor for those that are trained later."""
+    pathlib.Path("tiny.yaml").write_text(f"{CONFIG}predict: {{refine: false}}\n")
+    RUN.fold(0).config.write_text(config.dump(two_runs.common.settings))  # as a start with that config leaves it
+    with pytest.raises(Problem, match="night/fold0/best.pt was trained with predict.refine=true, but tiny.yaml has"):
+        compete.check_folds(two_runs.common, RUN, [RUN], [0])
+    assert two_runs.later_settings(RUN.fold(0)).predict.refine
+    for value in ("true", "false"):
+        overrides = [*two_runs.common.set, f"predict.refine={value}"]
+        compete.check_folds(two_runs.common._replace(set=overrides), RUN, [RUN], [0])
+
+
+def test_a_submission_of_other_test_images_or_with_empty_rows_is_made_again(
+    two_runs: compete.Competing, monkeypatch: pytest.MonkeyPatch, demo_copy: pathlib.Path
+) -> None:
+    two_runs.runs, two_runs.common = [RUN], two_runs.common._replace(data=str(demo_copy))
+    paths = RUN.fold(0).checkpoints()
+    monkeypatch.setattr(compete, "weights_and_threshold", lambda *_: ({paths[0]: 1.0}, 128, {"threshold": 0.5}))
+    RUN.submission.parent.mkdir()
+    RUN.submission.write_bytes(b"rows")
+    names, images = open_test_images(carvana.CARVANA, two_runs.later_settings(RUN.fold(0)))
+    about: dict[str, Any] = {"threshold": 0.5, "predict_overrides": ("predict.tta=hflip",)}
+    about |= {"sha256": sha256(RUN.submission), "checkpoints": {str(each): sha256(each) for each in paths}}
+    good = about | {"test_images": fingerprint(images, names)}
+    for origin, is_predicted in (
+        (good, True), (good | {"bad_images": ("a.jpg",)}, False), (good | {"threshold": 0.6}, False),
+        (good | {"predict_overrides": ("predict.tta=none",)}, False), (about, False),  # of an earlier version
+    ):
+        provenance.write(RUN.provenance, provenance.Provenance(**origin))
+        assert two_runs.is_predicted() == is_predicted, origin
+    provenance.write(RUN.provenance, provenance.Provenance(**good))
+    loose = demo_copy / names[0]  # which replaces the one in the archive
+    for size in (5, 6):
+        loose.write_bytes(b"x" * size)
+        assert not two_runs.is_predicted()
+        names, images = open_test_images(carvana.CARVANA, two_runs.later_settings(RUN.fold(0)))
+        new = good | {"test_images": fingerprint(images, names)}
+        provenance.write(RUN.provenance, provenance.Provenance(**new))
+        assert two_runs.is_predicted()
+
+
+def test_defaults_of_the_settings_are_not_taken_for_others(
+    tiny_place: None, demo_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold that an interrupted start left with the same settings is no conflict: its last.pt is not looked at."""
+    common, run = compete.Common(config="tiny.yaml", data=str(demo_folder)), Run("same")
     run.fold(0).folder.mkdir(parents=True)
-    run.fold(0).config.write_text(config.dump(settings))
+    run.fold(0).config.write_text(config.dump(common.settings))
     run.folds.write_text("car_id,make,fold\na,x,0\nb,y,1\n")
-    compete.check_folds(settings, run, [run], [0, 1])
+    monkeypatch.setattr(compete.resume, "read_last", refuse("last.pt was looked at"))
+    compete.check_folds(common, run, [run], [0, 1])
+    with pytest.raises(Problem, match="last.pt was looked at"):
+        compete.check_folds(common._replace(set=["train.seed=1"]), run, [run], [0, 1])

@@ -162,7 +162,12 @@ def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[st
     if not trained_path.is_file():
         return False  # unknown
     trained = config.load(trained_path)
-    then, now = (config.for_later_stage(trained, list(given)) for given in (origin.predict_overrides, overrides))
+    return gives_same_masks(origin, trained, config.for_later_stage(trained, overrides))
+
+
+def gives_same_masks(origin: Provenance, trained: config.Settings, now: config.Settings) -> bool:
+    """Return whether these settings give the masks of a submission. trained: those of its first network."""
+    then = config.for_later_stage(trained, list(origin.predict_overrides))
     return then.model_dump(include=MASK_SETTINGS) == now.model_dump(include=MASK_SETTINGS)
 
 

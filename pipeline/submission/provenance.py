@@ -51,6 +51,7 @@ class Provenance(BaseModel):
     commit: str = ""  # of the code that predicted; "" if git did not know it
     clean: bool = False  # whether that code was exactly the commit's
     bad_images: tuple[str, ...] = ()  # images that could not be read, whose rows are empty
+    test_images: str = ""  # `plan.fingerprint` of them; "" if an earlier version predicted
 
 
 def write(path: pathlib.Path, origin: Provenance) -> None:
