@@ -37,6 +37,7 @@ from pipeline.runtime.steps import Step, Watch, Work, run_steps
 from pipeline.submission import provenance
 from pipeline.submission.plan import fingerprint, open_test_images, read_blend, weights_and_threshold
 from pipeline.training import resume
+from pipeline.training.fold_data import check_not_replaced
 
 LONGEST_SAVE_S = 120.0  # in which a trainer that an earlier start left behind saves and ends
 # Kinds of work, in epochs, epochs, and images times the networks that predict each.
@@ -88,6 +89,7 @@ def check_before(
         named = " ".join(names)
         raise Problem(f'RUNS="{named}" leaves out {run.name}, the run that is trained here; name it there, too.')
     check_gpus(gpus)
+    check_not_replaced(settings.data, joint_of(runs))
     ledger.read(ledger_path)
     dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     tests = len(open_test_images(competition, settings)[0])
@@ -198,8 +200,7 @@ class Competing:
 
     @property
     def joint(self) -> Run:
-        """Return the run that names the submission."""
-        return self.run if len(self.runs) == 1 else Run("+".join(run.name for run in self.runs))
+        return self.run if len(self.runs) == 1 else joint_of(self.runs)
 
     def steps(self) -> list[Step]:
         """Return all steps but the last, in their order."""
@@ -352,6 +353,11 @@ class Competing:
         submission = self.joint.submission
         lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
         return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {sha256(submission)}"]
+
+
+def joint_of(runs: list[Run]) -> Run:
+    """Return the run that names the submission of these."""
+    return Run("+".join(run.name for run in runs))
 
 
 def count_epochs(log: pathlib.Path, parallel: int = 1) -> float:

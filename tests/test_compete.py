@@ -220,6 +220,7 @@ def test_refined_runs_of_two_seeds_are_blended(
         (["--set", "train.learning_rate=0.5"], "was begun with other settings (train.learning_rate"),
         (["--on", "kaggle"], "leave it out of compete, which runs only here"),
         (["--set", "data.kind=folder"], "data.kind is folder, but this needs a Kaggle competition"),
+        (["--runs", "night", "other", "--pseudo", str(JOINT.submission)], "the run night+other would replace"),
         (["--gpus", "99"], None),
     ],
 )

@@ -305,6 +305,22 @@ refine: {scale: 1, tile_px: 32, margin_px: 4, width: 4, depth: 2, batch_size: 2,
     assert f"more/masks/{used.removeprefix('pseudo/')}.png: the mask is" in only_line(capsys)  # p00 has another size
 
 
+def test_two_contents_of_one_path_are_named_by_that_path(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.model_validate({"data": {"pseudo": "submissions/part of it.csv.gz"}})
+    trained = {}
+    for name, letter in {"a": "1", "b b": "2", "c": "2"}.items():
+        trained[Run(name).fold(0).best] = settings
+        checkpoint.save(Run(name).fold(0).best, {"pseudo_sha256": letter * 64})
+    hashes = read_hashes(trained)
+    assert list(hashes.values()) == ["1" * 64, "2" * 64, "2" * 64]
+    origin = provenance.Provenance(sha256="0" * 64, threshold=0.5, pseudo_labels=hashes)
+    facts = submit.describe(origin).split(" pseudo-labels ")
+    assert facts[1:] == ["part of it.csv.gz 1111111", "part of it.csv.gz 2222222"]
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
