@@ -39,7 +39,7 @@ from pipeline.submission.plan import fingerprint, open_test_images, read_blend, 
 from pipeline.training import resume
 from pipeline.training.fold_data import check_not_replaced
 
-LONGEST_SAVE_S = 120.0  # in which a trainer that an earlier start left behind saves and ends
+LONGEST_SAVE_S = 1800.0  # in which a trainer that an earlier start left behind evaluates, saves and ends
 # Kinds of work, in epochs, epochs, and images times the networks that predict each.
 EPOCHS, REFINER_EPOCHS, IMAGES = "training", "refining", "predicting"
 
@@ -57,10 +57,10 @@ def main(
     dataset, tests = check_before(settings, run, runs, gpus, dry_run, ledger_path)
     folder = pathlib.Path(settings.data.folder)
     with locked(run.lock("compete"), f"{run.folder} is being made by another `compete`; wait until it is done."):
-        wait_for_trainers(run)
         folds.main(settings, run, folder)
         table = grouping.read_folds(run.folds)
         numbers = list(common.fold or grouping.fold_numbers(table))
+        wait_for_trainers(run, numbers)
         check_folds(common, run, runs, numbers)
         held_out = {fold: grouping.split(table, fold, dataset.names, dataset.group_key)[1] for fold in numbers}
         del dataset
@@ -163,10 +163,10 @@ def read_settings(best: pathlib.Path, stamp: str) -> Settings:
     return config.parse(checkpoint.load(best, keys=("settings",))["settings"], where=str(best), check_choices=False)
 
 
-def wait_for_trainers(run: Run) -> None:
-    """Wait until the trainer of a `compete` that was killed, which gets a SIGTERM then, has saved and ended."""
-    for lock in sorted(run.folder.glob("fold*/.lock")):
-        deadline = time.monotonic() + LONGEST_SAVE_S
+def wait_for_trainers(run: Run, numbers: list[int]) -> None:
+    """Wait until trainers of a `compete` that was killed, which get a SIGTERM then, have saved and ended."""
+    deadline, told = time.monotonic() + LONGEST_SAVE_S, False
+    for lock in (run.fold(number).lock for number in numbers if run.fold(number).lock.exists()):
         while True:
             try:
                 with locked(lock, f"{lock.parent} is being trained by another process; wait for it, or stop it."):
@@ -174,6 +174,9 @@ def wait_for_trainers(run: Run) -> None:
             except Problem:
                 if time.monotonic() > deadline:
                     raise
+                if not told:
+                    print(f"Waiting for the trainer of an earlier start to save {lock.parent} and end.", flush=True)
+                told = True
                 time.sleep(1)
 
 
@@ -391,9 +394,12 @@ class Speeds:
         if kind == IMAGES:
             images, seconds = self.predicted()
             return seconds / images if images else None
-        logs = read_logs(self.run)
-        rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
-        return sum(row["seconds"] for row in rows) / len(rows) if rows else None
+        try:
+            logs = read_logs(self.run)
+            rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
+            return sum(row["seconds"] for row in rows) / len(rows) if rows else None
+        except (Problem, OSError, ValueError, LookupError):  # a damaged log, which the trainer writes again
+            return None
 
     def predicted(self) -> tuple[float, float]:
         """Return how many held-out images were predicted, and in how many seconds."""

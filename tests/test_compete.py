@@ -264,22 +264,35 @@ def test_missing_data_are_seen_at_the_start(
 
 
 def test_a_trainer_that_was_left_behind_is_waited_for(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """Only one of a wanted fold."""
     monkeypatch.chdir(tmp_path)
-    lock, waited = RUN.fold(0).lock, []
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    with contextlib.ExitStack() as trainer:
-        trainer.enter_context(locked(lock, "busy"))
+    trainers, waited = [contextlib.ExitStack() for _ in range(3)], []
+    for number, trainer in enumerate(trainers):
+        trainer.enter_context(locked(RUN.fold(number).lock, "busy"))
 
-        def sleep(seconds: float) -> None:
-            waited.append(seconds)
-            trainer.close()
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) % 2 == 0:
+            trainers.pop().close()
 
-        monkeypatch.setattr(compete.time, "sleep", sleep)
-        compete.wait_for_trainers(RUN)
-    assert len(waited) == 1
+    monkeypatch.setattr(compete.time, "sleep", sleep)
+    compete.wait_for_trainers(RUN, [1, 2, 3])
+    assert len(waited) == 4 and len(trainers) == 1
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setattr(compete, "LONGEST_SAVE_S", -1.0)
+    with pytest.raises(Problem, match="night/fold0 is being trained"):
+        compete.wait_for_trainers(RUN, [0])
+    trainers.pop().close()
+
+
+@pytest.mark.parametrize("text", ['{"epo', '{"epoch": 1}\n', "[]\n", "\xff"])
+def test_a_damaged_log_tells_no_speed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    RUN.fold(0).folder.mkdir(parents=True)
+    RUN.fold(0).log.write_text(text, encoding="latin-1")
+    assert compete.Speeds(RUN).seconds(compete.EPOCHS) is None
 
 
 def test_on_several_gpus_one_step_trains_all_folds(demo_folder: pathlib.Path, tiny_place: None) -> None:
