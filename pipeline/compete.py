@@ -32,7 +32,7 @@ from pipeline.report import gains
 from pipeline.report.report import read_logs, refiner_rows
 from pipeline.runtime.files import locked, read_json, sha256, stamp, write_json
 from pipeline.runtime.launch import check_gpus, run_stage
-from pipeline.runtime.problem import Problem, counted
+from pipeline.runtime.problem import Problem, counted, sentence_of
 from pipeline.runtime.steps import Step, Watch, Work, run_steps
 from pipeline.submission import provenance
 from pipeline.submission.plan import fingerprint, open_test_images, read_blend, weights_and_threshold
@@ -353,9 +353,15 @@ class Competing:
         )  # fmt: skip
 
     def table(self, key_column: str) -> list[str]:
+        """Return the lines at the end; why there is no table is one of them, and hides no error before."""
+        try:
+            lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
+        except (Problem, OSError, ValueError, LookupError, TypeError) as error:
+            reason = sentence_of(error) if isinstance(error, (Problem, OSError)) else repr(error)
+            lines = [f"The table could not be made: {reason}"]
         submission = self.joint.submission
-        lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
-        return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {sha256(submission)}"]
+        digest = sha256(submission) if submission.is_file() else "unknown, since the file is gone"
+        return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {digest}"]
 
 
 def joint_of(runs: list[Run]) -> Run:

@@ -55,6 +55,22 @@ def test_the_table_has_the_figures_of_the_stages(
     assert lines[4].split()[1] == f"{stored['oof_dice_cross_fitted']:.5f}" and lines[4].endswith("over cars")
     gain = stored["oof_dice_cross_fitted"] - (at_half[0] + at_half[1]) / 2
     assert lines[-1].split()[-1] == f"{gain:+.5f}" and not any(line.startswith("refiner") for line in lines)
+    for text in ("", '{"val_dice": null, "epoch": 1, "train_loss": 1, "images_per_s": 1, "lr": 1, "seconds": 1}'):
+        run.fold(1).log.write_text(text)
+        with pytest.raises(Problem, match="There is no Dice in runs/small/fold1/log.jsonl"):
+            gains.table(run, run, carvana.car_of, "car_id")
+
+
+@pytest.mark.parametrize("error", [KeyError(1), ValueError("no values"), Problem("no log"), OSError("a disk")])
+def test_a_table_that_cannot_be_made_hides_no_error(
+    two_runs: compete.Competing, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(gains, "table", fail)
+    (line,) = [line for line in two_runs.table("car_id") if line.startswith("The table could not be made: ")]
+    assert str(error).strip("'") in line
 
 
 def test_the_standard_error_is_that_of_whole_cars() -> None:
