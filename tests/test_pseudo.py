@@ -218,8 +218,11 @@ def training(tmp_path: pathlib.Path) -> ImageFolder:
 
 @pytest.fixture
 def more(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of eight others, whose names the twelve have as well."""
-    return plain_folder.draw(tmp_path / "more", images=8, seed=1, binary=True)
+    """A folder of eight others, whose names the twelve have as well, in groups of their own."""
+    folder = plain_folder.draw(tmp_path / "more", images=8, seed=1, binary=True)
+    groups = folder / "groups.csv"
+    groups.write_text(groups.read_text().replace(",group ", ",other group "))
+    return folder
 
 
 def test_images_of_a_folder_have_names_of_their_own(training: ImageFolder, more: pathlib.Path) -> None:
@@ -248,6 +251,15 @@ def test_a_training_image_is_no_pseudo_label(training: ImageFolder, more: pathli
         read_pseudo_folder(more, 1.0, 1.0, training)
     with pytest.raises(Problem, match="p00.jpg is the training image"):
         read_pseudo_folder(pathlib.Path(training.where), 1.0, 1.0, training)
+
+
+def test_an_image_of_a_training_group_is_no_pseudo_label(training: ImageFolder, more: pathlib.Path) -> None:
+    groups = more / "groups.csv"
+    groups.write_text(groups.read_text().replace("p07.jpg,other group", "p07.jpg,group"))
+    with pytest.raises(Problem, match="the image p07 is of the group group 2, which training images are of, too"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+    groups.unlink()
+    assert len(read_pseudo_folder(more, 1.0, 1.0, training).names) == 8
 
 
 def test_a_folder_that_is_none_is_a_problem(training: ImageFolder, more: pathlib.Path, tmp_path: pathlib.Path) -> None:
