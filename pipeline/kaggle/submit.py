@@ -72,7 +72,7 @@ def submit_file(
 ) -> None:  # fmt: skip
     number, row = row_for(path, origin, ledger.read(ledger_path), message, force)
     if row.status == "complete":
-        print(f"{path} was submitted before; FORCE=1 submits it again.")
+        print(f"{path} was submitted before; `make submit FORCE=1` submits it again.")
         print(result_line(row, number, ledger_path))
         return
     if dry_run:
@@ -183,7 +183,7 @@ def row_for(
         number, row = same[-1]
         if row.status == "failed" and row.ref is not None and not force:
             what = f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error})"
-            raise Problem(f"{what}; correct the file, or submit it again with FORCE=1.")
+            raise Problem(f"{what}; correct the file, or submit it again with `make submit FORCE=1`.")
         if row.status == "pending" or row.ref is None or not force:
             return number, row
     return None, new_row(path, origin, message, force)
@@ -217,7 +217,7 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
         return listed_row
     if row.ref is not None:
         what = f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission"
-        raise Problem(f"{what}; log in as the user who submitted it, or submit again with FORCE=1.")
+        raise Problem(f"{what}; log in as the user who submitted it, or submit again with `make submit FORCE=1`.")
     if left_today is not None and left_today < 1:
         hours = 24 - (now().hour + now().minute / 60)
         raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
