@@ -165,7 +165,7 @@ def read_settings(best: pathlib.Path, stamp: str) -> Settings:
 
 def wait_for_trainers(run: Run, numbers: list[int]) -> None:
     """Wait until trainers of a `compete` that was killed, which get a SIGTERM then, have saved and ended."""
-    deadline, told = time.monotonic() + LONGEST_SAVE_S, False
+    deadline, is_printed = time.monotonic() + LONGEST_SAVE_S, False
     for lock in (run.fold(number).lock for number in numbers if run.fold(number).lock.exists()):
         while True:
             try:
@@ -174,9 +174,9 @@ def wait_for_trainers(run: Run, numbers: list[int]) -> None:
             except Problem:
                 if time.monotonic() > deadline:
                     raise
-                if not told:
+                if not is_printed:
                     print(f"Waiting for the trainer of an earlier start to save {lock.parent} and end.", flush=True)
-                told = True
+                is_printed = True
                 time.sleep(1)
 
 
