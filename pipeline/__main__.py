@@ -323,8 +323,6 @@ def compete(
     ledger: Annotated[str, Option(metavar="CSV", help="table of submissions")] = str(LEDGER),
 ) -> None:
     """Do all of it, from folds to the submission; continue where it was stopped."""
-    if common.on == "kaggle":
-        raise Problem("compete runs every stage here; for sessions on Kaggle run the stages one by one with ON=kaggle.")
     from pipeline import compete as stage
     stage.main(common.with_pseudo(pseudo), runs, gpus, deterministic, dry_run, pathlib.Path(ledger))
 

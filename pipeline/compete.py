@@ -8,6 +8,7 @@ A step that loads networks or many images is a process of its own, so that its m
 in torch changes no bits of a later one. The others are calls.
 """
 import functools
+import json
 import math
 import pathlib
 import time
@@ -24,19 +25,21 @@ from pipeline.inference.stored_threshold import (
 )  # fmt: skip
 from pipeline.kaggle import ledger, submit
 from pipeline.kaggle.client import connect
+from pipeline.model import checkpoint
 from pipeline.options import Common, runs_of
-from pipeline.paths import SUBMISSIONS, Fold, Run
+from pipeline.paths import SUBMISSIONS, Fold, Run, TrainingFiles
 from pipeline.report import gains
 from pipeline.report.report import read_logs, refiner_rows
-from pipeline.runtime.files import locked, read_json, sha256, write_json
+from pipeline.runtime.files import locked, read_json, sha256, stamp, write_json
 from pipeline.runtime.launch import check_gpus, run_stage
-from pipeline.runtime.problem import Problem, counted
+from pipeline.runtime.problem import Problem, counted, sentence_of
 from pipeline.runtime.steps import Step, Watch, Work, run_steps
 from pipeline.submission import provenance
-from pipeline.submission.plan import open_test_images, read_blend, weights_and_threshold
+from pipeline.submission.plan import fingerprint, open_test_images, read_blend, weights_and_threshold
 from pipeline.training import resume
+from pipeline.training.fold_data import check_not_replaced
 
-LONGEST_SAVE_S = 120.0  # in which a trainer that an earlier start left behind saves and ends
+LONGEST_SAVE_S = 1800.0  # in which a trainer that an earlier start left behind evaluates, saves and ends
 # Kinds of work, in epochs, epochs, and images times the networks that predict each.
 EPOCHS, REFINER_EPOCHS, IMAGES = "training", "refining", "predicting"
 
@@ -54,11 +57,11 @@ def main(
     dataset, tests = check_before(settings, run, runs, gpus, dry_run, ledger_path)
     folder = pathlib.Path(settings.data.folder)
     with locked(run.lock("compete"), f"{run.folder} is being made by another `compete`; wait until it is done."):
-        wait_for_trainers(run)
         folds.main(settings, run, folder)
         table = grouping.read_folds(run.folds)
         numbers = list(common.fold or grouping.fold_numbers(table))
-        check_folds(settings, run, runs, numbers)
+        wait_for_trainers(run, numbers)
+        check_folds(common, run, runs, numbers)
         held_out = {fold: grouping.split(table, fold, dataset.names, dataset.group_key)[1] for fold in numbers}
         del dataset
         plan = Competing(common, settings, run, runs, held_out, tests, gpus, deterministic)
@@ -86,6 +89,7 @@ def check_before(
         named = " ".join(names)
         raise Problem(f'RUNS="{named}" leaves out {run.name}, the run that is trained here; name it there, too.')
     check_gpus(gpus)
+    check_not_replaced(settings.data, joint_of(runs))
     ledger.read(ledger_path)
     dataset = open_dataset(settings.data, settings.task, pathlib.Path(settings.data.folder))
     tests = len(open_test_images(competition, settings)[0])
@@ -97,29 +101,72 @@ def check_before(
     return dataset, tests
 
 
-def check_folds(settings: Settings, run: Run, runs: list[Run], numbers: list[int]) -> None:
+def check_folds(common: Common, run: Run, runs: list[Run], numbers: list[int]) -> None:
     """Raise Problem if a fold is unknown, was trained with other settings, or is not trained in the other runs."""
     table = grouping.read_folds(run.folds)
     for number in numbers:
         grouping.check_fold(table, number)
-        path = run.fold(number).config
-        trained = config.load(path, check_choices=False) if path.is_file() else settings
-        if any(not line.startswith(resume.FREE_KEYS) for line in config.difference(trained, settings)):
-            resume.read_last(run.fold(number), settings, repair=False)  # which says what differs, and what to do
-    for files in (other.fold(number) for other in runs for number in numbers if other.name != run.name):
-        if not files.best.is_file():
-            raise Problem(f"There is no {files.best}; train that fold first, or leave its run out of RUNS=.")
-        data = config.load(files.config, check_choices=False).data
-        if (data.kind, data.hq) != (settings.data.kind, settings.data.hq):
-            raise Problem(f"{files.best} was trained with other data.kind or data.hq; leave its run out of RUNS=.")
+        check_own_fold(common, run.fold(number))
+    for other, number in ((other, number) for other in runs for number in numbers if other.name != run.name):
+        check_other_fold(common, other, number)
     if len(runs) > 1:
         blend.check_same_folds(runs)
 
 
-def wait_for_trainers(run: Run) -> None:
-    """Wait until the trainer of a `compete` that was killed, which gets a SIGTERM then, has saved and ended."""
-    for lock in sorted(run.folder.glob("fold*/.lock")):
-        deadline = time.monotonic() + LONGEST_SAVE_S
+def check_own_fold(common: Common, files: Fold) -> None:
+    """Raise Problem if an earlier start trained a fold of the run with other settings, or it would predict by others.
+
+    A network predicts by the settings that trained it and SET=, so that `predict.` of a changed config has no effect.
+    """
+    settings = common.settings
+    began = config.load(files.config, check_choices=False) if files.config.is_file() else settings
+    if any(not line.startswith(resume.FREE_KEYS) for line in config.difference(began, settings)):
+        resume.read_last(files, settings, repair=False)  # which says what differs, and what to do
+    if not files.best.is_file():
+        return
+    later = config.for_later_stage(trained_settings(files.best), common.overrides).predict
+    for name in ("tta", "refine"):
+        if (value := getattr(later, name)) != (wanted := getattr(settings.predict, name)):
+            then, now = (f"predict.{name}={json.dumps(each)}" for each in (value, wanted))
+            advice = f"add SET={now} to predict all folds so, or set it back"
+            raise Problem(f"{files.best} was trained with {then}, but {common.config} has {now} by now; {advice}.")
+
+
+def check_other_fold(common: Common, run: Run, number: int) -> None:
+    """Raise Problem unless a fold of another run is trained to its end, its refiner too, for the same images."""
+    files, data = run.fold(number), common.settings.data
+    if not files.best.is_file():
+        raise Problem(f"There is no {files.best}; train that fold first, or leave its run out of RUNS=.")
+    trained = config.load(files.config, check_choices=False)
+    if (trained.data.kind, trained.data.hq) != (data.kind, data.hq):
+        raise Problem(f"{files.best} was trained with other data.kind or data.hq; leave its run out of RUNS=.")
+    epochs_of: dict[TrainingFiles, int] = {files: trained.train.epochs}
+    of_refiner = files.refiner.config  # perhaps of another config than that of the network
+    own = config.load(of_refiner, check_choices=False) if of_refiner.is_file() else trained
+    if own.refine and config.for_later_stage(trained, common.overrides, check_choices=False).predict.refine:
+        epochs_of[files.refiner] = own.refine.epochs
+    for network, epochs in epochs_of.items():
+        if (done := count_epochs(network.log)) < epochs or not network.best.is_file():
+            what = f"{network.log} has {done:.0f} of {epochs} epochs, so that {network.best} is not trained to its end"
+            advice = f"end it with its `make train RUN={run.name} FOLD={number}`, or leave its run out of RUNS="
+            raise Problem(f"{what}; {advice}.")
+
+
+def trained_settings(best: pathlib.Path) -> Settings:
+    """Return the settings in a `best.pt`, by which it predicts; the `config.yaml` beside it is of the last start."""
+    return read_settings(best, stamp(best))
+
+
+@functools.cache
+def read_settings(best: pathlib.Path, stamp: str) -> Settings:
+    """stamp: of the file, by which it is read again once it has changed."""
+    return config.parse(checkpoint.load(best, keys=("settings",))["settings"], where=str(best), check_choices=False)
+
+
+def wait_for_trainers(run: Run, numbers: list[int]) -> None:
+    """Wait until trainers of a `compete` that was killed, which get a SIGTERM then, have saved and ended."""
+    deadline, is_printed = time.monotonic() + LONGEST_SAVE_S, False
+    for lock in (run.fold(number).lock for number in numbers if run.fold(number).lock.exists()):
         while True:
             try:
                 with locked(lock, f"{lock.parent} is being trained by another process; wait for it, or stop it."):
@@ -127,6 +174,9 @@ def wait_for_trainers(run: Run) -> None:
             except Problem:
                 if time.monotonic() > deadline:
                     raise
+                if not is_printed:
+                    print(f"Waiting for the trainer of an earlier start to save {lock.parent} and end.", flush=True)
+                is_printed = True
                 time.sleep(1)
 
 
@@ -153,8 +203,7 @@ class Competing:
 
     @property
     def joint(self) -> Run:
-        """Return the run that names the submission."""
-        return self.run if len(self.runs) == 1 else Run("+".join(run.name for run in self.runs))
+        return self.run if len(self.runs) == 1 else joint_of(self.runs)
 
     def steps(self) -> list[Step]:
         """Return all steps but the last, in their order."""
@@ -213,20 +262,29 @@ class Competing:
 
     def joint_arguments(self) -> list[str]:
         names = [run.name for run in self.runs] if len(self.runs) > 1 else []
-        return self.common._replace(run=self.joint.name, fold=self.numbers).arguments(names)
+        return self.of_all_runs._replace(run=self.joint.name, fold=self.numbers).arguments(names)
+
+    @property
+    def of_all_runs(self) -> Common:
+        """Return the options without the overrides that were for the training of the run here."""
+        return self.common._replace(set=[each for each in self.common.set if each.startswith(resume.ALWAYS_FREE)])
 
     def on_gpus(self) -> list[str]:
         return ["--gpus", str(self.gpus)] if self.gpus > 1 else []
 
     # --- what is there and fits --------------------------------------------------------------------------------------
 
-    def later_settings(self, run: Run, fold: int) -> Settings:
+    def later_settings(self, files: Fold) -> Settings:
         """Return the settings by which a trained fold predicts."""
-        return config.for_later_stage(config.load(run.fold(fold).config), self.common.overrides)
+        return config.for_later_stage(trained_settings(files.best), self.of_all_runs.overrides)
+
+    def checkpoints(self, files: Fold) -> list[pathlib.Path]:
+        """Return those by which a trained fold predicts: its refiner's, too, unless its settings leave that out."""
+        return files.checkpoints(self.later_settings(files).predict.refine)
 
     def is_validated(self, fold: int) -> bool:
         """Whether `oof/` holds what `validate` would write again."""
-        oof, settings = read_oof_histograms(self.run.oof(fold)), self.later_settings(self.run, fold)
+        oof, settings = read_oof_histograms(self.run.oof(fold)), self.later_settings(self.run.fold(fold))
         refined = settings.predict.refine and self.run.fold(fold).refiner.best.exists()
         predictions = self.run.oof_predictions(fold)
         return (
@@ -245,24 +303,28 @@ class Competing:
         read_blend(self.joint.blend, self.runs)
         stored, used, how = read_json(self.joint.blend), set[str](), list[str]()
         for run, fold in ((run, fold) for run in self.runs for fold in self.numbers):
-            settings = self.later_settings(run, fold)
-            paths = run.fold(fold).checkpoints(settings.predict.refine)
+            paths = self.checkpoints(run.fold(fold))
             used.update(map(str, paths))
-            how.append(predicted_with(settings, refined=len(paths) > 1))
+            how.append(predicted_with(self.later_settings(run.fold(fold)), refined=len(paths) > 1))
         return stored["checkpoints"].keys() == used and stored["predicted_with"] == join_settings(how)
 
     def is_predicted(self) -> bool:
-        """Whether the submission is that of these networks, weights, threshold and settings."""
-        submission, first = self.joint.submission, self.numbers[0]
+        """Whether the submission is that of these networks, weights, threshold, settings and test images.
+
+        One whose provenance names no test images, as an earlier version wrote, is predicted again.
+        """
+        submission = self.joint.submission
         origin = provenance.find_by_file(SUBMISSIONS, submission)
         weights, _, facts = weights_and_threshold(self.joint, self.runs, self.numbers)
-        refined = self.later_settings(self.run, first).predict.refine
-        paths = [path for best in weights for path in Fold(best.parent).checkpoints(refined)]
+        folds = [Fold(best.parent) for best in weights]
+        paths = [path for files in folds for path in self.checkpoints(files)]
         is_newer = len(self.runs) == 1 or self.joint.blend.stat().st_mtime <= submission.stat().st_mtime
+        trained, now = trained_settings(folds[0].best), self.later_settings(folds[0])
+        names, images = open_test_images(competition_of(now.data.kind), now)
         return (
             origin.checkpoints == {str(path): sha256(path) for path in paths} and is_newer
-            and origin.threshold == facts["threshold"]
-            and submit.made_with(origin, self.run.fold(first).config, self.common.overrides)
+            and origin.threshold == facts["threshold"] and submit.gives_same_masks(origin, trained, now)
+            and origin.test_images == fingerprint(images, names) and not origin.bad_images
         )  # fmt: skip
 
     def is_reported(self) -> bool:
@@ -284,19 +346,30 @@ class Competing:
         self.is_checked = True
 
     def submit(self, ledger_path: pathlib.Path, dry_run: bool) -> None:
-        data, common = self.settings.data, self.common
+        data = self.settings.data
         submit.main(
             self.joint, None, self.numbers, pathlib.Path(data.folder), ledger_path, None, dry_run, False,
-            common.set, self.joint_arguments(), data.kind,
+            overrides=[], predict_arguments=self.joint_arguments(), kind=data.kind,  # the step before has compared SET=
         )  # fmt: skip
 
     def table(self, key_column: str) -> list[str]:
+        """Return the lines at the end; why there is no table is one of them, and hides no error before."""
+        try:
+            lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
+        except (Problem, OSError, ValueError, LookupError, TypeError) as error:
+            reason = sentence_of(error) if isinstance(error, (Problem, OSError)) else repr(error)
+            lines = [f"The table could not be made: {reason}"]
         submission = self.joint.submission
-        lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
-        return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {sha256(submission)}"]
+        digest = sha256(submission) if submission.is_file() else "unknown, since the file is gone"
+        return ["", *lines, "", f"{submission}, checked: {self.tests} images, sha256 {digest}"]
 
 
-def count_epochs(log: pathlib.Path, parallel: int) -> float:
+def joint_of(runs: list[Run]) -> Run:
+    """Return the run that names the submission of these."""
+    return Run("+".join(run.name for run in runs))
+
+
+def count_epochs(log: pathlib.Path, parallel: int = 1) -> float:
     """Return how many epochs a log has, divided by the number of folds that are trained at once."""
     return (log.read_text().count("\n") if log.is_file() else 0) / parallel
 
@@ -327,9 +400,12 @@ class Speeds:
         if kind == IMAGES:
             images, seconds = self.predicted()
             return seconds / images if images else None
-        logs = read_logs(self.run)
-        rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
-        return sum(row["seconds"] for row in rows) / len(rows) if rows else None
+        try:
+            logs = read_logs(self.run)
+            rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
+            return sum(row["seconds"] for row in rows) / len(rows) if rows else None
+        except (Problem, OSError, ValueError, LookupError):  # a damaged log, which the trainer writes again
+            return None
 
     def predicted(self) -> tuple[float, float]:
         """Return how many held-out images were predicted, and in how many seconds."""

@@ -60,7 +60,11 @@ def main(
     print(f"{counted(len(target_of_image), 'image')}, {', '.join(map(str, paths))}, on {describe(device)}.")
     if files.skipped:
         print(f"Other files in these folders: {len(files.skipped)}, skipped; the first is {files.skipped[0]}.")
-    bad_images, unsure_of = 0, dict[str, float]()
+    name_of = {target: target.relative_to(out).with_suffix("").as_posix() for target in target_of_image.values()}
+    table, bad_images, unsure_of = out / UNSURE_TABLE, 0, dict[str, str]()
+    before = read_unsure(table) if mask else {}
+    if before:  # a kill must not leave a new mask with the figure of the one before
+        write_unsure(table, {name: value for name, value in before.items() if name not in name_of.values()})
     for path, target in target_of_image.items():
         try:
             too_large = f"The memory is too small for {path}; make the image smaller."
@@ -74,10 +78,10 @@ def main(
             continue
         with replacing(target) as draft:
             to_png(result, len(classes), mask).save(draft, format="PNG")
-        unsure_of[target.relative_to(out).with_suffix("").as_posix()] = unsure
+        unsure_of[name_of[target]] = f"{unsure:.6f}"
         print(f"{target}: {result.shape[1]}x{result.shape[0]}, {describe_result(result, classes)}.")
     if mask:
-        add_unsure(out / UNSURE_TABLE, unsure_of)
+        write_unsure(table, before | unsure_of)
     if bad_images:
         raise Problem(f"{bad_images} of {len(target_of_image)} images were left out, see above; {out} has the others.")
 
@@ -98,14 +102,18 @@ def name_targets(names: Mapping[pathlib.Path, pathlib.Path], out: pathlib.Path) 
     return targets
 
 
-def add_unsure(path: pathlib.Path, unsure_of: dict[str, float]) -> None:
-    """Write the table of how unsure masks are, by which pseudo-labels are chosen; masks of earlier calls stay in it."""
-    rows: dict[str, str] = {}
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            rows = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
-    rows = {name: value for name, value in rows.items() if (path.parent / f"{name}.png").is_file()}
-    rows |= {name: f"{value:.6f}" for name, value in unsure_of.items()}
+def read_unsure(path: pathlib.Path) -> dict[str, str]:
+    """Return the rows of the table of how unsure masks are, name -> fraction; {} if there is none."""
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.reader(file))[1:]  # without the header: an image may have its name
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def write_unsure(path: pathlib.Path, unsure_of: dict[str, str]) -> None:
+    """Write the table of how unsure masks are, by which pseudo-labels are chosen, for the masks that are there."""
+    rows = {name: value for name, value in unsure_of.items() if (path.parent / f"{name}.png").is_file()}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([(IMAGE_COLUMN, UNSURE_COLUMN), *sorted(rows.items())])
     write_text(path, text.getvalue())

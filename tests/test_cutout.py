@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import Killed
 from torch import Tensor, nn
 
 from pipeline import cutout
@@ -360,6 +361,27 @@ def test_a_table_tells_how_unsure_each_mask_is(place: pathlib.Path) -> None:
     assert run_cutout("--image", "images/a.png", "--mask") == 0  # the masks of the first call stay in it
     names = [line.split(",")[0] for line in pathlib.Path("out/unsure.csv").read_text().splitlines()]
     assert names == ["image", "a", "sub/b"]
+
+
+def test_a_kill_leaves_no_new_mask_with_the_figure_of_the_one_before(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_disc("images/a.png", "images/b.png", "images/image.png")
+    assert run_cutout("--image", "images", "--mask") == 0
+    table = pathlib.Path("out/unsure.csv")
+    before = table.read_text()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cutout, "replacing", kill)
+        run_cutout("--image", "images/a.png", "--mask")
+    names = [line.split(",")[0] for line in table.read_text().splitlines()]
+    assert names == ["image", "b", "image"]
+    assert run_cutout("--image", "images/a.png", "--mask") == 0 and table.read_text() == before
+    pathlib.Path("images/a.png").write_text("no image")  # the mask before stays, and so does its figure
+    assert run_cutout("--image", "images/a.png", "images/b.png", "--mask") == 1 and table.read_text() == before
+
+
+def kill(*_: object) -> None:
+    raise Killed
 
 
 def test_a_mask_of_several_classes_holds_their_indices() -> None:

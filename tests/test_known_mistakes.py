@@ -73,7 +73,7 @@ def test_a_known_mistake_is_named(
     demo_folder: pathlib.Path, masks: Masks, tmp_path: pathlib.Path, mistake: str
 ) -> None:
     make, sentence = MADE[mistake]
-    with pytest.raises(Problem, match=rf"x\.csv: .*{sentence}.*; correct that, or set FORCE=1"):
+    with pytest.raises(Problem, match=rf"x\.csv: .*{sentence}.*; correct that, or run `make submit FORCE=1`"):
         check.main(save(make(masks), tmp_path / "x.csv"), demo_folder)
 
 

@@ -76,6 +76,20 @@ def test_lines_of_a_watched_stage_are_printed_above_the_bars(
     assert capsys.readouterr() == ("one\nthree\n", "two\n")
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "no reader"), OSError(errno.ENOSPC, "disk full")])
+def test_a_watched_stage_goes_on_when_its_lines_cannot_be_printed(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    stage_is("for i in {1..3000}; do echo a line of a hundred characters $i {1..30}; done; echo > saved", monkeypatch)
+    monkeypatch.setattr(launch, "WATCH_S", 0.01)
+    monkeypatch.setattr(launch, "print_above_bars", fail)
+    run_stage("train", watch=fail)
+    assert pathlib.Path("saved").exists()
+
+
 def test_a_stage_is_stopped_when_its_parent_is_killed(place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = sys.executable
     stage_is("trap 'echo > saved; exit 1' TERM; echo > begun; for i in {1..100}; do sleep 0.1; done", monkeypatch)

@@ -120,13 +120,17 @@ def test_what_a_session_has_done_is_not_done_again(
         (["train", "--on", "kaggle", "--config", "../mine.yaml"], "../mine.yaml must lie in this folder"),
         (["train", "--on", "kaggle", "--config", "/mine.yaml"], "/mine.yaml"),
         (["train", "--on", "kaggle", "--set", "data.exclude=/x.csv"], "/x.csv must lie in this folder"),
+        (["train", "--on", "kaggle", "--set", "data.relabel=./data//mine/x.csv"], "x.csv lies in data.folder"),
+        (["train", "--on", "kaggle", "--config", "data/mine/a.yaml"], "move it out of data/mine"),
         (["train", "--on", "kaggle", "--set", "data.exclude=x.csv"], "x.csv cannot be read"),
         (["train", "--on", "kaggle", "--set", "data.kind=folder"], "data.kind is folder"),
     ],
 )
 def test_refusals(jobs: list[Job], capsys: pytest.CaptureFixture, arguments: list[str], sentence: str) -> None:
     config = [] if "--config" in arguments else ["--config", "mine.yaml"]
-    pathlib.Path("../mine.yaml").write_text(CONFIG)
+    pathlib.Path("data/mine").mkdir(parents=True)
+    for name in ("../mine.yaml", "data/mine/a.yaml"):
+        pathlib.Path(name).write_text(CONFIG)
     assert main([*arguments, *config]) == 1 and not jobs
     assert sentence in capsys.readouterr().err
 

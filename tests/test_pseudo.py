@@ -218,8 +218,11 @@ def training(tmp_path: pathlib.Path) -> ImageFolder:
 
 @pytest.fixture
 def more(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of eight others, whose names the twelve have as well."""
-    return plain_folder.draw(tmp_path / "more", images=8, seed=1, binary=True)
+    """A folder of eight others, whose names the twelve have as well, in groups of their own."""
+    folder = plain_folder.draw(tmp_path / "more", images=8, seed=1, binary=True)
+    groups = folder / "groups.csv"
+    groups.write_text(groups.read_text().replace(",group ", ",other group "))
+    return folder
 
 
 def test_images_of_a_folder_have_names_of_their_own(training: ImageFolder, more: pathlib.Path) -> None:
@@ -248,6 +251,15 @@ def test_a_training_image_is_no_pseudo_label(training: ImageFolder, more: pathli
         read_pseudo_folder(more, 1.0, 1.0, training)
     with pytest.raises(Problem, match="p00.jpg is the training image"):
         read_pseudo_folder(pathlib.Path(training.where), 1.0, 1.0, training)
+
+
+def test_an_image_of_a_training_group_is_no_pseudo_label(training: ImageFolder, more: pathlib.Path) -> None:
+    groups = more / "groups.csv"
+    groups.write_text(groups.read_text().replace("p07.jpg,other group", "p07.jpg,group"))
+    with pytest.raises(Problem, match="the image p07 is of the group group 2, which training images are of, too"):
+        read_pseudo_folder(more, 1.0, 1.0, training)
+    groups.unlink()
+    assert len(read_pseudo_folder(more, 1.0, 1.0, training).names) == 8
 
 
 def test_a_folder_that_is_none_is_a_problem(training: ImageFolder, more: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -305,6 +317,22 @@ refine: {scale: 1, tile_px: 32, margin_px: 4, width: 4, depth: 2, batch_size: 2,
     assert f"more/masks/{used.removeprefix('pseudo/')}.png: the mask is" in only_line(capsys)  # p00 has another size
 
 
+def test_two_contents_of_one_path_are_named_by_that_path(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.model_validate({"data": {"pseudo": "submissions/part of it.csv.gz"}})
+    trained = {}
+    for name, letter in {"a": "1", "b b": "2", "c": "2"}.items():
+        trained[Run(name).fold(0).best] = settings
+        checkpoint.save(Run(name).fold(0).best, {"pseudo_sha256": letter * 64})
+    hashes = read_hashes(trained)
+    assert list(hashes.values()) == ["1" * 64, "2" * 64, "2" * 64]
+    origin = provenance.Provenance(sha256="0" * 64, threshold=0.5, pseudo_labels=hashes)
+    facts = submit.describe(origin).split(" pseudo-labels ")
+    assert facts[1:] == ["part of it.csv.gz 1111111", "part of it.csv.gz 2222222"]
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +379,8 @@ def test_the_parent_is_named_wherever_its_child_is(
     assert f"pseudo-labels tiny.csv.gz {sha256(parent)[:7]}" in submit.describe(origin)
     assert f"pseudo-labels {parent}, sha256 {sha256(parent)[:12]}" in run.report_page.read_text()
     facts = {"time": "2026-11-27T12:00:00Z", "file": "x.csv.gz", "message": "#tag"}
-    rows = [Row(**provenance.read(each.provenance).model_dump(), **facts) for each in (Run("tiny"), run)]
+    origins = [provenance.read(each.provenance) for each in (Run("tiny"), run)]
+    rows = [Row(**each.model_dump(exclude=ledger.NOT_IN_LEDGER), **facts) for each in origins]
     for row in rows:
         ledger.put(tmp_path / "ledger.csv", row)
     assert ledger.read(tmp_path / "ledger.csv") == rows

@@ -12,6 +12,7 @@ import torch
 
 from pipeline import config
 from pipeline.__main__ import main
+from pipeline.carvana import CARVANA
 from pipeline.kaggle import ledger, reproduce, submit
 from pipeline.kaggle.ledger import Row
 from pipeline.model import checkpoint
@@ -21,6 +22,7 @@ from pipeline.runtime import git
 from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.problem import Problem
 from pipeline.submission import provenance
+from pipeline.submission.plan import fingerprint, open_test_images
 from pipeline.submission.provenance import Provenance
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -82,6 +84,7 @@ def checkout(made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: pathlib.Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=made, capture_output=True, text=True).stdout.strip()
     settings = config.load(made / "configs/tiny.yaml", ["train.epochs=2"])
+    names, images = open_test_images(CARVANA, config.for_later_stage(settings, [f"data.folder={demo_folder}"]))
     assert provenance.read(made / "submissions/tiny.json") == Provenance(
         sha256=sha256(made / SUBMISSION),
         runs=("tiny",),
@@ -96,6 +99,7 @@ def test_predict_leaves_what_the_ledger_needs(made: pathlib.Path, demo_folder: p
         checkpoints={"runs/tiny/fold1/best.pt": sha256(made / "runs/tiny/fold1/best.pt")},
         commit=head,
         clean=True,
+        test_images=fingerprint(images, names),
     )
 
 

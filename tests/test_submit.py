@@ -97,7 +97,7 @@ def test_the_same_content_is_submitted_once_unless_forced(kaggle: Kaggle, submit
     assert submit_mine() == 0
     MINE.touch()
     assert submit_mine() == 0
-    assert "FORCE=1" in capsys.readouterr().out
+    assert "make submit FORCE=1" in capsys.readouterr().out
     assert uploads(kaggle) == 1
     assert submit_mine("--force") == 0
     assert uploads(kaggle) == 2

@@ -11,9 +11,7 @@ Pseudo-labelled images are in no fold: all folds train on them, and none is vali
 predicted them may have been trained on images that a fold holds out now, which is fine: a predicted mask of a test
 image is no truth about a training image.
 """
-import filecmp
 import pathlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
@@ -231,8 +229,8 @@ def read_pseudo_folder(path: pathlib.Path, fraction: float, weight: float, train
     """Read your own images without a mask of a person, a folder with images/ and predicted masks/.
 
     fraction: of its masks, the surest first. training: the images with true masks, which tell classes and size. Raises
-    Problem if images and masks do not go together, one of them is a training image, or, for a fraction below 1, no
-    table tells how sure the masks are.
+    Problem if images and masks do not go together, one of them is a training image or of the group of one, or, for a
+    fraction below 1, no table tells how sure the masks are.
     """
     if not (path / "images").is_dir():
         what = f"data.pseudo is {path}, but there is no folder {path / 'images'}"
@@ -245,6 +243,7 @@ def read_pseudo_folder(path: pathlib.Path, fraction: float, weight: float, train
     if folder.fold_of:
         raise Problem(f"{path} has an official split, but pseudo-labels are in no fold; put its images into images/.")
     check_other_images(folder.image_of, training.image_of)
+    check_other_groups(path, folder.group_of, training.group_of)
     beside = path / "masks" / UNSURE_TABLE
     table = rank(path, folder.names, fraction, beside, IMAGE_COLUMN, "make cutout MASK=1")
     return PseudoLabels(PredictedFolder(folder, sorted(table["image"][table["used"]])), weight, table)
@@ -252,14 +251,24 @@ def read_pseudo_folder(path: pathlib.Path, fraction: float, weight: float, train
 
 def check_other_images(pseudo: Mapping[str, pathlib.Path], training: Mapping[str, pathlib.Path]) -> None:
     """Raise Problem if an image is a training image, byte for byte: a fold that holds it out would train on it."""
-    of_size = defaultdict(list)
-    for path in training.values():
-        of_size[path.stat().st_size].append(path)
+    size_of = {path: path.stat().st_size for path in (*pseudo.values(), *training.values())}
+    sizes = {size_of[path] for path in pseudo.values()} & {size_of[path] for path in training.values()}
+    twin_of = {sha256(path): path for path in training.values() if size_of[path] in sizes}
     for path in pseudo.values():
-        for twin in of_size.get(path.stat().st_size, []):
-            if filecmp.cmp(path, twin, shallow=False):
-                what = f"{path} is the training image {twin}"
-                raise Problem(f"{what}; remove it, since pseudo-labels are for images that have no mask of a person.")
+        if size_of[path] in sizes and (twin := twin_of.get(sha256(path))):
+            what = f"{path} is the training image {twin}"
+            raise Problem(f"{what}; remove it, since pseudo-labels are for images that have no mask of a person.")
+
+
+def check_other_groups(path: pathlib.Path, pseudo: Mapping[str, str], training: Mapping[str, str]) -> None:
+    """Raise Problem if an image is of a group of training images: the fold that holds them out would train on it.
+
+    pseudo, training: image -> its group, "" without one. path: of the pseudo-labels.
+    """
+    held_out = {*training.values()} - {""}
+    if shared := next((name for name, group in pseudo.items() if group in held_out), None):
+        what = f"{path}: the image {shared} is of the group {pseudo[shared]}, which training images are of, too"
+        raise Problem(f"{what}, so that the fold that holds them out would train on it; remove such images.")
 
 
 # --- which of them ---------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def read_pseudo_labels(trained: dict[pathlib.Path, Settings]) -> dict[str, str]:
     """Return the pseudo-labels that some of these `best.pt` were trained on: data.pseudo -> its sha256.
 
     trained: best.pt -> the settings that trained it. Where one path had different contents, the later ones are named
-    with their checkpoint.
+    with their checkpoint, which `provenance.pseudo_file` takes off.
     """
     digest_of: dict[str, str] = {}
     for best, settings in trained.items():

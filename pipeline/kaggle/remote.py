@@ -59,11 +59,13 @@ def main(run: Run, stages: list[list[str]], settings: Settings, config_path: str
     competition = competition_at_kaggle(settings)
     check_nothing_large(settings)
     is_committed = check_committed(config_path, main_stage(stages), force)
-    local_files = filter(None, (config_path, settings.data.exclude, settings.data.relabel))
+    folder = folder_in_session(settings.data.folder)
+    local_files = [name for name in (config_path, settings.data.exclude, settings.data.relabel) if name]
+    check_outside(folder, local_files)
     job = Job(
         run=run.name, stages=stages, gpu=gpu, packages=needed_packages(settings),
         files={name: read_local_file(name) for name in local_files},
-        sample_table=competition.sample_table, folder=folder_in_session(settings.data.folder),
+        sample_table=competition.sample_table, folder=folder,
         commit=git.commit(), clean=is_committed, code=git.code_digest(),
     )  # fmt: skip
     with locked(run.lock("remote"), f"Another command follows the session of {run.name}; wait until it is done."):
@@ -88,6 +90,14 @@ def check_nothing_large(settings: Settings) -> None:
     for setting, path in named.items():
         if path is not None:
             raise Problem(f"{setting} is {path}, which is not sent to Kaggle; train this run here, without ON=kaggle.")
+
+
+def check_outside(folder: str, names: list[str]) -> None:
+    """Raise Problem if a file to send lies in the data folder, in whose place a session has Kaggle's, only read."""
+    for name in names:
+        if pathlib.PurePath(name).is_relative_to(folder):
+            what = f"{name} lies in data.folder, which a session on Kaggle has from Kaggle"
+            raise Problem(f"{what}; move it out of {folder}.")
 
 
 def folder_in_session(folder: str) -> str:

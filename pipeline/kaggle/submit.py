@@ -72,7 +72,7 @@ def submit_file(
 ) -> None:  # fmt: skip
     number, row = row_for(path, origin, ledger.read(ledger_path), message, force)
     if row.status == "complete":
-        print(f"{path} was submitted before; FORCE=1 submits it again.")
+        print(f"{path} was submitted before; `make submit FORCE=1` submits it again.")
         print(result_line(row, number, ledger_path))
         return
     if dry_run:
@@ -162,7 +162,12 @@ def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[st
     if not trained_path.is_file():
         return False  # unknown
     trained = config.load(trained_path)
-    then, now = (config.for_later_stage(trained, list(given)) for given in (origin.predict_overrides, overrides))
+    return gives_same_masks(origin, trained, config.for_later_stage(trained, overrides))
+
+
+def gives_same_masks(origin: Provenance, trained: config.Settings, now: config.Settings) -> bool:
+    """Return whether these settings give the masks of a submission. trained: those of its first network."""
+    then = config.for_later_stage(trained, list(origin.predict_overrides))
     return then.model_dump(include=MASK_SETTINGS) == now.model_dump(include=MASK_SETTINGS)
 
 
@@ -178,7 +183,7 @@ def row_for(
         number, row = same[-1]
         if row.status == "failed" and row.ref is not None and not force:
             what = f"{path} was submitted before (row {number}), and Kaggle could not score it ({row.error})"
-            raise Problem(f"{what}; correct the file, or submit it again with FORCE=1.")
+            raise Problem(f"{what}; correct the file, or submit it again with `make submit FORCE=1`.")
         if row.status == "pending" or row.ref is None or not force:
             return number, row
     return None, new_row(path, origin, message, force)
@@ -212,7 +217,7 @@ def find_at_kaggle(client: Client, row: Row, pauses_s: tuple[float, ...]) -> Row
         return listed_row
     if row.ref is not None:
         what = f"The ledger says that Kaggle has {row.file} as {row.ref}, but this account has no such submission"
-        raise Problem(f"{what}; log in as the user who submitted it, or submit again with FORCE=1.")
+        raise Problem(f"{what}; log in as the user who submitted it, or submit again with `make submit FORCE=1`.")
     if left_today is not None and left_today < 1:
         hours = 24 - (now().hour + now().minute / 60)
         raise Problem(f"No submission is left today; try again in {hours:.1f} h, at 0:00 UTC.")
@@ -262,7 +267,8 @@ def describe(origin: Provenance) -> str:
         return "origin unknown"
     facts = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
     facts += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
-    facts += [f"pseudo-labels {pathlib.PurePath(path).name} {sha[:7]}" for path, sha in origin.pseudo_labels.items()]
+    pseudo = {sha: pathlib.PurePath(provenance.pseudo_file(key)).name for key, sha in origin.pseudo_labels.items()}
+    facts += [f"pseudo-labels {name} {sha[:7]}" for sha, name in pseudo.items()]
     facts += ["trained on Kaggle"] if homecoming.came_from_kaggle(origin.runs, origin.checkpoints.values()) else []
     facts += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
     facts += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []

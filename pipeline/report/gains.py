@@ -4,6 +4,7 @@ All figures come from files that the stages wrote: of single networks without TT
 `refiner.log.jsonl`, at the threshold 0.5; with TTA, at every threshold, from the histograms in `oof/`; cross-fitted
 ones from `threshold.json` and `blend.json`.
 """
+import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.report.report import read_logs, refiner_rows
+from pipeline.runtime.problem import Problem
 
 COLUMNS = ("images", "network", "refined", "TTA")  # behind them one of the threshold
 
@@ -34,9 +36,12 @@ class FoldScores(NamedTuple):
         return self.network if self.refined is None else self.refined
 
 
-def best_score(rows: Iterable[dict[str, Any]]) -> float:
-    """Return the highest `val_dice` of a log: that of the weights which were saved."""
-    return max(row["val_dice"] for row in rows if row.get("val_dice") is not None)
+def best_score(log: pathlib.Path, rows: Iterable[dict[str, Any]]) -> float:
+    """Return the highest `val_dice` of a log: that of the weights which were saved. Problem if it has none."""
+    values = [row["val_dice"] for row in rows if row.get("val_dice") is not None]
+    if not values:
+        raise Problem(f"There is no Dice in {log}, or no such file; put it back, or train that fold again.")
+    return max(values)
 
 
 def score_folds(run: Run, folds: list[int]) -> dict[int, FoldScores]:
@@ -44,11 +49,11 @@ def score_folds(run: Run, folds: list[int]) -> dict[int, FoldScores]:
     threshold_u8 = dice.threshold_to_u8(read_threshold_json(run.threshold)["threshold"])
     logs, scores = read_logs(run), {}
     for fold in folds:
-        oof = read_oof_histograms(run.oof(fold))
+        oof, files = read_oof_histograms(run.oof(fold)), run.fold(fold)
         mean = dice.dice_at_thresholds(oof.histograms).mean(axis=0)
         scores[fold] = FoldScores(
-            images=len(oof.names), network=best_score(logs[fold]),
-            refined=best_score(refiner_rows(run, fold)) if oof.refiner_sha256 else None,
+            images=len(oof.names), network=best_score(files.log, logs.get(fold, [])),
+            refined=best_score(files.refiner.log, refiner_rows(run, fold)) if oof.refiner_sha256 else None,
             tta=float(mean[dice.threshold_to_u8(0.5)]), chosen=float(mean[threshold_u8]),
         )
     return scores

@@ -175,7 +175,8 @@ def wait_and_watch(process: subprocess.Popen, watch: Callable[[], object]) -> in
 
     def relay(source: IO[str], target: IO[str]) -> None:
         for line in source:
-            print_above_bars(line.rstrip("\n"), target)
+            with contextlib.suppress(OSError, ValueError):  # such as a closed pipe: a full one would stop the stage
+                print_above_bars(line.rstrip("\n"), target)
 
     assert process.stdout is not None and process.stderr is not None
     with ThreadPoolExecutor(2) as pool:
@@ -184,4 +185,5 @@ def wait_and_watch(process: subprocess.Popen, watch: Callable[[], object]) -> in
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(WATCH_S)
-            watch()
+            with contextlib.suppress(OSError):
+                watch()

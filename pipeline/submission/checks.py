@@ -55,7 +55,7 @@ def check(
     notes = order_notes(path, list(line_of), expected_names, competition)
     if mistake := find_mistake(masks, expected_names, competition, means, (at_first, before_first)):
         if not force:
-            raise Problem(f"{path}: {mistake}; correct that, or set FORCE=1 if it is meant.")
+            raise Problem(f"{path}: {mistake}; correct that, or run `make submit FORCE=1` if it is meant.")
         notes.append(f"It looks like a known mistake, which is accepted: {mistake}.")
     mean_coverage, (lowest, highest) = covered_px / (competition.pixels * len(line_of)), competition.mean_coverage_range
     if not lowest <= mean_coverage <= highest:

@@ -85,6 +85,7 @@ class Plan:
             "predict_overrides": config.overrides_between(self.trained[0], self.settings),
             "config_sha256": hashlib.sha256("".join(config_texts).encode()).hexdigest(),
             "checkpoints": self.sha256_of_path, "pseudo_labels": self.pseudo_labels,
+            "test_images": fingerprint(self.images, self.names),
             "commit": git.commit(), "clean": git.is_clean(),
         }
 
@@ -229,8 +230,9 @@ def open_test_images(competition: Competition, settings: Settings) -> tuple[list
 
 
 def fingerprint(images: ImageSet, names: list[str]) -> str:
-    """Return a hex digest of the test images by their names, the archive's size and which of them are loose files."""
+    """Return a hex digest of the test images by their names and the sizes of the archive and of the loose files."""
     files = images.files
     archive_bytes = files.archive_path.stat().st_size if files.archive_path.is_file() else 0
-    text = "\n".join([*names, "loose", *sorted(files.loose), f"{archive_bytes} bytes at 1/{images.stored_scale}"])
+    loose = [f"{name} {path.stat().st_size}" for name, path in sorted(files.loose.items())]
+    text = "\n".join([*names, "loose", *loose, f"{archive_bytes} bytes at 1/{images.stored_scale}"])
     return hashlib.sha256(text.encode()).hexdigest()

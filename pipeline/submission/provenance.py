@@ -4,6 +4,7 @@ It names the submission by its sha256. A file of other bytes, whatever its name,
 and nothing is guessed.
 """
 import pathlib
+import re
 import shlex
 from typing import Annotated
 
@@ -47,10 +48,16 @@ class Provenance(BaseModel):
     predict_overrides: Texts = ()  # SET= with which they predicted
     config_sha256: Sha256 | None = None  # of the trained settings; of all of them when they differ
     checkpoints: Hashes = {}  # path -> sha256
-    pseudo_labels: Hashes = {}  # that trained them: data.pseudo -> sha256 of that submission
+    pseudo_labels: Hashes = {}  # that trained them: data.pseudo, perhaps " of CHECKPOINT" -> sha256 of that submission
     commit: str = ""  # of the code that predicted; "" if git did not know it
     clean: bool = False  # whether that code was exactly the commit's
     bad_images: tuple[str, ...] = ()  # images that could not be read, whose rows are empty
+    test_images: str = ""  # `plan.fingerprint` of them; "" if an earlier version predicted
+
+
+def pseudo_file(key: str) -> str:
+    """Return the path of pseudo-labels from a key, to which `read_pseudo_labels` may have added a checkpoint."""
+    return re.sub(r" of runs/[^/]+/fold\d+/best\.pt$", "", key)
 
 
 def write(path: pathlib.Path, origin: Provenance) -> None:

@@ -107,11 +107,16 @@ def open_pseudo_labels(
     path = pathlib.Path(data.pseudo)
     if isinstance(dataset, ImageFolder):
         return read_pseudo_folder(path, data.pseudo_fraction, data.pseudo_weight, dataset)
-    if path.resolve() == run.submission.resolve():
-        what = f"data.pseudo is {path}, which the prediction of the run {run.name} would replace"
-        raise Problem(f"{what}; choose another RUN=.")
+    check_not_replaced(data, run)
     competition = competition_of(data.kind)
     return read_pseudo_labels(path, data.pseudo_fraction, data.pseudo_weight, competition, folder, data.hq)
+
+
+def check_not_replaced(data: Data, run: Run) -> None:
+    """Raise Problem if the pseudo-labels are the submission that a prediction of the run would replace."""
+    if data.pseudo is not None and pathlib.Path(data.pseudo).resolve() == run.submission.resolve():
+        what = f"data.pseudo is {data.pseudo}, which the prediction of the run {run.name} would replace"
+        raise Problem(f"{what}; choose another RUN=.")
 
 
 def check_batch_size(section: str, hyper: Train, images: int, what: str, world_size: int) -> None:

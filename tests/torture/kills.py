@@ -78,7 +78,10 @@ def killed(places: Places, stage: Stage, plans: list[tuple[str, Plan]]) -> Itera
 
 
 def killed_alone(places: Places) -> Row:
-    """The prediction that it started, a process of its own, goes on. Until that is done, a start may be refused."""
+    """The prediction that it started, a process of its own, gets a SIGTERM then (runtime/launch.py).
+
+    Until that process has ended, a start may be refused; it continues the shards of that one.
+    """
     with places.copy(PREDICTING) as place, places.kaggle() as kaggle:
 
         def prepared() -> None:
@@ -102,7 +105,7 @@ def killed_alone(places: Places) -> Row:
         problem = problem or places.difference(place, PREDICTING)
         if kaggle.submissions() != 1:
             problem += f" Kaggle has it {kaggle.submissions()} times."
-    what = f"{PREDICTING.name}: killed while its prediction, a process of its own, goes on"
+    what = f"{PREDICTING.name}: killed while its prediction, a process of its own, runs"
     return Row("kills", what, problem, seconds=time.monotonic() - began)
 
 
