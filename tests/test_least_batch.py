@@ -1,5 +1,6 @@
 """How many images a training step needs at once, and sizes that a network cannot take: said before it trains."""
 import functools
+import importlib.metadata
 import pathlib
 from types import SimpleNamespace
 from typing import Any
@@ -117,9 +118,14 @@ def test_a_refiner_whose_tiles_shrink_to_a_cell_needs_two_of_them() -> None:
     assert check_step(lambda: build_refiner(deep), images((32, 32, 4), "tiles", "refine"), deep) == 2
 
 
-@pytest.mark.parametrize(
-    "arch, encoder", [("smp.DPT", "tu-vit_tiny_patch16_224"), ("smp.Unet", "tu-swin_tiny_patch4_window7_224")]
-)
+OLD_TIMM = tuple(map(int, importlib.metadata.version("timm").split(".")[:3])) < (1, 0, 31)
+SWIN = pytest.param(
+    "smp.Unet", "tu-swin_tiny_patch4_window7_224",
+    marks=pytest.mark.skipif(OLD_TIMM, reason="timm 1.0.26 takes images of one size only, which `explain_size` says"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch, encoder", [("smp.DPT", "tu-vit_tiny_patch16_224"), SWIN])
 def test_a_transformer_of_timm_takes_images_of_any_size(arch: str, encoder: str) -> None:
     with torch.device("meta"):
         network = factory.build(arch=arch, encoder=encoder, encoder_weights=None)

@@ -169,6 +169,8 @@ def test_a_blend_of_a_refined_and_a_plain_run(
     assert set(blend["checkpoints"]) == {
         "runs/tiny/fold0/best.pt", "runs/tiny/fold0/refiner.pt", "runs/plain/fold0/best.pt"
     }  # fmt: skip
+    blend["weights"] = {"tiny": 0.5, "plain": 0.5}  # whatever weights so short a training deserves
+    pathlib.Path("runs/tiny+plain/blend.json").write_text(json.dumps(blend))
     assert pipeline("predict", *arguments) == 0
     assert pipeline("predict", *arguments, "--set", "predict.refine=false") == 1
     assert "was made with runs/tiny/fold0/refiner.pt, other than this prediction" in capsys.readouterr().err
