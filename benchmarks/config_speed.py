@@ -22,7 +22,7 @@ from pipeline import config
 from pipeline.config import Refine, Settings, Train
 from pipeline.data import augment
 from pipeline.data.dataset import SegmentationDataset, open_dataset
-from pipeline.data.loader import TrainingDataset, worker_options
+from pipeline.data.loader import MOST_AHEAD, TrainingDataset
 from pipeline.data.tiles import TileDataset
 from pipeline.inference.oof import png
 from pipeline.runtime.device import describe, pick_device
@@ -176,9 +176,7 @@ def queue_steps(trained: TrainedNetwork, device: torch.device) -> int:
     """Return the steps that use up what the workers had ready while the first step was prepared."""
     if device.type != "cuda":
         return 1
-    batch_bytes = trained.hyper.batch_size * trained.images.item_bytes
-    options = worker_options(trained.workers, pin_memory=False, batch_bytes=batch_bytes)
-    ready = options.get("num_workers", 0) * options.get("prefetch_factor", 0) * trained.images.steps_per_batch
+    ready = MOST_AHEAD * trained.workers * trained.images.steps_per_batch
     return min(ready + 5, 500)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from pipeline import config
+from pipeline import carvana, config
 from pipeline.config import Settings, Train
 from pipeline.data.images import grid_shape
 from pipeline.model import optim
@@ -26,7 +26,7 @@ from pipeline.model.losses import LossOf
 from pipeline.training.networks import build_loss, build_network, build_refiner, build_refiner_loss
 
 CPU = torch.device("cpu")
-FULL_SIZE = 1280, 1918  # of Carvana's images; other data needs a size in its config
+FULL_SIZE = carvana.HEIGHT_PX, carvana.WIDTH_PX  # other data needs a size in its config
 NYUV2_SIZE = 480, 640
 
 

@@ -1,5 +1,6 @@
 """The steady state of training: the steps of `pipeline/training/loop.py`, without evaluation and checkpoints."""
 import dataclasses
+import functools
 import resource
 import sys
 import time
@@ -94,7 +95,7 @@ class OurLoop:
 def default_network(images: TrainingDataset, batch_size: int, workers: int, device: torch.device) -> TrainedNetwork:
     """Return the network of the default settings: a U-Net of width 64, with AdamW."""
     settings = Settings(train=Train(batch_size=batch_size))
-    build = lambda: build_network(settings, pretrained=False)  # noqa: E731
+    build = functools.partial(build_network, settings, pretrained=False)
     return TrainedNetwork(settings.train, build, build_loss(settings, device), images, workers)
 
 

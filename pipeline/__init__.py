@@ -18,6 +18,7 @@ The files in this folder are the mission, in this order:
 
     __main__.py     the command line: a command is a typed function
     options.py      the options that every command takes
+    execution.py    where its stages run: here, on several GPUs, at Kaggle
     carvana.py      the facts of the competition, each once
     config.py       YAML -> frozen, strict settings
     paths.py        what a stage reads and writes

@@ -7,17 +7,16 @@ The Makefile reads the signatures below (.ci/commands.awk), so every option stan
 A stage is imported when its command is called, so that none waits for what only another one needs.
 """
 import functools
-import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
 from typer import BadParameter, Context, Option
 
-from pipeline.options import DEFAULT_GPU, Common, path_or_none, runs_of
+from pipeline.execution import run_on_kaggle, run_trainers, trainer_options
+from pipeline.options import Common, declare, path_or_none, runs_of
 from pipeline.paths import LEDGER
 from pipeline.runtime.arguments import positive_number, repeat_list_flags, run_name, usage_sentence, whole_number
 from pipeline.runtime.problem import Problem, sentence_of
@@ -32,44 +31,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-# --- how a command is declared ---------------------------------------------------------------------------------------
-
-
-def run_on_kaggle(common: Common, stages: list[list[str]], force: bool) -> None:
-    """Run stages, each a name and its own options, in a session on Kaggle, and bring home what they make."""
-    from pipeline.kaggle import remote
-    if common.data or any(item.startswith("data.folder=") for item in common.set):
-        what = "DATA is a folder of this machine, and a session reads the competition's files where Kaggle has them"
-        raise Problem(f"{what}; leave DATA and data.folder out of a command with ON=kaggle.")
-    arguments = common._replace(on="here").arguments()
-    lines = [[stage, *own, *arguments] for stage, *own in stages]
-    remote.main(common.named_run(), lines, common.settings, common.config, common.gpu or DEFAULT_GPU, force)
-
-
-def trainer_options(gpus: int | None, deterministic: bool) -> list[str]:
-    return [*(["--gpus", str(gpus)] if gpus else []), *(["--deterministic"] if deterministic else [])]
-
-
-def command(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function to the command line, with the options of `Common` (and these defaults) before its own."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        common = inspect.signature(Common).parameters
-        own = list(inspect.signature(function).parameters.values())[1:]
-
-        @functools.wraps(function)
-        def call(**values: Any) -> None:
-            options = Common(**{name: values.pop(name) for name in common})
-            options.check_place(function.__name__.replace("_", "-"))
-            function(options, **values)
-
-        options = [option.replace(default=defaults.get(option.name, option.default)) for option in common.values()]
-        keyword_only = [option.replace(kind=option.KEYWORD_ONLY) for option in (*options, *own)]
-        call.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-        app.command()(call)
-        return function
-
-    return add
+command = functools.partial(declare, app)
 
 
 # --- from data to a submission ---------------------------------------------------------------------------------------
@@ -194,20 +156,6 @@ def refine(
         return
     from pipeline import refine as stage
     run_trainers([stage.main], common, context.obj, gpus or 1, deterministic)
-
-
-def run_trainers(
-    stages: list[Callable[..., None]], common: Common, arguments: list[str], gpus: int, deterministic: bool
-) -> None:
-    """Run stages that train, one after another; on several GPUs by starting the same command line on each."""
-    from pipeline.runtime import distributed, launch
-    settings, numbers = common.settings, common.folds_to_train()
-    if gpus > 1 and not distributed.launched_by_torchrun():
-        launch.train(arguments, numbers, gpus)
-        return
-    with distributed.trainers(deterministic) as dist:
-        for main_of_stage in stages:
-            main_of_stage(settings, common.named_run(), numbers, pathlib.Path(settings.data.folder), dist)
 
 
 @command()

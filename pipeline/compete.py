@@ -9,7 +9,6 @@ in torch changes no bits of a later one. The others are calls.
 """
 import functools
 import json
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -29,8 +28,8 @@ from pipeline.model import checkpoint
 from pipeline.options import Common, runs_of
 from pipeline.paths import SUBMISSIONS, Fold, Run, TrainingFiles
 from pipeline.report import gains
-from pipeline.report.report import read_logs, refiner_rows
-from pipeline.runtime.files import locked, read_json, sha256, stamp, write_json
+from pipeline.report.speeds import EPOCHS, IMAGES, REFINER_EPOCHS, Speeds, count_epochs
+from pipeline.runtime.files import locked, read_json, sha256, stamp
 from pipeline.runtime.launch import check_gpus, run_stage
 from pipeline.runtime.problem import Problem, counted, sentence_of
 from pipeline.runtime.steps import Step, Watch, Work, run_steps
@@ -40,8 +39,6 @@ from pipeline.training import resume
 from pipeline.training.fold_data import check_not_replaced
 
 LONGEST_SAVE_S = 1800.0  # in which a trainer that an earlier start left behind evaluates, saves and ends
-# Kinds of work, in epochs, epochs, and images times the networks that predict each.
-EPOCHS, REFINER_EPOCHS, IMAGES = "training", "refining", "predicting"
 
 
 def main(
@@ -369,11 +366,6 @@ def joint_of(runs: list[Run]) -> Run:
     return Run("+".join(run.name for run in runs))
 
 
-def count_epochs(log: pathlib.Path, parallel: int = 1) -> float:
-    """Return how many epochs a log has, divided by the number of folds that are trained at once."""
-    return (log.read_text().count("\n") if log.is_file() else 0) / parallel
-
-
 def fits(check: Callable[[], bool]) -> Callable[[], bool]:
     """Return a check that is false where a file is missing or damaged."""
 
@@ -384,38 +376,3 @@ def fits(check: Callable[[], bool]) -> Callable[[], bool]:
             return False
 
     return check_files
-
-
-# --- the time that is left -------------------------------------------------------------------------------------------
-
-
-class Speeds:
-    """How long a unit of each kind of work takes, as measured in this run, now or at an earlier start."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def seconds(self, kind: str) -> float | None:
-        """Return the seconds of an epoch, or of an image by one network; None before one was measured."""
-        if kind == IMAGES:
-            images, seconds = self.predicted()
-            return seconds / images if images else None
-        try:
-            logs = read_logs(self.run)
-            rows = [row for fold in logs for row in (logs[fold] if kind == EPOCHS else refiner_rows(self.run, fold))]
-            return sum(row["seconds"] for row in rows) / len(rows) if rows else None
-        except (Problem, OSError, ValueError, LookupError):  # a damaged log, which the trainer writes again
-            return None
-
-    def predicted(self) -> tuple[float, float]:
-        """Return how many held-out images were predicted, and in how many seconds."""
-        try:
-            stored = read_json(self.run.compete)
-            images, seconds = float(stored["images"]), float(stored["seconds"])
-            return (images, seconds) if math.isfinite(images + seconds) and min(images, seconds) >= 0 else (0.0, 0.0)
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0, 0.0
-
-    def note_predicted(self, images: int, seconds: float) -> None:
-        before = self.predicted()
-        write_json(self.run.compete, {"images": before[0] + images, "seconds": before[1] + seconds})

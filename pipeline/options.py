@@ -2,12 +2,14 @@
 
 Like those of the commands in `__main__`, each stands on a line of its own, for .ci/commands.awk.
 """
+import functools
+import inspect
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from typer import Option
+from typer import Option, Typer
 
 from pipeline.config import Settings, load
 from pipeline.paths import Run
@@ -92,6 +94,28 @@ class Common(NamedTuple):
         lists = [*(["--runs", *runs] if runs else []), *(["--set", *self.set] if self.set else [])]
         debug = ["--debug"] if self.debug else []
         return ["--config", self.config, "--run", self.named_run(runs).name, *folds, *data, *there, *lists, *debug]
+
+
+def declare(app: Typer, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function to the command line, with the options of `Common` (and these defaults) before its own."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        common = inspect.signature(Common).parameters
+        own = list(inspect.signature(function).parameters.values())[1:]
+
+        @functools.wraps(function)
+        def call(**values: Any) -> None:
+            options = Common(**{name: values.pop(name) for name in common})
+            options.check_place(function.__name__.replace("_", "-"))
+            function(options, **values)
+
+        options = [option.replace(default=defaults.get(option.name, option.default)) for option in common.values()]
+        keyword_only = [option.replace(kind=option.KEYWORD_ONLY) for option in (*options, *own)]
+        call.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+        app.command()(call)
+        return function
+
+    return add
 
 
 def runs_of(names: Sequence[str]) -> list[Run]:

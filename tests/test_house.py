@@ -70,6 +70,7 @@ FLOORS = [
     {"report", "kaggle", "synthetic"},
     {STAGES},
     {"options"},
+    {"execution"},
     {"compete"},  # runs the stages
     {"__main__"},
 ]

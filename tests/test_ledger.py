@@ -168,7 +168,7 @@ def test_a_ledger_of_an_earlier_version_is_read_and_gets_the_new_column(tmp_path
     with open(path, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS_BEFORE, cells])
     assert ledger.read(path) == [COMPLETE] and COMPLETE.pseudo_labels == {}
-    child = row_of(OWN.model_copy(update={"sha256": "e" * 64, "pseudo_labels": {"submissions/a b.csv.gz": HASH}}))
+    child = row_of(OWN.model_copy(update={"sha256": "e" * 64, "pseudo_labels": {HASH: "submissions/a b=c.csv.gz"}}))
     assert ledger.put(path, child) == 2 and ledger.read(path) == [COMPLETE, child]
     assert path.read_text().startswith(",".join(COLUMNS) + "\n")
 

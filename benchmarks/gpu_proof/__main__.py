@@ -15,7 +15,6 @@ from benchmarks.gpu_proof import checks
 
 ROOT = checks.ROOT
 TRAINED = pathlib.Path("configs/unet_seed.yaml")
-NOT_FOR_A_GPU = ("cpu", "cpu_fast", "cpu_refined", "demo", "rooms")
 DATA = pathlib.Path("data/carvana")
 # Of a rehearsal: it trains for some twenty seconds on two cores, so that it can be stopped and go on.
 TINY = """# Written by `make gpu-proof REHEARSE=1`.
@@ -121,9 +120,9 @@ def make_proof(args: argparse.Namespace, out: pathlib.Path) -> Any:
 
 
 def gpu_configs() -> list[pathlib.Path]:
-    """Return the configs that are meant for a GPU."""
-    paths = sorted(pathlib.Path("configs").glob("*.yaml"))
-    return [path for path in paths if path.stem not in NOT_FOR_A_GPU]
+    """Return the configs that are meant for a GPU: they state the memory that they need of one."""
+    from pipeline import config
+    return [path for path in sorted(pathlib.Path("configs").glob("*.yaml")) if config.load(path).train.gpu_gib]
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -109,12 +109,11 @@ def shared_memory_bytes(settings: "Settings", workers: int) -> int:
 
     That is a batch of each, and the training may fill only half (`data.loader`).
     """
-    from pipeline import carvana
+    from benchmarks.memory import full_size
     from pipeline.data.images import grid_shape
 
     data, refine = settings.data, settings.refine
-    full_size = {"nyuv2": (480, 640), "folder": (data.height or 0, data.width or 0)}
-    height, width = full_size.get(data.kind, (carvana.HEIGHT_PX, carvana.WIDTH_PX))
+    height, width = full_size(settings)
 
     def image_bytes(scale: int, channels: int) -> int:
         rows, columns = grid_shape(height, width, scale)

@@ -4,6 +4,7 @@ The whole of training is one sequence of batches that is a function of the seed 
 step 1,234, and how each is augmented, never depends on the number of workers or on where a run was
 interrupted. That is what makes a resumed run end with the same bits.
 """
+import abc
 import contextlib
 import functools
 import math
@@ -33,6 +34,7 @@ Draw = tuple[int, int]  # (epoch, index of the image)
 # Characters of TMPDIR. Multiprocessing adds `/pymp-12345678/listener-12345678`, and Linux allows 107 in a socket's
 # path: with more, the worker's thread that answers dies, and the trainer would wait for ever.
 MAX_TMPDIR_LENGTH = 75
+MOST_AHEAD = 4  # batches that a worker prepares
 MAX_SHARED_BYTES = 4 * 2**30  # of batches that are prepared ahead: 16 workers with four of 157 MB would take 10 GB
 
 
@@ -64,12 +66,13 @@ class Kind(NamedTuple):
     smaller: str  # how to set it to make each smaller
 
 
-class SizedDataset(Dataset):
+class SizedDataset(Dataset, abc.ABC):
     """A dataset that knows how much memory an item takes."""
 
     @property
+    @abc.abstractmethod
     def item_bytes(self) -> int:
-        raise NotImplementedError
+        """Return the size of an item."""
 
 
 class TrainingDataset(SizedDataset):
@@ -319,7 +322,7 @@ def batches_ahead(workers: int, batch_bytes: int, usable_bytes: int) -> int:
 
     usable_bytes: of /dev/shm. Raises Problem if they do not hold a batch of each worker.
     """
-    for ahead in (4, 2):
+    for ahead in (MOST_AHEAD, 2):
         if workers * ahead * batch_bytes <= min(usable_bytes, MAX_SHARED_BYTES):
             return ahead
     if workers * batch_bytes > usable_bytes:

@@ -175,17 +175,14 @@ def read_folds_digest(path: pathlib.Path) -> str:
 
 
 def read_pseudo_labels(trained: dict[pathlib.Path, Settings]) -> dict[str, str]:
-    """Return the pseudo-labels that some of these `best.pt` were trained on: data.pseudo -> its sha256.
+    """Return the pseudo-labels that some of these `best.pt` were trained on: their sha256 -> data.pseudo.
 
-    trained: best.pt -> the settings that trained it. Where one path had different contents, the later ones are named
-    with their checkpoint, which `provenance.pseudo_file` takes off.
+    trained: best.pt -> the settings that trained it.
     """
-    digest_of: dict[str, str] = {}
-    for best, settings in trained.items():
-        if (name := settings.data.pseudo) is not None:
-            digest = str(checkpoint.load(best, keys=("pseudo_sha256",))["pseudo_sha256"])
-            digest_of.setdefault(name if digest_of.get(name, digest) == digest else f"{name} of {best}", digest)
-    return digest_of
+    return {
+        str(checkpoint.load(best, keys=("pseudo_sha256",))["pseudo_sha256"]): settings.data.pseudo
+        for best, settings in trained.items() if settings.data.pseudo is not None
+    }  # fmt: skip
 
 
 def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:

@@ -51,7 +51,7 @@ def script_lines(row: Row, number: int, data: str | None, rows: Sequence[Row] = 
     if row.commit:
         lines.append(f"git checkout {row.commit}")
     lines += ["# The weights and their sha256:", *(f"#   {path} {digest}" for path, digest in row.checkpoints.items())]
-    for path, digest in row.pseudo_labels.items():
+    for digest, path in row.pseudo_labels.items():
         row_of_parent = [count for count, other in enumerate(rows, start=1) if other.sha256 == digest][-1:]
         made_again = "".join(f"; `make reproduce ROW={count}` makes it again" for count in row_of_parent)
         lines.append(f"# They were trained on the pseudo-labels {path}, sha256 {digest}{made_again}.")

@@ -267,8 +267,7 @@ def describe(origin: Provenance) -> str:
         return "origin unknown"
     facts = [*origin.runs, f"folds {','.join(map(str, origin.folds))}", f"threshold {origin.threshold:.3f}"]
     facts += [item.replace('"', "") for item in origin.predict_overrides if item.startswith(OVERRIDES_IN_MESSAGE)]
-    pseudo = {sha: pathlib.PurePath(provenance.pseudo_file(key)).name for key, sha in origin.pseudo_labels.items()}
-    facts += [f"pseudo-labels {name} {sha[:7]}" for sha, name in pseudo.items()]
+    facts += [f"pseudo-labels {pathlib.PurePath(path).name} {sha[:7]}" for sha, path in origin.pseudo_labels.items()]
     facts += ["trained on Kaggle"] if homecoming.came_from_kaggle(origin.runs, origin.checkpoints.values()) else []
     facts += [f"OOF {origin.oof_dice:.5f}"] if origin.oof_dice is not None else []
     facts += [f"commit {origin.commit[:7]}{'' if origin.clean else '+'}"] if origin.commit else []

@@ -179,8 +179,8 @@ def pseudo_label_fact(run: Run, fold: int) -> str:
     files = run.fold(fold)
     if not files.config.is_file() or not files.best.is_file():
         return ""
-    digest_of = read_pseudo_labels({files.best: config.load(files.config, check_choices=False)})
-    return ", ".join(f"pseudo-labels {path}, sha256 {digest[:12]}" for path, digest in digest_of.items())
+    path_of = read_pseudo_labels({files.best: config.load(files.config, check_choices=False)})
+    return ", ".join(f"pseudo-labels {path}, sha256 {digest[:12]}" for digest, path in path_of.items())
 
 
 def defaults_of(settings: Settings) -> Settings:

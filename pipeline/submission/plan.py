@@ -38,7 +38,7 @@ class Plan:
     weight_of_path: Weights
     sha256_of_path: dict[str, str]  # checkpoint, refiners included -> hex digest of its bytes
     trained: list[Settings]  # by which each network was trained
-    pseudo_labels: dict[str, str]  # on which networks were trained: submission -> sha256
+    pseudo_labels: dict[str, str]  # on which networks were trained: sha256 -> data.pseudo
     settings_of_network: list[Settings]  # by which each network predicts
     ensemble: Ensemble
     threshold_u8: int

@@ -4,7 +4,6 @@ It names the submission by its sha256. A file of other bytes, whatever its name,
 and nothing is guessed.
 """
 import pathlib
-import re
 import shlex
 from typing import Annotated
 
@@ -25,11 +24,17 @@ def split_hashes(cell: object) -> object:
     return dict(item.rpartition("=")[::2] for item in shlex.split(cell)) if isinstance(cell, str) else cell
 
 
+def split_parents(cell: object) -> object:
+    """Split a cell `1a2b…=submissions/x.csv.gz …` into {hash: path}; JSON gives a dict already."""
+    return dict(item.partition("=")[::2] for item in shlex.split(cell)) if isinstance(cell, str) else cell
+
+
 Dice = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Texts = Annotated[tuple[str, ...], BeforeValidator(split_cell)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(split_cell)]
 Hashes = Annotated[dict[str, Sha256], BeforeValidator(split_hashes)]
+Parents = Annotated[dict[Sha256, str], BeforeValidator(split_parents)]
 
 
 class Provenance(BaseModel):
@@ -48,16 +53,11 @@ class Provenance(BaseModel):
     predict_overrides: Texts = ()  # SET= with which they predicted
     config_sha256: Sha256 | None = None  # of the trained settings; of all of them when they differ
     checkpoints: Hashes = {}  # path -> sha256
-    pseudo_labels: Hashes = {}  # that trained them: data.pseudo, perhaps " of CHECKPOINT" -> sha256 of that submission
+    pseudo_labels: Parents = {}  # that trained them: sha256 -> data.pseudo
     commit: str = ""  # of the code that predicted; "" if git did not know it
     clean: bool = False  # whether that code was exactly the commit's
     bad_images: tuple[str, ...] = ()  # images that could not be read, whose rows are empty
     test_images: str = ""  # `plan.fingerprint` of them; "" if an earlier version predicted
-
-
-def pseudo_file(key: str) -> str:
-    """Return the path of pseudo-labels from a key, to which `read_pseudo_labels` may have added a checkpoint."""
-    return re.sub(r" of runs/[^/]+/fold\d+/best\.pt$", "", key)
 
 
 def write(path: pathlib.Path, origin: Provenance) -> None:
