@@ -55,7 +55,7 @@ def launch_processes(arguments: list[str], gpus: int) -> None:
 
     check_gpus(gpus)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    share_machine(os.environ, gpus)
+    divide_machine(os.environ, gpus)
     configuration = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=gpus, run_id=str(os.getpid()), rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
@@ -108,7 +108,7 @@ def train_fold_per_gpu(arguments: list[str], fold_numbers: list[int], gpus: int)
 
 def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -> subprocess.Popen:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-    share_machine(environment, gpus)
+    divide_machine(environment, gpus)
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "pipeline", *arguments, "--fold", str(fold_number), "--gpus", "1"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -117,7 +117,7 @@ def start_trainer(arguments: list[str], fold_number: int, gpu: str, gpus: int) -
     )
 
 
-def share_machine(environment: MutableMapping[str, str], processes: int) -> None:
+def divide_machine(environment: MutableMapping[str, str], processes: int) -> None:
     """Set for one of several processes how many threads it has, so that all have as many as there are cores.
 
     And how many processes share this machine, for those that divide something else, such as /dev/shm.
