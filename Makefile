@@ -1,8 +1,8 @@
 # `make` shows where to start, `make help-all` every target and every variable.
 # A command of pipeline/__main__.py is a target and its options are variables, so neither is written again here.
 
-basics := demo test test-quick download train validate threshold predict check submission submit report leaderboard help-all
-basic_variables := CONFIG DATA RUN FOLD SET GPUS FILE PY
+basics := demo test test-quick download train validate threshold predict check submission submit compete report leaderboard help-all
+basic_variables := CONFIG DATA RUN FOLD SET GPUS FILE PY ON
 
 # --- the pipeline: `make train FOLD=0` is `python -m pipeline train --fold 0` ---
 commands_table := awk -f .ci/commands.awk pipeline/options.py pipeline/__main__.py
@@ -75,7 +75,7 @@ clean: ## remove caches; data, runs and submissions stay
 	rm -rf .mypy_cache .pytest_cache .hypothesis *.egg-info `find pipeline benchmarks tests -name __pycache__`
 help: ## where to start
 	@$(commands_table) | awk -v only="$(basics) $(basic_variables)" -f .ci/help.awk - Makefile
-	@printf '\n%s\n' 'To compete: make download, make train FOLD=0, make submission, make submit (README.md).' \
+	@printf '\n%s\n' 'To compete: make download, then make compete CONFIG=configs/X.yaml (README.md); DRY_RUN=1 uploads nothing.' \
 		'`make help-all` lists the rest; `python -m pipeline train --help` tells all about one command.'
 help-all: ## all targets and all variables
 	@$(commands_table) | awk -f .ci/help.awk - Makefile

@@ -1,7 +1,7 @@
 """Make docs/demo.png for the README from the files of `make demo`: `python docs/demo_image.py`.
 
-It shows three test cars of makes that were never trained on: image, prediction, and errors in colour. Blue and orange
-are distinct for every kind of colour vision.
+It shows three test cars, most of makes that were never trained on: image, prediction, and errors in colour. Blue and
+orange are distinct for every kind of colour vision.
 """
 import pathlib
 import sys

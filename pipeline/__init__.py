@@ -42,7 +42,7 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     one exception that a user is meant to see
     masks/          what a mask is: run lengths (rle), Dice at every threshold (dice), scores of classes (confusion)
     model/          tensors -> logits: unet, factory (architectures), pretrained (encoders from files), refiner, losses,
-                    optim, ema, checkpoint
+                    optim, ema, checkpoint, sync_batchnorm, fold_norms (batch norms into convolutions, to predict)
     data/           bytes -> tensors: file_kind, zip_reader, csv_table, cut_off (damaged masks), spreadsheet (tables
                     that people write), images (decoding, the grid), augment; dataset (the protocol and its table of
                     readers: competition, image_folder with folder_files and mask_files, nyuv2); grouping (who is held
@@ -56,8 +56,8 @@ Packages hold what the stages share. Each knows only its arguments, and imports 
                     (TensorBoard), previews, find_batch
     submission/     plan (what predicts, at which threshold), writer (each row verified), shards that survive a kill,
                     checks, known_mistakes (of masks), scoring, provenance
-    report/         HTML pages that show where a run is wrong (report) and which of two is better (compare); gains, the
-                    table at the end of `compete`
+    report/         HTML pages that show where a run is wrong (report) and which of two is better (compare); gains and
+                    speeds, the table and the time left of `compete`
     kaggle/         Kaggle's client, download, submit, ledger, leaderboard, reproduce; remote (stages on Kaggle's GPUs:
                     packing what is sent, session there, homecoming of its outputs, kernels for the calls)
     synthetic/      test doubles: drawn cars and rooms, a local fake Kaggle, the demo

@@ -125,7 +125,7 @@ def folds(common: Common) -> None:
 def train(
     common: Common,
     context: Context,
-    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission, or folder, whose masks to learn")] = None,
     gpus: Annotated[int | None, Option(parser=positive_number, metavar="N", help="fold on each, or one on all")] = None,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
@@ -144,7 +144,7 @@ def train(
 def refine(
     common: Common,
     context: Context,
-    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission, or folder, whose masks to learn")] = None,
     gpus: Annotated[int | None, Option(parser=positive_number, metavar="N", help="fold on each, or one on all")] = None,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
     force: Annotated[bool, Option("--force", help="send uncommitted code to Kaggle")] = False,
@@ -263,8 +263,8 @@ def submit(
 @command(fold="all")
 def compete(
     common: Common,
-    runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="blend these, the trained one too")] = [],
-    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission: train on its test images, too")] = None,
+    runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="runs to blend; name this one, too")] = [],
+    pseudo: Annotated[str | None, Option(metavar="FILE", help="submission, or folder, whose masks to learn")] = None,
     gpus: Annotated[int, Option(parser=positive_number, metavar="N", help="a fold on each; share the test images")] = 1,
     deterministic: Annotated[bool, Option("--deterministic", help="same bits each time on a GPU too; slower")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="do not upload, but print the command that would")] = False,
@@ -318,12 +318,13 @@ def score(
     runs: Annotated[list[str], Option(parser=run_name, metavar="NAME", help="the submission of their average")] = [],
     file: Annotated[str | None, Option(metavar="CSV", help="default: the run's")] = None,
     solution: Annotated[str | None, Option(metavar="CSV", help="default: solution.csv in the data folder")] = None,
+    against: Annotated[str | None, Option(metavar="CSV", help="another submission: how much worse is it?")] = None,
 ) -> None:
     """Score a submission against a solution.csv."""
     from pipeline import score as stage
     folder, kind = common.folder_and_kind(runs)
     truth = path_or_none(solution) or folder / "solution.csv"
-    stage.main(path_or_none(file) or common.named_run(runs).submission, truth, kind)
+    stage.main(path_or_none(file) or common.named_run(runs).submission, truth, kind, path_or_none(against))
 
 
 @command()

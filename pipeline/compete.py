@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pipeline import blend, check, config, folds, threshold
 from pipeline.config import Settings
 from pipeline.data import grouping
-from pipeline.data.dataset import SegmentationDataset, competition_of, group_key_of, open_dataset
+from pipeline.data.dataset import SegmentationDataset, competition_of, open_dataset
 from pipeline.inference.oof import read_oof_histograms
 from pipeline.inference.stored_threshold import (
     join_settings, oof_digests, other_network_message, predicted_with, read_threshold_json, stale_message,
@@ -67,7 +67,7 @@ def main(
             run_steps([*plan.steps(), upload], Speeds(run).seconds)
         finally:
             if plan.is_checked:
-                print("\n".join(plan.table(table.columns[0])))
+                print("\n".join(plan.table()))
 
 
 # --- before anything that takes long ---------------------------------------------------------------------------------
@@ -349,10 +349,10 @@ class Competing:
             overrides=[], predict_arguments=self.joint_arguments(), kind=data.kind,  # the step before has compared SET=
         )  # fmt: skip
 
-    def table(self, key_column: str) -> list[str]:
+    def table(self) -> list[str]:
         """Return the lines at the end; why there is no table is one of them, and hides no error before."""
         try:
-            lines = gains.table(self.run, self.joint, group_key_of(self.settings.data.kind), key_column)
+            lines = gains.table(self.run, self.joint)
         except (Problem, OSError, ValueError, LookupError, TypeError) as error:
             reason = sentence_of(error) if isinstance(error, (Problem, OSError)) else repr(error)
             lines = [f"The table could not be made: {reason}"]

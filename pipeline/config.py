@@ -32,6 +32,12 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
+# Beginnings of keys that change how fast a run goes and what is done with it later, but not what it learns.
+NOT_LEARNED = (
+    *("data.folder", "data.workers", "data.cache", "predict.", "train.compile", "train.gpu_gib"),
+    *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
+)
+
 
 def keys_of(module: str, *tables: str) -> list[str]:
     """Return the keys of tables; importing their module may take seconds."""
@@ -357,6 +363,12 @@ def dump(settings: Settings) -> str:
 def difference(old: Settings, new: Settings) -> list[str]:
     """Return the keys that differ, as `train.epochs: 5 -> 6`."""
     return [f"{key}: {before} -> {after}" for key, before, after in changes(old, new)]
+
+
+def learn_alike(one: Settings, other: Settings) -> bool:
+    """Return whether two settings lead to the same networks."""
+    free = (*NOT_LEARNED, *(key.replace("train.", "refine.") for key in NOT_LEARNED))
+    return all(key.startswith(free) for key, _, _ in changes(one, other))
 
 
 def overrides_between(old: Settings, new: Settings) -> list[str]:

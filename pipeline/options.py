@@ -29,9 +29,9 @@ BESIDE_KAGGLE = (
 class Common(NamedTuple):
     """The options that every command takes."""
 
-    config: Annotated[str, Option(metavar="YAML", help="settings of a run")] = DEFAULT_CONFIG
+    config: Annotated[str, Option(metavar="YAML", help="settings of a run; default: unet_640, a GPU")] = DEFAULT_CONFIG
     fold: Annotated[Sequence[int] | None, Option(parser=fold_numbers, metavar="K", help="0, or 0,1, or all")] = None
-    data: Annotated[str | None, Option(metavar="DIR", help="competition folder; only read")] = None
+    data: Annotated[str | None, Option(metavar="DIR", help="folder of images, only read; default: config's")] = None
     run: Annotated[str | None, Option(parser=run_name, metavar="NAME", help="default: config's file name")] = None
     set: Annotated[list[str], Option(metavar="a.b=1", help="override settings of the config")] = []
     debug: Annotated[bool, Option("--debug", help="show the traceback of a problem")] = False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import config
 from pipeline.data.dataset import group_key_of
-from pipeline.data.grouping import KeyOf, map_keys_to_groups, read_folds
+from pipeline.data.grouping import NOUNS, KeyOf, map_keys_to_groups, read_folds
 from pipeline.inference.oof import OofHistograms, read_oof_histograms
 from pipeline.inference.stored_threshold import (
     oof_digests, other_network_message, prediction_settings, unrefined_note
@@ -34,6 +34,9 @@ def main(run: Run) -> None:
     images = counted(content["images"], "image")
     scores = f"Dice {content['oof_dice']:.5f}, cross-fitted {content['oof_dice_cross_fitted']:.5f}"
     print(f"{run.threshold}: threshold {content['threshold']:.3f}, {scores}, over {images}.")
+    if errors := content["standard_errors"]:
+        listed = ", ".join(f"{error:.5f} over {noun}s" for noun, error in errors.items())
+        print(f"Standard error of the cross-fitted Dice: {listed}.")
 
 
 def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
@@ -42,7 +45,8 @@ def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
     digests = oof_digests(run)
     oofs = read_oofs(run, folds)
     names = [name for oof in oofs for name in oof.names]
-    group_of_key = map_keys_to_groups(read_folds(run.folds))
+    table = read_folds(run.folds)
+    group_of_key = map_keys_to_groups(table)
     keys = [name if name in group_of_key else key_of(name) for name in names]  # of a table of images, of cars
     if unknown := [key for key in keys if key not in group_of_key]:
         raise Problem(f"{run.folds} does not list {unknown[0]}, which is in {run.folder / 'oof'}; run `make validate`.")
@@ -50,17 +54,19 @@ def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:
 
     scores = dice.dice_at_thresholds(np.concatenate([oof.histograms for oof in oofs]))
     threshold_u8 = dice.best_threshold_u8(scores)
+    cross_fitted = cross_fit(scores, groups)
     return {
         "threshold": round(dice.threshold_from_u8(threshold_u8), 6),
         "oof_dice": round(float(scores[:, threshold_u8].mean()), 6),
-        "oof_dice_cross_fitted": round(cross_fit(scores, groups), 6),
+        "oof_dice_cross_fitted": round(float(cross_fitted.mean()), 6),
+        "standard_errors": standard_errors(cross_fitted, dict(zip(table.columns, (keys, groups)))),
         "images": len(names),
         "predicted_with": prediction_settings(oofs), "predictions": digests,
     }
 
 
-def cross_fit(scores: NDArray[np.float64], groups: NDArray) -> float:
-    """Return mean Dice with each group at the threshold that is best on the other groups.
+def cross_fit(scores: NDArray[np.float64], groups: NDArray) -> NDArray[np.float64]:
+    """Return Dice (images,) with each group at the threshold that is best on the other groups.
 
     scores: Dice (images, 256) at every threshold; groups: (images,). A single group gets its own best threshold.
     """
@@ -69,7 +75,16 @@ def cross_fit(scores: NDArray[np.float64], groups: NDArray) -> float:
         inside = groups == group
         others = scores[~inside] if not inside.all() else scores
         dice_of_image[inside] = scores[inside, dice.best_threshold_u8(others)]
-    return float(dice_of_image.mean())
+    return dice_of_image
+
+
+def standard_errors(dice_of_image: NDArray[np.float64], clusters: dict[str, list[str] | NDArray]) -> dict[str, float]:
+    """Return the standard error of the mean over each kind of cluster that has more than one, by its noun.
+
+    clusters: column of folds.csv -> the cluster of each image. Images of a car are alike, and so are cars of a make.
+    """
+    errors = {NOUNS.get(column, column): dice.standard_error(dice_of_image, of) for column, of in clusters.items()}
+    return {noun: round(error, 6) for noun, error in errors.items() if error is not None}
 
 
 def read_oofs(run: Run, folds: list[int]) -> list[OofHistograms]:

@@ -17,7 +17,7 @@ from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import write_text
 from pipeline.training import init_from, loop, resume
 from pipeline.training.evaluation import evaluate_epoch
-from pipeline.training.fold_data import inspect_fold, open_fold
+from pipeline.training.fold_data import check_same_in_other_folds, inspect_fold, open_fold
 from pipeline.training.networks import build_loss, build_network, check_step
 from pipeline.training.previews import preview_images
 from pipeline.training.state import create_state
@@ -46,6 +46,7 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         random_network = functools.partial(build_network, settings, pretrained=False)
         least_batch = check_step(random_network, data.training, settings.train)
         data = inspect_fold(data)
+        check_same_in_other_folds(data, settings.data.pseudo)
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
     if data.pseudo and dist.is_main:

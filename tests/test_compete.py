@@ -49,16 +49,16 @@ def test_the_table_has_the_figures_of_the_stages(
         assert scores[fold] == (32, 0.99, None, pytest.approx(at_half[fold]), scores[fold].chosen)
     every = gains.mean_scores(scores.values())
     assert every.chosen == pytest.approx(stored["oof_dice"], abs=1e-6) and every.images == stored["images"]
-    lines = gains.table(run, run, carvana.car_of, "car_id")
+    lines = gains.table(run, run)
     assert lines[0].split()[2:] == ["images", "network", "refined", "TTA", "at", f"{stored['threshold']:.3f}"]
     assert lines[3].split() == ["all", "64", "0.99000", "–", f"{every.tta:.5f}", f"{stored['oof_dice']:.5f}"]
-    assert lines[4].split()[1] == f"{stored['oof_dice_cross_fitted']:.5f}" and lines[4].endswith("over cars")
+    assert lines[4].split()[1] == f"{stored['oof_dice_cross_fitted']:.5f}" and lines[4].endswith("over makes")
     gain = stored["oof_dice_cross_fitted"] - (at_half[0] + at_half[1]) / 2
     assert lines[-1].split()[-1] == f"{gain:+.5f}" and not any(line.startswith("refiner") for line in lines)
     for text in ("", '{"val_dice": null, "epoch": 1, "train_loss": 1, "images_per_s": 1, "lr": 1, "seconds": 1}'):
         run.fold(1).log.write_text(text)
         with pytest.raises(Problem, match="There is no Dice in runs/small/fold1/log.jsonl"):
-            gains.table(run, run, carvana.car_of, "car_id")
+            gains.table(run, run)
 
 
 @pytest.mark.parametrize("error", [KeyError(1), ValueError("no values"), Problem("no log"), OSError("a disk")])
@@ -69,16 +69,16 @@ def test_a_table_that_cannot_be_made_hides_no_error(
         raise error
 
     monkeypatch.setattr(gains, "table", fail)
-    (line,) = [line for line in two_runs.table("car_id") if line.startswith("The table could not be made: ")]
+    (line,) = [line for line in two_runs.table() if line.startswith("The table could not be made: ")]
     assert str(error).strip("'") in line
 
 
 def test_the_standard_error_is_that_of_whole_cars() -> None:
     values = np.array([0.9, 0.9, 0.9, 0.8, 0.8, 0.8])
-    assert gains.standard_error(values, ["a"] * 3 + ["b"] * 3) == pytest.approx(0.05)  # as of two observations
-    alone = gains.standard_error(values, list("abcdef"))
+    assert dice.standard_error(values, ["a"] * 3 + ["b"] * 3) == pytest.approx(0.05)  # as of two observations
+    alone = dice.standard_error(values, list("abcdef"))
     assert alone == pytest.approx(values.std(ddof=1) / 6**0.5) and alone < 0.05
-    assert gains.standard_error(values, ["a"] * 6) is None
+    assert dice.standard_error(values, ["a"] * 6) is None
 
 
 def test_a_refiner_and_a_blend_have_a_line_each(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

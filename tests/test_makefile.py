@@ -132,7 +132,7 @@ def test_a_command_is_a_target_that_forwards_all_its_options(name: str) -> None:
     switches = {option for option in options if options[option].is_flag}  # type: ignore[attr-defined]
     arguments = {option: "1" if option in switches else VALUES.get(option, ("7", 7))[0] for option in options}
     wanted = {option: True if option in switches else VALUES.get(option, ("7", 7))[1] for option in options}
-    for option in ("out", "solution", "pseudo"):  # texts
+    for option in ("out", "solution", "against", "pseudo"):  # texts
         wanted |= {option: "7"} if option in wanted else {}
     variables = [f"{option.upper()}={text.replace('$', '$$')}" for option, text in arguments.items()]
     *_, command = commands(name, *variables)

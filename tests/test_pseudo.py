@@ -1,5 +1,6 @@
 """Pseudo-labels: which predicted masks join the training, how often, and never the truth."""
 import csv
+import gzip
 import json
 import pathlib
 import shutil
@@ -357,6 +358,13 @@ def test_a_run_trains_on_what_another_run_predicted(
     assert state["pseudo_sha256"] == sha256(submission) and state["settings"]["data"]["pseudo"] == str(submission)
     used = pd.read_csv(run.fold(0).pseudo)
     assert used["used"].sum() == 8 and used["unsure_fraction"].is_monotonic_increasing
+
+    before = submission.read_bytes()
+    submission.write_bytes(gzip.compress(gzip.decompress(before), mtime=1))  # as of a prediction in between
+    fold_1 = [{"0": "1"}.get(argument, argument) for argument in train]
+    assert pipeline("train", *fold_1) == 1
+    assert "runs/pseudo/fold0/best.pt was trained on other pseudo-labels than " in only_line(capsys)
+    submission.write_bytes(before)
 
     other = pathlib.Path("submissions/other.csv")
     name = carvana.CARVANA.read_sample(demo_folder)[0]

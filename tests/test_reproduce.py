@@ -150,11 +150,13 @@ def test_go_keeps_another_file_that_stood_there(
 ) -> None:
     monkeypatch.setattr(reproduce, "run_stage", predicting(SUBMISSION.read_bytes()))
     SUBMISSION.write_bytes(b"newer")
-    newer = Provenance(sha256=sha256(SUBMISSION), runs=("newer",))
+    newer, table = Provenance(sha256=sha256(SUBMISSION), runs=("newer",)), SUBMISSION.with_name("tiny.unsure.csv")
     provenance.write(Run("tiny").provenance, newer)
+    table.write_text("of the newer one")
     assert main(["reproduce", "--row", "1", "--go"]) == 0
     assert "submissions/before.tiny.csv.gz" in capsys.readouterr().out
     assert SUBMISSION.with_name("before.tiny.csv.gz").read_bytes() == b"newer"
+    assert SUBMISSION.with_name("before.tiny.unsure.csv").read_text() == "of the newer one" and not table.exists()
     assert provenance.find_by_hash(SUBMISSION.parent, newer.sha256) == newer
     assert provenance.find_by_hash(SUBMISSION.parent, sha256(SUBMISSION)).runs == ("predicted again",)
 
@@ -196,6 +198,22 @@ def test_a_submission_of_several_runs_is_made_again(
     write_json(joint.blend, {"threshold": 0.4})
     assert main(["reproduce", "--row", "2", "--go"]) == 1
     assert ("has the threshold 0.4" if blended else "the row has equal weights") in capsys.readouterr().err
+
+
+def test_a_submission_of_another_name_than_its_run_is_made_again_under_that_name(
+    checkout: pathlib.Path, demo_folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    alone = Run("alone")
+    assert main(["predict", "--run", "alone", "--runs", "tiny", "--data", str(demo_folder), *SET]) == 0
+    about = provenance.find_by_hash(SUBMISSION.parent, sha256(alone.submission))
+    row = Row(**about.model_dump(), time=submit.now(), file=str(alone.submission), message="#alone")
+    assert ledger.put(LEDGER, row) == 2
+    in_git("commit", "-qam", "the ledger, and nothing else")
+    script = checkout_output("reproduce", "--row", "2")
+    assert "make predict RUN=alone RUNS=tiny FOLD=1 " in script and "submissions/alone.csv.gz' | sha256sum" in script
+    capsys.readouterr()
+    assert main(["reproduce", "--row", "2", "--go"]) == 0
+    assert "submissions/alone.csv.gz has the sha256 of row 2" in capsys.readouterr().out
 
 
 def test_runs_with_different_folds_need_no_fold_in_the_command() -> None:

@@ -42,6 +42,29 @@ def test_public_and_private_scores_are_means_over_their_images(
     assert last_line(tmp_path, capsys, truth, submission) == "public 0.75000  private 0.44444  images 5"
 
 
+def test_the_gain_over_another_submission_has_an_interval_over_cars(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Two images a car, of a third and two thirds of overlap before, and whole after, but for one private car."""
+    cars = [f"{car:012x}" for car in range(8)]
+    names = [carvana.image_name(car, code) for car in cars for code in ("01", "02")]
+    usages = ["Private"] * 14 + ["Public"] * 2
+    solution = save(
+        tmp_path / "solution.csv",
+        [list(carvana.CARVANA.solution_header), *([name, "1 3", usage] for name, usage in zip(names, usages))],
+    )
+    before = [[name, "3 3" if number % 2 else "2 3"] for number, name in enumerate(names)]
+    after = [[name, "1 3"] for name in names[2:]] + before[:2]
+    paths = [save(tmp_path / name, [list(HEADER), *rows]) for name, rows in (("a.csv", before), ("b.csv", after))]
+    score.main(paths[1], solution, against=paths[0])
+    result, other, *gains = capsys.readouterr().out.splitlines()
+    assert result == "public 1.00000  private 0.92857  images 16"
+    assert other == f"{paths[0]}: public 0.50000  private 0.50000  images 16"
+    assert gains[0] == "public +0.50000, without an interval, which needs 6 cars, over 2 images of 1 car"
+    assert gains[1].startswith("private +0.42857, 95 % interval +0.") and gains[1].endswith("over 14 images of 7 cars")
+    assert gains[2].startswith("all +0.43750, 95 % interval +0.") and gains[2].endswith("over 16 images of 8 cars")
+
+
 def test_the_order_of_rows_and_images_that_are_not_scored_do_not_matter(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -22,20 +22,27 @@ def scores(*best_thresholds_u8: int) -> np.ndarray:
 
 def test_each_group_is_evaluated_at_the_threshold_that_is_best_on_the_others() -> None:
     mean_dice = threshold.cross_fit(scores(100, 100, 140), np.array(["kia", "kia", "ford"]))
-    assert mean_dice == pytest.approx(0.9 - 0.040)
+    assert mean_dice.mean() == pytest.approx(0.9 - 0.040)
 
 
 def test_images_of_one_group_do_not_choose_each_others_threshold() -> None:
     """With groups of one image, the others of its make would choose a threshold that is too good for it."""
     images = scores(100, 100, 100, 140, 140)
-    grouped = threshold.cross_fit(images, np.array(["kia", "kia", "kia", "ford", "ford"]))
-    alone = threshold.cross_fit(images, np.array(["a", "b", "c", "d", "e"]))
+    grouped = threshold.cross_fit(images, np.array(["kia", "kia", "kia", "ford", "ford"])).mean()
+    alone = threshold.cross_fit(images, np.array(["a", "b", "c", "d", "e"])).mean()
     assert grouped == pytest.approx(0.9 - 0.040)
     assert alone > grouped + 0.005
 
 
 def test_a_single_group_is_evaluated_at_its_own_threshold() -> None:
-    assert threshold.cross_fit(scores(100, 100), np.array(["kia", "kia"])) == pytest.approx(0.9)
+    assert threshold.cross_fit(scores(100, 100), np.array(["kia", "kia"])) == pytest.approx([0.9, 0.9])
+
+
+def test_standard_errors_are_over_cars_and_over_makes() -> None:
+    values, cars, makes = np.array([0.9, 0.9, 1.0, 1.0]), list("aabc"), np.array(["kia", "kia", "ford", "ford"])
+    errors = threshold.standard_errors(values, {"car_id": cars, "make": makes})
+    assert errors == {"car": pytest.approx(np.sqrt(1.5 * (0.1**2 + 2 * 0.05**2)) / 4), "make": pytest.approx(0.05)}
+    assert threshold.standard_errors(values, {"image": list("abcd"), "group": np.array([""] * 4)}).keys() == {"image"}
 
 
 @pytest.fixture
@@ -66,8 +73,8 @@ def save_oof(run: Run, fold: int, names: list[str], counts: np.ndarray, tta: str
 def test_the_threshold_and_both_dice_are_those_over_all_folds(validated: Run) -> None:
     threshold.main(validated)
     content = json.loads(validated.threshold.read_text())
-    keys = ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
-    assert list(content) == keys
+    keys = ["threshold", "oof_dice", "oof_dice_cross_fitted", "standard_errors", "images"]
+    assert list(content) == [*keys, "predicted_with", "predictions"]
     assert content["images"] == 4
     too_low = 2 * 20 / (64 + 20)  # at 100 the second car's image is all car
     assert content["threshold"] == pytest.approx(dice.threshold_from_u8(100), abs=1e-6)
@@ -134,6 +141,8 @@ def test_a_threshold_knows_how_its_predictions_were_made(validated: Run) -> None
     for others in (predicted_with(Settings(), refined=False), predicted_with(no_flips(), refined=True)):
         note, is_of_others = plan.threshold_note(validated, dict.fromkeys(paths, others))
         assert f"predict.tta none, data.scale 2, but this prediction uses {others}: " in note and is_of_others
+    note, is_of_others = plan.threshold_note(validated, {paths[0]: chosen_on})
+    assert "was chosen on folds 0, 1, but this prediction uses fold 0: " in note and is_of_others
     other = {Run("other").fold(0).best: "another"}  # which has a threshold of its own
     assert plan.threshold_note(validated, other) == ("", False)
     write_json(validated.threshold, {"threshold": 0.4})

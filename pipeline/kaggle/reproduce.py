@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
+from pipeline.data.pseudo import unsure_table
 from pipeline.kaggle import ledger
 from pipeline.kaggle.ledger import Row
 from pipeline.paths import Fold, Run
@@ -71,9 +72,7 @@ def script_lines(row: Row, number: int, data: str | None, rows: Sequence[Row] = 
 
 
 def run_of(row: Row) -> Run:
-    """Return the run that the submission is named after; of several runs, `a+b` of `submissions/a+b.csv.gz`."""
-    if len(row.runs) == 1:
-        return Run(row.runs[0])
+    """Return the run that the submission is named after, such as `a+b` of `submissions/a+b.csv.gz`."""
     named = Run(pathlib.Path(row.file).name.removesuffix(".csv.gz"))
     return named if str(named.submission) == row.file else Run("+".join(row.runs))
 
@@ -106,10 +105,13 @@ def folds_of_runs(row: Row) -> dict[str, str]:
 
 
 def runs_and_folds(row: Row) -> dict[str, str]:
-    """Return RUNS= and FOLD= of the prediction, without FOLD= if the runs have different folds."""
-    several = {"RUNS": " ".join(row.runs)} if len(row.runs) > 1 else {}
+    """Return RUNS= and FOLD= of the prediction; without RUNS= if it is named after its only run.
+
+    Without FOLD= if the runs have different folds.
+    """
+    by_name = {"RUNS": " ".join(row.runs)} if row.runs != (run_of(row).name,) else {}
     folds = set(folds_of_runs(row).values())
-    return several | ({"FOLD": folds.pop()} if len(folds) == 1 else {})
+    return by_name | ({"FOLD": folds.pop()} if len(folds) == 1 else {})
 
 
 def is_blended(row: Row) -> bool:
@@ -151,25 +153,29 @@ def predict_again(row: Row, number: int, data: str | None) -> None:
 def keep_existing(path: pathlib.Path) -> Iterator[None]:
     """Move the submission at `path` aside while it is made again; keep both if they differ.
 
-    Its provenance file moves with it, so that its origin stays known.
+    Its provenance and its table of unsure images move with it, without which its origin is not known, and it gives no
+    pseudo-labels.
     """
-    origin_path = path.with_name(path.name.removesuffix(".csv.gz") + ".json")
-    before, origin_before = (one.with_name(f"before.{one.name}") for one in (path, origin_path))
+    beside = [path.with_name(path.name.removesuffix(".csv.gz") + ".json"), unsure_table(path)]
+    prefix = "before."
+
+    def aside(one: pathlib.Path) -> pathlib.Path:
+        return one.with_name(prefix + one.name)
+
     if path.exists():
-        while before.exists() or origin_before.exists():  # left by a process that was killed
-            before, origin_before = (one.with_name(f"before.{one.name}") for one in (before, origin_before))
-        if origin_path.exists():
-            origin_path.replace(origin_before)
-        path.replace(before)
+        while any(aside(one).exists() for one in (path, *beside)):  # left by a process that was killed
+            prefix += "before."
+        for one in filter(pathlib.Path.exists, (*beside, path)):
+            one.replace(aside(one))
     try:
         yield
     finally:
-        if before.exists() and (not path.exists() or sha256(path) == sha256(before)):
-            before.replace(path)
-            if origin_before.exists():
-                origin_before.replace(origin_path)
-    if before.exists():
-        print(f"{path} held other bytes; they are in {before} now.")
+        if aside(path).exists() and (not path.exists() or sha256(path) == sha256(aside(path))):
+            for one in (path, *beside):
+                if aside(one).exists():
+                    aside(one).replace(one)
+    if aside(path).exists():
+        print(f"{path} held other bytes; they are in {aside(path)} now.")
 
 
 def check_code(row: Row, number: int) -> None:
@@ -211,7 +217,9 @@ def check_threshold(row: Row, run: Run) -> None:
         if run.blend.is_file():
             raise Problem(f"{run.blend} sets weights for the runs, but the row has equal weights; move that file away.")
         return
-    path, targets = (run.threshold, "validate threshold") if len(row.runs) == 1 else (run.blend, "blend")
+    path, targets = run.blend, "blend"
+    if len(row.runs) == 1:  # after which the submission need not be named
+        path, targets = Run(row.runs[0]).threshold, "validate threshold"
     try:
         threshold = read_json(path)["threshold"]
     except (OSError, ValueError, KeyError, TypeError):

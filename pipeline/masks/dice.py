@@ -8,6 +8,8 @@ second pass, and an out-of-fold prediction is stored in 2 KB instead of 2.4 MB.
 Two names, everywhere: `threshold` is a probability, 0 to 1, as in `threshold.json`; `threshold_u8` is the smallest
 8-bit value, 0 to 255, that counts as object. `threshold_from_u8` puts the threshold halfway between two values.
 """
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,20 @@ def best_threshold_u8(dice: NDArray[np.float64]) -> int:
     mean = dice.mean(axis=0)
     best = np.flatnonzero(mean == mean.max())
     return int(best[len(best) // 2])
+
+
+def standard_error(dice_of_image: NDArray[np.float64], keys: Sequence[str] | NDArray) -> float | None:
+    """Return the standard error of the mean over images (images,) whose errors are alike within a key, such as a car.
+
+    That of clusters: the root of the sum over keys of the squared sums of deviations, over the number of images, with
+    Bessel's correction. None for a single key. Liang and Zeger 1986, "Longitudinal data analysis using generalized
+    linear models".
+    """
+    numbers = np.unique(np.asarray(keys), return_inverse=True)[1]
+    sums = np.bincount(numbers, weights=dice_of_image - dice_of_image.mean())
+    if len(sums) < 2:
+        return None
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(dice_of_image))
 
 
 def threshold_from_u8(threshold_u8: int) -> float:

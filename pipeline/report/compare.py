@@ -42,11 +42,7 @@ def main(joint: Run, runs: list[Run], overrides: list[str]) -> None:
             footer=f'Made by make compare RUNS="{a} {b}".', **gallery_section(pairs, both),
         )  # fmt: skip
         write_text(joint.compare_page, text)
-    interval = f"95 % interval {difference.low:+.5f} to {difference.high:+.5f}"
-    if not difference.has_interval:
-        interval = f"without an interval, which needs {paired.MIN_CLUSTERS} {cluster}s"
-    extent = f"over {counted(len(pairs), 'image')} of {counted(difference.clusters, cluster)}"
-    print(f"{joint.compare_page}: {b} against {a} {difference.mean:+.5f}, {interval}, {extent}.")
+    print(f"{joint.compare_page}: {b} against {a} {difference.sentence(cluster)}.")
 
 
 def check_comparable(runs: list[Run], both: list[OofPredictions]) -> None:

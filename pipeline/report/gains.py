@@ -8,11 +8,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.data.grouping import NOUNS, KeyOf
-from pipeline.inference.oof import OofHistograms, read_oof_histograms
+from pipeline.inference.oof import read_oof_histograms
 from pipeline.inference.stored_threshold import read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -74,25 +70,10 @@ def mean_scores(scores: Iterable[FoldScores]) -> FoldScores:
     )  # fmt: skip
 
 
-def standard_error(dice_of_image: NDArray[np.float64], keys: list[str]) -> float | None:
-    """Return the standard error of the mean over images whose errors are alike within a key, such as a car.
-
-    That of clusters: the root of the sum over keys of the squared sums of deviations, over the number of images, with
-    Bessel's correction. None for a single key. Liang and Zeger 1986, "Longitudinal data analysis using generalized
-    linear models".
-    """
-    numbers = np.unique(keys, return_inverse=True)[1]
-    sums = np.bincount(numbers, weights=dice_of_image - dice_of_image.mean())
-    if len(sums) < 2:
-        return None
-    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(dice_of_image))
-
-
-def table(run: Run, joint: Run, key_of: KeyOf, key_column: str) -> list[str]:
+def table(run: Run, joint: Run) -> list[str]:
     """Return the lines of the table, on the folds that the run's threshold was chosen on.
 
-    joint: the run that several runs are blended in; `run` itself if there is only one. key_of: the name of an image ->
-    its car, or itself; key_column: what folds.csv calls that.
+    joint: the run that several runs are blended in; `run` itself if there is only one.
     """
     threshold = read_threshold_json(run.threshold)
     folds = sorted(int(name.removeprefix("fold")) for name in threshold["predictions"])
@@ -102,9 +83,8 @@ def table(run: Run, joint: Run, key_of: KeyOf, key_column: str) -> list[str]:
     lines = [row("OOF Dice", header), *(score_row(f"fold {fold}", scores[fold]) for fold in folds)]
     lines.append(score_row("all", every))
     lines.append(row("cross-fitted", ["", "", "", "", number(threshold["oof_dice_cross_fitted"])]))
-    error = standard_error(*dice_and_keys(run, folds, threshold["threshold"], key_of))
-    if error is not None:
-        lines[-1] += f"  standard error {error:.5f}, over {NOUNS.get(key_column, key_column)}s"
+    if errors := threshold.get("standard_errors"):
+        lines[-1] += f"  standard error {', '.join(f'{error:.5f} over {noun}s' for noun, error in errors.items())}"
     return [*lines, "", *gain_rows(every, threshold["oof_dice_cross_fitted"], run, joint)]
 
 
@@ -117,13 +97,6 @@ def gain_rows(every: FoldScores, cross_fitted: float, run: Run, joint: Run) -> l
         weights = ", ".join(f"{name} {weight:g}" for name, weight in blend["weights"].items())
         gains[f"blend ({weights}) over {blend['best_single_run']}, cross-fitted"] = blend["gain_cross_fitted"]
     return [f"{name:<40} {gain:+.5f}" for name, gain in gains.items() if gain is not None]
-
-
-def dice_and_keys(run: Run, folds: list[int], threshold: float, key_of: KeyOf) -> tuple[NDArray[np.float64], list[str]]:
-    """Return Dice of each held-out image at this threshold, float64 (images,), and the key of each."""
-    oofs: list[OofHistograms] = [read_oof_histograms(run.oof(fold)) for fold in folds]
-    scores = np.concatenate([dice.dice_at_thresholds(oof.histograms) for oof in oofs])
-    return scores[:, dice.threshold_to_u8(threshold)], [key_of(name) for oof in oofs for name in oof.names]
 
 
 def score_row(name: str, scores: FoldScores) -> str:

@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.runtime.problem import counted
+
 RESAMPLES, CONFIDENCE = 9999, 0.95
 # An interval needs this many clusters: without any difference, six would all have one of the same sign in 3 % of all
 # cases and five in 6 %, so that with five not even that would be significant at 95 %.
@@ -34,6 +36,14 @@ class Difference:
     def is_significant(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
+
+    def sentence(self, cluster: str) -> str:
+        """Return the mean, its interval and its extent for a message. cluster: what one is called, such as `car`."""
+        interval = f"{100 * CONFIDENCE:.0f} % interval {self.low:+.5f} to {self.high:+.5f}"
+        if not self.has_interval:
+            interval = f"without an interval, which needs {MIN_CLUSTERS} {cluster}s"
+        extent = f"over {counted(self.images, 'image')} of {counted(self.clusters, cluster)}"
+        return f"{self.mean:+.5f}, {interval}, {extent}"
 
 
 def pair_images(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class Plan:
 
     def provenance(self) -> dict[str, Any]:
         """Return the fields of `provenance.Provenance` that are known before the submission is written."""
-        same_training = all(other == self.trained[0] for other in self.trained)
+        same_training = all(config.learn_alike(self.trained[0], other) for other in self.trained)
         nearest, train_overrides = config.nearest(self.trained[0]) if same_training else ("", [])
         config_texts = dict.fromkeys(map(config.dump, self.trained))  # each once
         return {
@@ -161,15 +161,25 @@ def threshold_note(run: Run, predicted_with_of: dict[pathlib.Path, str]) -> tupl
     predicted_with_of: best.pt -> the settings by which it predicts. Returns a sentence when the two differ or the file
     does not say what it was chosen on, else ""; and whether they certainly differ.
     """
-    of_run = (settings for path, settings in predicted_with_of.items() if path.parent.parent == run.folder)
-    planned = join_settings(of_run)
-    chosen_on = read_threshold_json(run.threshold).get("predicted_with", "")
+    of_run = {path: settings for path, settings in predicted_with_of.items() if path.parent.parent == run.folder}
+    planned, content = join_settings(of_run.values()), read_threshold_json(run.threshold)
+    chosen_on = content.get("predicted_with", "")
     if not chosen_on:
         return f"{run.threshold} does not name the settings of the predictions that it was chosen on.", False
-    if planned in ("", chosen_on):
+    if planned not in ("", chosen_on):
+        what = f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {planned}"
+        return f"{what}: run `make validate threshold` with the same SET to choose a threshold for it.", True
+    folds, folds_of_threshold = {path.parent.name for path in of_run}, set(content.get("predictions", ()))
+    if not folds or not folds_of_threshold or folds == folds_of_threshold:
         return "", False
-    what = f"{run.threshold} was chosen with {chosen_on}, but this prediction uses {planned}"
-    return f"{what}: run `make validate threshold` with the same SET to choose a threshold for it.", True
+    what = f"{run.threshold} was chosen on {fold_list(folds_of_threshold)}, but this prediction uses {fold_list(folds)}"
+    return f"{what}: the threshold is used, its out-of-fold Dice is not recorded.", True
+
+
+def fold_list(names: set[str]) -> str:
+    """Return `folds 0, 1` for `fold0` and `fold1`."""
+    numbers = sorted(int(name.removeprefix("fold")) for name in names)
+    return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def missing_blend_note(joint: Run, runs: Sequence[Run]) -> str:

@@ -171,6 +171,19 @@ def open_tiles(
     )
 
 
+def check_same_in_other_folds(data: FoldData, path: str | None) -> None:
+    """Raise Problem if another fold of the run was trained when the pseudo-labels at `path` were others.
+
+    data: inspected; path: `data.pseudo`. A prediction under the same name may have replaced them in between.
+    """
+    for best in (data.run.fold(number).best for number in data.run.trained_folds() if path and number != data.number):
+        saved = checkpoint.load(best, keys=("settings",))
+        same_path = saved["settings"]["data"].get("pseudo") == path
+        if same_path and saved.get("pseudo_sha256") != data.facts["pseudo_sha256"]:
+            what = f"{best} was trained on other pseudo-labels than {path} has now"
+            raise Problem(f"{what}; put those back, or train all folds under another RUN=.")
+
+
 def check_same_pseudo_labels(data: FoldData, best: pathlib.Path) -> None:
     """Raise Problem if the network in `best` was trained on other pseudo-labels than its refiner would be.
 

@@ -20,12 +20,8 @@ KEYS: dict[str, type] = {  # of last.pt, and the types of their values
     **{"scaler": dict, "loss_sum": float, "log": list, "best_score": float, "score_name": str, "seconds": float},
     **{"epoch_watch": dict, "digests": dict},
 }
-# Settings that change how fast a run goes and what is done with it later, but not what it learns.
-ALWAYS_FREE = (
-    *("data.folder", "data.workers", "data.cache", "train.compile", "predict."),
-    *("train.checkpoint_activations", "train.checkpoint_minutes", "train.checkpoint_steps"),
-    *("train.gpu_gib", "train.init_sha256", "model.encoder_sha256"),  # the last two are noted when the training starts
-)
+# The last two are noted when the training starts.
+ALWAYS_FREE = (*config.NOT_LEARNED, "train.init_sha256", "model.encoder_sha256")
 # A refiner has its own settings in the section `refine`, which the network before it does not depend on.
 FREE_KEYS = (*ALWAYS_FREE, "refine.")
 FREE_OF_REFINER = tuple(key.replace("train.", "refine.") for key in ALWAYS_FREE)
