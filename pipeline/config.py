@@ -86,7 +86,7 @@ class Data(Section):
     inputs: Literal["rgb", "rgbd"] = "rgb"  # nyuv2: rgbd has depth as a fourth channel
     folds: Annotated[int, Field(ge=2)] = 5
     workers: Annotated[int, Field(ge=0)] = 8  # processes that read and augment; 0: the trainer does it
-    cache: bool = False  # keep decoded images in memory: 0.5 GB at 1/8, 2 GB at 1/4, for 3,400 images
+    cache: bool = False  # keep decoded images in memory: 0.5 GB at 1/8, 2 GB at 1/4, 8 GB at 1/2, for 3,400 images
     exclude: str | None = None  # a table such as runs/RUN/report/suspects.csv: do not train on its images
     relabel: str | None = None  # such a table: train on its masks instead of the competition's
     # A submission: train on the test images with its masks, too (pseudo-labels). folder: a folder of more images

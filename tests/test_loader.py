@@ -78,7 +78,7 @@ def test_a_schedule_from_any_step_is_the_tail_of_the_whole_one() -> None:
 def test_without_augmentation_an_image_is_as_it_was_decoded(demo_folder: pathlib.Path) -> None:
     dataset = training_images(demo_folder)
     image, coverage = dataset[7, 3]
-    expected_image, expected_coverage = dataset.decode(3)
+    expected_image, expected_coverage = dataset.images.decode(3)
     np.testing.assert_array_equal(image, expected_image)
     np.testing.assert_array_equal(coverage, expected_coverage)
     assert image.shape == (160, 240, 3) and coverage.shape == (160, 240)
@@ -129,7 +129,7 @@ def test_a_cached_image_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: 
 def test_the_cache_is_filled_by_forked_workers_for_all(demo_folder: pathlib.Path) -> None:
     dataset = training_images(demo_folder, cache=True)
     list(training_loader(dataset, BatchSchedule(20, 4, epochs=1, seed=0), workers=2, pin_memory=False))
-    assert dataset.cache is not None and dataset.cache[2].all()
+    assert dataset.images.kept is not None and dataset.images.kept[2].all()
 
 
 def test_shared_zeros_are_zero_and_can_be_written() -> None:
@@ -141,7 +141,7 @@ def test_shared_zeros_are_zero_and_can_be_written() -> None:
 
 @pytest.fixture(scope="module")
 def coverage(demo_folder: pathlib.Path) -> U8:
-    return training_images(demo_folder).decode(4)[1]
+    return training_images(demo_folder).images.decode(4)[1]
 
 
 @pytest.mark.parametrize("limits", [{"flip": 1.0}, {"shift": 0.2}, {"zoom": 0.3}, {"rotate_deg": 20.0}, MOVING])

@@ -1,4 +1,5 @@
 """Tiles along the edge: how they cover unsure cells, and what a refiner learns from."""
+import copy
 import pathlib
 
 import cv2
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipeline.carvana import CARVANA
-from pipeline.data import augment
+from pipeline.data import augment, loader
 from pipeline.data.images import upsample_u8
-from pipeline.data.loader import BatchSchedule
+from pipeline.data.loader import BatchSchedule, DecodedImages
 from pipeline.data.tiles import TileDataset, batches_of_tiles, cover, stack_tiles, unsure_cells, window
 from pipeline.inference.oof import png
 
@@ -76,6 +77,29 @@ def test_a_draw_gives_the_same_tiles_always_and_another_draw_others(tiles: TileD
     one, again, other = tiles[3, 1], tiles[3, 1], tiles[4, 1]
     assert all(np.array_equal(*pair) for pair in zip(one, again))
     assert not np.array_equal(one[0], other[0])
+
+
+def test_the_cache_changes_no_tile_and_no_image_is_decoded_again(
+    tiles: TileDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = copy.copy(tiles)
+    cached.images = DecodedImages(tiles.dataset, tiles.names, 1, None, keep=len(tiles.names))
+    first = cached[0, 1]
+    assert all(np.array_equal(*pair) for pair in zip(first, tiles[0, 1]))
+    again = tiles[3, 1]
+    monkeypatch.setattr(tiles.dataset, "read", None)
+    monkeypatch.setattr(tiles.dataset, "target", None)
+    assert all(np.array_equal(*pair) for pair in zip(cached[3, 1], again))
+
+
+def test_images_that_would_fill_the_memory_are_not_kept(tiles: TileDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 4 * tiles.images.item_bytes
+    for free, kept in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(loader, "free_memory", lambda: free)
+        assert (DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).kept is not None) == kept
+    monkeypatch.setenv("PROCESSES_HERE", "2")
+    monkeypatch.setattr(loader, "free_memory", lambda: 3 * needed)
+    assert DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).kept is None
 
 
 def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(tiles: TileDataset) -> None:

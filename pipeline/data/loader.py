@@ -27,7 +27,7 @@ from pipeline.data.competition import CsvMasks
 from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape
 from pipeline.masks.confusion import index_dtype
-from pipeline.runtime.memory import PROCESSES_HERE
+from pipeline.runtime.memory import free_memory, processes_here
 from pipeline.runtime.problem import Problem
 
 Draw = tuple[int, int]  # (epoch, index of the image)
@@ -75,11 +75,50 @@ class SizedDataset(Dataset, abc.ABC):
         """Return the size of an item."""
 
 
+class DecodedImages:
+    """`[index]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale; the first `keep` are decoded once.
+
+    They are kept in memory that forked workers share, if they fit into half of what is free. relabelled: masks that
+    replace the dataset's.
+    """
+
+    def __init__(
+        self, dataset: TrainableImages, names: list[str], scale: int, relabelled: CsvMasks | None, keep: int
+    ):
+        self.dataset, self.names, self.scale, self.relabelled = dataset, names, scale, relabelled
+        self.shape = (*grid_shape(dataset.height, dataset.width, scale), dataset.channels)
+        self.target_type = index_dtype(len(dataset.classes))
+        self.kept = None
+        if 0 < keep * self.item_bytes <= free_memory() / 2 / processes_here():
+            images, targets = (keep, *self.shape), (keep, *self.shape[:2])
+            self.kept = shared_zeros(images), shared_zeros(targets, self.target_type), shared_zeros((keep,))
+
+    @property
+    def item_bytes(self) -> int:
+        """Return the size of an image and its target."""
+        rows, columns, channels = self.shape
+        return rows * columns * (channels + np.dtype(self.target_type).itemsize)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
+        if self.kept is None or index >= len(self.kept[0]):
+            return self.decode(index)
+        images, targets, is_kept = self.kept
+        if not is_kept[index]:
+            images[index], targets[index] = self.decode(index)
+            is_kept[index] = 1  # last: a worker that sees it may read the two others
+        return images[index], targets[index]
+
+    def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
+        name = self.names[index]
+        return self.dataset.read(name, self.scale), read_target(self.dataset, self.relabelled, name, self.scale)
+
+
 class TrainingDataset(SizedDataset):
     """`[(epoch, index)]` -> image uint8 (H, W, channels) and target (H, W) at 1/scale, augmented.
 
-    relabelled: masks that replace the dataset's. cache: decode each image that every epoch visits once, and keep it
-    in memory that forked workers share. sampling: of the last ones of `names`, how many each epoch visits.
+    relabelled: masks that replace the dataset's. cache: keep decoded each image that every epoch visits. Of 80,000
+    pseudo-labelled ones it would take 50 GB at 1/4; they are decoded each time. sampling: of the last ones of `names`,
+    how many each epoch visits.
     """
 
     steps_per_batch = 1
@@ -91,12 +130,7 @@ class TrainingDataset(SizedDataset):
         self.dataset, self.names, self.relabelled = dataset, names, relabelled
         self.sampling = sampling or Sampling(len(names))
         self.scale, self.augment, self.seed = scale, augment, seed
-        self.cache = None
-        if cache:
-            # Of 80,000 pseudo-labelled images it would take 50 GB at 1/4; they are decoded each time.
-            shape = (self.sampling.always, *grid_shape(dataset.height, dataset.width, scale))
-            images, is_cached = shared_zeros((*shape, dataset.channels)), shared_zeros((self.sampling.always,))
-            self.cache = images, shared_zeros(shape, index_dtype(len(dataset.classes))), is_cached
+        self.images = DecodedImages(dataset, names, scale, relabelled, self.sampling.always if cache else 0)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -108,13 +142,12 @@ class TrainingDataset(SizedDataset):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return rows, columns and channels of an image."""
-        return (*grid_shape(self.dataset.height, self.dataset.width, self.scale), self.dataset.channels)
+        return self.images.shape
 
     @property
     def item_bytes(self) -> int:
         """Return the size of an image and its target."""
-        rows, columns, channels = self.shape
-        return rows * columns * (channels + np.dtype(index_dtype(len(self.dataset.classes))).itemsize)
+        return self.images.item_bytes
 
     def example(self) -> tuple[NDArray[np.uint8], NDArray]:
         """Return an image and its target, to measure how many of them fit into memory."""
@@ -122,19 +155,7 @@ class TrainingDataset(SizedDataset):
 
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
-        if self.cache is None or index >= self.sampling.always:
-            image, target = self.decode(index)
-        else:
-            images, targets, is_cached = self.cache
-            if not is_cached[index]:
-                images[index], targets[index] = self.decode(index)
-                is_cached[index] = 1  # last: a worker that sees it may read the two others
-            image, target = images[index], targets[index]
-        return self.augment(image, target, seed_of(self.seed, epoch, index))
-
-    def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
-        name = self.names[index]
-        return self.dataset.read(name, self.scale), read_target(self.dataset, self.relabelled, name, self.scale)
+        return self.augment(*self.images[index], seed_of(self.seed, epoch, index))
 
 
 def read_target(dataset: TrainableImages, relabelled: CsvMasks | None, name: str, scale: int) -> NDArray:
@@ -302,8 +323,7 @@ def worker_options(workers: int, pin_memory: bool, batch_bytes: int, fraction: f
         raise Problem(f"TMPDIR is {folder}, {why}; set it to a shorter one, or data.workers to 0.")
     # Only fork shares the cache and the tables that are open.
     options = {"num_workers": workers, "multiprocessing_context": "fork"}
-    processes = int(os.environ.get(PROCESSES_HERE, "1"))
-    usable_bytes = int(fraction * free_shared_memory() / processes)
+    usable_bytes = int(fraction * free_shared_memory() / processes_here())
     options |= {"prefetch_factor": batches_ahead(workers, batch_bytes, usable_bytes)}
     return options | {"worker_init_fn": leave_process_group, "pin_memory": pin_memory}
 

@@ -16,7 +16,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.competition import CsvMasks
 from pipeline.data.dataset import TrainableImages
 from pipeline.data.images import grid_shape, upsample_u8
-from pipeline.data.loader import Draw, Kind, Sampling, SizedDataset, read_target, seed_of, to_shareable_tensor
+from pipeline.data.loader import DecodedImages, Draw, Kind, Sampling, SizedDataset, seed_of, to_shareable_tensor
 
 SURE_U8 = 5  # probabilities up to 5 / 255 and from 250 / 255 on are sure, 0.02 and 0.98
 GROWN_CELLS = 1  # cells beside an unsure one count as unsure, too
@@ -58,11 +58,11 @@ class TileDataset(SizedDataset):
     """`[(epoch, index)]` -> `tiles_per_image` tiles of an image and their targets, each augmented by itself.
 
     Tiles are uint8 (tiles, tile_px, tile_px, 4), targets uint8 (tiles, tile_px, tile_px), coverage 0 to 255, both at
-    1/scale. Each tile lies around an unsure cell that is drawn at random. An image is decoded once for all of its
-    tiles, which takes longer than to train on one of them.
+    1/scale. Each tile lies around an unsure cell that is drawn at random. An image is decoded once an epoch for all of
+    its tiles, which takes longer than to train on one of them; or once in all.
 
     tile_px, margin_px: of a tile; the top left pixel of the drawn cell is at least `margin_px` away from its border.
-    sampling: as of `TrainingDataset`.
+    sampling, cache: as of `TrainingDataset`.
     `coarse_png_of`: name -> the coarse probability of an image as PNG, uint8 on the grid at 1/coarse_scale; to be set
     before a tile is drawn.
     """
@@ -70,10 +70,11 @@ class TileDataset(SizedDataset):
     def __init__(
         self, dataset: TrainableImages, names: list[str], coarse_scale: int, scale: int, tile_px: int,
         margin_px: int, tiles_per_image: int, augment: Augment, seed: int, relabelled: CsvMasks | None = None,
-        sampling: Sampling | None = None,
+        sampling: Sampling | None = None, cache: bool = False,
     ):
-        self.dataset, self.names, self.relabelled = dataset, names, relabelled
+        self.dataset, self.names = dataset, names
         self.sampling = sampling or Sampling(len(names))
+        self.images = DecodedImages(dataset, names, scale, relabelled, self.sampling.always if cache else 0)
         self.coarse_png_of: dict[str, bytes] = {}
         self.coarse_scale, self.scale, self.tile_px, self.margin_px = coarse_scale, scale, tile_px, margin_px
         self.augment, self.seed = augment, seed
@@ -103,8 +104,7 @@ class TileDataset(SizedDataset):
     def __getitem__(self, draw: Draw) -> tuple[NDArray[np.uint8], NDArray]:
         epoch, index = draw
         name = self.names[index]
-        image = self.dataset.read(name, self.scale)
-        target = read_target(self.dataset, self.relabelled, name, self.scale)
+        image, target = self.images[index]
         coarse_u8 = decode_png(self.coarse_png_of[name])
         shape = grid_shape(self.dataset.height, self.dataset.width, self.scale)
         factor = self.coarse_scale // self.scale

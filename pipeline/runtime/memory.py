@@ -1,6 +1,8 @@
 """Memory that runs out: recognise it, turn it into a Problem, and find by trying how many images fit."""
 import contextlib
 import gc
+import os
+import pathlib
 import resource
 import traceback
 from collections.abc import Callable, Iterator
@@ -89,6 +91,20 @@ def limited_to_free_memory(device: torch.device) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def processes_here() -> int:
+    """Return how many processes of one command share this machine."""
+    return int(os.environ.get(PROCESSES_HERE, "1"))
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that may be filled for good, of a container those up to its limit, caches counted."""
+    free = 1024 * read_kb("/proc/meminfo", "MemAvailable")
+    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+        limit, used = (int(pathlib.Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
 
 
 def read_kb(path: str, key: str) -> int:

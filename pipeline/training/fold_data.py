@@ -162,7 +162,7 @@ def open_tiles(
     tiles = TileDataset(
         images.training.dataset, images.training.names, settings.data.scale, hyper.scale, hyper.tile_px,
         hyper.margin_px, hyper.tiles_per_image, images.training.augment, hyper.seed, images.training.relabelled,
-        images.training.sampling,
+        images.training.sampling, settings.data.cache,
     )
     fingerprint = hashlib.sha256(f"{images.fingerprint}\n{coarse_sha256}".encode()).hexdigest()
     return dataclasses.replace(
