@@ -62,7 +62,7 @@ def test_both_read_the_same_images(unpacked: pathlib.Path) -> None:
     image, mask = theirs[theirs.stems.index(name.removesuffix(".jpg"))]
     assert image.shape == (3, 320, 479) and image.dtype == torch.float32 and 0 <= image.min() < image.max() <= 1
     assert mask.shape == (320, 479) and mask.dtype == torch.int64 and set(mask.unique().tolist()) == {0, 1}
-    small, coverage = ours.decode(5)
+    small, coverage = ours.images.decode(5)
     assert np.abs(small[:, :479] / 255 - image.permute(1, 2, 0).numpy()).mean() < 0.02
     assert ((coverage[:, :479] > 127) == mask.numpy()).mean() > 0.99
 

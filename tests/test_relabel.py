@@ -75,8 +75,8 @@ def test_a_training_image_is_read_with_its_replaced_mask(demo_folder: pathlib.Pa
     path.write_text(f"img,rle_mask\n{names[1]},1 {SHAPE[0] * SHAPE[1]}\n")
     relabelled = relabel.read_relabelled(names, str(path), "carvana")
     dataset = TrainingDataset(cars, names, 8, lambda *things: things[:2], 0, False, relabelled)
-    np.testing.assert_array_equal(dataset.decode(0)[1], cars.target(names[0], 8))
-    assert (dataset.decode(1)[1] == 255).all()
+    np.testing.assert_array_equal(dataset.images.decode(0)[1], cars.target(names[0], 8))
+    assert (dataset.images.decode(1)[1] == 255).all()
 
 
 # --- training ---------------------------------------------------------------------------------------
