@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from pipeline import config
-from pipeline.config import Refine, Settings
+from pipeline.config import Settings
 from pipeline.data import grouping, tiles
 from pipeline.data.loader import BatchSchedule, training_loader
 from pipeline.inference.edge import EdgeRefiner
@@ -44,12 +44,10 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
                 raise Problem(f"There is no checkpoint {path}; train this fold first.")
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
-            refine_fold(settings, settings.refine, run, number, folder, dist)
+            refine_fold(settings, run, number, folder, dist)
 
 
-def refine_fold(
-    given: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup
-) -> None:
+def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train the refiner of one fold, or what an earlier start has left of it to train."""
     # The network whose predictions are refined, the images, and the checkpoint of an earlier start
     fold, device = run.fold(fold_number), dist.device
@@ -64,7 +62,8 @@ def refine_fold(
             print(f"{fold.best} was trained with other settings ({', '.join(ignored[:3])}); the refiner follows those.")
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         settings = init_from.note_sha256(settings, "refine", last)
-        hyper = settings.refine or hyper
+        hyper = settings.refine
+        assert hyper is not None  # the caller has looked
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
         resume.check_same_data(last, data)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
