@@ -74,12 +74,14 @@ def test_log_jsonl_has_one_object_an_epoch(finished: dict[str, int]) -> None:
 
 def test_threshold_json_has_a_threshold_and_a_cross_fitted_dice_that_is_not_higher(finished: dict[str, int]) -> None:
     stored = json.loads((RUN / "threshold.json").read_text())
-    assert list(stored) == ["threshold", "oof_dice", "oof_dice_cross_fitted", "images", "predicted_with", "predictions"]
+    keys = ["threshold", "oof_dice", "oof_dice_cross_fitted", "standard_errors", "images"]
+    assert list(stored) == [*keys, "predicted_with", "predictions"]
     assert stored["predicted_with"] == "predict.tta hflip, data.scale 8"
     assert stored["predictions"] == {f"fold{fold}": sha256(RUN / f"oof/fold{fold}.npz") for fold in (0, 1)}
     assert stored["images"] == 4 * carvana.ANGLES
     assert 0 <= stored["threshold"] <= 1
     assert stored["oof_dice_cross_fitted"] <= stored["oof_dice"] < 1
+    assert set(stored["standard_errors"]) == {"car", "make"}
 
 
 def oof_dice(run: pathlib.Path, fold: int) -> float:
