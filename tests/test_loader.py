@@ -129,7 +129,7 @@ def test_a_cached_image_is_decoded_once(demo_folder: pathlib.Path, monkeypatch: 
 def test_the_cache_is_filled_by_forked_workers_for_all(demo_folder: pathlib.Path) -> None:
     dataset = training_images(demo_folder, cache=True)
     list(training_loader(dataset, BatchSchedule(20, 4, epochs=1, seed=0), workers=2, pin_memory=False))
-    assert dataset.images.kept is not None and dataset.images.kept[2].all()
+    assert dataset.images.cached is not None and dataset.images.cached[2].all()
 
 
 def test_shared_zeros_are_zero_and_can_be_written() -> None:

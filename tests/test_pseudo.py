@@ -197,7 +197,7 @@ def test_only_images_of_every_epoch_are_cached(
     transform = augment.build(**Augment().model_dump(), of_classes=False)
     names, sampling = [*dataset.names[:4], *pseudo.names], Sampling(4, len(pseudo.names), 0.5)
     images = TrainingDataset(WithPseudoLabels(dataset, pseudo), names, 8, transform, 0, cache=True, sampling=sampling)
-    assert images.images.kept is not None and len(images.images.kept[0]) == 4
+    assert images.images.cached is not None and len(images.images.cached[0]) == 4
     for index in (0, 3, 4, 19):
         first, again = images[1, index], images[1, index]
         assert all(np.array_equal(one, other) for one, other in zip(first, again)) and first[0].any()

@@ -94,12 +94,12 @@ def test_the_cache_changes_no_tile_and_no_image_is_decoded_again(
 
 def test_images_that_would_fill_the_memory_are_not_kept(tiles: TileDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 4 * tiles.images.item_bytes
-    for free, kept in ((2 * needed, True), (2 * needed - 1, False)):
+    for free, cached in ((2 * needed, True), (2 * needed - 1, False)):
         monkeypatch.setattr(loader, "free_memory", lambda: free)
-        assert (DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).kept is not None) == kept
+        assert (DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).cached is not None) == cached
     monkeypatch.setenv("PROCESSES_HERE", "2")
     monkeypatch.setattr(loader, "free_memory", lambda: 3 * needed)
-    assert DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).kept is None
+    assert DecodedImages(tiles.dataset, tiles.names, 1, None, keep=4).cached is None
 
 
 def test_tiles_have_the_pixels_the_coarse_probability_and_the_mask_of_one_place(tiles: TileDataset) -> None:

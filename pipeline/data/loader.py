@@ -88,10 +88,10 @@ class DecodedImages:
         self.dataset, self.names, self.scale, self.relabelled = dataset, names, scale, relabelled
         self.shape = (*grid_shape(dataset.height, dataset.width, scale), dataset.channels)
         self.target_type = index_dtype(len(dataset.classes))
-        self.kept = None
+        self.cached = None
         if 0 < keep * self.item_bytes <= free_memory() / 2 / processes_here():
             images, targets = (keep, *self.shape), (keep, *self.shape[:2])
-            self.kept = shared_zeros(images), shared_zeros(targets, self.target_type), shared_zeros((keep,))
+            self.cached = shared_zeros(images), shared_zeros(targets, self.target_type), shared_zeros((keep,))
 
     @property
     def item_bytes(self) -> int:
@@ -100,12 +100,12 @@ class DecodedImages:
         return rows * columns * (channels + np.dtype(self.target_type).itemsize)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
-        if self.kept is None or index >= len(self.kept[0]):
+        if self.cached is None or index >= len(self.cached[0]):
             return self.decode(index)
-        images, targets, is_kept = self.kept
-        if not is_kept[index]:
+        images, targets, is_cached = self.cached
+        if not is_cached[index]:
             images[index], targets[index] = self.decode(index)
-            is_kept[index] = 1  # last: a worker that sees it may read the two others
+            is_cached[index] = 1  # last: a worker that sees it may read the two others
         return images[index], targets[index]
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], NDArray]:
