@@ -9,7 +9,6 @@ import pandas as pd
 from pipeline.data.competition import Competition
 from pipeline.data.dataset import competition_of
 from pipeline.data.grouping import NOUNS
-from pipeline.report.paired import mean_difference
 from pipeline.runtime.problem import Problem
 from pipeline.submission.scoring import Score, score
 
@@ -36,16 +35,13 @@ def summary(result: Score) -> str:
 
 def differences(result: Score, other: Score, competition: Competition) -> list[str]:
     """Return a line for the public, the private and all images: how much better `result` is than `other`."""
-    column = competition.group_columns[0]  # of folds.csv: what images are resampled by
-    of_images = {
-        "public": (result.public_of_image, other.public_of_image),
-        "private": (result.private_of_image, other.private_of_image),
-        "all": (result.of_image, other.of_image),
-    }
+    from pipeline.report.paired import mean_difference  # which imports scipy; one submission alone needs none
+
+    dice, other_dice, column = result.of_image, other.of_image, competition.group_columns[0]
     lines = []
-    for name, (dice, other_dice) in of_images.items():
+    for name, images in {"public": result.public_of_image, "private": result.private_of_image, "all": dice}.items():
         pairs = pd.DataFrame(
-            {"cluster": competition.group_key(image), "difference": dice[image] - other_dice[image]} for image in dice
+            {"cluster": competition.group_key(image), "difference": dice[image] - other_dice[image]} for image in images
         )
         if len(pairs):
             lines.append(f"{name} {mean_difference(pairs).sentence(NOUNS.get(column, column))}")

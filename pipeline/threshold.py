@@ -14,7 +14,7 @@ from pipeline.data.dataset import group_key_of
 from pipeline.data.grouping import NOUNS, KeyOf, map_keys_to_groups, read_folds
 from pipeline.inference.oof import OofHistograms, read_oof_histograms
 from pipeline.inference.stored_threshold import (
-    oof_digests, other_network_message, prediction_settings, unrefined_note
+    error_summary, oof_digests, other_network_message, prediction_settings, unrefined_note
 )  # fmt: skip
 from pipeline.masks import dice
 from pipeline.paths import Run
@@ -34,9 +34,8 @@ def main(run: Run) -> None:
     images = counted(content["images"], "image")
     scores = f"Dice {content['oof_dice']:.5f}, cross-fitted {content['oof_dice_cross_fitted']:.5f}"
     print(f"{run.threshold}: threshold {content['threshold']:.3f}, {scores}, over {images}.")
-    if errors := content["standard_errors"]:
-        listed = ", ".join(f"{error:.5f} over {noun}s" for noun, error in errors.items())
-        print(f"Standard error of the cross-fitted Dice: {listed}.")
+    if errors := error_summary(content):
+        print(f"Standard error of the cross-fitted Dice: {errors}.")
 
 
 def find_threshold(run: Run, folds: list[int], key_of: KeyOf) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_a_threshold_knows_how_its_predictions_were_made(validated: Run) -> None
         note, is_of_others = plan.threshold_note(validated, dict.fromkeys(paths, others))
         assert f"predict.tta none, data.scale 2, but this prediction uses {others}: " in note and is_of_others
     note, is_of_others = plan.threshold_note(validated, {paths[0]: chosen_on})
-    assert "was chosen on folds 0, 1, but this prediction uses fold 0: " in note and is_of_others
+    assert "was chosen on fold0, fold1, but this prediction uses fold0: " in note and is_of_others
     other = {Run("other").fold(0).best: "another"}  # which has a threshold of its own
     assert plan.threshold_note(validated, other) == ("", False)
     write_json(validated.threshold, {"threshold": 0.4})
@@ -200,8 +200,10 @@ def test_predictions_of_a_fold_that_was_deleted_do_not_count(validated: Run) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff"]
-)
+    "text",
+    ["", "{}", "[]", "null", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": null}', "\xff",
+     '{"threshold": 0.5, "standard_errors": [1]}', '{"threshold": 0.5, "standard_errors": {"car": "0"}}'],
+)  # fmt: skip
 def test_a_damaged_threshold_json_is_a_problem_that_names_it(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "threshold.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(Problem, match=r"threshold\.json"):

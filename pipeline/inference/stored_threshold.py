@@ -29,6 +29,8 @@ def read_threshold_json(path: pathlib.Path, stage: str = "threshold") -> dict[st
         content = read_json(path)
         fractions = {"threshold": content["threshold"]}
         fractions |= {name: content[key] for key, name in DICE_NAMES.items() if content.get(key) is not None}
+        errors = content.get("standard_errors", {})
+        fractions |= {f"standard error over {noun}s": error for noun, error in errors.items()}
         texts = [content.get("predicted_with", ""), *content.get("predictions", {}).values()]
     except FileNotFoundError:
         raise Problem(f"There is no {path}; run `make {stage}` first.") from None
@@ -40,6 +42,11 @@ def read_threshold_json(path: pathlib.Path, stage: str = "threshold") -> dict[st
     if not all(isinstance(text, str) for text in texts):
         raise damaged
     return content
+
+
+def error_summary(content: dict[str, Any]) -> str:
+    """Return the standard errors as in `0.00008 over cars, 0.00011 over makes`; "" if an earlier version wrote none."""
+    return ", ".join(f"{error:.5f} over {noun}s" for noun, error in content.get("standard_errors", {}).items())
 
 
 def oof_digests(run: Run) -> dict[str, str]:

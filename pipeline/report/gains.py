@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pipeline.inference.oof import read_oof_histograms
-from pipeline.inference.stored_threshold import read_threshold_json
+from pipeline.inference.stored_threshold import error_summary, read_threshold_json
 from pipeline.masks import dice
 from pipeline.paths import Run
 from pipeline.report.report import read_logs, refiner_rows
@@ -83,8 +83,8 @@ def table(run: Run, joint: Run) -> list[str]:
     lines = [row("OOF Dice", header), *(score_row(f"fold {fold}", scores[fold]) for fold in folds)]
     lines.append(score_row("all", every))
     lines.append(row("cross-fitted", ["", "", "", "", number(threshold["oof_dice_cross_fitted"])]))
-    if errors := threshold.get("standard_errors"):
-        lines[-1] += f"  standard error {', '.join(f'{error:.5f} over {noun}s' for noun, error in errors.items())}"
+    if errors := error_summary(threshold):
+        lines[-1] += f"  standard error {errors}"
     return [*lines, "", *gain_rows(every, threshold["oof_dice_cross_fitted"], run, joint)]
 
 

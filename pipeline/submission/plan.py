@@ -177,9 +177,8 @@ def threshold_note(run: Run, predicted_with_of: dict[pathlib.Path, str]) -> tupl
 
 
 def fold_list(names: set[str]) -> str:
-    """Return `folds 0, 1` for `fold0` and `fold1`."""
-    numbers = sorted(int(name.removeprefix("fold")) for name in names)
-    return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    """Return the names in the order of their numbers, fold2 before fold10."""
+    return ", ".join(sorted(names, key=lambda name: (len(name), name)))
 
 
 def missing_blend_note(joint: Run, runs: Sequence[Run]) -> str:
