@@ -243,7 +243,7 @@ class Predict(Section):
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
     compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
-    rows_per_shard: Count = 2048  # of a submission; the most that a kill can lose. Best a multiple of batch_size
+    rows_per_shard: Count = 256  # of a submission; the most that a kill can lose. Best a multiple of batch_size
     verify_every_rows: Count = 1  # 1: decode each row again and compare it with its mask; 10: each tenth
 
 
