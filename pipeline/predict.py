@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ from pipeline.submission import provenance
 from pipeline.submission.plan import Plan, make_plan
 from pipeline.submission.shards import Shards
 from pipeline.submission.writer import Row, verified_rle
+
+
+class PredictedRow(NamedTuple):
+    """A row of the submission, and how unsure the networks are of its image."""
+
+    row: Row  # name and run lengths
+    unsure: float  # the fraction of the image's pixels that are
 
 
 def main(
@@ -101,28 +108,25 @@ def predict_shards(
     loader = stream(dataset, name_batches, batch_size, plan.settings.data.workers, pin_memory=on_gpu)
     total = sum(len(shards.names_of(number)) for number in numbers)
     with explain_out_of_memory(lambda: too_large_message(batch_size, plan.settings.data.scale)):
-        unsure_of: dict[str, float] = {}
-        rows = predict_rows(plan, loader, shards, unsure_of)
-        rows = iter(progress(rows, "test", wanted=dist.is_main, total=total))
+        rows = iter(progress(predict_rows(plan, loader, shards), "test", wanted=dist.is_main, total=total))
         for number in numbers:
-            shards.write_shard(number, rows_of_shard(number, rows, shards, unsure_of))
+            shards.write_shard(number, rows_of_shard(number, rows, shards))
     return total
 
 
-def rows_of_shard(number: int, rows: Iterator[Row], shards: Shards, unsure_of: dict[str, float]) -> Iterator[Row]:
+def rows_of_shard(number: int, predicted_rows: Iterator[PredictedRow], shards: Shards) -> Iterator[Row]:
     """Yield the rows of a shard; note how unsure they are before the shard is complete, so that a kill loses none."""
-    names = shards.names_of(number)
-    yield from itertools.islice(rows, len(names))
-    shards.note_unsure(number, {name: unsure_of.pop(name) for name in names})
+    unsure_of: dict[str, float] = {}
+    for predicted in itertools.islice(predicted_rows, len(shards.names_of(number))):
+        unsure_of[predicted.row[0]] = predicted.unsure
+        yield predicted.row
+    shards.note_unsure(number, unsure_of)
 
 
-def predict_rows(
-    plan: Plan, image_batches: Iterable[Batch], shards: Shards, unsure_of: dict[str, float]
-) -> Iterator[Row]:
+def predict_rows(plan: Plan, image_batches: Iterable[Batch], shards: Shards) -> Iterator[PredictedRow]:
     """Yield the row of each image, in order. An image that cannot be read has an empty row and is noted in `shards`.
 
-    One row of `predict.verify_every_rows` is decoded again and compared with its mask. unsure_of: gets the fraction of
-    unsure pixels of each image.
+    One row of `predict.verify_every_rows` is decoded again and compared with its mask.
     """
     row_numbers, verify_every_rows = itertools.count(), plan.settings.predict.verify_every_rows
     column_major = plan.images.competition.column_major
@@ -131,15 +135,15 @@ def predict_rows(
         prob_u8_NHW = plan.ensemble(batch.image_of_scale)
         return prob_u8_NHW.mT.contiguous() if column_major else prob_u8_NHW
 
-    def encode(batch: Batch, probability_u8_NHW: Tensor) -> list[Row]:
+    def encode(batch: Batch, probability_u8_NHW: Tensor) -> list[PredictedRow]:
         """Encode at once: masks that outlive their batch fragment memory, 1 MB an image with glibc 2.36."""
         shards.note_bad_images(batch.problems)
-        unsure_of.update(zip(batch.names, unsure_fractions(probability_u8_NHW)))
         verify = [next(row_numbers) % verify_every_rows == 0 for _ in batch.names]
+        encoded = bounds_and_masks(probability_u8_NHW, plan.threshold_u8, verify)
         rows = []
-        for name, (bounds, mask) in zip(batch.names, bounds_and_masks(probability_u8_NHW, plan.threshold_u8, verify)):
+        for name, unsure, (bounds, mask) in zip(batch.names, unsure_fractions(probability_u8_NHW), encoded):
             text = rle.text(bounds) if mask is None else verified_rle(mask, bounds)
-            rows.append((name, "" if name in batch.problems else text))
+            rows.append(PredictedRow((name, "" if name in batch.problems else text), unsure))
         return rows
 
     for rows in predict_ahead(predict, image_batches, encode):
