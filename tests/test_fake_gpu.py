@@ -30,7 +30,7 @@ from pipeline.training.networks import build_loss, build_network, build_refiner,
 from pipeline.training.state import TrainingState
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-CPU_CONFIGS = ("cpu", "cpu_fast", "cpu_refined", "demo", "rooms")  # the others are meant for a GPU
+CPU_CONFIGS = ("cpu", "cpu_best", "cpu_fast", "cpu_refined", "demo", "rooms")  # the others are meant for a GPU
 GPU_CONFIGS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.stem not in CPU_CONFIGS)
 T4_GIB, GPU = 14.6, torch.device("cuda")
 

@@ -92,7 +92,7 @@ def test_a_long_training_is_in_as_many_neighbouring_pieces_as_it_needs() -> None
 
 def test_every_config_is_for_a_gpu_or_not() -> None:
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
-    for_a_cpu = {"cpu", "cpu_fast", "cpu_refined", "demo", "rooms"}
+    for_a_cpu = {"cpu", "cpu_best", "cpu_fast", "cpu_refined", "demo", "rooms"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert {path.stem for path in command.gpu_configs()} == names - for_a_cpu
