@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Install Chromium, its driver and the font of the report, for the tests that open the report in a browser.
+# Install Chromium, its driver and the font of the report, for the tests that open the report in a browser, and openssl,
+# for those that speak TLS: where CI is set, none of them is skipped.
 set -euo pipefail
 
-if command -v chromium >/dev/null && command -v chromedriver >/dev/null && fc-list | grep -q Inter; then
+if command -v openssl >/dev/null && command -v chromium >/dev/null && command -v chromedriver >/dev/null &&
+    fc-list | grep -q Inter; then
     exit 0
 fi
 if ! command -v apt-get >/dev/null; then
@@ -19,4 +21,4 @@ if [ "$(id -u)" != 0 ]; then
     fi
 fi
 "${as_root[@]}" apt-get update -qq
-"${as_root[@]}" apt-get install -qq -y --no-install-recommends chromium chromium-driver fonts-inter fontconfig >/dev/null
+"${as_root[@]}" apt-get install -qq -y --no-install-recommends chromium chromium-driver fonts-inter fontconfig openssl >/dev/null
