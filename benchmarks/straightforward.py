@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.images import grid_shape
-from pipeline.model.factory import Segmenter
+from pipeline.model.factory import Segmenter, pad_to_multiple, unpad
 
 
 def encode(img: NDArray) -> str:
@@ -50,8 +50,10 @@ def probability_u8(network: Segmenter, scale: int, path: pathlib.Path) -> NDArra
     height, width = image.shape[:2]
     rows, columns = grid_shape(height, width, scale)
     small = torch.from_numpy(cv2.resize(image, (columns, rows))).to(network.mean.device)
-    image_NCHW = ((small.permute(2, 0, 1)[None] - network.mean) / network.std).contiguous()
-    prob = network.network(image_NCHW).sigmoid()
-    flipped = network.network(image_NCHW.flip(3)).sigmoid().flip(3)
-    mean = ((prob + flipped) / 2)[0, 0].cpu().numpy()
+    image_NCHW = (small.permute(2, 0, 1)[None] - network.mean) / network.std
+    padded_NCHW, margins = pad_to_multiple(image_NCHW, network.multiple)
+    padded_NCHW = padded_NCHW.contiguous()
+    prob = network.network(padded_NCHW).sigmoid()
+    flipped = network.network(padded_NCHW.flip(3)).sigmoid().flip(3)
+    mean = unpad((prob + flipped) / 2, margins)[0, 0].cpu().numpy()
     return (255 * cv2.resize(mean, (width, height))).astype(np.uint8)

@@ -49,12 +49,15 @@ def test_the_submission_is_checked_and_scored(
     assert set(json.loads(figures)) > {"write_100064_s", "write_peak_mb", "check_100064_s"}
 
 
-def test_the_usual_way_writes_a_submission_of_the_same_form(demo_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("depth", [2, 4])  # a grid at 1/8 has 160x240 cells: a multiple of 8 pixels, and not of 32
+def test_the_usual_way_writes_a_submission_of_the_same_form(
+    demo_folder: pathlib.Path, tmp_path: pathlib.Path, depth: int
+) -> None:
     jpegs = predict.test_set(tmp_path, demo_folder, images=17)
     assert len(jpegs) == 17 and len(zipfile.ZipFile(tmp_path / "competition/test.zip").namelist()) == 17
     assert jpegs[16].read_bytes() == jpegs[0].read_bytes() != jpegs[1].read_bytes()  # a demo car has 16 images
     torch.manual_seed(0)
-    network = build(arch="unet", width=4, depth=2, patch=2, encoder="", encoder_weights=None).eval()
+    network = build(arch="unet", width=4, depth=depth, patch=2, encoder="", encoder_weights=None).eval()
     straightforward.predict(network, 8, jpegs[:2], tmp_path, threshold_u8=0)
     text = gzip.decompress((tmp_path / "submission.csv.gz").read_bytes()).decode()
     assert text == f"img,rle_mask\n{jpegs[0].name},1 2455040\n{jpegs[1].name},1 2455040\n"
