@@ -226,6 +226,9 @@ class Refine(Train):
     tile_px: Annotated[int, Field(ge=32, le=1024)] = 96  # side of a tile, in pixels of those images
     margin_px: Annotated[int, Field(ge=0)] = 8  # of a tile on each side, which is seen but not used
     tiles_per_image: Count = 8  # in each epoch
+    # Learn from what the network predicted after this epoch of its training, null: after the last one. Trained to its
+    # end, it knows its training images too well to make the mistakes there that a refiner meets in other images
+    early_epoch: Count | None = None
     width: Count = 16  # of the U-Net, as of model.arch unet
     depth: Annotated[int, Field(ge=1, le=7)] = 3
     patch: Literal[1, 2, 4] = 2
@@ -241,6 +244,8 @@ class Refine(Train):
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
+    # The same for the tiles of a refiner, null: those of `tta`. Many transforms help the network and not its refiner
+    refiner_tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] | None = None
     compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
     rows_per_shard: Count = 256  # of a submission; the most that a kill can lose. Best a multiple of batch_size
@@ -269,6 +274,13 @@ class Settings(Section):
                 raise ValueError(f"loss.{unfit[0]} is not for task.kind {self.task.kind}, which has {', '.join(names)}")
         for name in [name for name, weight in extra.items() if not weight]:
             del extra[name]  # so that settings that mean the same are equal
+        return self
+
+    @model_validator(mode="after")
+    def early_epoch_is_early(self) -> "Settings":
+        early, epochs = self.refine.early_epoch if self.refine else None, self.train.epochs
+        if early is not None and early >= epochs:
+            raise ValueError(f"refine.early_epoch is {early}, but train.epochs is {epochs}; set it lower, or to null")
         return self
 
     @model_validator(mode="after")

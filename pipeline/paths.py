@@ -29,7 +29,8 @@ class Fold(TrainingFiles):
         super().__init__(folder, "best.pt")
         self.refiner = TrainingFiles(folder, "refiner.pt", "refiner.")
         self.pseudo = folder / "pseudo.csv"  # which pseudo-labels it is trained on, and how unsure they are
-        self.coarse = folder / "coarse.zip"  # what best.pt predicts for the images that the refiner trains on
+        self.early = folder / "early.pt"  # the weights after `refine.early_epoch`
+        self.coarse = folder / "coarse.zip"  # coarse predictions of the images that the refiner trains on
 
     def checkpoints(self, with_refiner: bool = True) -> list[pathlib.Path]:
         """Return `best.pt` and, if there is one, `refiner.pt`."""

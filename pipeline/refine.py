@@ -10,6 +10,7 @@ import pathlib
 from contextlib import nullcontext
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from pipeline import config
@@ -21,7 +22,7 @@ from pipeline.inference.ensemble import Member
 from pipeline.inference.loading import load_network, read_folds_digest
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
-from pipeline.paths import Run
+from pipeline.paths import Fold, Run
 from pipeline.runtime import files
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.problem import Problem
@@ -52,11 +53,12 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
     # The network whose predictions are refined, the images, and the checkpoint of an earlier start
     fold, device = run.fold(fold_number), dist.device
     with dist.main_first():
-        with checkpoint.unchanged([fold.best]) as digest_of:
+        with checkpoint.unchanged(learnt_from(fold, given)) as digest_of:
             network, trained = load_network(fold.best, device)
+            early = load_early(fold, device) if str(fold.early) in digest_of else network
             table = grouping.read_folds(run.folds)
             grouping.check_trained_on(table, read_folds_digest(fold.best), run.folds, fold.best)
-        settings, digest = config.with_refine(trained, given), digest_of[str(fold.best)]
+        settings = config.with_refine(trained, given)
         ignored = [line for line in config.difference(settings, given) if not line.startswith(resume.FREE_KEYS)]
         if dist.is_main and ignored:
             print(f"{fold.best} was trained with other settings ({', '.join(ignored[:3])}); the refiner follows those.")
@@ -64,7 +66,7 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
         settings = init_from.note_sha256(settings, "refine", last)
         hyper = settings.refine
         assert hyper is not None  # the caller has looked
-        data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, digest)
+        data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, list(digest_of.values()))
         resume.check_same_data(last, data)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
         least_batch = check_step(lambda: build_refiner(hyper), data.training, hyper)
@@ -73,21 +75,21 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
-    # What that network predicts for its training images: without TTA, which makes it more like unseen images
+    # What that network predicts, or predicted early, for its training images: without TTA, which makes it more like
+    # unseen images
     images, member = data.training, Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
     assert isinstance(images, tiles.TileDataset)
     if not loop.is_trained(hyper, data, last):
         with dist.main_first():
             made_by = files.digest(data.fingerprint, data.digest_of)
             images.coarse_png_of = coarse_predictions(
-                fold.coarse, member, settings, images.dataset, images.names, made_by
+                fold.coarse, replace(member, network=early), settings, images.dataset, images.names, made_by
             )
 
     # The refiner, and how it learns and is evaluated
-    edge_refiner = functools.partial(EdgeRefiner, scale=hyper.scale, tile_px=hyper.tile_px, margin_px=hyper.margin_px)
-
     def refined(network: nn.Module) -> Member:
-        return replace(member, refiner=edge_refiner(network))
+        of_tile = hyper.scale, hyper.tile_px, hyper.margin_px
+        return replace(member, refiner=EdgeRefiner(network, *of_tile, member.transforms))
 
     def load(schedule: BatchSchedule) -> loop.Batches:
         workers, on_gpu = settings.data.workers, device.type == "cuda"
@@ -103,3 +105,25 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
         dist=dist, least_batch=least_batch,
     )
     loop.train(training, last)
+
+
+def learnt_from(fold: Fold, settings: Settings) -> list[pathlib.Path]:
+    """Return the checkpoints that a refiner depends on: `best.pt`, and `early.pt` if it learns from that one.
+
+    Raise Problem if that is missing.
+    """
+    assert settings.refine is not None  # the caller has looked
+    if settings.refine.early_epoch is None:
+        return [fold.best]
+    if not fold.early.is_file():
+        what = f"There is no {fold.early}, but refine.early_epoch is {settings.refine.early_epoch}"
+        raise Problem(f"{what}; set it to null, or run `make train` with it under another RUN=.")
+    return [fold.best, fold.early]
+
+
+def load_early(fold: Fold, device: torch.device) -> nn.Module:
+    """Load the network of `early.pt`; Problem unless the training of `best.pt` saved it."""
+    early_log, log = (checkpoint.load(path, keys=("log",))["log"] for path in (fold.early, fold.best))
+    if any(row != other for row, other in zip(early_log, log)):
+        raise Problem(f"{fold.early} is of another training than {fold.best}; delete {fold.folder} and train it again.")
+    return load_network(fold.early, device)[0]

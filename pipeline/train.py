@@ -12,7 +12,7 @@ from pipeline.data import grouping
 from pipeline.data.loader import training_loader
 from pipeline.inference.ensemble import Member
 from pipeline.inference.tta import TTA_SETS
-from pipeline.paths import Run
+from pipeline.paths import Fold, Run
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import write_text
 from pipeline.training import init_from, loop, resume
@@ -63,6 +63,12 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         load=lambda schedule: training_loader(data.training, schedule, settings.data.workers, device.type == "cuda"),
         evaluate=lambda network: evaluate_epoch(settings, data, member_of(network), dist),
         previews=lambda network: preview_images(network, data.validation, data.dataset, device),
-        dist=dist, least_batch=least_batch,
+        dist=dist, least_batch=least_batch, path_of_epoch=early_epoch(settings, run.fold(fold_number)),
     )
     loop.train(training, last)
+
+
+def early_epoch(settings: Settings, fold: Fold) -> dict[int, pathlib.Path]:
+    """Return after which epoch to save weights for the refiner, and where, if it asks for one."""
+    epoch = settings.refine.early_epoch if settings.refine else None
+    return {} if epoch is None else {epoch: fold.early}

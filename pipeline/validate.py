@@ -25,7 +25,7 @@ from pipeline.inference.loading import (
     batch_that_fits, build_ensemble, build_member, load_network, read_folds_digest, refiner_path, with_refiners,
 )  # fmt: skip
 from pipeline.inference.oof import Store, oof_writer
-from pipeline.inference.stored_threshold import predicted_with
+from pipeline.inference.stored_threshold import predicted_with, refined_with
 from pipeline.model import checkpoint
 from pipeline.paths import Run
 from pipeline.runtime.device import describe, pick_device
@@ -68,7 +68,7 @@ def validate_fold(run: Run, fold: int, overrides: list[str]) -> None:
         provenance["predicted_with"] = predicted_with(settings, refined=member.refiner is not None)
         with replacing(oof) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, names=np.array(names), **arrays, **provenance)
-    how = f"predict.tta {settings.predict.tta}{', refined' if member.refiner else ''}"
+    how = f"predict.tta {settings.predict.tta}{refined_with(settings) if member.refiner else ''}"
     print(f"fold {fold}: {summary}, {how}, over {counted(len(names), 'held-out image')}, in {oof}.")
 
 

@@ -42,7 +42,7 @@ class Red(nn.Module):
 
 
 def ensemble_of_red(refined: bool) -> Ensemble:
-    refiner = EdgeRefiner(Red(), scale=1, tile_px=32, margin_px=4) if refined else None
+    refiner = EdgeRefiner(Red(), scale=1, tile_px=32, margin_px=4, transforms=TTA_SETS["none"]) if refined else None
     return Ensemble([Member(Red(), 4, TTA_SETS["none"], 1.0, refiner)], 96, 144)
 
 

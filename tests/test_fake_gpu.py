@@ -178,14 +178,14 @@ def test_a_prediction_stays_on_the_gpu_and_never_waits_for_it(tta: str, fake: Fa
     for network in networks:
         fold_batch_norms(network)
     coarse, fine = (fake_copy(network, fake, GPU) for network in networks)
-    refiner = EdgeRefiner(fine, scale=1, tile_px=64, margin_px=8)
+    refiner = EdgeRefiner(fine, scale=1, tile_px=64, margin_px=8, transforms=TTA_SETS[tta])
     member = Member(coarse, 2, TTA_SETS[tta], 1.0)
     ensemble = Ensemble([member], 128, 192)
     with fake, StaysOnGpu(), torch.no_grad():
         images, tiles = {2: fake_images(2, 64, 96, 3)}, fake_images(4, 64, 64, 4)
         prob_NCHW = member.predict(images)
         full_size_NHW = ensemble.round_mean(Predictions({2: prob_NCHW}, []))
-        cores = refiner.predict_cores(tiles, TTA_SETS[tta])
+        cores = refiner.predict_cores(tiles)
     assert full_size_NHW.shape == (2, 128, 192) and full_size_NHW.dtype == torch.uint8 and cores.shape == (4, 48, 48)
     assert {full_size_NHW.device.type, cores.device.type} == {"cuda"}
 

@@ -173,8 +173,9 @@ def make_ensemble(device: torch.device, refined: bool = False) -> Ensemble:
     """Return an ensemble whose weights are the same on every device."""
     torch.manual_seed(0)
     network, second = build_network(tiny(), pretrained=False), build_refiner(8, 2, 1)
-    refiner = EdgeRefiner(second.to(device).eval(), scale=2, tile_px=32, margin_px=4) if refined else None
-    member = Member(network.to(device).eval(), 4, TTA_SETS["hflip"], 1.0, refiner)
+    flips = TTA_SETS["hflip"]
+    refiner = EdgeRefiner(second.to(device).eval(), 2, tile_px=32, margin_px=4, transforms=flips) if refined else None
+    member = Member(network.to(device).eval(), 4, flips, 1.0, refiner)
     return Ensemble([member], 4 * HEIGHT, 4 * WIDTH)
 
 

@@ -149,6 +149,25 @@ def remove_refiner(run: pathlib.Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def test_tiles_have_a_tta_set_of_their_own(
+    pipeline: Pipeline, refined: dict[str, int], refined_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ("--run", "refined_copy", "--fold", "0", "--set")
+    oof = refined_copy / "oof" / "fold0.npz"
+    histograms = {}
+    for tta, of_tiles in (("none", "null"), ("hflip", "null"), ("hflip", "none"), ("hflip", "hflip")):
+        assert pipeline("validate", *arguments, f"predict.tta={tta}", f"predict.refiner_tta={of_tiles}") == 0
+        with np.load(oof) as stored:
+            histograms[tta, of_tiles] = stored["histograms"]
+            differs = f", refined with predict.refiner_tta {of_tiles}" if of_tiles == "none" else ", refined"
+            assert str(stored["predicted_with"]) == f"predict.tta {tta}, data.scale 8{differs}"
+        assert f"predict.tta {tta}{differs}, over" in capsys.readouterr().out
+    same = np.array_equal(histograms["hflip", "null"], histograms["hflip", "hflip"])
+    assert same and len({array.tobytes() for array in histograms.values()}) == 3
+    assert pipeline("validate", *arguments, "predict.refiner_tta=vflip") == 1
+    assert "predict.refiner_tta is 'vflip': it must be one of none, hflip" in capsys.readouterr().err
+
+
 def test_predictions_from_before_the_refiner_are_pointed_out(
     pipeline: Pipeline, refined: dict[str, int], refined_copy: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -386,6 +405,47 @@ def test_predictions_of_another_network_are_not_trained_on(
         assert_same_refiner(run_copy / "fold0", RUN / "fold0")
 
 
+EARLY = with_set(*REFINE, "refine.epochs=1", "refine.early_epoch=1")
+
+
+def test_a_refiner_learns_from_what_the_network_predicted_early(
+    pipeline: Pipeline, refined: dict[str, int], new_run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    fold, ended = new_run / "fold0", RUN / "fold0"
+    assert pipeline("train", "--run", "new", *EARLY) == 0
+    states = {path: checkpoint.load(path, ("network", "log")) for path in (fold / "best.pt", fold / "early.pt")}
+    assert_equal(states[fold / "best.pt"]["network"], checkpoint.load(ended / "best.pt", ("network",))["network"])
+    log = states[fold / "early.pt"]["log"]
+    assert len(log) == 1 and log == states[fold / "best.pt"]["log"][:1]
+    coarse, of_early = (fold / "coarse.zip").read_bytes(), sha256(fold / "early.pt")
+    assert coarse != (ended / "coarse.zip").read_bytes()
+    assert pipeline("validate", "--run", "new", "--fold", "0") == 0
+
+    # The same file after a start from nothing, and the same predictions; those of best.pt where it is not asked for
+    for path in fold.glob("*last*.pt"):
+        path.unlink()
+    for name in ("best.pt", "refiner.pt", "coarse.zip"):
+        (fold / name).unlink()
+    assert pipeline("train", "--run", "new", *EARLY) == 0
+    assert sha256(fold / "early.pt") == of_early and (fold / "coarse.zip").read_bytes() == coarse
+    remove_refiner(new_run)
+    assert pipeline("refine", "--run", "new", *with_set(*REFINE)) == 0
+    assert_same_refiner(fold, ended)
+
+    # Without its early.pt, or beside one of another training
+    remove_refiner(new_run)
+    state = checkpoint.load(fold / "early.pt", ("log",))
+    checkpoint.save(fold / "early.pt", state | {"log": [state["log"][0] | {"train_loss": 0.1}]})
+    capsys.readouterr()
+    assert pipeline("refine", "--run", "new", *EARLY) == 1
+    assert "runs/new/fold0/early.pt is of another training than runs/new/fold0/best.pt" in only_line(capsys)
+    (fold / "early.pt").unlink()
+    assert pipeline("refine", "--run", "new", *EARLY) == 1
+    assert "There is no runs/new/fold0/early.pt, but refine.early_epoch is 1; set it to null" in only_line(capsys)
+    assert pipeline("refine", "--run", "new", *EARLY, "--set", "refine.early_epoch=3") == 1
+    assert "refine.early_epoch is 3, but train.epochs is 3; set it lower, or to null" in only_line(capsys)
+
+
 # --- problems --------------------------------------------------------------------------------------------------------
 
 
@@ -477,7 +537,7 @@ def images(count: int) -> dict[int, torch.Tensor]:
 
 
 def refined_ensemble(network: nn.Module, transforms: str = "none", margin_px: int = 4) -> Ensemble:
-    refiner = EdgeRefiner(network.eval(), scale=1, tile_px=32, margin_px=margin_px)
+    refiner = EdgeRefiner(network.eval(), scale=1, tile_px=32, margin_px=margin_px, transforms=TTA_SETS[transforms])
     return Ensemble([Member(Coarse(), 4, TTA_SETS[transforms], 1.0, refiner)], 158, 150)
 
 
@@ -543,7 +603,7 @@ def test_the_maps_of_a_batch_are_those_of_its_images() -> None:
 
 def test_members_with_and_without_a_refiner_are_averaged_at_full_size() -> None:
     batch, half = images(2), 0.5
-    refiner = EdgeRefiner(Everything(), scale=1, tile_px=32, margin_px=4)
+    refiner = EdgeRefiner(Everything(), scale=1, tile_px=32, margin_px=4, transforms=TTA_SETS["none"])
     refined, plain = (Member(Coarse(), 4, TTA_SETS["none"], half, each) for each in (refiner, None))
     both = Ensemble([refined, plain], 158, 150).predict_unrounded(batch)
     coarse = [upsample(Coarse()(batch[4])[n, 0].sigmoid().numpy(), 4, 158, 150) for n in range(2)]

@@ -5,7 +5,6 @@ through the network in batches of one size, whatever the number of images, so th
 on its neighbours, and what is compiled for that size meets no other. Only the middle of a tile counts: at its border
 the network sees too little of what is around.
 """
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,7 @@ class EdgeRefiner:
     scale: int  # tiles are cut out of the image at 1/scale
     tile_px: int  # of a tile, in pixels of that image
     margin_px: int  # of a tile on each side, which is seen but not used
+    transforms: tuple[TtaTransform, ...]  # of the tiles; their results are averaged
 
     @property
     def core_px(self) -> int:
@@ -40,13 +40,10 @@ class EdgeRefiner:
         return max(1, PIXELS_AT_ONCE[device.type] // self.tile_px**2)
 
     @torch.inference_mode()
-    def refine(
-        self, image_NHWC: Tensor, coarse_NHW: Tensor, coarse_scale: int, transforms: Sequence[TtaTransform]
-    ) -> "RefinedMaps":
+    def refine(self, image_NHWC: Tensor, coarse_NHW: Tensor, coarse_scale: int) -> "RefinedMaps":
         """Return the coarse probabilities together with their refined tiles.
 
-        image_NHWC: uint8 (N, H, W, 3) at 1/scale; coarse_NHW: float32 at 1/coarse_scale, on the same device;
-        transforms: the results of which are averaged.
+        image_NHWC: uint8 (N, H, W, 3) at 1/scale; coarse_NHW: float32 at 1/coarse_scale, on the same device.
         """
         factor, (_, rows, columns, _) = coarse_scale // self.scale, image_NHWC.shape
         places_of_image = [  # reading the coarse map is the only time that the CPU waits for a GPU
@@ -62,16 +59,16 @@ class EdgeRefiner:
         for start in range(0, len(place), tiles_at_once):
             chunk = torch.arange(start, start + tiles_at_once, device=place.device).clamp(max=len(place) - 1)
             tile_NHWC = crop_tiles(image_NHWC, prob_u8_NHW, image[chunk], place[chunk] - self.margin_px, self.tile_px)
-            cores.append(self.predict_cores(tile_NHWC, transforms)[: len(place) - start])
+            cores.append(self.predict_cores(tile_NHWC)[: len(place) - start])
         return RefinedMaps(coarse_NHW, prob_NHW, image, place, torch.cat(cores))
 
     @torch.inference_mode()
-    def predict_cores(self, tile_NHWC: Tensor, transforms: Sequence[TtaTransform]) -> Tensor:
+    def predict_cores(self, tile_NHWC: Tensor) -> Tensor:
         """Return the probability in the middle of N tiles, float32 (N, core_px, core_px), the mean over transforms."""
         total_NHW = torch.zeros(tile_NHWC.shape[:3], device=tile_NHWC.device)
-        for transform in transforms:
+        for transform in self.transforms:
             prob_NHW = predict_probability(self.network, transform.apply(tile_NHWC))[:, 0]
-            total_NHW += transform.invert(prob_NHW, self.tile_px, self.tile_px) / len(transforms)
+            total_NHW += transform.invert(prob_NHW, self.tile_px, self.tile_px) / len(self.transforms)
         inner = slice(self.margin_px, self.tile_px - self.margin_px)
         return total_NHW[:, inner, inner]
 

@@ -53,7 +53,7 @@ class Member:
     def refine(self, coarse_NHW: Tensor, image_of_scale: ByScale) -> RefinedMaps:
         """Refine what it has predicted; for a member with a refiner."""
         assert self.refiner is not None
-        return self.refiner.refine(image_of_scale[self.refiner.scale], coarse_NHW, self.scale, self.transforms)
+        return self.refiner.refine(image_of_scale[self.refiner.scale], coarse_NHW, self.scale)
 
 
 @dataclass(frozen=True)

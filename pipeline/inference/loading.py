@@ -80,7 +80,8 @@ def load_refiner(
     if settings.data.scale % hyper.scale or settings.data.scale == hyper.scale:
         coarse = f"data.scale {settings.data.scale}"
         raise Problem(f"{path} refines at 1/{hyper.scale}, which is not finer than {coarse}; {without}.")
-    return EdgeRefiner(network, hyper.scale, hyper.tile_px, hyper.margin_px), hyper
+    transforms = TTA_SETS[settings.predict.refiner_tta or settings.predict.tta]
+    return EdgeRefiner(network, hyper.scale, hyper.tile_px, hyper.margin_px, transforms), hyper
 
 
 def read_refine(path: pathlib.Path, state: dict[str, Any]) -> Refine:
@@ -195,10 +196,10 @@ def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
         shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
         black = {s: torch.zeros(images, *shapes[s], ensemble.channels, dtype=torch.uint8) for s in ensemble.scales}
         ensemble(black).cpu()
-        for refiner, transforms in ((member.refiner, member.transforms) for member in ensemble.members):
+        for refiner in (member.refiner for member in ensemble.members):
             if refiner:  # black images may have no unsure cell, and so no tile
                 tiles = (refiner.tiles_at_once(ensemble.device), refiner.tile_px, refiner.tile_px, 4)
-                refiner.predict_cores(torch.zeros(tiles, dtype=torch.uint8, device=ensemble.device), transforms).cpu()
+                refiner.predict_cores(torch.zeros(tiles, dtype=torch.uint8, device=ensemble.device)).cpu()
 
     if step_fits(predict, batch_size):
         return batch_size

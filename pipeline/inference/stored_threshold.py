@@ -58,8 +58,14 @@ def oof_digests(run: Run) -> dict[str, str]:
 def predicted_with(settings: Settings, refined: bool) -> str:
     """Describe the settings that a prediction depends on, beside the networks."""
     data = settings.data
-    extra = f"{', data.hq' if data.hq else ''}{', refined' if refined else ''}"
+    extra = f"{', data.hq' if data.hq else ''}{refined_with(settings) if refined else ''}"
     return f"predict.tta {settings.predict.tta}, data.scale {data.scale}{extra}"
+
+
+def refined_with(settings: Settings) -> str:
+    """Describe how tiles are refined, to follow what is said of the network."""
+    tta = settings.predict.refiner_tta
+    return ", refined" + (f" with predict.refiner_tta {tta}" if tta not in (None, settings.predict.tta) else "")
 
 
 def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:

@@ -34,8 +34,10 @@ SEARCH_PAUSES_S = (2.0, 8.0)  # for an interrupted submission, which Kaggle may 
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between polls, doubled each time
 MAX_MESSAGE_CHARS = 250  # Kaggle truncates longer messages, and with them the tag
 TAG_DIGITS = 12
-OVERRIDES_IN_MESSAGE = ("predict.tta", "predict.refine", "data.scale", "data.hq")
-MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile", "refine"}}  # those among SET= that change masks
+OVERRIDES_IN_MESSAGE = ("predict.tta", "predict.refiner_tta", "predict.refine", "data.scale", "data.hq")
+MASK_SETTINGS = {  # those among SET= that change masks
+    "data": {"scale", "hq"}, "predict": {"tta", "refiner_tta", "compile", "refine"},
+}  # fmt: skip
 
 
 def main(

@@ -33,7 +33,7 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
             print_largest(state, images, build_loss(settings, dist.device), settings.train, dist.device, least)
             del state  # before the next one is built: both would be in memory
             if (hyper := settings.refine) is not None:
-                tiles = open_tiles(settings, hyper, run, number, folder, dist.world_size, coarse_sha256="").training
+                tiles = open_tiles(settings, hyper, run, number, folder, dist.world_size, coarse_sha256s=[""]).training
                 least = least_batch(functools.partial(build_refiner, hyper), tiles)
                 state = create_state(functools.partial(build_refiner, hyper), hyper.model_copy(update=EAGER), dist)
                 print_largest(state, tiles, build_refiner_loss(hyper, dist.device), hyper, dist.device, least)

@@ -151,11 +151,12 @@ def inspect_fold(data: FoldData) -> FoldData:
 
 def open_tiles(
     settings: Settings, hyper: Refine, run: Run, fold_number: int, folder: pathlib.Path, world_size: int,
-    coarse_sha256: str,
+    coarse_sha256s: list[str],
 ) -> FoldData:
     """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are set later.
 
-    coarse_sha256: of the best.pt that is refined. Raises Problem as `open_fold`.
+    coarse_sha256s: of the best.pt that is refined, and of the early.pt that it learns from, if any. Raises Problem as
+    `open_fold`.
     """
     images = open_fold(settings, run, fold_number, folder, world_size, sections=("refine",))
     assert isinstance(images.training, TrainingDataset)
@@ -164,10 +165,10 @@ def open_tiles(
         hyper.margin_px, hyper.tiles_per_image, images.training.augment, hyper.seed, images.training.relabelled,
         images.training.sampling, settings.data.cache,
     )
-    fingerprint = hashlib.sha256(f"{images.fingerprint}\n{coarse_sha256}".encode()).hexdigest()
+    fingerprint = hashlib.sha256("\n".join([images.fingerprint, *coarse_sha256s]).encode()).hexdigest()
     return dataclasses.replace(
         images, training=tiles, fingerprint=fingerprint, files=run.fold(fold_number).refiner,
-        facts=images.facts | {"coarse_sha256": coarse_sha256},
+        facts=images.facts | {"coarse_sha256": coarse_sha256s[0]},
     )
 
 

@@ -141,7 +141,7 @@ def restore_files(settings: Settings, data: FoldData, schedule: BatchSchedule, s
     if best is None or path.exists():
         return
     if best["epoch"] * schedule.steps_per_epoch == state.step:
-        state.save_best(settings, data)
+        state.save_weights(settings, data, path)
         print(f"{path} was missing; it is written again from {data.files.last}.")
     elif state.step < schedule.total_steps:
         print(f"{path}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")
