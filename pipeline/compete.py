@@ -234,6 +234,8 @@ class Competing:
         files, refine = self.run.fold(fold), self.settings.refine
         count = functools.partial(count_epochs, parallel=parallel)
         work = [Work(EPOCHS, self.settings.train.epochs / parallel, functools.partial(count, files.log))]
+        if refine and refine.short_epochs:
+            work.append(Work(EPOCHS, refine.short_epochs / parallel, functools.partial(count, files.short.log)))
         if refine:
             work.append(Work(REFINER_EPOCHS, refine.epochs / parallel, functools.partial(count, files.refiner.log)))
         return tuple(work)

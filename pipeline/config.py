@@ -226,9 +226,9 @@ class Refine(Train):
     tile_px: Annotated[int, Field(ge=32, le=1024)] = 96  # side of a tile, in pixels of those images
     margin_px: Annotated[int, Field(ge=0)] = 8  # of a tile on each side, which is seen but not used
     tiles_per_image: Count = 8  # in each epoch
-    # Learn from what the network predicted after this epoch of its training, null: after the last one. Trained to its
-    # end, it knows its training images too well to make the mistakes there that a refiner meets in other images
-    early_epoch: Count | None = None
+    # Learn from the predictions of a second network, which `train` trains for so many epochs. null: of the network
+    # itself, which knows its training images too well to make the mistakes there that a refiner meets in other images
+    short_epochs: Count | None = None
     width: Count = 16  # of the U-Net, as of model.arch unet
     depth: Annotated[int, Field(ge=1, le=7)] = 3
     patch: Literal[1, 2, 4] = 2
@@ -277,10 +277,10 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def early_epoch_is_early(self) -> "Settings":
-        early, epochs = self.refine.early_epoch if self.refine else None, self.train.epochs
-        if early is not None and early >= epochs:
-            raise ValueError(f"refine.early_epoch is {early}, but train.epochs is {epochs}; set it lower, or to null")
+    def short_training_is_shorter(self) -> "Settings":
+        short, epochs = self.refine.short_epochs if self.refine else None, self.train.epochs
+        if short is not None and short >= epochs:
+            raise ValueError(f"refine.short_epochs is {short}, but train.epochs is {epochs}; set it lower, or to null")
         return self
 
     @model_validator(mode="after")
@@ -354,6 +354,12 @@ def with_refine(trained: Settings, given: Settings) -> Settings:
     tree = trained.model_dump() | given.model_dump(include={"refine", "predict"})
     tree["data"] |= given.data.model_dump(include={"folder", "workers", "cache"})
     return parse(tree, "the settings of the trained network, with the section refine of the config")
+
+
+def with_epochs(settings: Settings, epochs: int) -> Settings:
+    """Return the settings of a network that is trained for so many epochs, evaluated once, and not refined."""
+    train = settings.train.model_copy(update={"epochs": epochs, "validate_every_epochs": epochs})
+    return settings.model_copy(update={"train": train, "refine": None})
 
 
 def check_binary(path: pathlib.Path, what: str) -> str:

@@ -29,7 +29,7 @@ class Fold(TrainingFiles):
         super().__init__(folder, "best.pt")
         self.refiner = TrainingFiles(folder, "refiner.pt", "refiner.")
         self.pseudo = folder / "pseudo.csv"  # which pseudo-labels it is trained on, and how unsure they are
-        self.early = folder / "early.pt"  # the weights after `refine.early_epoch`
+        self.short = TrainingFiles(folder, "short.pt", "short.")  # of the network of `refine.short_epochs`
         self.coarse = folder / "coarse.zip"  # coarse predictions of the images that the refiner trains on
 
     def checkpoints(self, with_refiner: bool = True) -> list[pathlib.Path]:

@@ -53,9 +53,11 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
     # The network whose predictions are refined, the images, and the checkpoint of an earlier start
     fold, device = run.fold(fold_number), dist.device
     with dist.main_first():
-        with checkpoint.unchanged(learnt_from(fold, given)) as digest_of:
+        assert given.refine is not None  # the caller has looked
+        short_epochs = given.refine.short_epochs
+        with checkpoint.unchanged([fold.best, *([fold.short.best] if short_epochs else [])]) as digest_of:
             network, trained = load_network(fold.best, device)
-            early = load_early(fold, device) if str(fold.early) in digest_of else network
+            learnt_from = load_short(fold, trained, short_epochs, device) if short_epochs else network
             table = grouping.read_folds(run.folds)
             grouping.check_trained_on(table, read_folds_digest(fold.best), run.folds, fold.best)
         settings = config.with_refine(trained, given)
@@ -65,7 +67,7 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
         last = resume.read_last(fold.refiner, settings, dist.is_main, resume.FREE_OF_REFINER)
         settings = init_from.note_sha256(settings, "refine", last)
         hyper = settings.refine
-        assert hyper is not None  # the caller has looked
+        assert hyper is not None
         data = open_tiles(settings, hyper, run, fold_number, folder, dist.world_size, list(digest_of.values()))
         resume.check_same_data(last, data)
         data = init_from.inherit(data, settings, "refine", last, wanted=dist.is_main)
@@ -75,15 +77,15 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
         resume.check_same_pixels(last, data)
     resume.check_ranks_agree(dist, last, data, settings)
 
-    # What that network predicts, or predicted early, for its training images: without TTA, which makes it more like
-    # unseen images
+    # What that network, or one of a shorter training, predicts for its training images: without TTA, which makes it
+    # more like unseen images
     images, member = data.training, Member(network, settings.data.scale, TTA_SETS["none"], weight=1.0)
     assert isinstance(images, tiles.TileDataset)
     if not loop.is_trained(hyper, data, last):
         with dist.main_first():
             made_by = files.digest(data.fingerprint, data.digest_of)
             images.coarse_png_of = coarse_predictions(
-                fold.coarse, replace(member, network=early), settings, images.dataset, images.names, made_by
+                fold.coarse, replace(member, network=learnt_from), settings, images.dataset, images.names, made_by
             )
 
     # The refiner, and how it learns and is evaluated
@@ -107,23 +109,18 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
     loop.train(training, last)
 
 
-def learnt_from(fold: Fold, settings: Settings) -> list[pathlib.Path]:
-    """Return the checkpoints that a refiner depends on: `best.pt`, and `early.pt` if it learns from that one.
+def load_short(fold: Fold, trained: Settings, epochs: int, device: torch.device) -> nn.Module:
+    """Load the network of `short.pt`; Problem if it is missing, or not the one of a short training like `best.pt`'s.
 
-    Raise Problem if that is missing.
+    trained: the settings that trained `best.pt`; epochs: `refine.short_epochs`.
     """
-    assert settings.refine is not None  # the caller has looked
-    if settings.refine.early_epoch is None:
-        return [fold.best]
-    if not fold.early.is_file():
-        what = f"There is no {fold.early}, but refine.early_epoch is {settings.refine.early_epoch}"
-        raise Problem(f"{what}; set it to null, or run `make train` with it under another RUN=.")
-    return [fold.best, fold.early]
-
-
-def load_early(fold: Fold, device: torch.device) -> nn.Module:
-    """Load the network of `early.pt`; Problem unless the training of `best.pt` saved it."""
-    early_log, log = (checkpoint.load(path, keys=("log",))["log"] for path in (fold.early, fold.best))
-    if any(row != other for row, other in zip(early_log, log)):
-        raise Problem(f"{fold.early} is of another training than {fold.best}; delete {fold.folder} and train it again.")
-    return load_network(fold.early, device)[0]
+    path, advice = fold.short.best, "run `make train` with this config, or set refine.short_epochs to null"
+    if not path.is_file():
+        raise Problem(f"There is no {path}, but refine.short_epochs is {epochs}; {advice}.")
+    network, of_short = load_network(path, device)
+    expected = config.with_epochs(trained, epochs)
+    changed = [line for line in config.difference(of_short, expected) if not line.startswith(resume.FREE_KEYS)]
+    if changed or read_folds_digest(path) != read_folds_digest(fold.best):
+        what = f"{path} was trained with other settings or folds ({', '.join(changed[:3]) or 'folds.csv'})"
+        raise Problem(f"{what}; delete {fold.short.all}, and {advice}.")
+    return network

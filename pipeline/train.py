@@ -6,13 +6,15 @@ Start at `train_fold`: it opens the images, builds the network and its loss, and
 import functools
 import pathlib
 from contextlib import nullcontext
+from dataclasses import replace
 
+from pipeline import config
 from pipeline.config import Settings
 from pipeline.data import grouping
 from pipeline.data.loader import training_loader
 from pipeline.inference.ensemble import Member
 from pipeline.inference.tta import TTA_SETS
-from pipeline.paths import Fold, Run
+from pipeline.paths import Run, TrainingFiles
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import write_text
 from pipeline.training import init_from, loop, resume
@@ -31,16 +33,21 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
             grouping.check_fold(table, number)  # before any of them gets a folder
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
-            train_fold(settings, run, number, folder, dist)
+            train_fold(settings, run, number, run.fold(number), folder, dist)
+            if settings.refine and settings.refine.short_epochs:
+                short = config.with_epochs(settings, settings.refine.short_epochs)
+                train_fold(short, run, number, run.fold(number).short, folder, dist)
 
 
-def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup) -> None:
-    """Train one fold, or what an earlier start has left of it to train."""
+def train_fold(
+    settings: Settings, run: Run, fold_number: int, paths: TrainingFiles, folder: pathlib.Path, dist: ProcessGroup
+) -> None:
+    """Train one network of a fold, or what an earlier start has left of it to train. paths: where it is written."""
     # The images, and the checkpoint of an earlier start
     with dist.main_first():
-        last = resume.read_last(run.fold(fold_number), settings, repair=dist.is_main)
+        last = resume.read_last(paths, settings, repair=dist.is_main)
         settings = init_from.note_sha256(settings, "train", last)
-        data = open_fold(settings, run, fold_number, folder, dist.world_size)
+        data = replace(open_fold(settings, run, fold_number, folder, dist.world_size), files=paths)
         resume.check_same_data(last, data)
         data = init_from.inherit(data, settings, "train", last, wanted=dist.is_main)
         random_network = functools.partial(build_network, settings, pretrained=False)
@@ -63,12 +70,6 @@ def train_fold(settings: Settings, run: Run, fold_number: int, folder: pathlib.P
         load=lambda schedule: training_loader(data.training, schedule, settings.data.workers, device.type == "cuda"),
         evaluate=lambda network: evaluate_epoch(settings, data, member_of(network), dist),
         previews=lambda network: preview_images(network, data.validation, data.dataset, device),
-        dist=dist, least_batch=least_batch, path_of_epoch=early_epoch(settings, run.fold(fold_number)),
+        dist=dist, least_batch=least_batch,
     )
     loop.train(training, last)
-
-
-def early_epoch(settings: Settings, fold: Fold) -> dict[int, pathlib.Path]:
-    """Return after which epoch to save weights for the refiner, and where, if it asks for one."""
-    epoch = settings.refine.early_epoch if settings.refine else None
-    return {} if epoch is None else {epoch: fold.early}

@@ -405,45 +405,63 @@ def test_predictions_of_another_network_are_not_trained_on(
         assert_same_refiner(run_copy / "fold0", RUN / "fold0")
 
 
-EARLY = with_set(*REFINE, "refine.epochs=1", "refine.early_epoch=1")
+SHORT = with_set(*REFINE, "refine.epochs=1", "refine.short_epochs=2")
 
 
-def test_a_refiner_learns_from_what_the_network_predicted_early(
-    pipeline: Pipeline, refined: dict[str, int], new_run: pathlib.Path, capsys: pytest.CaptureFixture
+def test_a_refiner_learns_from_the_predictions_of_a_short_training(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    fold, ended = new_run / "fold0", RUN / "fold0"
-    assert pipeline("train", "--run", "new", *EARLY) == 0
-    states = {path: checkpoint.load(path, ("network", "log")) for path in (fold / "best.pt", fold / "early.pt")}
-    assert_equal(states[fold / "best.pt"]["network"], checkpoint.load(ended / "best.pt", ("network",))["network"])
-    log = states[fold / "early.pt"]["log"]
-    assert len(log) == 1 and log == states[fold / "best.pt"]["log"][:1]
-    coarse, of_early = (fold / "coarse.zip").read_bytes(), sha256(fold / "early.pt")
+    fold, ended = run_copy / "fold0", RUN / "fold0"
+    remove_refiner(run_copy)
+    assert pipeline("train", "--run", "copy", *SHORT) == 0
+    out = capsys.readouterr().out
+    assert "Fold 0: short training of a unet of" in out and "epoch 2/2" in out and "the refiner learns from what" in out
+    assert sha256(fold / "best.pt") == sha256(ended / "best.pt")
+    short = checkpoint.load(fold / "short.pt", ("network", "log"))
+    assert len(short["log"]) == 2 and not same_weights(short["network"], checkpoint.load(fold / "best.pt", ("network",))["network"])
+    coarse = (fold / "coarse.zip").read_bytes()
     assert coarse != (ended / "coarse.zip").read_bytes()
-    assert pipeline("validate", "--run", "new", "--fold", "0") == 0
+    assert pipeline("validate", "--run", "copy", "--fold", "0") == 0
 
-    # The same file after a start from nothing, and the same predictions; those of best.pt where it is not asked for
-    for path in fold.glob("*last*.pt"):
+    # The same bits again; those of the network itself where no short training is asked for
+    refiner = (fold / "refiner.pt").read_bytes()
+    for path in (*fold.glob("short*.pt"), fold / "coarse.zip"):
         path.unlink()
-    for name in ("best.pt", "refiner.pt", "coarse.zip"):
-        (fold / name).unlink()
-    assert pipeline("train", "--run", "new", *EARLY) == 0
-    assert sha256(fold / "early.pt") == of_early and (fold / "coarse.zip").read_bytes() == coarse
-    remove_refiner(new_run)
-    assert pipeline("refine", "--run", "new", *with_set(*REFINE)) == 0
+    remove_refiner(run_copy)
+    assert pipeline("train", "--run", "copy", *SHORT) == 0
+    assert (fold / "refiner.pt").read_bytes() == refiner and (fold / "coarse.zip").read_bytes() == coarse
+    remove_refiner(run_copy)
+    assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
     assert_same_refiner(fold, ended)
 
-    # Without its early.pt, or beside one of another training
-    remove_refiner(new_run)
-    state = checkpoint.load(fold / "early.pt", ("log",))
-    checkpoint.save(fold / "early.pt", state | {"log": [state["log"][0] | {"train_loss": 0.1}]})
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_short_training_is_there_and_like_the_long_one(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    fold = run_copy / "fold0"
+    remove_refiner(run_copy)
+    assert pipeline("refine", "--run", "copy", *SHORT) == 1
+    assert "There is no runs/copy/fold0/short.pt, but refine.short_epochs is 2; run `make train`" in only_line(capsys)
+    shutil.copy(fold / "best.pt", fold / "short.pt")
+    assert pipeline("refine", "--run", "copy", *SHORT) == 1
+    line = only_line(capsys)
+    assert "short.pt was trained with other settings or folds (train.epochs: 3 -> 2" in line and "short.*, and" in line
+    assert pipeline("refine", "--run", "copy", *SHORT, "--set", "refine.short_epochs=3") == 1
+    assert "refine.short_epochs is 3, but train.epochs is 3; set it lower, or to null" in only_line(capsys)
+
+
+def test_a_short_training_of_other_epochs_is_begun_anew(
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    remove_refiner(run_copy)
+    assert pipeline("train", "--run", "copy", *SHORT, "--set", "refine.short_epochs=1") == 0
     capsys.readouterr()
-    assert pipeline("refine", "--run", "new", *EARLY) == 1
-    assert "runs/new/fold0/early.pt is of another training than runs/new/fold0/best.pt" in only_line(capsys)
-    (fold / "early.pt").unlink()
-    assert pipeline("refine", "--run", "new", *EARLY) == 1
-    assert "There is no runs/new/fold0/early.pt, but refine.early_epoch is 1; set it to null" in only_line(capsys)
-    assert pipeline("refine", "--run", "new", *EARLY, "--set", "refine.early_epoch=3") == 1
-    assert "refine.early_epoch is 3, but train.epochs is 3; set it lower, or to null" in only_line(capsys)
+    assert pipeline("train", "--run", "copy", *SHORT) == 1
+    assert "runs/copy/fold0/short.* was begun with other settings (train.epochs: 1 -> 2" in capsys.readouterr().err
 
 
 # --- problems --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,11 @@ class FoldData:
     pseudo: PseudoLabels | None = None  # predicted masks that are trained on, too
     trained_before: tuple[str, ...] = ()  # keys of the images that the weights it starts from were trained on
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the network is one of a short training, which only the refiner learns from."""
+        return self.files.best.name == "short.pt"
+
     def labelled_names(self) -> list[str]:
         """Return the names of the training images whose masks are no pseudo-labels."""
         return self.training.names[: self.training.sampling.always]
@@ -155,7 +160,7 @@ def open_tiles(
 ) -> FoldData:
     """Open the images of a fold as the tiles that its refiner trains on; their coarse predictions are set later.
 
-    coarse_sha256s: of the best.pt that is refined, and of the early.pt that it learns from, if any. Raises Problem as
+    coarse_sha256s: of the best.pt that is refined, and of the short.pt that it learns from, if any. Raises Problem as
     `open_fold`.
     """
     images = open_fold(settings, run, fold_number, folder, world_size, sections=("refine",))

@@ -6,10 +6,9 @@ train, on what, and how that is evaluated; a `Training` holds these, and the loo
 A run is a function of its settings and the images: each batch, each augmentation and each learning rate follows from
 the seed and the step, so that a run that was stopped and resumed ends with the same weights, on a CPU to the last bit.
 """
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,6 @@ class Training:
     previews: Callable[[nn.Module], Iterator[tuple[str, NDArray[np.uint8]]]]  # -> names and images for TensorBoard
     dist: ProcessGroup
     least_batch: int  # images that a step needs at once, 1 or 2
-    path_of_epoch: Mapping[int, pathlib.Path] = field(default_factory=dict)  # to save weights of that epoch, too
 
 
 def train(training: Training, last: dict[str, Any]) -> None:
@@ -153,9 +151,7 @@ def finish_epoch(training: Training, schedule: BatchSchedule, curves: TensorBoar
     if not dist.is_main:
         return
     if is_best:
-        state.save_weights(training.settings, data, data.files.best)
-    if epoch in training.path_of_epoch:
-        state.save_weights(training.settings, data, training.path_of_epoch[epoch])
+        state.save_best(training.settings, data)
     state.save_last(training.settings, data)
     state.write_log(data.files.log)
     assert curves is not None

@@ -74,6 +74,8 @@ def more_epochs(
 
     Its learning rate has gone down to its end, so more epochs need a schedule of their own, and a run of their own.
     """
+    if files.best.name == "short.pt":  # which is trained to its end for a refiner, or again
+        return ""
     section = "refine" if files.best.name == "refiner.pt" else "train"
     before, after = getattr(trained, section).epochs, getattr(settings, section).epochs
     if after <= before or len(last["log"]) < before or not all(line.startswith(f"{section}.") for line in changed):
@@ -141,7 +143,7 @@ def restore_files(settings: Settings, data: FoldData, schedule: BatchSchedule, s
     if best is None or path.exists():
         return
     if best["epoch"] * schedule.steps_per_epoch == state.step:
-        state.save_weights(settings, data, path)
+        state.save_best(settings, data)
         print(f"{path} was missing; it is written again from {data.files.last}.")
     elif state.step < schedule.total_steps:
         print(f"{path}, the weights of epoch {best['epoch']}, is missing; the next better epoch writes a new one.")

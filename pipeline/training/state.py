@@ -129,13 +129,13 @@ class TrainingState:
         self.loss_sum.fill_(last["loss_sum"])
         self.started = time.monotonic() - last["seconds"]
 
-    def save_weights(self, settings: Settings, data: FoldData, path: pathlib.Path) -> None:
-        """Write a `best.pt`: the averaged weights, and what later stages must know of their training."""
+    def save_best(self, settings: Settings, data: FoldData) -> None:
+        """Write `best.pt`: the averaged weights, and what later stages must know of their training."""
         contents: dict[str, Any] = {"settings": settings.model_dump(), "network": self.ema.average.state_dict()}
         contents |= {"log": without_circumstances(self.log), "full_size": [data.dataset.height, data.dataset.width]}
         contents |= {"classes": list(data.dataset.classes), "folds": grouping.digest(data.folds)}
         contents |= {"trained_on": data.trained_on()}
-        checkpoint.save(path, contents | data.facts)
+        checkpoint.save(data.files.best, contents | data.facts)
 
     def write_log(self, path: pathlib.Path) -> None:
         """Write `log.jsonl`, one object an epoch; leave a file alone that has this content already."""
