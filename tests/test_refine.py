@@ -417,8 +417,8 @@ def test_a_refiner_learns_from_the_predictions_of_a_short_training(
     out = capsys.readouterr().out
     assert "Fold 0: short training of a unet of" in out and "epoch 2/2" in out and "the refiner learns from what" in out
     assert sha256(fold / "best.pt") == sha256(ended / "best.pt")
-    short = checkpoint.load(fold / "short.pt", ("network", "log"))
-    assert len(short["log"]) == 2 and not same_weights(short["network"], checkpoint.load(fold / "best.pt", ("network",))["network"])
+    short, best = (checkpoint.load(fold / name, ("network", "log")) for name in ("short.pt", "best.pt"))
+    assert len(short["log"]) == 2 and not same_weights(short["network"], best["network"])
     coarse = (fold / "coarse.zip").read_bytes()
     assert coarse != (ended / "coarse.zip").read_bytes()
     assert pipeline("validate", "--run", "copy", "--fold", "0") == 0
