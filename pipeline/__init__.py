@@ -24,7 +24,7 @@ The files in this folder are the mission, in this order:
     paths.py        what a stage reads and writes
     folds.py        images -> folds.csv; no make, or other group, crosses a fold
     train.py        the images outside a fold -> its best.pt, a network at a fraction of the resolution
-    refine.py       best.pt and the same images -> refiner.pt, a network that corrects its edges on finer tiles
+    refine.py       best.pt or short.pt, the same images -> refiner.pt, which corrects the edges on finer tiles
     validate.py     both on the images of its fold -> out-of-fold (OOF) histograms and predictions
     threshold.py    out-of-fold histograms -> the threshold with the best Dice
     blend.py        several runs -> the weights of their mean

@@ -122,9 +122,9 @@ def check_own_fold(common: Common, files: Fold) -> None:
     if not files.best.is_file():
         return
     later = config.for_later_stage(trained_settings(files.best), common.overrides).predict
-    for name in ("tta", "refiner_tta", "refine"):
+    for name, key in (("tta", "tta"), ("tile_tta", "refiner_tta"), ("refine", "refine")):
         if (value := getattr(later, name)) != (wanted := getattr(settings.predict, name)):
-            then, now = (f"predict.{name}={json.dumps(each)}" for each in (value, wanted))
+            then, now = (f"predict.{key}={json.dumps(each)}" for each in (value, wanted))
             advice = f"add SET={now} to predict all folds so, or set it back"
             raise Problem(f"{files.best} was trained with {then}, but {common.config} has {now} by now; {advice}.")
 

@@ -244,12 +244,17 @@ class Refine(Train):
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
-    # The same for the tiles of a refiner, null: those of `tta`. Many transforms help the network and not its refiner
+    # The same for the tiles of a refiner, null: those of `tta`. More transforms than flips have helped networks only
     refiner_tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] | None = None
     compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
     rows_per_shard: Count = 256  # of a submission; the most that a kill can lose. Best a multiple of batch_size
     verify_every_rows: Count = 1  # 1: decode each row again and compare it with its mask; 10: each tenth
+
+    @property
+    def tile_tta(self) -> str:
+        """Return the TTA set of the tiles."""
+        return self.refiner_tta or self.tta
 
 
 class Settings(Section):
@@ -274,13 +279,6 @@ class Settings(Section):
                 raise ValueError(f"loss.{unfit[0]} is not for task.kind {self.task.kind}, which has {', '.join(names)}")
         for name in [name for name, weight in extra.items() if not weight]:
             del extra[name]  # so that settings that mean the same are equal
-        return self
-
-    @model_validator(mode="after")
-    def short_training_is_shorter(self) -> "Settings":
-        short, epochs = self.refine.short_epochs if self.refine else None, self.train.epochs
-        if short is not None and short >= epochs:
-            raise ValueError(f"refine.short_epochs is {short}, but train.epochs is {epochs}; set it lower, or to null")
         return self
 
     @model_validator(mode="after")
@@ -357,9 +355,9 @@ def with_refine(trained: Settings, given: Settings) -> Settings:
 
 
 def with_epochs(settings: Settings, epochs: int) -> Settings:
-    """Return the settings of a network that is trained for so many epochs, evaluated once, and not refined."""
+    """Return the settings of a network that is trained for so many epochs, and evaluated once."""
     train = settings.train.model_copy(update={"epochs": epochs, "validate_every_epochs": epochs})
-    return settings.model_copy(update={"train": train, "refine": None})
+    return settings.model_copy(update={"train": train})
 
 
 def check_binary(path: pathlib.Path, what: str) -> str:

@@ -1,5 +1,7 @@
 """Stage `refine`: best.pt and the images it was trained on in; `refiner.pt`, `refiner.log.jsonl` and coarse.zip out.
 
+With `refine.short_epochs` short.pt predicts these images in place of best.pt.
+
 A second network learns to correct the first one along the edge, on tiles at 1/2 or full size. Start at `refine_fold`:
 it lets the trained network predict its training images, which coarse.zip stores, builds the refiner, and hands both to
 the loop in `training/loop.py`. No held-out image is learnt from; they evaluate the refined masks, as they did the
@@ -25,7 +27,7 @@ from pipeline.model import checkpoint
 from pipeline.paths import Fold, Run
 from pipeline.runtime import files
 from pipeline.runtime.distributed import ProcessGroup
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 from pipeline.training import init_from, loop, resume
 from pipeline.training.coarse import coarse_predictions
 from pipeline.training.evaluation import evaluate_epoch
@@ -43,6 +45,10 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
         for path in (run.fold(number).best for number in fold_numbers):
             if not path.is_file():
                 raise Problem(f"There is no checkpoint {path}; train this fold first.")
+        short, epochs = [run.fold(number).short.best for number in fold_numbers], settings.refine.short_epochs
+        if epochs and (missing := [path for path in short if not path.is_file()]):
+            what = f"There is no {missing[0]}, but refine.short_epochs is {epochs}"
+            raise Problem(f"{what}; run `make train` with it, or set it to null.")
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
             refine_fold(settings, run, number, folder, dist)
@@ -110,17 +116,20 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
 
 
 def load_short(fold: Fold, trained: Settings, epochs: int, device: torch.device) -> nn.Module:
-    """Load the network of `short.pt`; Problem if it is missing, or not the one of a short training like `best.pt`'s.
+    """Load the network of `short.pt`; Problem unless it was trained as `best.pt` was, but for so many epochs.
 
-    trained: the settings that trained `best.pt`; epochs: `refine.short_epochs`.
+    trained: the settings that trained `best.pt`.
     """
-    path, advice = fold.short.best, "run `make train` with this config, or set refine.short_epochs to null"
-    if not path.is_file():
-        raise Problem(f"There is no {path}, but refine.short_epochs is {epochs}; {advice}.")
+    path = fold.short.best
+    again = f"delete {fold.short.all}, and run `make train` with the config of {fold.best} and this value"
     network, of_short = load_network(path, device)
-    expected = config.with_epochs(trained, epochs)
-    changed = [line for line in config.difference(of_short, expected) if not line.startswith(resume.FREE_KEYS)]
+    if of_short.train.epochs != epochs:
+        trained_for = counted(of_short.train.epochs, "epoch")
+        what = f"{path} is of a training of {trained_for}, but refine.short_epochs is {epochs}"
+        raise Problem(f"{what}; set it back, or {again}.")
+    expected, free_keys = config.with_epochs(trained, epochs), (*config.NOT_LEARNED, "refine.")
+    changed = [line for line in config.difference(of_short, expected) if not line.startswith(free_keys)]
     if changed or read_folds_digest(path) != read_folds_digest(fold.best):
-        what = f"{path} was trained with other settings or folds ({', '.join(changed[:3]) or 'folds.csv'})"
-        raise Problem(f"{what}; delete {fold.short.all}, and {advice}.")
+        what = f"{path} was trained with other settings than {fold.best} ({', '.join(changed[:3]) or 'folds.csv'})"
+        raise Problem(f"{what}; {again}.")
     return network

@@ -1,5 +1,7 @@
 """Stage `train`: config, folds and training images in; `runs/RUN/fold{k}/` with best.pt and log.jsonl out.
 
+With `refine.short_epochs` also short.pt, a network of a shorter training, from whose predictions the refiner learns.
+
 Start at `train_fold`: it opens the images, builds the network and its loss, and hands them to the loop in
 `training/loop.py`, which takes the steps, evaluates each epoch and resumes what an earlier start has left.
 """
@@ -17,6 +19,7 @@ from pipeline.inference.tta import TTA_SETS
 from pipeline.paths import Run, TrainingFiles
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import write_text
+from pipeline.runtime.problem import Problem
 from pipeline.training import init_from, loop, resume
 from pipeline.training.evaluation import evaluate_epoch
 from pipeline.training.fold_data import check_same_in_other_folds, inspect_fold, open_fold
@@ -27,6 +30,9 @@ from pipeline.training.state import create_state
 
 def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train these folds on the images in `folder`."""
+    epochs, short = settings.train.epochs, settings.refine and settings.refine.short_epochs
+    if short and short >= epochs:
+        raise Problem(f"refine.short_epochs is {short}, but train.epochs is {epochs}; set it lower, or to null.")
     with dist.main_first():
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
@@ -34,9 +40,12 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
             train_fold(settings, run, number, run.fold(number), folder, dist)
-            if settings.refine and settings.refine.short_epochs:
-                short = config.with_epochs(settings, settings.refine.short_epochs)
-                train_fold(short, run, number, run.fold(number).short, folder, dist)
+            if short:
+                with dist.main_first():  # what `refine` would say of a refiner that was begun is said before
+                    free_keys = (*resume.ALWAYS_FREE, *resume.FREE_OF_REFINER)
+                    resume.read_last(run.fold(number).refiner, settings, repair=False, free_keys=free_keys)
+                of_short = config.with_epochs(settings, short)
+                train_fold(of_short, run, number, run.fold(number).short, folder, dist)
 
 
 def train_fold(

@@ -174,8 +174,11 @@ def test_with_other_settings_predictions_are_made_again(plan: compete.Competing)
     assert done(plan) == ALL_DONE
     plan.common = plan.common._replace(set=[*plan.common.set, "predict.tta=hflip"])
     assert done(plan) == "threshold, report"
-    plan.common = plan.common._replace(set=[*plan.common.set[:-1], "predict.refine=false"])
-    assert done(plan) == "threshold, report"
+    for override in ("predict.refiner_tta=hflip", "predict.refine=false"):
+        plan.common = plan.common._replace(set=[*plan.common.set[:-1], override])
+        assert done(plan) == "threshold, report"
+    plan.common = plan.common._replace(set=[*plan.common.set[:-1], "predict.refiner_tta=none"])  # as predict.tta is
+    assert done(plan) == ALL_DONE
 
 
 def test_what_a_kill_left_half_or_others_changed_is_made_again(plan: compete.Competing) -> None:

@@ -415,13 +415,14 @@ def test_a_refiner_learns_from_the_predictions_of_a_short_training(
     remove_refiner(run_copy)
     assert pipeline("train", "--run", "copy", *SHORT) == 0
     out = capsys.readouterr().out
-    assert "Fold 0: short training of a unet of" in out and "epoch 2/2" in out and "the refiner learns from what" in out
+    assert "Fold 0: short training of unet of" in out and "epoch 2/2" in out and "the refiner learns from what" in out
     assert sha256(fold / "best.pt") == sha256(ended / "best.pt")
     short, best = (checkpoint.load(fold / name, ("network", "log")) for name in ("short.pt", "best.pt"))
     assert len(short["log"]) == 2 and not same_weights(short["network"], best["network"])
     coarse = (fold / "coarse.zip").read_bytes()
     assert coarse != (ended / "coarse.zip").read_bytes()
     assert pipeline("validate", "--run", "copy", "--fold", "0") == 0
+    assert read_oof_histograms(Run("copy").oof(0)).refiner_sha256 == sha256(fold / "refiner.pt")
 
     # The same bits again; those of the network itself where no short training is asked for
     refiner = (fold / "refiner.pt").read_bytes()
@@ -445,23 +446,37 @@ def test_a_short_training_is_there_and_like_the_long_one(
     fold = run_copy / "fold0"
     remove_refiner(run_copy)
     assert pipeline("refine", "--run", "copy", *SHORT) == 1
-    assert "There is no runs/copy/fold0/short.pt, but refine.short_epochs is 2; run `make train`" in only_line(capsys)
+    missing = "There is no runs/copy/fold0/short.pt, but refine.short_epochs is 2; run `make train` with it"
+    assert missing in only_line(capsys)
     shutil.copy(fold / "best.pt", fold / "short.pt")
     assert pipeline("refine", "--run", "copy", *SHORT) == 1
-    line = only_line(capsys)
-    assert "short.pt was trained with other settings or folds (train.epochs: 3 -> 2" in line and "short.*, and" in line
-    assert pipeline("refine", "--run", "copy", *SHORT, "--set", "refine.short_epochs=3") == 1
+    assert "short.pt is of a training of 3 epochs, but refine.short_epochs is 2; set it back" in only_line(capsys)
+    state = checkpoint.load(fold / "short.pt", ("settings", "folds"))
+    state["settings"]["train"] |= {"epochs": 2, "validate_every_epochs": 2}
+    checkpoint.save(fold / "short.pt", state | {"folds": "of others"})
+    assert pipeline("refine", "--run", "copy", *SHORT) == 1
+    assert "short.pt was trained with other settings than runs/copy/fold0/best.pt (folds.csv)" in only_line(capsys)
+    state["settings"]["train"] |= {"init_sha256": "0" * 64}
+    checkpoint.save(fold / "short.pt", state)
+    assert pipeline("refine", "--run", "copy", *SHORT) == 1
+    assert "short.pt was trained with other settings than runs/copy/fold0/best.pt (train.init_sha" in only_line(capsys)
+    assert pipeline("train", "--run", "copy", *SHORT, "--set", "refine.short_epochs=3") == 1
     assert "refine.short_epochs is 3, but train.epochs is 3; set it lower, or to null" in only_line(capsys)
 
 
-def test_a_short_training_of_other_epochs_is_begun_anew(
+def test_a_short_training_of_other_epochs_is_a_problem(
     pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     remove_refiner(run_copy)
     assert pipeline("train", "--run", "copy", *SHORT, "--set", "refine.short_epochs=1") == 0
     capsys.readouterr()
     assert pipeline("train", "--run", "copy", *SHORT) == 1
-    assert "runs/copy/fold0/short.* was begun with other settings (train.epochs: 1 -> 2" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "runs/copy/fold0/refiner.* was begun with other settings (refine.short_epochs: 1 -> 2" in line
+    remove_refiner(run_copy)
+    assert pipeline("train", "--run", "copy", *SHORT) == 1
+    line = capsys.readouterr().err
+    assert "fold0/short.* is of a training of 1 epoch," in line and "refine.short_epochs is 2 now; set it back" in line
 
 
 # --- problems --------------------------------------------------------------------------------------------------------

@@ -275,7 +275,9 @@ def test_a_submission_with_other_overrides_is_predicted_again_and_without_overri
     assert submit.reason_to_predict(run, [1]) is None  # made with predict.tta=none
     assert submit.reason_to_predict(run, [1], ["predict.tta=none"]) is None
     assert submit.reason_to_predict(run, [1], ["predict.batch_size=7", "predict.tta=none", "train.epochs=9"]) is None
-    for overrides in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"]):
+    assert submit.reason_to_predict(run, [1], ["predict.tta=none", "predict.refiner_tta=none"]) is None
+    of_tiles = ["predict.tta=none", "predict.refiner_tta=hflip"]
+    for overrides in (["predict.tta=hflip+scales"], ["predict.tta=none", "data.scale=4"], ["train.epochs=2"], of_tiles):
         assert "not made with SET=" in str(submit.reason_to_predict(run, [1], overrides))
     run.fold(1).config.unlink()
     assert "not made with" in str(submit.reason_to_predict(run, [1], ["predict.tta=none"]))

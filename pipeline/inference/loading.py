@@ -80,7 +80,7 @@ def load_refiner(
     if settings.data.scale % hyper.scale or settings.data.scale == hyper.scale:
         coarse = f"data.scale {settings.data.scale}"
         raise Problem(f"{path} refines at 1/{hyper.scale}, which is not finer than {coarse}; {without}.")
-    transforms = TTA_SETS[settings.predict.refiner_tta or settings.predict.tta]
+    transforms = TTA_SETS[settings.predict.tile_tta]
     return EdgeRefiner(network, hyper.scale, hyper.tile_px, hyper.margin_px, transforms), hyper
 
 

@@ -64,8 +64,8 @@ def predicted_with(settings: Settings, refined: bool) -> str:
 
 def refined_with(settings: Settings) -> str:
     """Describe how tiles are refined, to follow what is said of the network."""
-    tta = settings.predict.refiner_tta
-    return ", refined" + (f" with predict.refiner_tta {tta}" if tta not in (None, settings.predict.tta) else "")
+    tta = settings.predict.tile_tta
+    return ", refined" + (f" with predict.refiner_tta {tta}" if tta != settings.predict.tta else "")
 
 
 def prediction_settings(oofs: Iterable[OofHistograms | OofConfusion]) -> str:

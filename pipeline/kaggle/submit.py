@@ -34,10 +34,8 @@ SEARCH_PAUSES_S = (2.0, 8.0)  # for an interrupted submission, which Kaggle may 
 FIRST_POLL_S, LONGEST_POLL_S = 1.0, 15.0  # between polls, doubled each time
 MAX_MESSAGE_CHARS = 250  # Kaggle truncates longer messages, and with them the tag
 TAG_DIGITS = 12
-OVERRIDES_IN_MESSAGE = ("predict.tta", "predict.refiner_tta", "predict.refine", "data.scale", "data.hq")
-MASK_SETTINGS = {  # those among SET= that change masks
-    "data": {"scale", "hq"}, "predict": {"tta", "refiner_tta", "compile", "refine"},
-}  # fmt: skip
+OVERRIDES_IN_MESSAGE = ("predict.tta", "predict.refine", "data.scale", "data.hq")
+MASK_SETTINGS = {"data": {"scale", "hq"}, "predict": {"tta", "compile", "refine"}}  # those among SET= that change masks
 
 
 def main(
@@ -170,7 +168,8 @@ def made_with(origin: Provenance, trained_path: pathlib.Path, overrides: list[st
 def gives_same_masks(origin: Provenance, trained: config.Settings, now: config.Settings) -> bool:
     """Return whether these settings give the masks of a submission. trained: those of its first network."""
     then = config.for_later_stage(trained, list(origin.predict_overrides))
-    return then.model_dump(include=MASK_SETTINGS) == now.model_dump(include=MASK_SETTINGS)
+    one, other = (each.model_dump(include=MASK_SETTINGS) | {"tile_tta": each.predict.tile_tta} for each in (then, now))
+    return one == other
 
 
 def row_for(

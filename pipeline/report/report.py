@@ -126,14 +126,23 @@ def read_logs(run: Run) -> Logs:
 
 def refiner_rows(run: Run, fold: int) -> list[dict[str, Any]]:
     """Read the log of a fold's refiner; [] if it has none. Raise Problem if it is damaged."""
-    path = run.fold(fold).refiner.log
+    return read_rows(run.fold(fold).refiner.log, "refine")
+
+
+def read_rows(path: pathlib.Path, stage: str) -> list[dict[str, Any]]:
+    """Read a log that not every fold has; [] if it is missing. Raise Problem if it is damaged. stage: its writer."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         if not all(isinstance(row["seconds"], (int, float)) for row in rows):
             raise ValueError("a line has no seconds")
         return rows
     except (ValueError, OSError, RecursionError, LookupError, TypeError) as error:
-        raise Problem(f"{path} is damaged ({error}); `make refine` writes it again.") from None
+        raise Problem(f"{path} is damaged ({error}); `make {stage}` writes it again.") from None
+
+
+def rows_beside(run: Run, fold: int) -> list[dict[str, Any]]:
+    """Read the logs of the networks that a fold has beside its `best.pt`."""
+    return [*read_rows(run.fold(fold).short.log, "train"), *refiner_rows(run, fold)]
 
 
 def is_log_row(row: Any) -> bool:
@@ -154,7 +163,7 @@ def run_context(
 
     facts: of the first screen, to which the time of training is added; fold_scores: the scores of each row of folds.
     """
-    seconds = {fold: sum(row["seconds"] for row in [*rows, *refiner_rows(run, fold)]) for fold, rows in logs.items()}
+    seconds = {fold: sum(row["seconds"] for row in [*rows, *rows_beside(run, fold)]) for fold, rows in logs.items()}
     last = logs[max(logs)][-1]
     commit = last.get("commit", "")[:10]  # of the code that trained it; "" outside a git checkout
     kicker = [

@@ -27,7 +27,7 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
     if isinstance(data.training, TileDataset):
         network, seen = f"refiner of {parameters}", f"{data.training.tile_px}-pixel tiles of {count}"
     else:
-        network = f"{'short training of a ' if data.is_short else ''}{settings.model.arch} of {parameters}"
+        network = f"{'short training of ' if data.is_short else ''}{settings.model.arch} of {parameters}"
         seen = f"{count} at 1/{settings.data.scale}"
     images = f"{seen}, {len(data.validation)} held out{data.notes}"
     lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]

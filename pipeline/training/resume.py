@@ -11,7 +11,7 @@ from pipeline.model import checkpoint
 from pipeline.paths import TrainingFiles
 from pipeline.runtime.distributed import ProcessGroup
 from pipeline.runtime.files import locked
-from pipeline.runtime.problem import Problem
+from pipeline.runtime.problem import Problem, counted
 from pipeline.training.fold_data import FoldData
 from pipeline.training.state import TrainingState
 
@@ -74,10 +74,11 @@ def more_epochs(
 
     Its learning rate has gone down to its end, so more epochs need a schedule of their own, and a run of their own.
     """
-    if files.best.name == "short.pt":  # which is trained to its end for a refiner, or again
-        return ""
     section = "refine" if files.best.name == "refiner.pt" else "train"
     before, after = getattr(trained, section).epochs, getattr(settings, section).epochs
+    if files.best.name == "short.pt" and all(".epochs:" in line or "_epochs:" in line for line in changed):
+        what = f"{files.all} is of a training of {counted(before, 'epoch')}, but refine.short_epochs is {after} now"
+        return f"{what}; set it back, or delete {files.all}."
     if after <= before or len(last["log"]) < before or not all(line.startswith(f"{section}.") for line in changed):
         return ""
     what = f"{files.all} is trained for all of its {before} epochs, but {section}.epochs is {after} now"
@@ -115,7 +116,9 @@ def check_no_epochs_are_lost(files: TrainingFiles) -> None:
 def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
-        refined = f", or for another {data.run.fold(data.number).best}" if "coarse_sha256" in data.facts else ""
+        fold = data.run.fold(data.number)
+        others = f"{fold.best}{f' or {fold.short.best}' if fold.short.best.exists() else ''}"
+        refined = f", or for another {others}" if "coarse_sha256" in data.facts else ""
         what = f"{data.files.all} was begun with other images or masks than {data.folder} has{refined}"
         raise Problem(f"{what}; choose a new RUN=, or delete {data.files.all}.")
 

@@ -8,7 +8,7 @@ Two ends of a run are alike when every file has the same bytes, but for times: o
     tb/                             left out: TensorBoard stamps each point with the clock
     .lock                           left out: empty files
 
-A refiner's files, with `refiner.` before these names, are treated alike.
+The files of a refiner and of a short training, with `refiner.` or `short.` before these names, are treated alike.
 """
 import contextlib
 import csv
@@ -198,11 +198,11 @@ def contents(place: pathlib.Path, workers: bool = True) -> dict[str, str]:
 
 
 def is_tensorboard(path: pathlib.Path) -> bool:
-    return path.parent.name in ("tb", "refiner.tb")
+    return path.parent.name in ("tb", "refiner.tb", "short.tb")
 
 
 def timeless(path: pathlib.Path, workers: bool = True) -> bytes:
-    match path.name.removeprefix("refiner."):
+    match path.name.removeprefix("refiner.").removeprefix("short."):
         case "config.yaml" if not workers:
             return plain(without_workers(yaml.safe_load(path.read_text())))
         case "best.pt" | "pt" if not workers:
