@@ -244,7 +244,7 @@ class Refine(Train):
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
     tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
-    # The same for the tiles of a refiner, null: those of `tta`. More transforms than flips have helped networks only
+    # The same for the tiles of a refiner, null: those of `tta`
     refiner_tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] | None = None
     compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
