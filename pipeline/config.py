@@ -241,11 +241,13 @@ class Refine(Train):
         return self
 
 
+TtaSet = Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")]
+
+
 class Predict(Section):
     batch_size: Count = 8  # lowered to what fits if the memory is too small
-    tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] = "hflip"  # transforms to average over
-    # The same for the tiles of a refiner, null: those of `tta`
-    refiner_tta: Annotated[str, in_table("pipeline.inference.tta", "TTA_SETS")] | None = None
+    tta: TtaSet = "hflip"  # transforms to average over
+    refiner_tta: TtaSet | None = None  # the same for the tiles of a refiner; null: those of tta
     compile: bool = False  # torch.compile, on a GPU only: half a minute at the start, then faster
     refine: bool = True  # use the refiner of each network that has one
     rows_per_shard: Count = 256  # of a submission; the most that a kill can lose. Best a multiple of batch_size

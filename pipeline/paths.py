@@ -20,6 +20,7 @@ class TrainingFiles:
         self.lock = folder / ".lock"  # locked while any network of this folder is trained
         self.log = folder / f"{prefix}log.jsonl"  # one row an epoch
         self.tensorboard = folder / f"{prefix}tb"
+        self.is_short = prefix == "short."  # of the network of `refine.short_epochs`
 
 
 class Fold(TrainingFiles):

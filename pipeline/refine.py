@@ -42,13 +42,13 @@ def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.
     if settings.refine is None:
         raise Problem("The config has no section refine; configs/cpu_refined.yaml has one.")
     with dist.main_first():
-        for path in (run.fold(number).best for number in fold_numbers):
-            if not path.is_file():
-                raise Problem(f"There is no checkpoint {path}; train this fold first.")
-        short, epochs = [run.fold(number).short.best for number in fold_numbers], settings.refine.short_epochs
-        if epochs and (missing := [path for path in short if not path.is_file()]):
-            what = f"There is no {missing[0]}, but refine.short_epochs is {epochs}"
-            raise Problem(f"{what}; run `make train` with it, or set it to null.")
+        short_epochs = settings.refine.short_epochs
+        for fold in map(run.fold, fold_numbers):
+            if not fold.best.is_file():
+                raise Problem(f"There is no checkpoint {fold.best}; train this fold first.")
+            if short_epochs and not fold.short.best.is_file():
+                what = f"There is no {fold.short.best}, but refine.short_epochs is {short_epochs}"
+                raise Problem(f"{what}; run `make train` with it, or set it to null.")
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
             refine_fold(settings, run, number, folder, dist)
@@ -96,8 +96,8 @@ def refine_fold(given: Settings, run: Run, fold_number: int, folder: pathlib.Pat
 
     # The refiner, and how it learns and is evaluated
     def refined(network: nn.Module) -> Member:
-        of_tile = hyper.scale, hyper.tile_px, hyper.margin_px
-        return replace(member, refiner=EdgeRefiner(network, *of_tile, member.transforms))
+        refiner = EdgeRefiner(network, hyper.scale, hyper.tile_px, hyper.margin_px, member.transforms)
+        return replace(member, refiner=refiner)
 
     def load(schedule: BatchSchedule) -> loop.Batches:
         workers, on_gpu = settings.data.workers, device.type == "cuda"

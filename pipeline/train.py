@@ -30,22 +30,29 @@ from pipeline.training.state import create_state
 
 def main(settings: Settings, run: Run, fold_numbers: list[int], folder: pathlib.Path, dist: ProcessGroup) -> None:
     """Train these folds on the images in `folder`."""
-    epochs, short = settings.train.epochs, settings.refine and settings.refine.short_epochs
-    if short and short >= epochs:
-        raise Problem(f"refine.short_epochs is {short}, but train.epochs is {epochs}; set it lower, or to null.")
+    epochs, short_epochs = settings.train.epochs, settings.refine.short_epochs if settings.refine else None
     with dist.main_first():
+        if short_epochs and short_epochs >= epochs:
+            what = f"refine.short_epochs is {short_epochs}, but train.epochs is {epochs}"
+            raise Problem(f"{what}; set it lower, or to null.")
         table = grouping.read_folds(run.folds)
         for number in fold_numbers:
             grouping.check_fold(table, number)  # before any of them gets a folder
     for number in fold_numbers:
         with resume.trainer_lock(run.fold(number)) if dist.is_main else nullcontext():
             train_fold(settings, run, number, run.fold(number), folder, dist)
-            if short:
-                with dist.main_first():  # what `refine` would say of a refiner that was begun is said before
-                    free_keys = (*resume.ALWAYS_FREE, *resume.FREE_OF_REFINER)
-                    resume.read_last(run.fold(number).refiner, settings, repair=False, free_keys=free_keys)
-                of_short = config.with_epochs(settings, short)
-                train_fold(of_short, run, number, run.fold(number).short, folder, dist)
+            if short_epochs:
+                train_short(settings, short_epochs, run, number, folder, dist)
+
+
+def train_short(
+    settings: Settings, epochs: int, run: Run, fold_number: int, folder: pathlib.Path, dist: ProcessGroup
+) -> None:
+    """Train the network from whose predictions the refiner of a fold learns."""
+    fold, free_keys = run.fold(fold_number), (*resume.ALWAYS_FREE, *resume.FREE_OF_REFINER)
+    with dist.main_first():  # a refiner that was begun otherwise is refused before this takes its time
+        resume.read_last(fold.refiner, settings, repair=False, free_keys=free_keys)
+    train_fold(config.with_epochs(settings, epochs), run, fold_number, fold.short, folder, dist)
 
 
 def train_fold(

@@ -40,11 +40,6 @@ class FoldData:
     pseudo: PseudoLabels | None = None  # predicted masks that are trained on, too
     trained_before: tuple[str, ...] = ()  # keys of the images that the weights it starts from were trained on
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the network is one of a short training, which only the refiner learns from."""
-        return self.files.best.name == "short.pt"
-
     def labelled_names(self) -> list[str]:
         """Return the names of the training images whose masks are no pseudo-labels."""
         return self.training.names[: self.training.sampling.always]

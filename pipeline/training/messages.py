@@ -27,7 +27,7 @@ def start(settings: Settings, data: FoldData, schedule: BatchSchedule, state: Tr
     if isinstance(data.training, TileDataset):
         network, seen = f"refiner of {parameters}", f"{data.training.tile_px}-pixel tiles of {count}"
     else:
-        network = f"{'short training of ' if data.is_short else ''}{settings.model.arch} of {parameters}"
+        network = f"{'short training of ' if data.files.is_short else ''}{settings.model.arch} of {parameters}"
         seen = f"{count} at 1/{settings.data.scale}"
     images = f"{seen}, {len(data.validation)} held out{data.notes}"
     lines = [f"Fold {data.number}: {network}, {images}, {describe(dist.device)}{processes}."]
@@ -78,7 +78,7 @@ def end(data: FoldData, state: TrainingState) -> str:
         next_stages = "validate threshold report"
     measured = f"on held-out images at full size, without TTA, after {state.seconds() / 60:.1f} minutes"
     advice = f"`make {next_stages} RUN={data.run.name}` shows where it is wrong"
-    if data.is_short:
+    if data.files.is_short:
         advice = "the refiner learns from what it predicts for the training images"
     return f"{data.files.best}: {score(state)}{threshold} {measured}; {advice}."
 

@@ -76,7 +76,7 @@ def more_epochs(
     """
     section = "refine" if files.best.name == "refiner.pt" else "train"
     before, after = getattr(trained, section).epochs, getattr(settings, section).epochs
-    if files.best.name == "short.pt" and all(".epochs:" in line or "_epochs:" in line for line in changed):
+    if files.is_short and before != after:
         what = f"{files.all} is of a training of {counted(before, 'epoch')}, but refine.short_epochs is {after} now"
         return f"{what}; set it back, or delete {files.all}."
     if after <= before or len(last["log"]) < before or not all(line.startswith(f"{section}.") for line in changed):
@@ -117,8 +117,8 @@ def check_same_data(last: dict[str, Any], data: FoldData) -> None:
     """Raise Problem if the training was begun with other images or masks."""
     if last and last["fingerprint"] != data.fingerprint:
         fold = data.run.fold(data.number)
-        others = f"{fold.best}{f' or {fold.short.best}' if fold.short.best.exists() else ''}"
-        refined = f", or for another {others}" if "coarse_sha256" in data.facts else ""
+        learnt_from = " or ".join(str(path) for path in (fold.best, fold.short.best) if path.exists())
+        refined = f", or for another {learnt_from}" if "coarse_sha256" in data.facts else ""
         what = f"{data.files.all} was begun with other images or masks than {data.folder} has{refined}"
         raise Problem(f"{what}; choose a new RUN=, or delete {data.files.all}.")
 
