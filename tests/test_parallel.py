@@ -202,18 +202,20 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(
 
 
 def test_two_processes_refine_with_the_loss_curve_of_one(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:
-    assert pipeline(demo_folder, workplace, "train", "--run", "one", "--set", "train.epochs=1").returncode == 0
+    assert pipeline(demo_folder, workplace, "train", "--run", "one", "--set", "train.epochs=2").returncode == 0
     shutil.copytree("runs/one", "runs/two", dirs_exist_ok=True)
-    settings = ("epochs=2", "batch_size=8", "tiles_per_image=2", "tile_px=64", "margin_px=8", "scale=2", "width=8")
-    overrides = [word for setting in settings for word in ("--set", f"refine.{setting}")]
+    of_tiles = ("epochs=2", "batch_size=8", "tiles_per_image=2", "tile_px=64", "margin_px=8", "scale=2", "width=8")
+    settings = ("train.epochs=2", "refine.short_epochs=1", *(f"refine.{setting}" for setting in of_tiles))
+    overrides = [word for setting in settings for word in ("--set", setting)]
     for run, arguments in {"one": (), "two": ("--gpus", "2")}.items():
-        done = pipeline(demo_folder, workplace, "refine", "--run", run, *overrides, *arguments)
+        done = pipeline(demo_folder, workplace, "train", "--run", run, *overrides, *arguments)
         assert done.returncode == 0, done.stderr
-    one, two = (losses(workplace, run, "refiner.log.jsonl") for run in ("one", "two"))
-    assert len(one) == len(two) == 2
-    for (loss, score), (loss_of_two, score_of_two) in zip(one, two):
-        assert loss_of_two == pytest.approx(loss, rel=1e-3)
-        assert score_of_two == pytest.approx(score, rel=1e-2)  # of masks that a rounding may turn at one half
+    for log, epochs in {"short.log.jsonl": 1, "refiner.log.jsonl": 2}.items():
+        one, two = (losses(workplace, run, log) for run in ("one", "two"))
+        assert len(one) == len(two) == epochs
+        for (loss, score), (loss_of_two, score_of_two) in zip(one, two):
+            assert loss_of_two == pytest.approx(loss, rel=1e-3)
+            assert score_of_two == pytest.approx(score, rel=1e-2)  # of masks that a rounding may turn at one half
 
 
 def test_a_problem_of_all_ranks_is_printed_once(demo_folder: pathlib.Path, workplace: pathlib.Path) -> None:

@@ -318,21 +318,26 @@ def test_a_refiner_that_was_stopped_ends_with_the_same_weights(
 def test_a_refiner_that_is_killed_between_its_two_files_ends_with_the_same_weights(
     pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, refiner = checkpoint.save, run_copy / "fold0/refiner.pt"
-
-    def killed(path: pathlib.Path, *arguments: object, **options: object) -> None:
-        if path.name == "refiner.last.pt" and refiner.exists():
-            raise Killed
-        save(path, *arguments, **options)  # type: ignore[arg-type]
-
     remove_refiner(run_copy)
     (run_copy / "fold0/coarse.zip").unlink()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, "save", killed)
+        kill_between(patch, run_copy / "fold0/refiner.pt", "refiner.last.pt")
         pipeline("refine", "--run", "copy", *with_set(*REFINE))
-    assert refiner.exists()
+    assert (run_copy / "fold0/refiner.pt").exists()
     assert pipeline("refine", "--run", "copy", *with_set(*REFINE)) == 0
     assert_same_refiner(run_copy / "fold0", RUN / "fold0")
+
+
+def kill_between(patch: pytest.MonkeyPatch, best: pathlib.Path, last: str) -> None:
+    """Let the training end where its best checkpoint is written and its last one is not."""
+    save = checkpoint.save
+
+    def killed(path: pathlib.Path, *arguments: object, **options: object) -> None:
+        if path.name == last and best.exists():
+            raise Killed
+        save(path, *arguments, **options)  # type: ignore[arg-type]
+
+    patch.setattr(checkpoint, "save", killed)
 
 
 def test_train_goes_on_into_the_refiner(pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path) -> None:
@@ -409,8 +414,9 @@ SHORT = with_set(*REFINE, "refine.epochs=1", "refine.short_epochs=2")
 
 
 def test_a_refiner_learns_from_the_predictions_of_a_short_training(
-    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture
-) -> None:
+    pipeline: Pipeline, refined: dict[str, int], run_copy: pathlib.Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     fold, ended = run_copy / "fold0", RUN / "fold0"
     remove_refiner(run_copy)
     assert pipeline("train", "--run", "copy", *SHORT) == 0
@@ -424,11 +430,15 @@ def test_a_refiner_learns_from_the_predictions_of_a_short_training(
     assert pipeline("validate", "--run", "copy", "--fold", "0") == 0
     assert read_oof_histograms(Run("copy").oof(0)).refiner_sha256 == sha256(fold / "refiner.pt")
 
-    # The same bits again; those of the network itself where no short training is asked for
+    # The same bits again, after a kill in the short training; those of the network itself where none is asked for
     refiner = (fold / "refiner.pt").read_bytes()
     for path in (*fold.glob("short*.pt"), fold / "coarse.zip"):
         path.unlink()
     remove_refiner(run_copy)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_between(patch, fold / "short.pt", "short.last.pt")
+        pipeline("train", "--run", "copy", *SHORT)
+    assert (fold / "short.pt").exists() and not (fold / "coarse.zip").exists()
     assert pipeline("train", "--run", "copy", *SHORT) == 0
     assert (fold / "refiner.pt").read_bytes() == refiner and (fold / "coarse.zip").read_bytes() == coarse
     remove_refiner(run_copy)
