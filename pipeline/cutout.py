@@ -47,7 +47,7 @@ def main(
     Problem at the end counts them.
     """
     if not folds:
-        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+        raise Problem(run.untrained_message())
     files = find_images(given, leave_out=out)
     target_of_image = name_targets(files.names, out)
     device = pick_device()

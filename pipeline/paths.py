@@ -67,6 +67,13 @@ class Run:
         numbers = [path.parent.name.removeprefix("fold") for path in self.folder.glob("fold[0-9]*/best.pt")]
         return sorted(int(number) for number in numbers if number.isdecimal())  # a copy such as fold0.bak is no fold
 
+    def untrained_message(self) -> str:
+        """Return what a stage says that needs a network of this run."""
+        if self.blend.is_file():
+            how = 'RUNS="a b" for predict and submit, RUN=a for a single one'
+            return f"{self.folder} holds a blend of other runs and no network of its own; name those runs: {how}."
+        return f"{self.folder} has no trained fold; run `make train FOLD=0` first."
+
     def oof(self, fold: int) -> pathlib.Path:
         return self.folder / "oof" / f"fold{fold}.npz"
 

@@ -40,7 +40,7 @@ CLASSES_SHOWN = 4
 def main(run: Run, folds: list[int], overrides: list[str]) -> None:
     """Validate these folds. overrides: `data.…=` and `predict.…=` on top of the settings that trained them."""
     if not folds:
-        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+        raise Problem(run.untrained_message())
     for fold in folds:
         validate_fold(run, fold, overrides)
 

@@ -452,6 +452,9 @@ def test_a_blend_of_other_weights_or_runs_is_a_problem(
         path.write_text(damaged)
         assert predict("--runs", "one", "two") == 1
         assert named in capsys.readouterr().err
+    for stage in ("validate", "predict", "report"):  # of the blend alone, as if it were a run with networks
+        assert main([stage, "--config", "one.yaml", "--run", "one+two"]) == 1
+        assert 'name those runs: RUNS="a b" for predict' in capsys.readouterr().err
     shutil.rmtree(path.parent)
 
 

@@ -34,7 +34,7 @@ def main(run: Run, overrides: list[str], others: list[Run]) -> None:
     """Write the page and its tables. others: runs that must contradict a mask too, so that it is suspect."""
     started = time.monotonic()
     if not (logs := read_logs(run)):
-        raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+        raise Problem(run.untrained_message())
     settings = settings_of(run, min(logs), overrides)
     with locked(run.lock("report"), f"{run.report} is being written by another process; wait until it is done."):
         predictions = open_predictions(run, overrides)

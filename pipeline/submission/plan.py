@@ -139,7 +139,7 @@ def weights_and_threshold(joint: Run, runs: Sequence[Run], folds: list[int]) -> 
     paths_of_run = {run.name: [run.fold(fold).best for fold in folds or run.trained_folds()] for run in runs}
     for run in runs:
         if not paths_of_run[run.name]:
-            raise Problem(f"{run.folder} has no trained fold; run `make train FOLD=0` first.")
+            raise Problem(run.untrained_message())
     if len(runs) > 1 and joint.blend.is_file():
         weights, facts = read_blend(joint.blend, runs), read_threshold_json(joint.blend, "blend")
     else:
