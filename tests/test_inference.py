@@ -16,6 +16,7 @@ from pipeline.config import Predict
 from pipeline.cutout import compute_alpha, cut_out
 from pipeline.data.image_files import read_image
 from pipeline.data.images import upsample_u8
+from pipeline.inference.edge import EdgeRefiner
 from pipeline.inference.ensemble import Ensemble, Member
 from pipeline.inference.probability import to_u8_on_device, upsample_on_device
 from pipeline.inference.evaluate import count_histograms, evaluate_histograms, predict_ahead
@@ -197,6 +198,32 @@ def test_the_batch_is_lowered_to_what_fits() -> None:
 
     with pytest.raises(Problem, match="a single image"):
         batch_that_fits(Ensemble([Member(Smallest(), 4, TTA_SETS["none"], 1.0)], HEIGHT, WIDTH), 8)
+
+
+def test_one_batch_of_tiles_is_tried_however_many_are_unsure() -> None:
+    class Unsure(Red):
+        def forward(self, image_NHWC: Tensor) -> Tensor:
+            return super().forward(image_NHWC) * 0
+
+    class Refined(Unsure):
+        def forward(self, image_NHWC: Tensor) -> Tensor:
+            seen.append(tuple(image_NHWC.shape))
+            if len(seen) > fitting:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(image_NHWC)
+
+    refiner = EdgeRefiner(Refined(), scale=2, tile_px=256, margin_px=120, transforms=TTA_SETS["hflip"])
+    ensemble = Ensemble([Member(Unsure(), 4, TTA_SETS["none"], 1.0, refiner)], HEIGHT, WIDTH)
+    seen: list[tuple[int, ...]] = []
+    fitting = 1000
+    assert refiner.tiles_at_once(ensemble.device) == 2
+    assert batch_that_fits(ensemble, 8) == 8
+    assert seen == 2 * [(2, 256, 256, 4)]  # one batch by each transform
+    ensemble({2: red_images(torch.zeros(8, 12, 17)), 4: red_images(torch.zeros(8, 6, 9))})
+    assert len(seen) > 2 + 2 * 2  # more of them where all is unsure
+    seen, fitting = [], 0
+    with pytest.raises(Problem, match="a single image"):
+        batch_that_fits(ensemble, 8)
 
 
 @pytest.mark.gpu

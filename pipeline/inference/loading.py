@@ -1,6 +1,7 @@
 """Checkpoints to networks that are ready to predict."""
 import pathlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,8 +13,8 @@ from pipeline.data.competition import Competition
 from pipeline.data.dataset import COMPETITIONS, competition_of
 from pipeline.data.images import grid_shape
 from pipeline.inference.class_maps import ClassEnsemble
-from pipeline.inference.edge import EdgeRefiner
-from pipeline.inference.ensemble import Ensemble, Member, networks_of
+from pipeline.inference.edge import EdgeRefiner, RefinedMaps
+from pipeline.inference.ensemble import ByScale, Ensemble, Member, networks_of
 from pipeline.inference.tta import TTA_SETS
 from pipeline.model import checkpoint
 from pipeline.model.factory import Segmenter, build
@@ -186,20 +187,29 @@ def read_pseudo_labels(trained: dict[pathlib.Path, Settings]) -> dict[str, str]:
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TriedMember(Member):
+    """A member whose refiner sees one batch of tiles: of a black image it might see hundreds, or none."""
+
+    def refine(self, coarse_NHW: Tensor, image_of_scale: ByScale) -> RefinedMaps:
+        assert self.refiner is not None
+        shape = (self.refiner.tiles_at_once(self.device), self.refiner.tile_px, self.refiner.tile_px, 4)
+        self.refiner.predict_cores(torch.zeros(shape, dtype=torch.uint8, device=self.device)).cpu()
+        return super().refine(torch.zeros_like(coarse_NHW), image_of_scale)  # where nothing is unsure
+
+
 def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
     """Return `batch_size`, or the largest smaller one that fits into the memory, found by trying.
 
     Trying also compiles and tunes what will run.
     """
+    members = [TriedMember(**vars(member)) for member in ensemble.members]
+    tried = type(ensemble)(members, ensemble.height, ensemble.width)
 
     def predict(images: int) -> None:
         shapes = {scale: grid_shape(ensemble.height, ensemble.width, scale) for scale in ensemble.scales}
         black = {s: torch.zeros(images, *shapes[s], ensemble.channels, dtype=torch.uint8) for s in ensemble.scales}
-        ensemble(black).cpu()
-        for refiner in (member.refiner for member in ensemble.members):
-            if refiner:  # black images may have no unsure cell, and so no tile
-                tiles = (refiner.tiles_at_once(ensemble.device), refiner.tile_px, refiner.tile_px, 4)
-                refiner.predict_cores(torch.zeros(tiles, dtype=torch.uint8, device=ensemble.device)).cpu()
+        tried(black).cpu()
 
     if step_fits(predict, batch_size):
         return batch_size
