@@ -193,9 +193,10 @@ class TriedMember(Member):
 
     def refine(self, coarse_NHW: Tensor, image_of_scale: ByScale) -> RefinedMaps:
         assert self.refiner is not None
+        maps = super().refine(torch.zeros_like(coarse_NHW), image_of_scale)  # where nothing is unsure
         shape = (self.refiner.tiles_at_once(self.device), self.refiner.tile_px, self.refiner.tile_px, 4)
         self.refiner.predict_cores(torch.zeros(shape, dtype=torch.uint8, device=self.device)).cpu()
-        return super().refine(torch.zeros_like(coarse_NHW), image_of_scale)  # where nothing is unsure
+        return maps  # which took their memory while the tiles were predicted, as they do in earnest
 
 
 def batch_that_fits(ensemble: Ensemble, batch_size: int) -> int:
